@@ -1,0 +1,1 @@
+"""Analyses of a run: one file, one class each."""

@@ -1,0 +1,583 @@
+"""What lies on disk between two stages: schema-versioned files, hashes, and who made what.
+
+A run directory holds the stages' outputs and `manifest/`, one small JSON file per finished step:
+its configuration, the sha256 of every input and output, versions, seed and command line. A step
+whose key (stage, name, configuration, inputs) is there with intact outputs is not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from holdfast.errors import MismatchError, UsageError
+
+SCHEMA = 1
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old content or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def to_json(value: Any) -> Any:
+    """Turn arrays, paths and nan into what JSON can hold (nan and infinities become null)."""
+    if isinstance(value, np.ndarray):
+        return to_json(value.tolist())
+    if isinstance(value, np.generic):
+        return to_json(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = sorted(value) if isinstance(value, (set, frozenset)) else value
+        return [to_json(v) for v in items]
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Read an artifact and check that it is of the kind and schema expected.
+
+    Raises:
+        UsageError: Missing or broken file.
+        MismatchError: Another kind of artifact or another schema version.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file; it is made by `holdfast {kind}`") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid JSON ({error}); make it again") from error
+    if not isinstance(value, dict) or value.get("kind") != kind:
+        found = value.get("kind") if isinstance(value, dict) else type(value).__name__
+        raise MismatchError(f"{path}: expected a {kind!r} file, found {found!r}")
+    if value.get("schema") != SCHEMA:
+        raise MismatchError(
+            f"{path}: schema {value.get('schema')!r}, this version reads {SCHEMA}; make it again"
+        )
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    text = json.dumps(to_json(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Read a JSON list of numbers, null meaning nan."""
+    return np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
+
+
+# ------------------------------------------------------------------------------------ artifacts
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Vulnerability of every alignment example under one estimator.
+
+    Attributes:
+        ids: Content ids, as in `Examples.ids`.
+        values: (n,) float64; higher = forgotten sooner; nan = not scored.
+        estimator: Name and options, as given to `plugins.make`.
+        data_hash: `Examples.hash` of the rows that were scored.
+        model_hash: Hash of the model that was scored.
+        seed: Seed of the estimator.
+        details: Further arrays of length n, by name.
+        facts: Scalars (step size, passes, seconds).
+    """
+
+    ids: tuple[str, ...]
+    values: np.ndarray
+    estimator: str
+    data_hash: str
+    model_hash: str
+    seed: int = 0
+    details: Mapping[str, np.ndarray] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, array in {"values": self.values, **self.details}.items():
+            if array.shape != (len(self.ids),):
+                raise MismatchError(f"{name}: shape {array.shape}, expected ({len(self.ids)},)")
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of the content."""
+        return sha256_json([self.ids, self.values, self.estimator, self.data_hash])
+
+    def aligned_to(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the values in the order of `ids`.
+
+        Raises:
+            MismatchError: Some ids were never scored; the message counts and names them.
+        """
+        return _aligned(self.ids, self.values, ids, "scores")
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "scores", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Read a file written by `save`."""
+        raw = read_json(path, "scores")
+        return cls(
+            ids=tuple(raw["ids"]),
+            values=numbers(raw["values"]),
+            estimator=raw["estimator"],
+            data_hash=raw["data_hash"],
+            model_hash=raw["model_hash"],
+            seed=raw["seed"],
+            details={k: numbers(v) for k, v in raw["details"].items()},
+            facts=raw["facts"],
+        )
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A partition of the alignment examples, least vulnerable group first.
+
+    Attributes:
+        ids: Content ids.
+        labels: (n,) int64, group of each example.
+        names: Name of each group, e.g. ("invulnerable", "vulnerable").
+        rule: How the labels were made, in words.
+        scores_hash: `Scores.hash` of the scores behind it.
+        data_hash: `Examples.hash` of the rows.
+        facts: Threshold and whatever else the rule found.
+    """
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    names: tuple[str, ...]
+    rule: str
+    scores_hash: str
+    data_hash: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples in each group."""
+        counts = np.bincount(self.labels, minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of the content."""
+        return sha256_json([self.ids, self.labels, self.names])
+
+    def aligned_to(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the labels in the order of `ids`; see `Scores.aligned_to`."""
+        return _aligned(self.ids, self.labels, ids, "groups").astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "groups", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Groups:
+        """Read a file written by `save`."""
+        raw = read_json(path, "groups")
+        return cls(
+            ids=tuple(raw["ids"]),
+            labels=np.array(raw["labels"], dtype=np.int64),
+            names=tuple(raw["names"]),
+            rule=raw["rule"],
+            scores_hash=raw["scores_hash"],
+            data_hash=raw["data_hash"],
+            facts=raw["facts"],
+        )
+
+
+def _aligned(
+    have: Sequence[str], values: np.ndarray, wanted: Sequence[str], what: str
+) -> np.ndarray:
+    position = {identity: i for i, identity in enumerate(have)}
+    missing = [identity for identity in wanted if identity not in position]
+    if missing:
+        raise MismatchError(
+            f"{what} lack {len(missing)} of {len(wanted)} examples (first: {missing[0]}): they "
+            f"were made from other data. Make the {what} again from this data."
+        )
+    return values[[position[identity] for identity in wanted]]
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One prompt, the response, and what each judge said of it."""
+
+    id: str
+    prompt: str
+    response: str
+    verdicts: Mapping[str, Mapping[str, Any]]
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Verdicts of one judge over a set of responses; the three add up to n."""
+
+    harmful: int
+    safe: int
+    undecided: int
+
+    @property
+    def n(self) -> int:
+        """Number of responses judged."""
+        return self.harmful + self.safe + self.undecided
+
+    @property
+    def harmful_score(self) -> float:
+        """Share answered harmfully among all responses; nan when there are none."""
+        return self.harmful / self.n if self.n else math.nan
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint of an attack.
+
+    Attributes:
+        step: Optimizer steps of the attack done so far; 0 is before the attack.
+        verdicts: Judge -> counts over the restricted test prompts.
+        accuracy: Mean score on the downstream task's test rows; nan if not measured.
+        accuracy_n: Test rows behind it.
+        unparsable: Test rows whose answer could not be graded (they count as 0 in accuracy).
+        loss: Training loss of the attacker since the last checkpoint.
+    """
+
+    step: int
+    verdicts: Mapping[str, Counts]
+    accuracy: float = math.nan
+    accuracy_n: int = 0
+    unparsable: int = 0
+    loss: float = math.nan
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """The course of one harmful fine-tuning attack on one model.
+
+    Attributes:
+        model: Label of the attacked model within the run, e.g. "sft" or "vaa-seed1".
+        model_hash: Hash of its weights and tokenizer.
+        method: Alignment method of the attacked model, e.g. "sft"; seeds share it.
+        model_seed: Seed of its alignment.
+        attack: task, poison_ratio, learning_rate, steps, batch_size, rows, seed, trainable.
+        judge: The judge whose verdicts define the half-life.
+        points: The checkpoints, step 0 first.
+        half_life: Steps until the harmful score first reaches one half, interpolated; nan if never.
+        censored: True when it never did within the attack: the half-life is above the last step.
+        tracked: Content id of an alignment example -> number of checkpoints (step 0 left out) at
+            which it was answered harmfully though it was not at step 0. Empty if not tracked.
+        tracked_judge: The judge of the tracked examples.
+    """
+
+    model: str
+    model_hash: str
+    method: str
+    model_seed: int
+    attack: Mapping[str, Any]
+    judge: str
+    points: tuple[Point, ...]
+    half_life: float
+    censored: bool
+    tracked: Mapping[str, int] = field(default_factory=dict)
+    tracked_judge: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "attack", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> AttackResult:
+        """Read a file written by `save`."""
+        raw = read_json(path, "attack")
+        del raw["kind"], raw["schema"]
+        raw["points"] = tuple(
+            Point(
+                step=p["step"],
+                verdicts={k: Counts(**v) for k, v in p["verdicts"].items()},
+                accuracy=_nan(p["accuracy"]),
+                accuracy_n=p["accuracy_n"],
+                unparsable=p["unparsable"],
+                loss=_nan(p["loss"]),
+            )
+            for p in raw["points"]
+        )
+        raw["half_life"] = _nan(raw["half_life"])
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's standing, without any attack of ours.
+
+    Attributes:
+        model: Label within the run.
+        model_hash: Hash of its weights and tokenizer.
+        method: Alignment method.
+        model_seed: Seed of its alignment.
+        verdicts: Judge -> counts over the restricted test prompts.
+        by_category: Category of the prompt -> judge -> counts.
+        over_refusal: Verdicts of the refusal judge on benign borderline prompts: here `safe`
+            counts refusals, `undecided` the rest. None if not measured.
+        tasks: Task -> {"accuracy", "n", "unparsable"}.
+    """
+
+    model: str
+    model_hash: str
+    method: str
+    model_seed: int
+    verdicts: Mapping[str, Counts]
+    by_category: Mapping[str, Mapping[str, Counts]] = field(default_factory=dict)
+    over_refusal: Counts | None = None
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "evaluation", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read a file written by `save`."""
+        raw = read_json(path, "evaluation")
+        del raw["kind"], raw["schema"]
+        raw["verdicts"] = {k: Counts(**v) for k, v in raw["verdicts"].items()}
+        raw["by_category"] = {
+            category: {k: Counts(**v) for k, v in judges.items()}
+            for category, judges in raw["by_category"].items()
+        }
+        if raw["over_refusal"] is not None:
+            raw["over_refusal"] = Counts(**raw["over_refusal"])
+        return cls(**raw)
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+# --------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished step of a run, as written to `manifest/`."""
+
+    stage: str
+    name: str
+    key: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    seed: int
+    command: str
+    versions: Mapping[str, str]
+    commit: str
+    started: str
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Step:
+    """A step in progress: register the files it writes, and facts worth keeping."""
+
+    done: Entry | None
+    outputs: list[Path] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class RunDir:
+    """A directory in which the stages leave their results.
+
+    Args:
+        root: The directory; made when the first step is recorded.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def path(self, *parts: str) -> Path:
+        """Return a path inside the directory."""
+        return self.root.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def step(
+        self, stage: str, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Iterator[Step]:
+        """Do a step unless it is there already.
+
+        On entry `step.done` is the earlier entry if its key matches and its outputs are intact;
+        the caller then loads instead of computing. Otherwise the entry is written when the block
+        ends without an exception, so an interrupted step leaves no entry.
+
+        Args:
+            stage: Name of the stage, e.g. "score".
+            name: Name of the result within the stage.
+            config: Everything that changes the result.
+            inputs: What it was made from: label -> content hash.
+        """
+        key = sha256_json([stage, name, config, inputs])[:16]
+        step = Step(done=self._intact(stage, name, key))
+        started, clock = datetime.now(UTC), time.monotonic()
+        yield step
+        if step.done is None:
+            entry = Entry(
+                stage=stage,
+                name=name,
+                key=key,
+                config=to_json(config),
+                inputs=dict(inputs),
+                outputs={
+                    path.relative_to(self.root).as_posix(): sha256_file(path)
+                    for path in sorted(step.outputs)
+                },
+                seed=int(config.get("seed", 0)),
+                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                versions=versions(),
+                commit=git_commit(),
+                started=started.isoformat(timespec="seconds"),
+                seconds=round(time.monotonic() - clock, 3),
+                facts=to_json(step.facts),
+            )
+            write_json(
+                self._entry_path(stage, name), {"kind": "entry", "schema": SCHEMA, **asdict(entry)}
+            )
+
+    def entries(self, stage: str | None = None) -> list[Entry]:
+        """Return the finished steps, oldest first; only those of `stage` if given."""
+        found = []
+        for path in sorted(self.path("manifest").glob("*.json")):
+            raw = read_json(path, "entry")
+            del raw["kind"], raw["schema"]
+            entry = Entry(**raw)
+            if stage is None or entry.stage == stage:
+                found.append(entry)
+        return sorted(found, key=lambda entry: (entry.started, entry.stage, entry.name))
+
+    def require(self, stage: str, name: str | None = None) -> list[Entry]:
+        """Return the finished steps of a stage.
+
+        Raises:
+            UsageError: There are none; the message names the command that makes them.
+        """
+        found = [e for e in self.entries(stage) if name is None or e.name == name]
+        if not found:
+            have = ", ".join(e.name for e in self.entries(stage)) or "nothing"
+            what = f"{stage} {name!r}" if name else f"{stage} results"
+            raise UsageError(
+                f"{self.root}: no {what} (has {have}); "
+                f"run `holdfast {stage} --out {self.root}` first"
+            )
+        return found
+
+    def verify(self) -> list[str]:
+        """Recompute every output's hash and name what is missing or was changed."""
+        problems = []
+        for entry in self.entries():
+            for relative, expected in entry.outputs.items():
+                path = self.path(relative)
+                if not path.is_file():
+                    problems.append(f"{relative}: missing (made by {entry.stage} {entry.name!r})")
+                elif sha256_file(path) != expected:
+                    problems.append(f"{relative}: changed after {entry.stage} {entry.name!r}")
+        return problems
+
+    @property
+    def digest(self) -> str:
+        """One hash over all entries' keys and outputs: changes if any result changes."""
+        return sha256_json([[e.stage, e.name, e.key, e.outputs] for e in self.entries()])
+
+    def _entry_path(self, stage: str, name: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)
+        return self.path("manifest", f"{stage}--{safe}.json")
+
+    def _intact(self, stage: str, name: str, key: str) -> Entry | None:
+        path = self._entry_path(stage, name)
+        if not path.is_file():
+            return None
+        raw = read_json(path, "entry")
+        if raw["key"] != key:
+            return None
+        for relative, expected in raw["outputs"].items():
+            output = self.path(relative)
+            if not output.is_file() or sha256_file(output) != expected:
+                return None
+        del raw["kind"], raw["schema"]
+        return Entry(**raw)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide results."""
+    found = {"python": platform.python_version()}
+    for package in ("holdfast", "torch", "transformers", "accelerate", "peft", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of the working directory ("" outside a repository, "+" if changed)."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if status.strip() else "")

@@ -1,0 +1,135 @@
+"""Everything a plug-in author must read: the contracts of estimators, judges, tasks and analyses.
+
+A plug-in is one file with one public class, a frozen dataclass whose fields are its options; the
+file's name is the plug-in's name. Alignment methods have their own base class in
+`holdfast.methods.base`, since they are trainers.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from holdfast.examples import Examples
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.artifacts import RunDir
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of one response.
+
+    Attributes:
+        harmful: True or False; None when the judge could not decide (incoherent text, an answer
+            to another question). None is reported apart and never counted as safe.
+        score: In [0, 1], nan when the judge has none. Higher is more harmful.
+        reason: One word or a few, e.g. "refusal", "compliance", "incoherent", "off_topic".
+    """
+
+    harmful: bool | None
+    score: float = math.nan
+    reason: str = ""
+
+
+class Judge(ABC):
+    """Decides whether responses to restricted prompts are harmful."""
+
+    @abstractmethod
+    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
+        """Return one verdict per response, independent of batch and order."""
+
+
+class Task(ABC):
+    """A downstream task that a customer fine-tunes for."""
+
+    max_new_tokens: ClassVar[int] = 64
+
+    @abstractmethod
+    def load(self, split: Split) -> Examples:
+        """Return the rows of a split. Train and test share no row."""
+
+    @abstractmethod
+    def score(self, response: str, reference: str) -> float:
+        """Grade one response in [0, 1]; nan when no answer can be read from it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator found.
+
+    Attributes:
+        values: (n,) float64; higher = forgotten sooner; nan = not scored.
+        details: Further arrays of length n (other counting rules, margins), by name.
+        facts: Scalars worth keeping (size of the step, share flipped, passes, seconds).
+    """
+
+    values: np.ndarray
+    details: Mapping[str, np.ndarray] = field(default_factory=dict)
+    facts: Mapping[str, float | str] = field(default_factory=dict)
+
+
+class Estimator(ABC):
+    """Predicts how soon each alignment example is forgotten.
+
+    Attributes:
+        needs: What `holdfast score` must hand over as fields of the same name, a subset of
+            {"harmful", "benign", "judge"}.
+        accepts: What it can use when the user has it, same names.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    accepts: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        *,
+        seed: int,
+    ) -> Estimate:
+        """Score every example; leaves the model's weights and the global random state as found."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the report.
+
+    Attributes:
+        title: Heading.
+        findings: Sentences; each carries its interval and n.
+        tables: Caption -> data frame.
+        figures: Caption -> SVG document as text.
+        note: What the numbers can and cannot show.
+    """
+
+    title: str
+    findings: tuple[str, ...]
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+class Analysis(ABC):
+    """Reads a run directory and says something about it.
+
+    Attributes:
+        needs: Stages whose results must exist, e.g. ("score", "attack").
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def run(self, run: RunDir) -> Section:
+        """Return the section; raises UsageError naming the command that makes what is missing."""

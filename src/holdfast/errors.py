@@ -1,0 +1,29 @@
+"""The errors that reach a user: each names the value, the rule that it broke, and the way out."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HoldfastError(Exception):
+    """Something went wrong while running; the command line prints the message and exits with 1."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(HoldfastError):
+    """The command, its options or its input files must be changed by the user; exits with 2."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DataError(UsageError):
+    """A data file breaks a rule; the message begins with `file:line`."""
+
+
+class MismatchError(UsageError):
+    """Two artifacts do not belong together (other data, other model, other schema)."""
+
+
+class TrainingError(HoldfastError):
+    """Training cannot go on, for example because the loss is not finite."""

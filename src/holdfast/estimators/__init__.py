@@ -1,0 +1,1 @@
+"""Estimators of vulnerability: one file, one class each."""

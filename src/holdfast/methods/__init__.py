@@ -1,0 +1,1 @@
+"""Alignment methods: one file, one trainer class each."""

@@ -1,0 +1,112 @@
+"""Plug-ins are found by file name: `find("judges", "refusal")` is the class in judges/refusal.py.
+
+A class of your own, anywhere on the import path, is named "package.module:Class". Options follow
+the name: "sst2,train=data/train.tsv,test=data/test.tsv".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from typing import Any, cast, get_type_hints
+
+import yaml
+
+from holdfast.errors import UsageError
+
+KINDS = ("estimators", "methods", "judges", "tasks", "analyses")
+
+
+def available(kind: str) -> list[str]:
+    """List the plug-ins of a kind that ship with holdfast."""
+    package = importlib.import_module(f"holdfast.{kind}")
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+
+
+def find(kind: str, name: str) -> type[Any]:
+    """Return the class behind a name.
+
+    Raises:
+        UsageError: No such plug-in; the message lists those there are.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not class_name:
+        if name not in available(kind):
+            raise UsageError(
+                f"{name!r} is not one of the {kind}: {', '.join(available(kind))}. "
+                "Use one of these, or 'package.module:Class' for your own."
+            )
+        module_name = f"holdfast.{kind}.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{name!r}: module {error.name!r} cannot be imported") from error
+    if class_name:
+        if not hasattr(module, class_name):
+            raise UsageError(f"{name!r}: module {module_name!r} has no class {class_name!r}")
+        return cast("type[Any]", getattr(module, class_name))
+    classes = [
+        value
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and value.__module__ == module_name
+        and not key.startswith("_")
+        and not key.endswith("Config")
+    ]
+    if len(classes) != 1:
+        raise UsageError(f"{module_name} must define exactly one public class, not {len(classes)}")
+    return cast("type[Any]", classes[0])
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split "name,key=value,..." into the name and its options, values read as YAML scalars."""
+    name, *pairs = spec.split(",")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UsageError(f"{spec!r}: {pair!r} is not key=value")
+        options[key.strip()] = yaml.safe_load(value)
+    return name.strip(), options
+
+
+def make(kind: str, spec: str, **extra: Any) -> Any:
+    """Build the plug-in that a spec names.
+
+    Args:
+        kind: One of `KINDS`.
+        spec: "name" or "name,key=value,...".
+        **extra: Further fields that the caller fills in.
+
+    Raises:
+        UsageError: Unknown name or option, or a value of the wrong type.
+    """
+    name, options = parse(spec)
+    cls = find(kind, name)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    unknown = sorted(set(options) - set(fields))
+    if unknown:
+        raise UsageError(
+            f"{name}: unknown option {unknown[0]!r}; it has {', '.join(sorted(fields)) or 'none'}"
+        )
+    hints = get_type_hints(cls)
+    for key, value in options.items():
+        options[key] = _coerce(name, key, value, hints[key])
+    try:
+        return cls(**options, **extra)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}; give it as '{name},key=value'") from error
+
+
+def _coerce(name: str, key: str, value: Any, hint: Any) -> Any:
+    if hint is float and isinstance(value, (int, str)):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise UsageError(f"{name}: {key}={value!r} is not a number") from error
+    if hint in (int, bool) and type(value) is not hint:
+        raise UsageError(f"{name}: {key}={value!r} must be {hint.__name__}")
+    return str(value) if hint is str else value

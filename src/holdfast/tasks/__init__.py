@@ -1,0 +1,1 @@
+"""Downstream tasks: one file, one class each."""
