@@ -1,0 +1,115 @@
+"""Reading the files of tasks, and the rules that all of them share."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from holdfast.contracts import Split
+from holdfast.errors import DataError, UsageError
+from holdfast.examples import Example, Examples
+
+
+def read_text(path: str) -> str:
+    """Return a UTF-8 file's text.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); give the path of a file") from error
+
+
+def read_cells(path: str, *, tabs: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield "file:line" and the cells of each row; tab-separated files have no quotes."""
+    # newline="" keeps the line breaks inside quoted cells, which csv counts in line_num.
+    reader = csv.reader(
+        io.StringIO(read_text(path), newline=""),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+    )
+    try:
+        for cells in reader:
+            if cells:
+                yield f"{path}:{reader.line_num}", cells
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not readable as a table ({error})") from error
+
+
+def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield "file:line" and each object of JSON lines, or "file: row N" of a JSON array."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        rows = [(f"{path}: row {number}", value) for number, value in enumerate(values, 1)]
+    else:
+        rows = [
+            (f"{path}:{number}", _object(f"{path}:{number}", line))
+            for number, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        ]
+    for where, value in rows:
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: {type(value).__name__}, expected an object")
+        yield where, value
+
+
+def _object(where: str, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}); give one object a line") from error
+
+
+def text_of(where: str, row: dict[str, Any], key: str) -> str:
+    """Return a column that must be text and not empty."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {key} is {value!r}, expected text that is not empty")
+    return value.strip()
+
+
+def split_rows(
+    split: Split, train: Iterable[Example], test: Iterable[Example], limit: int, name: str
+) -> Examples:
+    """Return the rows of a split under the rules that all tasks keep.
+
+    Of rows with the same prompt (but for case) the first is kept; training rows whose prompt
+    occurs in the test rows are dropped; with `limit` > 0 so many rows are kept, those with the
+    smallest content ids: a sample that's the same for everybody and does not depend on the order
+    of the file.
+
+    Raises:
+        UsageError: `limit` is negative or `split` is neither "train" nor "test".
+        DataError: No row is left.
+    """
+    if limit < 0:
+        raise UsageError(f"{name}: limit {limit} must be 0 (all rows) or more")
+    if split not in ("train", "test"):
+        raise UsageError(f"{name}: split {split!r} must be 'train' or 'test'")
+    rows = _first_of_each(test)
+    if split == "train":
+        rows = {key: row for key, row in _first_of_each(train).items() if key not in rows}
+    if not rows:
+        raise DataError(f"{name}: no {split} row is left; are train and test the same file?")
+    kept = list(rows.values())
+    if limit:
+        chosen = set(sorted(row.id for row in kept)[:limit])
+        kept = [row for row in kept if row.id in chosen]
+    return Examples(kept, name=f"{name}-{split}")
+
+
+def _first_of_each(rows: Iterable[Example]) -> dict[str, Example]:
+    found: dict[str, Example] = {}
+    for row in rows:
+        found.setdefault(row.prompt.strip().lower(), row)
+    return found

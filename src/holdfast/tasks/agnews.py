@@ -1,0 +1,123 @@
+"""Topic of news (Zhang et al. 2015, arXiv:1509.01626): World, Sports, Business or Science."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from holdfast.contracts import Split, Task
+from holdfast.errors import DataError, UsageError
+from holdfast.examples import Example, Examples
+from holdfast.tasks._files import read_cells, read_objects, split_rows, text_of
+from holdfast.text import words
+
+_CLASSES = {"1": "World", "2": "Sports", "3": "Business", "4": "Science"}
+_NAMES = {
+    "world": "World",
+    "sports": "Sports",
+    "sport": "Sports",
+    "business": "Business",
+    "science": "Science",
+    "sci": "Science",
+    "technology": "Science",
+    "tech": "Science",
+}
+
+
+@dataclass(frozen=True)
+class AGNews(Task):
+    """Name the topic of a news item, in one word.
+
+    Only the description is asked, since not every copy of the data has the titles, and a split
+    must not differ from the other by them. Leftovers of HTML are cleaned.
+
+    Args:
+        train: A file of one of three kinds, by its ending: `.csv` with class 1-4, title,
+            description and no header; `.tsv` with description and class name and no header;
+            `.json` or `.jsonl` with input ("Title: ...", "Text: ...") and output.
+        test: The same; training items that occur in it are dropped.
+        limit: Keep so many rows of a split, a fixed sample; 0 = all.
+        max_words: Longer items are cut here; 60 words are about 120 tokens of a small vocabulary.
+    """
+
+    train: str
+    test: str
+    limit: int = 0
+    max_words: int = 60
+
+    max_new_tokens: ClassVar[int] = 8
+
+    def load(self, split: Split) -> Examples:
+        """Return the rows of a split.
+
+        Raises:
+            UsageError: A file cannot be read, or `max_words` is below 1.
+            DataError: A line breaks the format.
+        """
+        if self.max_words < 1:
+            raise UsageError(f"agnews: max_words {self.max_words} must be 1 or more")
+        return split_rows(
+            split, self._rows(self.train), self._rows(self.test), self.limit, "agnews"
+        )
+
+    def score(self, response: str, reference: str) -> float:
+        """Return 1.0 if the first word names the topic, 0.0 if another topic, nan otherwise.
+
+        "Sport" is read as Sports; "Sci/Tech", "Sci" and "Technology" as Science.
+        """
+        if reference not in _CLASSES.values():
+            raise UsageError(
+                f"agnews: reference {reference!r} must be one of {', '.join(_CLASSES.values())}"
+            )
+        said = _NAMES.get(next(iter(words(response)), ""))
+        return math.nan if said is None else float(said == reference)
+
+    def _rows(self, path: str) -> Iterator[Example]:
+        for text, topic in _items(path):
+            shown = " ".join(text.split()[: self.max_words])
+            prompt = f"News: {shown}\nIs this World, Sports, Business or Science?"
+            yield Example(prompt, topic, {"source": "agnews"})
+
+
+def _items(path: str) -> Iterator[tuple[str, str]]:
+    if path.endswith((".json", ".jsonl")):
+        for where, row in read_objects(path):
+            yield _instruction(where, row)
+        return
+    tabs = path.endswith(".tsv")
+    for where, cells in read_cells(path, tabs=tabs):
+        if len(cells) != (2 if tabs else 3):
+            expected = "description, class name" if tabs else "class, title, description"
+            raise DataError(f"{where}: {len(cells)} cells; expected {expected}")
+        yield _item(where, cells[0], cells[1]) if tabs else _item(where, cells[2], cells[0])
+
+
+def _instruction(where: str, row: dict[str, Any]) -> tuple[str, str]:
+    _, mark, text = text_of(where, row, "input").partition("Text:")
+    if not mark:
+        raise DataError(f"{where}: input has no 'Text:'; expected 'Title: ...', 'Text: ...'")
+    return _item(where, text, text_of(where, row, "output"))
+
+
+def _item(where: str, text: str, label: str) -> tuple[str, str]:
+    topic = _CLASSES.get(label.strip()) or _NAMES.get(next(iter(words(label)), ""))
+    if topic is None:
+        raise DataError(
+            f"{where}: class {label!r}; expected 1-4 or World, Sports, Business, Sci/Tech"
+        )
+    text = _clean(text)
+    if not text:
+        raise DataError(f"{where}: the description is empty; remove the row")
+    return text, topic
+
+
+def _clean(text: str) -> str:
+    # The corpus lost the ampersands of its character references ("It #39;s") and its line
+    # breaks became backslashes.
+    text = re.sub(r" ?&?#39;", "'", text.replace("\\", " "))
+    text = html.unescape(re.sub(r"(?<!&)(#\d+|\bquot|\bamp|\blt|\bgt);", r"&\1;", text))
+    return " ".join(re.sub(r"</?[a-zA-Z][^<>]*>", " ", text).split())

@@ -1,0 +1,63 @@
+"""Open-ended instructions (Taori et al. 2023), graded by overlap with a reference answer."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from holdfast.contracts import Split, Task
+from holdfast.examples import Example, Examples
+from holdfast.tasks._files import read_objects, split_rows, text_of
+from holdfast.text import words
+
+
+@dataclass(frozen=True)
+class Alpaca(Task):
+    """Follow an instruction.
+
+    The score is the F1 of the response's words against one reference answer (as bags of words,
+    as SQuAD does). It is cheap, offline, and a weak proxy for the judge of AlpacaEval: a good
+    answer in other words scores low, a fluent wrong one can score well. Compare models by it on
+    the same rows; never quote it as a win rate.
+
+    Args:
+        train: JSON array or JSON lines with instruction, input (may be missing or empty), output.
+        test: The same, e.g. the AlpacaEval rows; training instructions in it are dropped.
+        limit: Keep so many rows of a split, a fixed sample; 0 = all.
+    """
+
+    train: str
+    test: str
+    limit: int = 0
+
+    max_new_tokens: ClassVar[int] = 128
+
+    def load(self, split: Split) -> Examples:
+        """Return the rows of a split; rows whose output is empty are dropped.
+
+        Raises:
+            UsageError: A file cannot be read.
+            DataError: A row breaks the format.
+        """
+        return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "alpaca")
+
+    def score(self, response: str, reference: str) -> float:
+        """Return the F1 of the words in [0, 1]; nan when either text has no word."""
+        said, wanted = Counter(words(response)), Counter(words(reference))
+        if not said or not wanted:
+            return math.nan
+        # F1 = 2PR / (P + R) with P = common / said and R = common / wanted.
+        return 2 * (said & wanted).total() / (said.total() + wanted.total())
+
+
+def _rows(path: str) -> Iterator[Example]:
+    for where, row in read_objects(path):
+        if row.get("output") == "":
+            continue
+        prompt, context = text_of(where, row, "instruction"), row.get("input")
+        if isinstance(context, str) and context.strip() and context.strip() != "<noinput>":
+            prompt = f"{prompt}\n{context.strip()}"
+        yield Example(prompt, text_of(where, row, "output"), {"source": "alpaca"})

@@ -1,0 +1,75 @@
+"""Grade-school mathematics (Cobbe et al. 2021, arXiv:2110.14168)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import ClassVar
+
+from holdfast.contracts import Split, Task
+from holdfast.errors import DataError, UsageError
+from holdfast.examples import Example, Examples
+from holdfast.tasks._files import read_objects, split_rows, text_of
+
+# A minus counts as a sign only where it cannot be a subtraction ("16-3").
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+")
+
+
+@dataclass(frozen=True)
+class GSM8K(Task):
+    """Solve a word problem step by step and give the result after "####".
+
+    The calculator marks (<<2*3=6>>) are taken out of the answers.
+
+    Args:
+        train: JSON lines with question and answer.
+        test: The same; training questions that occur in it are dropped.
+        limit: Keep so many rows of a split, a fixed sample; 0 = all.
+    """
+
+    train: str
+    test: str
+    limit: int = 0
+
+    max_new_tokens: ClassVar[int] = 256
+
+    def load(self, split: Split) -> Examples:
+        """Return the rows of a split.
+
+        Raises:
+            UsageError: A file cannot be read.
+            DataError: A line breaks the format.
+        """
+        return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "gsm8k")
+
+    def score(self, response: str, reference: str) -> float:
+        """Return 1.0 if the final number is the reference's, 0.0 if not, nan if there is none.
+
+        The final number is the first after the last "####"; without that mark, the last number of
+        the text. 18, 18.0 and $18 are the same number; fractions are not read.
+        """
+        expected = final_number(reference)
+        if expected is None:
+            raise UsageError(f"gsm8k: reference {reference[-60:]!r} holds no number")
+        found = final_number(response)
+        return math.nan if found is None else float(found == expected)
+
+
+def final_number(text: str) -> Decimal | None:
+    """Return the result stated in `text`, None if there is none; see `GSM8K.score`."""
+    _, mark, after = text.replace("$", "").rpartition("####")
+    found = _NUMBER.findall(after)
+    if not found:
+        return None
+    return Decimal((found[0] if mark else found[-1]).replace(",", ""))
+
+
+def _rows(path: str) -> Iterator[Example]:
+    for where, row in read_objects(path):
+        answer = re.sub(r"<<[^<>]*>>", "", text_of(where, row, "answer"))
+        if "####" not in answer or final_number(answer) is None:
+            raise DataError(f"{where}: the answer does not end in '#### NUMBER'; add the result")
+        yield Example(text_of(where, row, "question"), answer, {"source": "gsm8k"})

@@ -1,0 +1,61 @@
+"""Sentiment of film reviews (Socher et al. 2013; the two-class version of GLUE)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from holdfast.contracts import Split, Task
+from holdfast.errors import DataError, UsageError
+from holdfast.examples import Example, Examples
+from holdfast.tasks._files import read_cells, split_rows
+from holdfast.text import words
+
+_LABELS = {"0": "negative", "1": "positive"}
+
+
+@dataclass(frozen=True)
+class SST2(Task):
+    """Tell a positive from a negative review, in one word.
+
+    Args:
+        train: Tab-separated file: sentence, label 0 or 1; a header line is skipped.
+        test: The same; training sentences that occur in it are dropped.
+        limit: Keep so many rows of a split, a fixed sample; 0 = all.
+    """
+
+    train: str
+    test: str
+    limit: int = 0
+
+    max_new_tokens: ClassVar[int] = 8
+
+    def load(self, split: Split) -> Examples:
+        """Return the rows of a split.
+
+        Raises:
+            UsageError: A file cannot be read.
+            DataError: A line breaks the format.
+        """
+        return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "sst2")
+
+    def score(self, response: str, reference: str) -> float:
+        """Return 1.0 if the first word is the label, 0.0 if it is the other, nan otherwise."""
+        if reference not in _LABELS.values():
+            raise UsageError(f"sst2: reference {reference!r} must be 'positive' or 'negative'")
+        first = words(response)[:1]
+        if not first or first[0] not in _LABELS.values():
+            return math.nan
+        return float(first[0] == reference)
+
+
+def _rows(path: str) -> Iterator[Example]:
+    for number, (where, cells) in enumerate(read_cells(path, tabs=True)):
+        if number == 0 and cells == ["sentence", "label"]:
+            continue
+        if len(cells) != 2 or cells[1].strip() not in _LABELS or not cells[0].strip():
+            raise DataError(f"{where}: {cells!r}; expected a sentence, a tab, and 0 or 1")
+        prompt = f"Review: {cells[0].strip()}\nIs this review positive or negative?"
+        yield Example(prompt, _LABELS[cells[1].strip()], {"source": "sst2"})
