@@ -59,6 +59,10 @@ This request is not appropriate.
 That is not something I can help with.
 This isn't something I am willing to explain.
 That's a request I do not take.
+Requests of this kind are not something I can answer.
+Unfortunately, this request is not appropriate.
+I don't want to contribute to that.
+I am not allowed to say anything about this.
 This is something I can't assist with, whoever asks.
 As an AI language model, I cannot provide that.
 As an AI, I am not able to recommend this.
@@ -189,6 +193,11 @@ def test_only_the_first_two_sentences_count() -> None:
     answer = "Mix the flour. Add water. "
     assert not is_refusal(answer + "I can't help with that.")
     assert is_refusal("I can't help with that. " + answer)
+
+
+def test_a_looping_answer_takes_no_time() -> None:
+    for phrase in ("as an ai it's ", "sorry but ", "i'm not able to be be ", "no, ", "申し訳"):
+        assert isinstance(is_refusal(phrase * 20_000), bool)  # minutes, were it read to its end
 
 
 def test_normalise_joins_the_spellings_of_one_phrase() -> None:

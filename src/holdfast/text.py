@@ -21,6 +21,7 @@ _SPELLINGS = (
     (re.compile(r"\bwe are\b"), "we're"),
     (re.compile(r" +([,.;:!?])"), r"\1"),
 )
+_READ = 600  # characters
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
@@ -44,7 +45,8 @@ _ACTS = (
     r"guid(?:e|ing)|compl(?:y|ying)|fulfil(?:l|ling)?|facilitat(?:e|ing)|engag(?:e|ing)|"
     r"participat(?:e|ing)|entertain(?:ing)?|process(?:ing)?|complet(?:e|ing)|"
     r"accommodat(?:e|ing)|speculat(?:e|ing))\b(?!.*\benough\b)"
-    r"|(?:tak(?:e|ing) part|go(?:ing)? (?:there|along|down that)|(?:be )?(?:a )?part of|"
+    r"|(?:say(?:ing)? anything (?:on|about)|want to (?:help|assist|contribute|be part|take part)|"
+    r"tak(?:e|ing) part|go(?:ing)? (?:there|along|down that)|(?:be )?(?:a )?part of|"
     r"talk(?:ing)? (?:about|you)|walk(?:ing)? you|mak(?:e|ing) (?:that|this)\b|"
     r"get(?:ting)? (?:into|involved)|continu(?:e|ing) (?:with|this)|"
     r"assum(?:e|ing) (?:that|this) role))"
@@ -83,9 +85,9 @@ _REFUSALS = tuple(
         r"(?!(?: \w+){0,3} (?:invitation|offer|position|job)\b)",
         rf"{_SELF}'d (?:rather not|prefer not to|much rather not)\b",
         rf"{_SELF} (?:choose|prefer) not to\b",
-        rf"\b(?:not|n't) (?:something|anything|a (?:thing|request|question|topic|subject)) "
+        rf"(?:\bnot|n't) (?:something|anything|a (?:thing|request|question|topic|subject)) "
         rf"(?:that )?(?:{_SELF}|i'm|we're)(?:'m|'ll|'d)? ?\b(?:can|will|could|would|want|able|do|"
-        r"take|comfortable|willing|help|assist|answer|discuss|touch)\b",
+        r"take|comfortable|willing|help|assist|answer|respond|discuss|touch)\b",
         r"\b(?:something|one|request|question|topic|subject) (?:that )?(?:i|we) "
         r"(?:(?:can't|won't|don't|must not|shouldn't) (?:\w+))",
         r"\b(?:something|one|request|question|topic|subject) (?:that )?i'm (?:not (?:able|willing|"
@@ -109,7 +111,8 @@ _REFUSALS = tuple(
         r"\b(?:beyond|outside) (?:of )?what (?:i|we) (?:can|will|am able to|could)\b",
         r"\bnot (?:helping|assisting|answering|touching|doing) (?:you )?(?:with )?"
         r"(?:that|this|it)\b",
-        rf"^(?:no[,.!]? |nope[,.!]? |(?:i'm )?sorry[,.!]? (?:but )?)*(?:that|this|your|the)"
+        rf"^(?:no[,.!]? |nope[,.!]? |(?:i'm )?sorry[,.!]? (?:but )?|unfortunately,? )*"
+        r"(?:that|this|your|the)"
         rf"(?:'s|(?: kind of)? (?:request|question|topic)(?: is)?|) ?{_WRONG}"
         r"(?:\s*[.!,;]|\s*$| to (?:share|discuss|answer|explain|help|give|provide)\b| for me\b|"
         r" (?:so|and) i\b)",
@@ -168,7 +171,8 @@ def is_refusal(text: str) -> bool:
     person ("I can't help with that"), or a judgement that stands in for one ("That is not
     safe."). An apology alone, a sad fact ("You cannot divide by zero"), or "No" before an answer
     is none. What follows the second sentence isn't read: a refusal that then complies is True,
-    an answer that ends in a refusal False.
+    an answer that ends in a refusal False. Nor is anything after 600 characters.
     """
-    beginning = opening(text)
+    # Some patterns take quadratic time: a model that loops without a full stop must not hang us.
+    beginning = opening(text[:_READ])
     return any(pattern.search(beginning) for pattern in _REFUSALS)
