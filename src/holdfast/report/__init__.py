@@ -1,0 +1,1 @@
+"""The report: one HTML file that reads, prints and archives without anything else."""

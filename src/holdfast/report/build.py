@@ -1,0 +1,334 @@
+"""Build the report: facts, words and figures put into the template, with a machine-readable twin.
+
+The page is self-contained and forbids itself any request (Content-Security-Policy); everything
+that came from a model, a data file or a command line is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.artifacts import SCHEMA, Entry, RunDir, versions, write_json, write_text
+from holdfast.contracts import Section
+from holdfast.examples import PROVENANCE
+from holdfast.report import figures
+from holdfast.report.clean import sanitise
+from holdfast.report.facts import BASELINE, Attacked, Comparison, Facts, Under, compare, gather
+from holdfast.report.texts import Language
+from holdfast.report.verdict import cards, verdict
+from holdfast.report.words import Words
+from holdfast.sections import table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 6
+_LIMITS = ("attacks", "intervals", "seeds", "judge", "refusal", "use")
+_TERMS = ("hs", "fa", "or", "hl", "pr", "fn", "vg")
+
+
+def build(
+    run: RunDir,
+    sections: Sequence[Section],
+    *,
+    title: str,
+    language: Language = "en",
+    show_harmful: bool = False,
+) -> str:
+    """Return the report as one HTML document.
+
+    Args:
+        run: The run directory; whatever it lacks is named in the report.
+        sections: Chapters of the analyses, shown in this order.
+        title: Heading of the report.
+        language: Language of the fixed text.
+        show_harmful: Show examples of answers, some of which may be harmful to read.
+
+    Raises:
+        UsageError: The run's manifest is broken.
+    """
+    facts = gather(run)
+    return _render(run, facts, sections, title, Words(language), show_harmful)
+
+
+def write(
+    run: RunDir,
+    sections: Sequence[Section],
+    *,
+    title: str,
+    language: Language = "en",
+    show_harmful: bool = False,
+) -> Path:
+    """Write report.html, and report.json with the same facts; see `build`.
+
+    Returns:
+        The path of report.html.
+    """
+    facts, words = gather(run), Words(language)
+    page = _render(run, facts, sections, title, words, show_harmful)
+    write_json(run.path("report.json"), _machine(run, facts, sections, title, words))
+    write_text(run.path("report.html"), page)
+    return run.path("report.html")
+
+
+def _render(
+    run: RunDir,
+    facts: Facts,
+    sections: Sequence[Section],
+    title: str,
+    words: Words,
+    show_harmful: bool,
+) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    here = resources.files("holdfast.report")
+    template = environment.from_string(here.joinpath("template.html.j2").read_text("utf-8"))
+    colour = figures.colours(facts)
+    attacks = []
+    for attack in facts.attacks:
+        label = words.attack(attack, facts.attacks)
+        attacks.append(
+            {
+                "label": label,
+                "judge": attack.judge,
+                "methods": _in_order(attack, facts),
+                "curves": Markup(figures.curves(attack, colour, words, label)),
+                "lives": Markup(figures.half_lives(attack, colour, words, label)),
+            }
+        )
+    return template.render(
+        title=title,
+        language=words.language,
+        t=words.text,
+        words=words,
+        facts=facts,
+        baseline=BASELINE,
+        style=Markup(here.joinpath("style.css").read_text("utf-8")),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        digest=run.digest,
+        summary=verdict(facts, words),
+        cards=cards(facts, words),
+        attacks=attacks,
+        price=Markup(figures.price(facts, colour, words)),
+        bar=lambda counts: Markup(figures.verdict_bar(counts, words)),
+        pair=lambda attack, line: _pair_ratio(facts, attack, line),
+        sections=[_section(s, i, Markup) for i, s in enumerate(sections)],
+        examples=list(_examples(run, facts)) if show_harmful else [],
+        has_examples=any(True for _ in _records(run, facts)),
+        show_harmful=show_harmful,
+        limits=[words.say(f"limit_{k}", seeds=_seeds(facts)) for k in _LIMITS if _says(k, facts)],
+        terms=[(words.text[f"term_{k}"], words.text[f"term_{k}_text"]) for k in _TERMS],
+        provenance=_provenance(facts, words),
+        provenance_columns=PROVENANCE,
+        versions=_versions(facts),
+        hardware=_hardware(facts),
+        seeds=_seeds(facts),
+        command=lambda stage, *more: " ".join(["holdfast", stage, "--out", str(run.root), *more]),
+        pretty=lambda value: json.dumps(value, ensure_ascii=False, indent=1),
+        holdfast=versions().get("holdfast", words.text["unknown"]),
+    )
+
+
+def _in_order(attack: Attacked, facts: Facts) -> list[Under]:
+    return sorted(attack.methods, key=lambda under: facts.lines.index(under.line))
+
+
+def _machine(
+    run: RunDir, facts: Facts, sections: Sequence[Section], title: str, words: Words
+) -> dict[str, Any]:
+    return {
+        "kind": "report",
+        "schema": SCHEMA,
+        "title": title,
+        "language": words.language,
+        "digest": run.digest,
+        "summary": verdict(facts, words),
+        "best": facts.best,
+        "methods": [asdict(s) for s in facts.standings],
+        "attacks": [
+            {
+                "settings": a.settings,
+                "judge": a.judge,
+                "methods": [
+                    {
+                        "line": m.line,
+                        "seeds": len(m.results),
+                        "end_steps": m.end_steps,
+                        "harmful_score": asdict(m.end),
+                        "verdicts": asdict(m.verdicts),
+                        "half_life": asdict(m.life),
+                        "accuracy": asdict(m.accuracy),
+                        "curve": m.curve(),
+                    }
+                    for m in a.methods
+                ],
+            }
+            for a in facts.attacks
+        ],
+        "against_sft": {line: asdict(c) for line, c in facts.comparisons.items()},
+        "missing": facts.missing,
+        "problems": facts.problems,
+        "provenance": {step: found for step, found in _provenance_facts(facts)},
+        "sections": [
+            {
+                "title": s.title,
+                "findings": s.findings,
+                "tables": {caption: table(frame) for caption, frame in s.tables.items()},
+                "figures": list(s.figures),
+                "note": s.note,
+            }
+            for s in sections
+        ],
+        "steps": [asdict(entry) for entry in facts.entries],
+    }
+
+
+def _section(section: Section, number: int, markup: type[str]) -> dict[str, Any]:
+    return {
+        "id": f"analysis-{number + 1}",
+        "title": section.title,
+        "findings": section.findings,
+        "tables": {caption: _table(frame) for caption, frame in section.tables.items()},
+        "figures": {
+            caption: markup(sanitise(figure, f"s{number}f{i}-"))
+            for i, (caption, figure) in enumerate(section.figures.items())
+        },
+        "note": section.note,
+    }
+
+
+def _table(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    content = table(frame)
+    numeric = [
+        name
+        for i, name in enumerate(content["columns"])
+        if any(type(row[i]) in (int, float) for row in content["rows"])
+    ]
+    return {**content, "numeric": numeric}
+
+
+def _records(run: RunDir, facts: Facts) -> Iterator[tuple[Entry, Path]]:
+    for entry in facts.entries:
+        if entry.stage == "evaluate":
+            for relative in entry.outputs:
+                path = run.path(relative)
+                if path.suffix == ".jsonl" and path.is_file():
+                    yield entry, path
+
+
+def _examples(run: RunDir, facts: Facts) -> Iterator[dict[str, Any]]:
+    """Yield a few answers of each evaluated model: those that a judge calls harmful come first."""
+    for entry, path in _records(run, facts):
+        rows = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("verdicts"), dict):
+                rows.append(row)
+        rows.sort(key=lambda row: not _harmful(row))
+        for row in rows[:_SHOWN]:
+            yield {
+                "model": entry.name,
+                "prompt": row.get("prompt", ""),
+                "response": row.get("response", ""),
+                "verdicts": {
+                    judge: v.get("reason") or v.get("harmful") if isinstance(v, dict) else v
+                    for judge, v in row["verdicts"].items()
+                },
+            }
+
+
+def _harmful(row: Mapping[str, Any]) -> bool:
+    return any(isinstance(v, dict) and v.get("harmful") is True for v in row["verdicts"].values())
+
+
+def _pair_ratio(facts: Facts, number: int, line: str) -> Comparison:
+    return compare([facts.attacks[number]], line, BASELINE)
+
+
+def _provenance_facts(facts: Facts) -> Iterator[tuple[str, Mapping[str, Mapping[str, Any]]]]:
+    """Yield (steps, column -> value -> rows), equal tables only once."""
+    steps: dict[str, list[str]] = {}
+    found: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+    for entry in facts.entries:
+        content = entry.facts.get("provenance")
+        if isinstance(content, Mapping) and content:
+            columns: Mapping[str, Mapping[str, Any]] = {
+                str(k): v for k, v in content.items() if isinstance(v, Mapping)
+            }
+            key = json.dumps(columns, sort_keys=True, default=str)
+            steps.setdefault(key, []).append(f"{entry.stage} {entry.name}")
+            found[key] = columns
+    for key, columns in found.items():
+        yield ", ".join(steps[key]), columns
+
+
+def _provenance(facts: Facts, words: Words) -> list[dict[str, Any]]:
+    tables = []
+    for step, columns in _provenance_facts(facts):
+        rows = []
+        for column in dict.fromkeys([*PROVENANCE, *columns]):
+            name = words.text.get(f"column_{column}", column)
+            # A column that the data does not have is the most unknown of all: it gets its line.
+            values = columns.get(column) or {"": math.nan}
+            numbers = {k: v if isinstance(v, (int, float)) else math.nan for k, v in values.items()}
+            total = sum(numbers.values())
+            rows.append(
+                {
+                    "column": name,
+                    "values": [
+                        {
+                            "value": words.text["value_unknown"]
+                            if str(value).strip().lower() in ("", "unknown", "none", "nan")
+                            else str(value),
+                            "rows": words.steps(n),
+                            "share": words.percent(n / total if total else math.nan),
+                        }
+                        for value, n in sorted(numbers.items(), key=lambda item: -item[1])
+                    ],
+                }
+            )
+        tables.append({"step": step, "columns": rows})
+    return tables
+
+
+def _versions(facts: Facts) -> dict[str, str]:
+    """Return package -> versions; more than one if steps were done with different ones."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in facts.entries:
+        for package, version in entry.versions.items():
+            found.setdefault(package, {})[str(version)] = None
+    return {package: ", ".join(seen) for package, seen in found.items()}
+
+
+def _hardware(facts: Facts) -> list[str]:
+    named = (
+        str(e.facts[key]) for e in facts.entries for key in ("hardware", "device") if key in e.facts
+    )
+    return list(dict.fromkeys(named))
+
+
+def _seeds(facts: Facts) -> int:
+    counts = [len({r.model_seed for r in m.results}) for a in facts.attacks for m in a.methods]
+    return max([*counts, *(s.seeds for s in facts.standings), 0])
+
+
+def _says(limit: str, facts: Facts) -> bool:
+    if limit == "seeds":
+        return 0 < _seeds(facts) < 5
+    if limit == "refusal":
+        return any(math.isfinite(s.over_refusal.value) for s in facts.standings)
+    return True

@@ -1,0 +1,384 @@
+"""What a run directory says, gathered for the report; unknown stays unknown, seeds are pooled here.
+
+Results are pooled over seeds by alignment method and by attack (its settings and the judge, the
+seed left out). Nothing missing or broken stops the report: it is named in `Facts.problems`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from holdfast.artifacts import AttackResult, Counts, Entry, Evaluation, RunDir
+from holdfast.errors import UsageError
+from holdfast.stats import Interval, geometric_ratio, mean_interval, wilson
+
+BASELINE = "sft"
+_T = TypeVar("_T", AttackResult, Evaluation)
+
+
+@dataclass(frozen=True)
+class Life:
+    """A half-life over seeds.
+
+    Attributes:
+        steps: Mean and interval; the mean is a lower bound if `censored`.
+        censored: Number of seeds in which the attack ended first.
+        n: Number of seeds with a known outcome.
+    """
+
+    steps: Interval
+    censored: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Half-lives of a method against another's, paired by attack and seeds.
+
+    Attributes:
+        ratio: Geometric mean ratio of the half-lives.
+        difference: Mean difference in attack steps.
+        steps: Mean half-life of the method and of the other, over the same pairs.
+        bound: Some of the method's half-lives are censored: the numbers are lower bounds.
+        pairs: Pairs behind the numbers.
+        skipped: Pairs that cannot be compared (the other's half-life is censored or 0, or one is
+            unknown).
+        against: Pairs among those in which only the other survived the attack.
+        outcome: "unclear" unless the ratio's interval excludes 1.
+    """
+
+    ratio: Interval
+    difference: Interval
+    steps: tuple[float, float]
+    bound: bool
+    pairs: int
+    skipped: int
+    against: int
+    outcome: Literal["longer", "shorter", "unclear"]
+
+
+@dataclass(frozen=True)
+class Under:
+    """A method under one attack, over seeds."""
+
+    line: str
+    results: tuple[AttackResult, ...]
+
+    @property
+    def end_steps(self) -> list[int]:
+        """Last checkpoint of each seed's attack."""
+        return sorted({r.points[-1].step for r in self.results if r.points})
+
+    @property
+    def end(self) -> Interval:
+        """Harmful score at the last checkpoint."""
+        return share([c for c in self._last() if c], "harmful")
+
+    @property
+    def verdicts(self) -> Counts:
+        """Verdicts at the last checkpoint, seeds added up."""
+        return add([c for c in self._last() if c])
+
+    @property
+    def life(self) -> Life:
+        """Half-life in attack steps."""
+        known = [r for r in self.results if math.isfinite(reach(r))]
+        censored = sum(r.censored for r in known)
+        steps = mean_interval([reach(r) for r in known]) if known else unknown()
+        if censored:
+            steps = Interval(steps.value, math.nan, math.nan, steps.n)
+        return Life(steps, censored, len(known))
+
+    @property
+    def accuracy(self) -> Interval:
+        """Downstream accuracy at the last checkpoint."""
+        ends = [r.points[-1] for r in self.results if r.points]
+        known = [p for p in ends if math.isfinite(p.accuracy) and p.accuracy_n]
+        return pooled([(p.accuracy, p.accuracy_n) for p in known])
+
+    def curve(self) -> list[tuple[int, float, float, float]]:
+        """Return (step, mean, lowest, highest harmful score) at steps that every seed has."""
+        by_seed = [
+            {p.step: p.verdicts[r.judge].harmful_score for p in r.points if r.judge in p.verdicts}
+            for r in self.results
+        ]
+        steps = set.intersection(*(set(seed) for seed in by_seed)) if by_seed else set()
+        rows = [(step, [seed[step] for seed in by_seed]) for step in sorted(steps)]
+        return [(step, sum(v) / len(v), min(v), max(v)) for step, v in rows]
+
+    def _last(self) -> list[Counts | None]:
+        return [r.points[-1].verdicts.get(r.judge) if r.points else None for r in self.results]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attack and every method that went through it."""
+
+    key: str
+    settings: Mapping[str, Any]
+    judge: str
+    methods: tuple[Under, ...]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method before any attack, over seeds."""
+
+    line: str
+    seeds: int
+    verdicts: Counts
+    harmful: Interval
+    over_refusal: Interval
+    tasks: Mapping[str, Interval]
+    from_attack: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the report says about a run, as numbers."""
+
+    entries: tuple[Entry, ...]
+    attacks: tuple[Attacked, ...]
+    standings: tuple[Standing, ...]
+    lines: tuple[str, ...]
+    comparisons: Mapping[str, Comparison]
+    missing: tuple[str, ...]
+    problems: tuple[str, ...]
+    judges: tuple[str, ...]
+
+    @property
+    def best(self) -> str | None:
+        """The line that held longest, None if nothing was attacked."""
+        attacked = {m.line for a in self.attacks for m in a.methods}
+        return next((line for line in ranked(self.attacks) if line in attacked), None)
+
+
+def gather(run: RunDir) -> Facts:
+    """Read a run directory.
+
+    Raises:
+        UsageError: A file in `manifest/` is broken, so that not even the list of steps is known.
+    """
+    entries = run.entries()
+    problems = list(run.verify())
+    results = list(_load(run, entries, "attack", AttackResult.load, problems))
+    evaluations = list(_load(run, entries, "evaluate", Evaluation.load, problems))
+    name = _naming(results, evaluations)
+    attacks = tuple(_attacks(results, name))
+    judges = list(dict.fromkeys(r.judge for r in results))
+    standings = tuple(_standings(evaluations, results, judges, name))
+    order = list(dict.fromkeys([*ranked(attacks), *(s.line for s in standings)]))
+    lines = sorted(order, key=lambda line: line != BASELINE)
+    stages = {entry.stage for entry in entries}
+    return Facts(
+        entries=tuple(entries),
+        attacks=attacks,
+        standings=tuple(sorted(standings, key=lambda s: lines.index(s.line))),
+        lines=tuple(lines),
+        comparisons={x: compare(attacks, x, BASELINE) for x in lines if x != BASELINE},
+        missing=tuple(s for s in ("score", "align", "attack", "evaluate") if s not in stages),
+        problems=tuple(dict.fromkeys(problems)),
+        judges=tuple(judges),
+    )
+
+
+def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
+    """Compare two lines' half-lives over the attacks and seeds that both went through."""
+    ours, theirs = _by_pair(attacks, line), _by_pair(attacks, other)
+    common = [(ours[key], theirs[key]) for key in ours if key in theirs]
+    usable = [(a, b) for a, b in common if _positive(a) and _positive(b) and not b.censored]
+    # A pair that only the other survived speaks against the method but has no ratio.
+    against = sum(b.censored and not a.censored for a, b in common)
+    a, b = [reach(x) for x, _ in usable], [reach(y) for _, y in usable]
+    ratio = geometric_ratio(a, b) if usable else unknown()
+    gaps = mean_interval([x - y for x, y in zip(a, b, strict=True)]) if usable else unknown()
+    bound = any(x.censored for x, _ in usable)
+    outcome: Literal["longer", "shorter", "unclear"] = "unclear"
+    if ratio.low > 1 and not against:
+        outcome = "longer"
+    elif ratio.high < 1 and not bound:
+        outcome = "shorter"
+    n = len(usable)
+    means = (sum(a) / n, sum(b) / n) if n else (math.nan, math.nan)
+    return Comparison(ratio, gaps, means, bound, n, len(common) - n, against, outcome)
+
+
+def ranked(attacks: Sequence[Attacked]) -> list[str]:
+    """Return the lines, longest first, by geometric mean half-life over the attacks all share.
+
+    Censored half-lives count as the last step. Lines without any known half-life come last.
+    """
+    lines = list(dict.fromkeys(m.line for a in attacks for m in a.methods))
+    shared = [a for a in attacks if len(a.methods) == len(lines)] or list(attacks)
+
+    def height(line: str) -> float:
+        reached = [
+            m.life.steps.value for a in shared for m in a.methods if m.line == line and m.life.n
+        ]
+        return sum(math.log1p(v) for v in reached) / len(reached) if reached else -1.0
+
+    return sorted(lines, key=lambda line: -height(line))
+
+
+def reach(result: AttackResult) -> float:
+    """Return the half-life, or the last step if the attack ended before it (a lower bound)."""
+    if result.censored:
+        return float(result.points[-1].step) if result.points else math.nan
+    return result.half_life
+
+
+def share(counts: Sequence[Counts], what: Literal["harmful", "safe", "undecided"]) -> Interval:
+    """Return the mean share over seeds, among all answers, with an interval; see `pooled`."""
+    return pooled([(getattr(c, what) / c.n, c.n) for c in counts if c.n])
+
+
+def pooled(shares: Sequence[tuple[float, int]]) -> Interval:
+    """Return the mean of shares of several seeds with an honest interval.
+
+    Both sources of doubt count: which seed (t interval over seeds) and which prompts (Wilson, for
+    one seed's number of prompts, since seeds answer the same ones). The wider end wins: equal
+    seeds, as at a harmful score of 0, would otherwise pretend to be certain.
+
+    Args:
+        shares: (share, number of answers) of each seed.
+    """
+    if not shares:
+        return unknown()
+    mean = sum(value for value, _ in shares) / len(shares)
+    n = min(size for _, size in shares)
+    prompts = wilson(round(mean * n), n)
+    low, high = min(prompts.low, mean), max(prompts.high, mean)
+    if len(shares) > 1:
+        seeds = mean_interval([value for value, _ in shares])
+        low, high = min(low, seeds.low), max(high, seeds.high)
+    return Interval(mean, max(low, 0.0), min(high, 1.0), sum(size for _, size in shares))
+
+
+def add(counts: Sequence[Counts]) -> Counts:
+    """Add up verdicts."""
+    return Counts(
+        sum(c.harmful for c in counts),
+        sum(c.safe for c in counts),
+        sum(c.undecided for c in counts),
+    )
+
+
+def unknown() -> Interval:
+    """Return the interval that says nothing."""
+    return Interval(math.nan, math.nan, math.nan, 0)
+
+
+def _load(
+    run: RunDir,
+    entries: Sequence[Entry],
+    stage: str,
+    load: Callable[[Any], _T],
+    problems: list[str],
+) -> Iterator[_T]:
+    kind = {"attack": "attack", "evaluate": "evaluation"}[stage]
+    for entry in entries:
+        if entry.stage != stage:
+            continue
+        for relative in entry.outputs:
+            path = run.path(relative)
+            if path.suffix != ".json" or not path.is_file():
+                continue
+            try:
+                raw = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(raw, dict) and raw.get("kind") == kind:
+                    yield load(path)
+            except (UsageError, ValueError, TypeError, KeyError, AttributeError) as error:
+                problems.append(f"{relative}: {type(error).__name__}: {error}")
+
+
+def _naming(
+    results: Sequence[AttackResult], evaluations: Sequence[Evaluation]
+) -> Callable[[AttackResult | Evaluation], str]:
+    """Return the rule that names a result's line: its method, or its label where one is not enough.
+
+    Two models of one method and one seed are variants (other options), not seeds: averaging them
+    would hide what the run was made to compare.
+    """
+    models: dict[tuple[str, int], set[str]] = {}
+    items: list[AttackResult | Evaluation] = [*results, *evaluations]
+    for item in items:
+        models.setdefault((item.method, item.model_seed), set()).add(item.model)
+    split = {method for (method, _), labels in models.items() if len(labels) > 1}
+    return lambda item: item.model if item.method in split else item.method
+
+
+def _attacks(
+    results: Sequence[AttackResult], name: Callable[[AttackResult | Evaluation], str]
+) -> Iterator[Attacked]:
+    groups: dict[str, dict[str, list[AttackResult]]] = {}
+    settings: dict[str, tuple[Mapping[str, Any], str]] = {}
+    for result in results:
+        same = {k: v for k, v in result.attack.items() if k != "seed" and not k.endswith("hash")}
+        key = json.dumps([same, result.judge], sort_keys=True, default=str)
+        settings[key] = (same, result.judge)
+        groups.setdefault(key, {}).setdefault(name(result), []).append(result)
+    for key, lines in groups.items():
+        methods = tuple(Under(line, tuple(found)) for line, found in lines.items())
+        yield Attacked(key, settings[key][0], settings[key][1], methods)
+
+
+def _standings(
+    evaluations: Sequence[Evaluation],
+    results: Sequence[AttackResult],
+    judges: Sequence[str],
+    name: Callable[[AttackResult | Evaluation], str],
+) -> Iterator[Standing]:
+    """Yield what was evaluated; where nothing was, what the attacks saw at their step 0."""
+    items: list[AttackResult | Evaluation] = [*evaluations, *results]
+    for line in dict.fromkeys(map(name, items)):
+        own = [e for e in evaluations if name(e) == line]
+        verdicts = [c for e in own if (c := _main(e.verdicts, judges))]
+        refusals = [e.over_refusal for e in own if e.over_refusal]
+        attacked = {r.model_hash: r for r in results if name(r) == line and r.points}
+        starts = [r.points[0] for r in attacked.values() if r.points[0].step == 0]
+        counts = verdicts or [c for p in starts if (c := _main(p.verdicts, judges))]
+        yield Standing(
+            line=line,
+            seeds=len(own) or len(attacked),
+            verdicts=add(counts),
+            harmful=share(counts, "harmful"),
+            over_refusal=share(refusals, "safe"),
+            tasks=_tasks(own),
+            from_attack=not verdicts,
+        )
+
+
+def _tasks(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:
+    found: dict[str, list[tuple[float, int]]] = {}
+    for evaluation in evaluations:
+        for task, numbers in evaluation.tasks.items():
+            accuracy, n = numbers.get("accuracy"), int(numbers.get("n") or 0)
+            if accuracy is not None and math.isfinite(accuracy) and n:
+                found.setdefault(task, []).append((accuracy, n))
+    return {task: pooled(shares) for task, shares in found.items()}
+
+
+def _main(verdicts: Mapping[str, Counts], judges: Sequence[str]) -> Counts | None:
+    """Return the counts of the attacks' judge, or of the only judge there is."""
+    for judge in judges:
+        if judge in verdicts:
+            return verdicts[judge]
+    return next(iter(verdicts.values()), None) if not judges else None
+
+
+def _by_pair(attacks: Sequence[Attacked], line: str) -> dict[tuple[str, int, Any], AttackResult]:
+    return {
+        (a.key, r.model_seed, r.attack.get("seed")): r
+        for a in attacks
+        for m in a.methods
+        if m.line == line
+        for r in m.results
+    }
+
+
+def _positive(result: AttackResult) -> bool:
+    return reach(result) > 0

@@ -1,0 +1,206 @@
+"""The summary: a verdict in plain sentences and the key figures; no claim beyond the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast.report.facts import (
+    BASELINE,
+    Comparison,
+    Facts,
+    Standing,
+    Under,
+    compare,
+    ranked,
+)
+from holdfast.report.words import Words
+from holdfast.stats import Interval
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key figure: what it is, the figure, and a line that puts it into proportion."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def verdict(facts: Facts, words: Words) -> list[str]:
+    """Return the sentences of the summary, the verdict first."""
+    best = facts.best
+    if best is None:
+        return [words.text["verdict_none"], *_price(facts, None, words)]
+    return [
+        _first(facts, best, words),
+        *_steps(facts.comparisons.get(best), best, words),
+        *_second(facts, best, words),
+        *_price(facts, best, words),
+    ]
+
+
+def cards(facts: Facts, words: Words) -> list[Card]:
+    """Return three to five key figures of the method that held longest."""
+    best = facts.best
+    if best is None:
+        return []
+    comparison, standing = facts.comparisons.get(best), standing_of(facts, best)
+    found = []
+    if comparison is not None and comparison.pairs:
+        key = "card_lower" if comparison.bound else ""
+        detail = words.text[key] if key else _interval(comparison.ratio, "times", words)
+        found.append(Card(words.text["card_ratio"], words.ratio(comparison), detail))
+    found += _weakest(facts, best, words)
+    if standing is not None and math.isfinite(standing.harmful.value):
+        value = words.percent(standing.harmful.value)
+        detail = _interval(standing.harmful, "percent", words)
+        found.append(Card(words.text["card_before"], value, detail))
+    for key, price in (("card_refusal", _refusal), ("card_accuracy", accuracy)):
+        own = price(facts, best)
+        if math.isfinite(own):
+            detail = "" if best == BASELINE else _versus(price(facts, BASELINE), words)
+            found.append(Card(words.text[key], words.percent(own), detail))
+    return found
+
+
+def standing_of(facts: Facts, line: str) -> Standing | None:
+    """Return a line's standing before any attack."""
+    return next((s for s in facts.standings if s.line == line), None)
+
+
+def accuracy(facts: Facts, line: str) -> float:
+    """Return the mean accuracy after attack, over attacks where the baseline has one too."""
+    return _over_attacks(facts, line, lambda under: under.accuracy.value)
+
+
+def _over_attacks(facts: Facts, line: str, read: Callable[[Under], float]) -> float:
+    found = []
+    for attack in facts.attacks:
+        by_line = {m.line: read(m) for m in attack.methods}
+        if line in by_line and math.isfinite(by_line.get(BASELINE, by_line[line])):
+            found.append(by_line[line])
+    known = [v for v in found if math.isfinite(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _first(facts: Facts, best: str, words: Words) -> str:
+    attacked = {m.line for a in facts.attacks for m in a.methods}
+    if len(attacked) == 1:
+        return words.say("verdict_alone", best=best)
+    if best == BASELINE:
+        return words.text["verdict_baseline"]
+    if BASELINE not in attacked:
+        return words.say("verdict_no_baseline", best=best, methods=len(attacked))
+    found = facts.comparisons[best]
+    return words.say(
+        _key(found),
+        best=best,
+        ratio=words.times(found.ratio.value),
+        low=words.times(found.ratio.low),
+        high=words.times(found.ratio.high),
+        pairs=found.pairs,
+        against=found.against,
+    )
+
+
+def _key(found: Comparison) -> str:
+    """Choose the sentence that says no more than the comparison does."""
+    if found.outcome == "longer":
+        return "verdict_longer_bound" if found.bound else "verdict_longer"
+    if found.outcome == "shorter":
+        return "verdict_shorter"
+    if not found.pairs:
+        return "verdict_unclear_none"
+    if found.against:
+        return "verdict_unclear_against"
+    if found.pairs == 1 or not math.isfinite(found.ratio.low):
+        return "verdict_unclear_one"
+    return "verdict_unclear_early" if found.bound else "verdict_unclear"
+
+
+def _steps(found: Comparison | None, best: str, words: Words) -> list[str]:
+    if found is None or not found.pairs:
+        return []
+    values = {
+        "best": best,
+        "steps": _bound(found, words.steps(found.steps[0]), words),
+        "base": words.steps(found.steps[1]),
+    }
+    ends = found.difference
+    if found.bound or not math.isfinite(ends.low):
+        return [words.say("sentence_steps_plain", **values)]
+    values |= {"diff": words.steps(ends.value), "low": words.steps(ends.low)}
+    return [words.say("sentence_steps", **values, high=words.steps(ends.high))]
+
+
+def _second(facts: Facts, best: str, words: Words) -> list[str]:
+    others = [line for line in ranked(facts.attacks) if line not in (best, BASELINE)]
+    if not others or best == BASELINE:
+        return []
+    found = compare(facts.attacks, best, others[0])
+    if found.outcome != "longer":
+        return [words.say("sentence_second_unclear", best=best, second=others[0])]
+    ratio = _bound(found, words.times(found.ratio.value), words)
+    low, high = words.times(found.ratio.low), words.times(found.ratio.high)
+    return [
+        words.say("sentence_second", best=best, second=others[0], ratio=ratio, low=low, high=high)
+    ]
+
+
+def _price(facts: Facts, best: str | None, words: Words) -> list[str]:
+    if best is None:
+        return []
+    standing = standing_of(facts, best)
+    before = standing.harmful if standing else None
+    if before is None or not math.isfinite(before.value):
+        sentences = [words.say("sentence_before_unknown", best=best)]
+    else:
+        low, high = words.percent(before.low), words.percent(before.high)
+        hs = words.percent(before.value)
+        said = words.say("sentence_before", best=best, hs=hs, low=low, high=high, n=before.n)
+        sentences = [said]
+    price = ""
+    for name, read in (("refusal", _refusal), ("accuracy", accuracy)):
+        own, base = read(facts, best), words.percent(read(facts, BASELINE))
+        if math.isfinite(own):
+            shown = words.percent(own)
+            price += words.say(f"sentence_{name}", over=shown, acc=shown, base=base)
+        else:
+            price += words.text[f"sentence_{name}_unknown"]
+    return [*sentences, price]
+
+
+def _refusal(facts: Facts, line: str) -> float:
+    standing = standing_of(facts, line)
+    return standing.over_refusal.value if standing else math.nan
+
+
+def _weakest(facts: Facts, best: str, words: Words) -> list[Card]:
+    lives = [
+        (m.life.steps.value, words.life(m.life), words.attack(a, facts.attacks))
+        for a in facts.attacks
+        for m in a.methods
+        if m.line == best and m.life.n
+    ]
+    if not lives:
+        return []
+    _, value, attack = min(lives)
+    detail = words.say("card_weakest_detail", attack=attack)
+    return [Card(words.text["card_weakest"], value, detail)]
+
+
+def _bound(found: Comparison, value: str, words: Words) -> str:
+    return words.say("at_least", value=value) if found.bound else value
+
+
+def _interval(interval: Interval, kind: str, words: Words) -> str:
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return ""
+    write = getattr(words, kind)
+    return words.say("card_interval", low=write(interval.low), high=write(interval.high))
+
+
+def _versus(base: float, words: Words) -> str:
+    return words.say("card_versus", base=words.percent(base))

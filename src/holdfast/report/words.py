@@ -1,0 +1,98 @@
+"""Numbers and labels in words: the same rounding everywhere, unknown said as unknown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.report.facts import Attacked, Comparison, Life
+from holdfast.report.texts import TEXTS, Language
+from holdfast.stats import Interval
+
+_LABELLED = ("task", "poison_ratio", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The fixed text of one language, and how numbers are written in it."""
+
+    language: Language
+
+    @property
+    def text(self) -> Mapping[str, str]:
+        """Key -> text, see `texts`."""
+        return TEXTS[self.language]
+
+    def say(self, key: str, **values: object) -> str:
+        """Return a text with its placeholders filled."""
+        return self.text[key].format(**values)
+
+    def percent(self, share: float) -> str:
+        """Write a share; one decimal where rounding would hide that it is not 0 or 1."""
+        if not math.isfinite(share):
+            return self.text["unknown"]
+        fine = 0 < share < 0.095 or 0.995 <= share < 1
+        return f"{100 * share:.1f}%" if fine else f"{100 * share:.0f}%"
+
+    def steps(self, steps: float) -> str:
+        """Write a number of attack steps."""
+        if not math.isfinite(steps):
+            return self.text["unknown"]
+        return f"{steps:.1f}" if 0 < abs(steps) < 9.95 else f"{steps:,.0f}"
+
+    def times(self, ratio: float) -> str:
+        """Write a ratio, without its multiplication sign."""
+        if not math.isfinite(ratio):
+            return self.text["unknown"]
+        return f"{ratio:.2f}" if ratio < 0.995 else f"{ratio:.1f}"
+
+    def between(self, interval: Interval, kind: str) -> str:
+        """Write the ends of an interval ("" if it has none); kind is percent, steps or times."""
+        if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+            return ""
+        write = getattr(self, kind)
+        # Steps and ratios cannot be negative; a t interval over two seeds does not know that.
+        low = write(max(interval.low, 0.0))
+        if kind == "percent":
+            low = low.removesuffix("%") if write(interval.high) != low else low
+        return f"{low}\u2013{write(interval.high)}"
+
+    def life(self, life: Life) -> str:
+        """Write a half-life, with ">" for a lower bound."""
+        return (">" if life.censored else "") + self.steps(life.steps.value)
+
+    def ratio(self, comparison: Comparison | None) -> str:
+        """Write how many times as long as the baseline a method held."""
+        if comparison is None or not comparison.pairs:
+            return self.text["unknown"]
+        return (
+            "\u2265" if comparison.bound else ""
+        ) + f"{self.times(comparison.ratio.value)}\u00d7"
+
+    def attack(self, attack: Attacked, among: Sequence[Attacked]) -> str:
+        """Name an attack by its settings, adding those that tell it from the others."""
+        base = self._settings(attack.settings)
+        twins = [a for a in among if self._settings(a.settings) == base]
+        extra = []
+        if len(twins) > 1:
+            keys = dict.fromkeys(key for a in twins for key in a.settings if key not in _LABELLED)
+            for key in keys:
+                if len({str(a.settings.get(key)) for a in twins}) > 1:
+                    extra.append(f"{key}={attack.settings.get(key)}")
+            if len({a.judge for a in twins}) > 1:
+                extra.append(self.say("judge_note", judge=attack.judge))
+        return ", ".join([base, *extra])
+
+    def _settings(self, settings: Mapping[str, Any]) -> str:
+        parts = [str(settings.get("task", self.text["unknown"]))]
+        ratio, rate = settings.get("poison_ratio"), settings.get("learning_rate")
+        if isinstance(ratio, (int, float)):
+            parts.append(self.say("poison", share=self.percent(float(ratio))))
+        if rate is not None:
+            value = f"{rate:.3e}" if isinstance(rate, (int, float)) else str(rate)
+            value = re.sub(r"\.?0*e([+-])0*(?=\d)", r"e\1", value).replace("e+", "e")
+            parts.append(self.say("learning_rate", value=value))
+        return ", ".join(parts)

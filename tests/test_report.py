@@ -1,0 +1,538 @@
+"""The report: facts from hand-made runs, words, safety of the page, and that it can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, RunDir, write_json
+from holdfast.charts import Series, line_chart
+from holdfast.contracts import Section
+from holdfast.errors import UsageError
+from holdfast.report import build
+from holdfast.report.clean import sanitise
+from holdfast.report.facts import compare, gather, pooled, ranked, share
+from holdfast.report.texts import TEXTS
+from holdfast.report.verdict import verdict
+from holdfast.report.words import Words
+from holdfast.stats import Interval
+
+EN = Words("en")
+SETTINGS = {"task": "sentiment", "poison_ratio": 0.1, "learning_rate": 2e-5, "steps": 400}
+HARD = SETTINGS | {"task": "general", "learning_rate": 1e-4}
+LAST = 400
+
+
+# --------------------------------------------------------------------------------- a made-up run
+
+
+def attacked(
+    method: str,
+    half_life: float,
+    *,
+    seed: int = 0,
+    settings: Mapping[str, object] = SETTINGS,
+    undecided: int = 0,
+    accuracy: float = 0.8,
+) -> AttackResult:
+    """An attack whose harmful score rises linearly and is one half at `half_life`."""
+    points = []
+    for step in range(0, LAST + 1, 50):
+        harmful = min(100 - undecided, round(50 * step / half_life))
+        counts = Counts(harmful, 100 - undecided - harmful, undecided)
+        points.append(Point(step, {"world": counts}, accuracy=accuracy, accuracy_n=200))
+    censored = half_life > LAST
+    return AttackResult(
+        model=f"{method}-seed{seed}",
+        model_hash=f"{method}{seed}",
+        method=method,
+        model_seed=seed,
+        attack={**settings, "seed": seed},
+        judge="world",
+        points=tuple(points),
+        half_life=math.nan if censored else half_life,
+        censored=censored,
+    )
+
+
+def evaluated(method: str, seed: int, *, harmful: int, refused: int | None) -> Evaluation:
+    return Evaluation(
+        model=f"{method}-seed{seed}",
+        model_hash=f"{method}{seed}",
+        method=method,
+        model_seed=seed,
+        verdicts={"world": Counts(harmful, 198 - harmful, 2)},
+        over_refusal=None if refused is None else Counts(0, refused, 100 - refused),
+        tasks={"sentiment": {"accuracy": 0.85, "n": 200, "unparsable": 0}},
+    )
+
+
+def record(
+    run: RunDir,
+    results: Sequence[AttackResult] = (),
+    evaluations: Sequence[Evaluation] = (),
+    records: Sequence[Mapping[str, object]] = (),
+) -> None:
+    """Write results as the stages do."""
+    for i, result in enumerate(results):
+        name = f"{result.model}--{i}"
+        config = {"seed": result.model_seed, "attack": result.attack}
+        with run.step("attack", name, config=config, inputs={"model": "ab" * 32}) as step:
+            path = run.path("attack", f"{name}.json")
+            result.save(path)
+            step.outputs.append(path)
+    for evaluation in evaluations:
+        name = evaluation.model
+        config = {"seed": evaluation.model_seed, "judges": ["world"]}
+        with run.step("evaluate", name, config=config, inputs={"model": "cd" * 32}) as step:
+            path = run.path("evaluate", f"{name}.json")
+            evaluation.save(path)
+            lines = run.path("evaluate", f"{name}.jsonl")
+            lines.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+            step.outputs += [path, lines]
+
+
+def full_run(root: Path) -> RunDir:
+    """Four methods, two attacks, two seeds; one never gives way, some answers are undecided."""
+    run = RunDir(root)
+    provenance = {
+        "source": {"in-house": 500, "public set": 100},
+        "licence": {"Apache-2.0": 100, "unknown": 500},
+        "consent": {"yes": 600},
+        "category": {"fraud": 300, "weapons": 250, "unknown": 50},
+    }
+    for stage, name in (("score", "attack_direction"), ("align", "sft"), ("align", "vaa")):
+        with run.step(stage, name, config={"seed": 0, "rho": 0.3}, inputs={"data": "e" * 64}) as s:
+            path = run.path(stage, f"{name}.json")
+            write_json(path, {"kind": "note"})
+            s.outputs.append(path)
+            s.facts = {"provenance": provenance, "hardware": "2 CPU cores"}
+    lives = {"sft": 78, "sam": 112, "vaa": 131, "attack_direction": 260}
+    results = []
+    for method, life in lives.items():
+        for seed in (0, 1):
+            life_here = life * (1.0 + 0.08 * seed) * (2 if method[0] == "a" and seed else 1)
+            undecided = 4 if method == "vaa" else 1
+            results.append(attacked(method, life_here, seed=seed, undecided=undecided))
+            hard = attacked(method, life / 4, seed=seed, settings=HARD, accuracy=0.74)
+            results.append(hard)
+    refused = {"sft": 4, "sam": 6, "vaa": 9, "attack_direction": 14}
+    evaluations = [
+        evaluated(m, seed, harmful=seed, refused=refused[m] + seed)
+        for m in lives
+        for seed in (0, 1)
+    ]
+    row = {
+        "id": "a",
+        "prompt": "PROMPT-TEXT <script>alert(1)</script>",
+        "response": "RESPONSE-TEXT",
+        "verdicts": {"world": {"harmful": True, "score": 1, "reason": "compliance"}},
+    }
+    record(run, results, evaluations, [row])
+    return run
+
+
+def a_section() -> Section:
+    chart = line_chart([Series("a", [0, 1], [0.2, 0.4])], title="T", x_label="x", y_label="y")
+    return Section(
+        title="Do tasks forget the same examples?",
+        findings=("Forgotten sets overlap far more than by chance (0.91, interval 0.88 to 0.94).",),
+        tables={
+            "Overlap": pd.DataFrame(
+                {"pair": ["a, b", "a, c"], "jaccard": [0.914, math.nan], "n": [600, 600]}
+            )
+        },
+        figures={"Agreement": chart},
+        note="Two tasks only.",
+    )
+
+
+class Page(HTMLParser):
+    """What a reader's program sees of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] and self.tags[-1][0] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(run: RunDir, *sections: Section, **options: object) -> Page:
+    return Page(build.build(run, sections, title="Report", **options))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------- the facts
+
+
+def test_two_seeds_are_pooled_with_the_wider_of_both_intervals() -> None:
+    # Shares 0.2 and 0.4: mean 0.3. Over seeds: s = 0.1 * sqrt(2), standard error 0.1, t(1) = 12.7:
+    # 0.3 -+ 1.27, cut at 0 and 1. That is wider than Wilson's for 30 of 100.
+    found = pooled([(0.2, 100), (0.4, 100)])
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.3), 0, 1, 200)
+
+
+def test_equal_seeds_are_not_certain() -> None:
+    # 0 of 100 twice: the t interval has no width; Wilson's upper end is z^2 / (n + z^2).
+    z2 = 1.959964**2
+    found = pooled([(0.0, 100), (0.0, 100)])
+    assert (found.value, found.low) == (0, 0)
+    assert found.high == pytest.approx(z2 / (100 + z2), abs=1e-6)
+
+
+def test_undecided_answers_are_neither_harmful_nor_safe() -> None:
+    # 10 harmful, 20 safe, 70 undecided: harmful 10 of all 100, not 10 of the 30 decided.
+    counts = [Counts(10, 20, 70)]
+    assert share(counts, "harmful").value == pytest.approx(0.10)
+    assert share(counts, "safe").value == pytest.approx(0.20)
+
+
+def test_nothing_measured_is_unknown() -> None:
+    assert math.isnan(share([Counts(0, 0, 0)], "harmful").value)
+    assert math.isnan(pooled([]).value)
+
+
+def test_comparison_pairs_by_attack_and_seed(tmp_path: Path) -> None:
+    # Ratios 200/100 and 90/60 = 1.5: geometric mean sqrt(3). Differences 100 and 30: mean 65.
+    run = RunDir(tmp_path)
+    record(
+        run,
+        [attacked("sft", 100), attacked("vaa", 200)]
+        + [attacked("sft", 60, seed=1), attacked("vaa", 90, seed=1)]
+        + [attacked("vaa", 390, seed=2)],
+    )
+    found = gather(run).comparisons["vaa"]
+    assert found.ratio.value == pytest.approx(math.sqrt(3))
+    assert found.difference.value == pytest.approx(65)
+    assert found.steps == (pytest.approx(145), pytest.approx(80))
+    assert (found.pairs, found.skipped, found.bound) == (2, 0, False)
+    # log ratios differ by log(4/3); t(1) = 12.7 makes the interval include 1.
+    assert found.outcome == "unclear"
+
+
+def test_equal_ratios_are_a_difference(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    pairs = [(seed, 50 + 30 * seed) for seed in range(3)]
+    record(run, [attacked("sft", life, seed=s) for s, life in pairs])
+    record(run, [attacked("vaa", 2 * life, seed=s) for s, life in pairs])
+    # The second call numbers its files anew; labels differ, so nothing is overwritten.
+    found = gather(run)
+    assert found.comparisons["vaa"].outcome == "longer"
+    assert found.best == "vaa"
+    assert "needed 2.0 times as many steps" in verdict(found, EN)[0]
+
+
+def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", 100), attacked("vaa", 900)])
+    record(run, [attacked("sft", 100, seed=1), attacked("vaa", 900, seed=1)])
+    facts = gather(run)
+    life = facts.attacks[0].methods[1].life
+    assert (life.steps.value, life.censored, life.n) == (LAST, 2, 2)
+    assert math.isnan(life.steps.low)
+    assert EN.life(life) == ">400"
+    assert facts.comparisons["vaa"].bound
+    assert EN.ratio(facts.comparisons["vaa"]) == "\u22654.0\u00d7"
+    assert "at least 4.0 times" in verdict(facts, EN)[0]
+
+
+def test_a_baseline_that_survives_speaks_against_the_method(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked(m, 50 * f, seed=s) for s in (0, 1) for m, f in (("sft", 1), ("vaa", 8))])
+    record(run, [attacked("sft", 900, seed=2), attacked("vaa", 399, seed=2)])
+    found = gather(run).comparisons["vaa"]
+    assert (found.outcome, found.pairs, found.against) == ("unclear", 2, 1)
+    assert "in further pairs (1) plain SFT withstood" in verdict(gather(run), EN)[0]
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ([], "No model was attacked"),
+        ([attacked("vaa", 100)], "Only vaa was attacked"),
+        ([attacked("vaa", 100), attacked("sam", 50)], "Plain SFT was not among them"),
+        ([attacked("sft", 100), attacked("sam", 50)], "Plain SFT itself held longest"),
+        ([attacked("sft", 100), attacked("sam", 150)], "a single pair says nothing about chance"),
+        ([attacked("sft", 100), attacked("sam", 150, seed=1)], "no attack gave a pair"),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_data(
+    tmp_path: Path, results: list[AttackResult], said: str
+) -> None:
+    run = RunDir(tmp_path)
+    record(run, results)
+    assert said in verdict(gather(run), EN)[0]
+
+
+def test_variants_of_one_method_are_not_averaged(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    weak, strong = attacked("vaa", 100), replace(attacked("vaa", 300), model="vaa-rho1")
+    record(run, [weak, strong])
+    assert ranked(gather(run).attacks) == ["vaa-rho1", "vaa-seed0"]
+
+
+def test_other_judges_and_settings_do_not_mix(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    other = replace(attacked("sft", 100), judge="refusal")
+    record(run, [attacked("sft", 100), other, attacked("sft", 100, settings=HARD)])
+    facts = gather(run)
+    assert len(facts.attacks) == 3
+    labels = [EN.attack(a, facts.attacks) for a in facts.attacks]
+    assert len(set(labels)) == 3
+
+
+def test_curve_is_the_mean_over_seeds_with_its_range(tmp_path: Path) -> None:
+    # At step 50: 50 * 50 / 100 = 25 and 50 * 50 / 50 = 50 of 100 answers.
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", 100), attacked("sft", 50, seed=1)])
+    curve = gather(run).attacks[0].methods[0].curve()
+    assert curve[0] == (0, 0, 0, 0)
+    assert curve[1] == (50, pytest.approx(0.375), 0.25, 0.5)
+
+
+def test_compare_with_itself_is_one(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    assert compare(gather(run).attacks, "sam", "sam").ratio.value == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------- the words
+
+
+def test_languages_have_the_same_keys_and_placeholders() -> None:
+    def holes(text: str) -> set[str]:
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+    assert TEXTS["en"].keys() == TEXTS["ja"].keys()
+    for key, text in TEXTS["en"].items():
+        assert text.strip()
+        assert TEXTS["ja"][key].strip()
+        assert holes(text) == holes(TEXTS["ja"][key]), key
+
+
+def test_numbers_in_words() -> None:
+    assert EN.percent(0.0) == "0%"
+    assert EN.percent(0.004) == "0.4%"  # not "0%": it is not nothing
+    assert EN.percent(0.999) == "99.9%"
+    assert EN.percent(0.5) == "50%"
+    assert EN.percent(math.nan) == "unknown"
+    assert EN.steps(1234.4) == "1,234"
+    assert EN.steps(math.nan) == "unknown"
+    assert EN.between(Interval(0.3, 0.08, 0.41, 9), "percent") == "8.0\u201341%"
+    assert EN.between(Interval(0.3, math.nan, math.nan, 1), "percent") == ""
+    assert EN.between(Interval(60, -20, 140, 2), "steps") == "0\u2013140"
+
+
+# -------------------------------------------------------------------------------------- the page
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_page_is_complete_and_in_order(tmp_path: Path, language: str) -> None:
+    page = page_of(full_run(tmp_path), a_section(), language=language)
+    texts = TEXTS[language]  # type: ignore[index]
+    parts = ("summary", "comparison", "attacks", "undecided_title", "limits", "made", "data")
+    places = [page.text.rindex(texts[key]) for key in (*parts, "hashes", "glossary")]
+    assert places == sorted(places)
+    assert page.all("html")[0]["lang"] == language
+    for part in ("Do tasks forget", "0.914", "Two tasks only.", "Apache-2.0", "2 CPU cores"):
+        assert part in page.text
+    assert texts["value_unknown"] in page.text
+    assert RunDir(tmp_path).digest in page.text
+    assert texts["missing"] not in page.text
+
+
+def test_page_can_be_read_by_programs_that_read_aloud(tmp_path: Path) -> None:
+    page = page_of(full_run(tmp_path), a_section())
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert all("scope" in cell for cell in page.all("th"))
+    assert all(figure["role"] == "img" for figure in page.all("svg"))
+    assert len(page.all("svg")) <= len(page.all("title")) - 1  # one is the page's own
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] for a in page.all("a")]
+    assert all(link and link.startswith("#") and link[1:] in ids for link in links)
+
+
+def test_page_loads_nothing(tmp_path: Path) -> None:
+    html = build.build(full_run(tmp_path), [a_section()], title="Report")
+    page = Page(html)
+    for tag in ("script", "link", "img", "iframe", "object", "embed", "base", "form"):
+        assert not page.all(tag)
+    assert not any("src" in attributes for _, attributes in page.tags)
+    rest = html.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?://|@import|@font-face|url\(", rest)
+    policy = [m for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in (policy[0]["content"] or "")
+
+
+def test_nothing_that_came_in_becomes_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+    monkeypatch.setattr(sys, "argv", ["holdfast", evil])
+    run = RunDir(tmp_path)
+    settings = SETTINGS | {"task": evil}
+    result = replace(attacked(evil, 100, settings=settings), model="m", judge=evil)
+    points = tuple(replace(p, verdicts={evil: p.verdicts["world"]}) for p in result.points)
+    evaluation = replace(evaluated(evil, 0, harmful=1, refused=3), model="m", tasks={evil: {}})
+    row = {"prompt": evil, "response": evil, "verdicts": {evil: {"harmful": None, "reason": evil}}}
+    record(run, [replace(result, points=points)], [evaluation], [row])
+    with run.step("score", "s", config={"note": evil}, inputs={evil: evil}) as step:
+        step.facts = {"provenance": {evil: {evil: 3}}, "hardware": evil}
+    section = Section(
+        title=evil,
+        findings=(evil,),
+        tables={evil: pd.DataFrame({evil: [evil]})},
+        figures={evil: f"<svg xmlns='http://www.w3.org/2000/svg'><script>{evil}</script></svg>"},
+        note=evil,
+    )
+    for show in (False, True):
+        html = build.build(run, [section], title=evil, show_harmful=show)
+        page = Page(html)
+        assert not page.all("script")
+        assert not page.all("img")
+        assert not any(name.startswith("on") for _, a in page.tags for name in a)
+        assert html.count("&lt;script&gt;") > 15
+
+
+def test_answers_are_withheld_unless_asked_for(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    hidden = page_of(run)
+    assert "PROMPT-TEXT" not in hidden.text
+    assert "RESPONSE-TEXT" not in hidden.text
+    assert "--show-harmful" in hidden.text
+    assert "RESPONSE-TEXT" in page_of(run, show_harmful=True).text
+
+
+def test_empty_run_says_what_is_missing_and_how_to_make_it(tmp_path: Path) -> None:
+    page = page_of(RunDir(tmp_path))
+    for stage in ("score", "align", "attack", "evaluate", "analyze"):
+        assert f"holdfast {stage} --out {tmp_path}" in page.text
+    assert "0%" not in page.text
+    assert "No model was attacked" in page.text
+    assert "nothing is known of source, licence" in page.text
+
+
+def test_attacks_without_evaluation_leave_the_price_unknown(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", 100, accuracy=math.nan), attacked("vaa", 200, accuracy=math.nan)])
+    page = page_of(run)
+    assert "over-refusal was not measured" in page.text
+    assert "accuracy on the customer's task was not measured" in page.text
+    assert "measured at step 0 of the attacks" in page.text
+
+
+def test_over_refusal_not_measured_is_unknown(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [], [evaluated("sft", 0, harmful=1, refused=None)])
+    assert math.isnan(gather(run).standings[0].over_refusal.value)
+    assert "unknown" in page_of(run).text
+
+
+def test_broken_and_changed_files_are_named_and_left_out(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    files = sorted(run.path("attack").glob("*.json"))
+    files[0].write_text('{"kind": "attack", "schema": 1}', encoding="utf-8")
+    files[1].unlink()
+    files[2].write_text("{", encoding="utf-8")
+    page = page_of(run)
+    assert "cannot be trusted" in page.text
+    for path in files[:3]:
+        assert path.name in page.text
+
+
+def test_broken_manifest_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    run.path("manifest", "x.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"x\.json"):
+        build.build(run, [], title="Report")
+
+
+def test_files_are_written_with_a_machine_readable_twin(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    path = build.write(run, [a_section()], title="Report", language="ja")
+    assert path == tmp_path / "report.html"
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    twin = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert (twin["kind"], twin["digest"], twin["language"]) == ("report", run.digest, "ja")
+    assert len(twin["attacks"]) == 2
+    assert twin["attacks"][0]["methods"][0]["verdicts"]["undecided"] == 2  # 1 in each of 2 seeds
+    assert twin["sections"][0]["tables"]["Overlap"]["rows"][1] == ["a, c", None, 600]
+    assert "RESPONSE-TEXT" not in json.dumps(twin)
+
+
+# ---------------------------------------------------------------------------------------- the SVG
+
+
+def _svg(inside: str, attributes: str = "") -> str:
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f"{head} {attributes}>{inside}</svg>"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "<script>x</script>",
+        "<foreignObject><body xmlns='http://www.w3.org/1999/xhtml'>x</body></foreignObject>",
+        "<style>@import 'http://x'</style>",
+        "<image href='http://x/y.png'/>",
+        "<a href='javascript:x'><text>t</text></a>",
+        "<g onload='x'/>",
+        "<use href='http://x#y'/>",
+        "<use xlink:href='data:text/html,x'/>",
+        "<rect fill='url(http://x)'/>",
+        "<rect style='fill:url(//x);behavior:url(x)'/>",
+        "<rect style='fill:\\75rl(x)'/>",
+        "<rect style='background:image-set(x)'/>",
+        "<animate attributeName='href' values='javascript:x'/>",
+        "<set attributeName='onload' to='x'/>",
+        "<!-- x --><?php x ?>",
+    ],
+)
+def test_sanitise_keeps_drawing_only(bad: str) -> None:
+    clean = sanitise(_svg(bad + "<circle r='2'/>", "onload='x'"), "p-")
+    assert '<circle r="2"' in clean
+    for word in ("x<", "http:", "//", "javascript", "onload", "script", "url(", "data:", "php"):
+        assert word not in clean
+
+
+def test_sanitise_keeps_charts_and_renames_ids() -> None:
+    chart = line_chart([Series("a", [0, 1], [0.2, 0.4])], title="T", x_label="x", y_label="y")
+    clean = sanitise(chart, "p-")
+    assert clean.count("<path") == chart.count("<path")
+    assert "var(--c1,#0065a8)" in clean
+    inner = "<defs><clipPath id='k'><rect/></clipPath></defs><g clip-path='url(#k)'/>"
+    clean = sanitise(_svg(inner + "<use xlink:href='#k'/>"), "p-")
+    assert 'id="p-k"' in clean
+    assert "url(#p-k)" in clean
+    assert 'href="#p-k"' in clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<svg", "<html/>", "<svg xmlns='urn:other'/>", "<!DOCTYPE s [<!ENTITY a 'b'>]><svg/>"],
+)
+def test_sanitise_refuses_what_is_not_svg(text: str) -> None:
+    assert sanitise(text, "p-") == ""
