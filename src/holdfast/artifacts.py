@@ -85,7 +85,9 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file; it is made by `holdfast {kind}`") from error
+        raise UsageError(
+            f"{path}: no such file; `holdfast {kind.removesuffix('s')}` makes it"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid JSON ({error}); make it again") from error
     if not isinstance(value, dict) or value.get("kind") != kind:
@@ -340,7 +342,14 @@ class AttackResult:
         """Read a file written by `save`."""
         raw = read_json(path, "attack")
         del raw["kind"], raw["schema"]
-        raw["points"] = tuple(
+        raw["points"] = tuple(cls.read_points(raw["points"]))
+        raw["half_life"] = _nan(raw["half_life"])
+        return cls(**raw)
+
+    @staticmethod
+    def read_points(raw: Sequence[Mapping[str, Any]]) -> list[Point]:
+        """Read the points of a file."""
+        return [
             Point(
                 step=p["step"],
                 verdicts={k: Counts(**v) for k, v in p["verdicts"].items()},
@@ -349,10 +358,8 @@ class AttackResult:
                 unparsable=p["unparsable"],
                 loss=_nan(p["loss"]),
             )
-            for p in raw["points"]
-        )
-        raw["half_life"] = _nan(raw["half_life"])
-        return cls(**raw)
+            for p in raw
+        ]
 
 
 @dataclass(frozen=True)
@@ -427,8 +434,16 @@ class Entry:
 
 @dataclass
 class Step:
-    """A step in progress: register the files it writes, and facts worth keeping."""
+    """A step in progress: register the files it writes, and facts worth keeping.
 
+    Attributes:
+        key: Hash of stage, name, configuration and inputs; names the step's working files.
+        done: The earlier entry, if the step is there already.
+        outputs: Files written, inside the run directory.
+        facts: What the report may want to know.
+    """
+
+    key: str
     done: Entry | None
     outputs: list[Path] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -465,7 +480,7 @@ class RunDir:
             inputs: What it was made from: label -> content hash.
         """
         key = sha256_json([stage, name, config, inputs])[:16]
-        step = Step(done=self._intact(stage, name, key))
+        step = Step(key, self._intact(stage, name, key))
         started, clock = datetime.now(UTC), time.monotonic()
         yield step
         if step.done is None:
@@ -537,7 +552,9 @@ class RunDir:
 
     def _entry_path(self, stage: str, name: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)
-        return self.path("manifest", f"{stage}--{safe}.json")
+        # Names that differ only in replaced characters must not share a file.
+        mark = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return self.path("manifest", f"{stage}--{safe}{mark}.json")
 
     def _intact(self, stage: str, name: str, key: str) -> Entry | None:
         path = self._entry_path(stage, name)

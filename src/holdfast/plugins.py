@@ -69,7 +69,10 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         key, separator, value = pair.partition("=")
         if not separator:
             raise UsageError(f"{spec!r}: {pair!r} is not key=value")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{spec!r}: the value of {key!r} cannot be read: {value!r}") from error
     return name.strip(), options
 
 
@@ -86,6 +89,8 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
     """
     name, options = parse(spec)
     cls = find(kind, name)
+    if not dataclasses.is_dataclass(cls):
+        raise UsageError(f"{name}: a plug-in must be a frozen dataclass whose fields are options")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     unknown = sorted(set(options) - set(fields))
     if unknown:
@@ -102,11 +107,11 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
 
 
 def _coerce(name: str, key: str, value: Any, hint: Any) -> Any:
-    if hint is float and isinstance(value, (int, str)):
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError as error:
             raise UsageError(f"{name}: {key}={value!r} is not a number") from error
-    if hint in (int, bool) and type(value) is not hint:
+    if hint in (int, float, bool) and type(value) is not hint:
         raise UsageError(f"{name}: {key}={value!r} must be {hint.__name__}")
     return str(value) if hint is str else value

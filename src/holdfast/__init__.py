@@ -1,0 +1,1 @@
+"""holdfast: keep a language model's safety alignment through fine-tuning."""

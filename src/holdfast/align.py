@@ -1,0 +1,181 @@
+"""Stage: train the alignment with a method, from base model and rows to aligned model."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from holdfast import models, plugins
+from holdfast.artifacts import Groups, Step, write_json
+from holdfast.config import StageConfig
+from holdfast.data import provenance_table
+from holdfast.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.methods.base import AlignmentData, AlignmentTrainer
+
+
+class AlignConfig(StageConfig):
+    """Options of the stage.
+
+    Attributes:
+        model: The model to align: "world", a directory, or a hub id.
+        data: Safety rows: restricted prompts with the answers that are wanted.
+        benign: Ordinary rows, mixed in.
+        harmful: Harmful rows, for methods that use them.
+        groups: Name of a grouping in the run, for methods that need one.
+        method: Name of a method, or "module:Class".
+        options: The method's own options, e.g. {"rho": 0.4}.
+        name: Label of the result; the method's name if empty.
+        epochs: Passes over all rows.
+        learning_rate: Of AdamW, constant.
+        batch_size: Rows per step.
+        max_length: Tokens kept per row.
+        lora_rank: Rank of LoRA adapters, merged at the end; 0 trains all weights.
+    """
+
+    model: str
+    data: str
+    benign: str | None = None
+    harmful: str | None = None
+    groups: str | None = None
+    method: str = "sft"
+    options: dict[str, Any] = Field(default_factory=dict)
+    name: str = ""
+    epochs: float = Field(default=3.0, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    max_length: int = Field(default=256, ge=8)
+    lora_rank: int = Field(default=0, ge=0)
+
+    @property
+    def label(self) -> str:
+        """Name of the aligned model within the run."""
+        return f"{self.name or self.method.partition(':')[2] or self.method}-s{self.seed}"
+
+
+def align(config: AlignConfig) -> Path:
+    """Align a model and return the directory of the result.
+
+    Raises:
+        UsageError: Options, data and method do not fit together.
+        TrainingError: The loss is not finite.
+        KeyboardInterrupt: Interrupted; the same call goes on from the last step.
+    """
+    from holdfast.methods.base import AlignmentData
+
+    method: type[AlignmentTrainer] = plugins.find("methods", config.method)
+    groups, inputs = _groups(config, method)
+    data = AlignmentData(
+        safety=config.read(config.data),
+        benign=config.read_if(config.benign),
+        harmful=config.read_if(config.harmful),
+        groups=groups,
+    )
+    inputs |= {
+        "model": models.hash_model(models.resolve(config.model)),
+        "safety": data.safety.hash,
+        **({"benign": data.benign.hash} if data.benign else {}),
+        **({"harmful": data.harmful.hash} if data.harmful else {}),
+    }
+    if groups is not None:
+        groups.aligned_to(data.safety.ids)
+    path = config.run.path("models", config.label)
+    with config.run.step("align", config.label, config=config.keyed(), inputs=inputs) as step:
+        if step.done is None:
+            _train(config, method, data, path, step)
+            step.facts["provenance"] = provenance_table(data.safety)
+            step.facts["rows"] = {"safety": len(data.safety), "benign": len(data.benign or ())}
+    return path
+
+
+def _groups(
+    config: AlignConfig, method: type[AlignmentTrainer]
+) -> tuple[Groups | None, dict[str, str]]:
+    if "groups" not in method.needs:
+        return None, {}
+    entries = config.run.require("group", config.groups)
+    if config.groups is None and len(entries) > 1:
+        names = ", ".join(entry.name for entry in entries)
+        raise UsageError(f"{config.out} has several groupings ({names}); choose with --groups")
+    groups = Groups.load(config.run.path(next(iter(entries[0].outputs))))
+    return groups, {"groups": groups.hash}
+
+
+def _train(
+    config: AlignConfig,
+    method: type[AlignmentTrainer],
+    data: AlignmentData,
+    path: Path,
+    step: Step,
+) -> None:
+    from holdfast.interrupt import deferred_interrupt
+    from holdfast.methods.base import StopOnInterrupt
+
+    loaded = models.load(config.model, device=config.device)
+    model = loaded.model
+    if config.lora_rank:
+        model = models.add_lora(model, config.lora_rank, seed=config.seed)
+    work = config.run.path("work", step.key)
+    options = _trainer_options(config, method, work, loaded.model.device.type)
+    with deferred_interrupt() as interrupt:
+        trainer = method(
+            model, options, data, loaded.tokenizer, callbacks=[StopOnInterrupt(interrupt)]
+        )
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        if interrupt.requested:
+            raise KeyboardInterrupt
+    step.outputs += models.save(models.merge(trainer.model), loaded.tokenizer, path)
+    log = config.run.path("models", f"{config.label}.training.json")
+    write_json(log, {"kind": "training", "schema": 1, "log": trainer.state.log_history})
+    step.outputs.append(log)
+    step.facts["steps"] = trainer.state.global_step
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _trainer_options(
+    config: AlignConfig, method: type[AlignmentTrainer], work: Path, device: str
+) -> Any:
+    known = {f.name for f in fields(method.Config) if f.init}
+    unknown = sorted(set(config.options) - known)
+    if unknown:
+        from transformers import TrainingArguments
+
+        own = sorted(known - {f.name for f in fields(TrainingArguments)})
+        raise UsageError(
+            f"{config.method}: unknown option {unknown[0]!r}; it has {', '.join(own)}, "
+            "and those of transformers.TrainingArguments"
+        )
+    settings: dict[str, Any] = {
+        "output_dir": str(work),
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "per_device_train_batch_size": config.batch_size,
+        "max_length": config.max_length,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "use_cpu": device == "cpu",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "dataloader_pin_memory": False,
+    }
+    try:
+        return method.Config(**{**settings, **config.options})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{config.method}: {error}") from error
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(work)) if work.is_dir() else None

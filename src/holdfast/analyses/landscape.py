@@ -1,0 +1,157 @@
+"""How the refusals give way along the attacker's direction, group by group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import numpy as np
+import pandas as pd
+
+from holdfast.artifacts import Entry, Groups, RunDir, Scores
+from holdfast.charts import ChartOptions, Series, line_chart
+from holdfast.contracts import Analysis, Section
+from holdfast.errors import UsageError
+from holdfast.stats import wilson
+
+if TYPE_CHECKING:
+    from holdfast.examples import Examples
+
+
+@dataclass(frozen=True)
+class Landscape(Analysis):
+    """Loss and refusals of each group while the weights move down the attacker's gradient.
+
+    The direction is that of `attack_direction` on the scored model, from harmful rows where the
+    run has them, otherwise from alignment prompts with unrelated benign answers; steps are in
+    multiples of the estimator's half-flip step, so that models can be compared.
+
+    Attributes:
+        rows: At most so many examples of each group.
+        points: Steps along the direction.
+        reach: Last step, in multiples of the half-flip step.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("score", "group")
+
+    rows: int = 150
+    points: int = 9
+    reach: float = 2.0
+
+    def run(self, run: RunDir) -> Section:
+        """Return the curves of the first scored model that has groups."""
+        entry, scores, groups = _scored(run)
+        examples = _examples(entry)
+        labels = groups.aligned_to(examples.ids)
+        table = self._walk(entry, scores, examples, labels, groups)
+        half = table[table["step"] == 1.0].set_index("group")
+        sentences = [
+            f"At the step where half of all examples have flipped, {row['flipped']:.0%} of the "
+            f"{name} group no longer begin with a refusal, "
+            f"{wilson(round(row['flipped'] * row['n']), int(row['n']))}."
+            for name, row in half.iterrows()
+        ]
+        return Section(
+            title="How far along the attacker's road do the groups hold?",
+            findings=tuple(sentences),
+            tables={"Along the attack direction": table.round(3)},
+            figures={
+                "Share of examples that no longer begin with a refusal": _chart(
+                    table, "flipped", "Share flipped", mark=0.5
+                ),
+                "Loss of the safe answers": _chart(table, "loss", "Mean loss per token (nats)"),
+            },
+            note=(
+                f"Model {entry.config['model']}, direction from {scores.facts.get('source')} rows. "
+                "The groups were made from scores that look along this very direction, so that "
+                "they part here shows how, not that; whether attacks agree is shown elsewhere."
+            ),
+        )
+
+    def _walk(  # noqa: PLR0913
+        self,
+        entry: Entry,
+        scores: Scores,
+        examples: Examples,
+        labels: np.ndarray,
+        groups: Groups,
+    ) -> pd.DataFrame:
+        from holdfast import models, plugins
+        from holdfast.losses import answer_losses, first_margins, refusal_tokens
+        from holdfast.weights import restored, trainable
+
+        loaded = models.load(entry.config["model"])
+        model, pad = loaded.model, cast(int, loaded.tokenizer.pad_token_id)
+        estimator = plugins.make("estimators", scores.estimator, **_resources(entry))
+        direction = estimator.direction(model, loaded.tokenizer, examples, scores.seed)
+        encoded = models.encode(loaded.tokenizer, examples, estimator.max_length)
+        tokens = refusal_tokens(encoded)
+        parameters = trainable(model)
+        rows = []
+        for multiple in np.linspace(0, self.reach, self.points):
+            with restored(parameters) as add:
+                add([float(multiple * scores.facts["step"]) * d for d in direction])
+                for label, name in enumerate(groups.names):
+                    chosen = [encoded[i] for i in np.flatnonzero(labels == label)[: self.rows]]
+                    margins = first_margins(model, chosen, tokens, pad=pad).numpy()
+                    losses = answer_losses(model, chosen, pad=pad).numpy()
+                    rows.append(
+                        {
+                            "group": name,
+                            "step": float(multiple),
+                            "flipped": float((margins < 0).mean()),
+                            "loss": float(losses.mean()),
+                            "n": len(chosen),
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+
+def _scored(run: RunDir) -> tuple[Entry, Scores, Groups]:
+    groupings = [Groups.load(run.path(next(iter(e.outputs)))) for e in run.require("group")]
+    for entry in run.require("score"):
+        scores = Scores.load(run.path(next(iter(entry.outputs))))
+        if "step" not in scores.facts:
+            continue
+        for groups in groupings:
+            if groups.data_hash == scores.data_hash:
+                return entry, scores, groups
+    raise UsageError(
+        f"{run.root}: landscape needs scores of attack_direction and a grouping of the same rows; "
+        "run `holdfast score` and `holdfast group`"
+    )
+
+
+def _examples(entry: Entry) -> Examples:
+    return _read(entry, entry.config["data"])
+
+
+def _resources(entry: Entry) -> dict[str, Examples]:
+    specs = {key: entry.config[key] for key in ("harmful", "benign")}
+    return {key: _read(entry, spec) for key, spec in specs.items() if spec is not None}
+
+
+def _read(entry: Entry, spec: str) -> Examples:
+    from holdfast.data import ReadOptions, read
+
+    options = ReadOptions(
+        columns=entry.config["columns"],
+        drop_invalid=entry.config["drop_invalid"],
+        limit=entry.config["limit"],
+    )
+    return read(spec, options)
+
+
+def _chart(table: pd.DataFrame, column: str, label: str, mark: float | None = None) -> str:
+    series = [
+        Series(str(name), rows["step"].tolist(), rows[column].tolist())
+        for name, rows in table.groupby("group", sort=False)
+    ]
+    options = ChartOptions() if mark is None else ChartOptions(mark=mark)
+    return line_chart(
+        series,
+        title=label,
+        x_label="Step along the direction (1 = half of all examples flipped)",
+        y_label=label,
+        options=options,
+    )

@@ -1,0 +1,55 @@
+"""Stage: say what the results mean, one section of the report per analysis."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from holdfast import plugins, progress
+from holdfast.config import StageConfig
+from holdfast.contracts import Analysis, Section
+from holdfast.sections import load_section, save_section
+
+
+class AnalyzeConfig(StageConfig):
+    """Options of the stage.
+
+    Attributes:
+        analyses: Names and options; all that ship with holdfast and have what they need if empty.
+    """
+
+    analyses: list[str] = Field(default_factory=list)
+
+
+def analyze(config: AnalyzeConfig) -> list[Section]:
+    """Run the analyses and save `sections/<name>.json`.
+
+    Raises:
+        UsageError: An analysis that was asked for lacks what it needs.
+    """
+    run = config.run
+    wanted = config.analyses or _possible(config)
+    found = []
+    for done, spec in enumerate(wanted):
+        name = plugins.parse(spec)[0].rpartition(":")[2]
+        analysis: Analysis = plugins.make("analyses", spec)
+        inputs = {
+            f"{entry.stage} {entry.name}": entry.key
+            for need in analysis.needs
+            for entry in run.require(need)
+        }
+        progress.report(f"analyze {name}", done, len(wanted))
+        path = run.path("sections", f"{name}.json")
+        keyed = {"analysis": spec, "seed": config.seed}
+        with run.step("analyze", name, config=keyed, inputs=inputs) as step:
+            if step.done is None:
+                save_section(path, analysis.run(run))
+                step.outputs.append(path)
+        found.append(load_section(path))
+    progress.report("analyses", len(wanted), len(wanted))
+    return found
+
+
+def _possible(config: AnalyzeConfig) -> list[str]:
+    stages = {entry.stage for entry in config.run.entries()}
+    names = plugins.available("analyses")
+    return [n for n in names if set(plugins.find("analyses", n).needs) <= stages]

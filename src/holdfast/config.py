@@ -1,0 +1,57 @@
+"""What all stages' options have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from holdfast.artifacts import RunDir
+from holdfast.data import ReadOptions, read
+from holdfast.examples import Examples
+
+
+class StageConfig(BaseModel):
+    """Options that every stage has.
+
+    Attributes:
+        out: The run directory.
+        seed: Seed of whatever is random in the stage.
+        device: auto, cpu, cuda or cuda:N.
+        columns: Wanted column -> column in the data files.
+        drop_invalid: Drop empty and repeated rows instead of stopping.
+        limit: Read only the first rows of every data file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path
+    seed: int = 0
+    device: str = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
+    drop_invalid: bool = False
+    limit: int | None = Field(default=None, ge=1)
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory."""
+        return RunDir(self.out)
+
+    def keyed(self) -> dict[str, Any]:
+        """Return the options that change results: not where they go or what computes them."""
+        return self.model_dump(mode="json", exclude={"out", "device"})
+
+    def read(self, spec: str, *, needs_response: bool = True) -> Examples:
+        """Read rows as these options say."""
+        options = ReadOptions(
+            columns=self.columns,
+            drop_invalid=self.drop_invalid,
+            limit=self.limit,
+            needs_response=needs_response,
+        )
+        return read(spec, options)
+
+    def read_if(self, spec: str | None) -> Examples | None:
+        """Read rows if there is a spec."""
+        return None if spec is None else self.read(spec)

@@ -1,0 +1,115 @@
+"""Per-example losses and the refusal margin."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holdfast.models import IGNORE, Encoded, collate
+
+
+def per_example_nll(
+    logits: Tensor,  # (B, T, V)
+    labels: Tensor,  # (B, T)
+) -> Tensor:
+    """Return the mean negative log-likelihood of each row's labelled tokens, (B,).
+
+    Position t predicts label t + 1, as in transformers; rows without labels give nan.
+    """
+    shifted = labels[:, 1:]
+    losses = F.cross_entropy(
+        logits[:, :-1].transpose(1, 2), shifted, ignore_index=IGNORE, reduction="none"
+    )
+    counted = (shifted != IGNORE).sum(1)
+    return losses.sum(1) / torch.where(counted > 0, counted, torch.nan)
+
+
+def refusal_tokens(rows: Sequence[Encoded], *, coverage: float = 0.99) -> Tensor:
+    """Return the tokens that the answers begin with, most frequent first.
+
+    They are the set S of the refusal margin. The tail beyond `coverage` is left out, so that one
+    odd row does not make its first token a refusal for all.
+    """
+    counts = Counter(row.ids[row.start] for row in rows)
+    chosen, seen = [], 0
+    for token, count in counts.most_common():
+        chosen.append(token)
+        seen += count
+        if seen >= coverage * len(rows):
+            break
+    return torch.tensor(chosen)
+
+
+def refusal_margin(
+    logits: Tensor,  # (B, V), at the position that predicts the first answer token
+    tokens: Tensor,  # (S,)
+) -> Tensor:
+    """Return log p(S) - max over v outside S of log p(v), (B,): below 0 the answer is no refusal.
+
+    The set matters: a model that hesitates between "I" and "Sorry" is not about to comply.
+    """
+    inside = logits[:, tokens].logsumexp(1)
+    outside = logits.index_fill(1, tokens, -torch.inf).amax(1)
+    return inside - outside
+
+
+@torch.no_grad()
+def first_margins(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    tokens: Tensor,
+    *,
+    pad: int,
+    batch_size: int = 128,
+) -> Tensor:
+    """Return the refusal margin of every row at its first answer token, (n,) float32 on the CPU."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: rows[i].start)
+    margins = torch.empty(len(rows))
+    for indices in chunks(order, batch_size):
+        prompts = [Encoded(rows[i].ids[: rows[i].start], rows[i].start) for i in indices]
+        batch = collate(prompts, pad, device)
+        last = torch.tensor([row.start - 1 for row in prompts], device=device)
+        logits = _last_logits(model, batch, last)
+        margins[indices] = refusal_margin(logits.float(), tokens.to(device)).cpu()
+    return margins
+
+
+@torch.no_grad()
+def answer_losses(
+    model: nn.Module, rows: Sequence[Encoded], *, pad: int, batch_size: int = 64
+) -> Tensor:
+    """Return the mean loss per answer token of every row, (n,) float32 on the CPU."""
+    device = next(model.parameters()).device
+    losses = torch.empty(len(rows))
+    for indices in chunks(range(len(rows)), batch_size):
+        batch = collate([rows[i] for i in indices], pad, device)
+        labels = batch.pop("labels")
+        losses[indices] = per_example_nll(model(**batch).logits.float(), labels).cpu()
+    return losses
+
+
+def _last_logits(model: nn.Module, batch: dict[str, Tensor], last: Tensor) -> Tensor:
+    """Return the logits at each row's last prompt token, (B, V).
+
+    Only the positions that are some row's last are projected to the vocabulary, where the
+    architecture can do so.
+    """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    rows = torch.arange(len(last), device=last.device)
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return cast(Tensor, model(**inputs).logits[rows, last])
+    positions, index = torch.unique(last, return_inverse=True)
+    return cast(Tensor, model(**inputs, logits_to_keep=positions).logits[rows, index])
+
+
+def chunks(items: Sequence[int], size: int) -> Iterable[list[int]]:
+    """Yield consecutive pieces of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -1,0 +1,9 @@
+"""Plain supervised fine-tuning on the alignment rows: the baseline, and the neutral element."""
+
+from __future__ import annotations
+
+from holdfast.methods.base import AlignmentTrainer
+
+
+class Sft(AlignmentTrainer):
+    """Minimizes the mean answer loss over safety and benign rows (ERM). One backward pass."""

@@ -1,0 +1,285 @@
+"""Loading, saving and adapting causal language models, and turning rows into tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.artifacts import sha256_file
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WORLD_BASE = Path(__file__).parent / "world" / "base"
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Files that make up a model; weights in pickle formats are never read."""
+
+IGNORE = -100
+"""Label of tokens that do not count in the loss, as in transformers."""
+
+PLAIN_PROMPT = "User: {prompt}\nAssistant: "
+"""How a prompt is shown to a model whose tokenizer has no chat template."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer, and where both came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    hash: str
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device that a name means; "auto" takes an accelerator where there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"--device {name!r} is no device; use auto, cpu, cuda or cuda:N"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name!r}: this machine has no CUDA device; use cpu")
+    return device
+
+
+def load(source: str, *, device: str = "auto") -> Loaded:
+    """Load a causal language model from "world", a directory, or a hub id.
+
+    A directory with a LoRA adapter is loaded with its base and merged. Weights are float32 on a
+    CPU; elsewhere as stored. Code from the model's repository is never run.
+
+    Raises:
+        UsageError: Not a model; the message says what was missing.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    target, path = pick_device(device), resolve(source)
+    hf_logging.disable_progress_bar()
+    kind: dict[str, Any] = {
+        "dtype": "float32" if target.type == "cpu" else "auto",
+        "use_safetensors": True,
+    }
+    try:
+        if (path / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, **kind)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{source}: cannot be loaded as a causal language model ({first}); "
+            "give a directory written by save_pretrained, or a hub id"
+        ) from error
+    prepare_tokenizer(tokenizer, source)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.eval()
+    return Loaded(model.to(target), tokenizer, source, hash_model(path))
+
+
+def resolve(source: str) -> Path:
+    """Return the local directory of a model: "world", a directory, or a hub id (downloaded).
+
+    Raises:
+        UsageError: Neither a model directory nor a model on the hub.
+    """
+    path = WORLD_BASE if source == "world" else Path(source)
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise UsageError(
+                f"{source}: the directory is no model (no config.json); "
+                "give one written by save_pretrained, or a hub id"
+            )
+        return path
+    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UsageError(f"{source}: no such model directory")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[f"*{s}" for s in MODEL_SUFFIXES]))
+    except (OSError, ValueError, HFValidationError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{source}: no such directory, and the hub could not be read: {first}"
+        ) from error
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Give a tokenizer what batches need: an end token and a padding token.
+
+    Raises:
+        UsageError: No end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"{source}: the tokenizer has no end-of-sequence token, so answers could not end; "
+            "set tokenizer.eos_token and save it again"
+        )
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so the end token can stand in for it.
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def hash_model(path: Path) -> str:
+    """Return a sha256 over the names and contents of a model directory's files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix in MODEL_SUFFIXES and file.is_file():
+            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Path]:
+    """Write a model directory atomically (safetensors) and return its files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        made = Path(temporary) / "model"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        if path.exists():
+            # A directory cannot be replaced in one step; the old one is moved into the way out.
+            os.replace(path, Path(temporary) / "old")
+        os.replace(made, path)
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel:
+    """Freeze a model and add LoRA adapters of a rank to all its linear layers (peft).
+
+    The result is a `PeftModel`; `merge` folds the adapters in.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        adapted: PreTrainedModel = get_peft_model(model, config)
+    return adapted
+
+
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Fold LoRA adapters into the weights; a model without them is returned as it is."""
+    if hasattr(model, "merge_and_unload"):
+        merged: PreTrainedModel = model.merge_and_unload()
+        return merged
+    return model
+
+
+# --------------------------------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row as tokens: the prompt's, then the answer's from position `start` on."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return the text that the model sees before it answers."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(text)
+    return PLAIN_PROMPT.format(prompt=prompt)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> str:
+    """Return what follows the prompt in training: the response as the template writes it."""
+    if tokenizer.chat_template:
+        turns = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
+        ]
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        before = prompt_text(tokenizer, prompt)
+        if whole.startswith(before):
+            return whole[len(before) :]
+    return response
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the tokens of a prompt; the template's special tokens are added once."""
+    text = prompt_text(tokenizer, prompt)
+    ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    if not tokenizer.chat_template and ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    return ids
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
+) -> list[Encoded]:
+    """Turn rows into tokens that end with the end token; long ones are cut on the right.
+
+    Raises:
+        UsageError: A prompt leaves no room for its answer.
+    """
+    encoded = []
+    for row in examples:
+        prompt = encode_prompt(tokenizer, row.prompt)
+        answer = answer_text(tokenizer, row.prompt, row.response)
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if tokenizer.eos_token_id not in ids:
+            ids = [*ids, tokenizer.eos_token_id]
+        if len(prompt) >= max_length:
+            raise UsageError(
+                f"{examples.name}: the prompt {row.prompt[:60]!r} has {len(prompt)} tokens and "
+                f"leaves no room for an answer in {max_length}; raise --max-length or drop it"
+            )
+        encoded.append(Encoded(tuple([*prompt, *ids][:max_length]), len(prompt)))
+    return encoded
+
+
+def collate(
+    rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Pad rows on the right into input_ids, attention_mask and labels, each (B, T)."""
+    import torch
+
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORE)
+    for i, row in enumerate(rows):
+        length = len(row.ids)
+        ids[i, :length] = torch.tensor(row.ids)
+        mask[i, :length] = 1
+        labels[i, row.start : length] = ids[i, row.start : length]
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextlib.contextmanager
+def preserved_rng(seed: int) -> Any:
+    """Seed torch inside the block and put the global random state back afterwards."""
+    import torch
+
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield

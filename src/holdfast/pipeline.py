@@ -1,0 +1,319 @@
+"""The whole road from one configuration file: every stage in order, finished ones skipped."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from holdfast.config import StageConfig
+from holdfast.errors import UsageError
+
+SCORED = "sft"
+"""The method whose models are scored; the groups are made from it."""
+
+
+class DataSpecs(BaseModel):
+    """Where the rows are: "world:NAME", files, or hub data sets.
+
+    Attributes:
+        alignment: Restricted prompts with the answers that are wanted.
+        benign: Ordinary rows, mixed into the alignment.
+        harmful: The attacker's rows.
+        test: Restricted prompts that nobody trains on.
+        over_refusal: Benign prompts that an over-careful model refuses.
+        proxy: Ordinary rows of the proxy attack; the benign ones if None.
+        known_harmful: Harmful rows that the defender has, never the attacker's; None for none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    alignment: str
+    harmful: str
+    test: str
+    benign: str | None = None
+    over_refusal: str | None = None
+    proxy: str | None = None
+    known_harmful: str | None = None
+
+
+class RunConfig(BaseModel):
+    """A run: what to align, how, and how to attack it.
+
+    The mappings under align, score, group, attack, evaluate and report are options of the stage of
+    that name; `holdfast STAGE --help` explains them.
+
+    Attributes:
+        out: The run directory.
+        model: The model to align.
+        data: Where the rows are.
+        seeds: Every seed is a run of its own from alignment on; results are pooled.
+        device: auto, cpu, cuda or cuda:N.
+        judges: Names and options; the first defines the half-life.
+        columns: Wanted column -> column in the data files.
+        drop_invalid: Drop empty and repeated rows instead of stopping.
+        align: Options of every method.
+        methods: Label -> {"method", "options", and whatever differs from `align`}.
+        score: Label -> options of an estimator on the SFT-aligned model.
+        group: Options of the grouping; `scores` is a label of `score`.
+        attack: Options of the attacks on every method.
+        track: Track the alignment rows in attacks on the SFT-aligned model.
+        evaluate: Options of the evaluation.
+        analyses: Analyses; all that are possible if empty.
+        report: Title and language.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path
+    model: str
+    data: DataSpecs
+    seeds: list[int] = Field(default=[0], min_length=1)
+    device: str = "auto"
+    judges: list[str] = Field(default=["refusal"], min_length=1)
+    columns: dict[str, str] = Field(default_factory=dict)
+    drop_invalid: bool = False
+    align: dict[str, Any] = Field(default_factory=dict)
+    methods: dict[str, dict[str, Any]]
+    score: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    group: dict[str, Any] = Field(default_factory=dict)
+    attack: dict[str, Any] = Field(default_factory=dict)
+    track: bool = True
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    analyses: list[str] = Field(default_factory=list)
+    report: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One stage with its options."""
+
+    stage: Literal["align", "score", "group", "evaluate", "attack", "analyze", "report"]
+    name: str
+    config: StageConfig
+
+    def __call__(self) -> Any:
+        """Run the stage."""
+        return _function(self.stage)(self.config)
+
+
+def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
+    """Read a configuration file.
+
+    `${NAME}` in the file is replaced by the variable of that name, from `variables`, the file's
+    own `vars` mapping, or the environment, in this order.
+
+    Raises:
+        UsageError: Missing file, broken YAML, unknown variable, or an option that is not known.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        defaults = (yaml.safe_load(text) or {}).get("vars", {})
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file; see examples/ for configurations") from error
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UsageError(f"{path}: not a YAML mapping: {error}") from error
+    values = {**os.environ, **{k: str(v) for k, v in defaults.items()}, **(variables or {})}
+    try:
+        raw = yaml.safe_load(string.Template(text).substitute(values))
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"{path}: variable {error} is not set; give it with --set NAME=VALUE"
+        ) from error
+    raw.pop("vars", None)
+    return parse(raw, where=str(path))
+
+
+def parse(raw: Mapping[str, Any], *, where: str) -> RunConfig:
+    """Validate a configuration and every stage's options in it."""
+    try:
+        config = RunConfig.model_validate(raw)
+        plan(config)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {explain(error)}") from error
+    return config
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line per problem which option is wrong, and how."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or error.title
+        value = problem.get("input")
+        shown = "" if isinstance(value, (dict, list)) else f" (found {value!r})"
+        lines.append(f"{error.title}: {place}: {problem['msg']}{shown}")
+    return "; ".join(lines)
+
+
+def plan(config: RunConfig) -> list[Call]:
+    """Return every stage of the run, in order.
+
+    Raises:
+        ValidationError: A stage's option is wrong.
+        UsageError: There is no method to score, or the grouping names no scores.
+    """
+    methods = {SCORED: {}, **config.methods} if config.score else dict(config.methods)
+    if not methods:
+        raise UsageError("methods: name one at least, e.g. {sft: {}}")
+    first = [name for name in methods if name == SCORED]
+    rest = [name for name in methods if name != SCORED]
+    calls: list[Call] = []
+    for seed in config.seeds:
+        calls += [_align(config, name, methods[name], seed) for name in first]
+        calls += _scores(config, seed)
+        calls += [_align(config, name, methods[name], seed) for name in rest]
+    labels = [f"{name}-s{seed}" for seed in config.seeds for name in (*first, *rest)]
+    calls.append(_evaluate(config, [config.model, *labels]))
+    for label in labels:
+        calls.append(_attack(config, label))
+    return [*calls, *_last(config)]
+
+
+def run(config: RunConfig, *, before: Callable[[Call], None] | None = None) -> Path:
+    """Walk the plan; what is there already with the same hashes is not done again.
+
+    Args:
+        config: The run.
+        before: Called before each stage.
+
+    Returns:
+        The path of the report.
+    """
+    for call in plan(config):
+        if before is not None:
+            before(call)
+        call()
+    return config.out / "report.html"
+
+
+def _common(config: RunConfig) -> dict[str, Any]:
+    return {
+        "out": config.out,
+        "device": config.device,
+        "columns": config.columns,
+        "drop_invalid": config.drop_invalid,
+    }
+
+
+def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> Call:
+    from holdfast import plugins
+    from holdfast.align import AlignConfig
+
+    merged = {"method": name, **config.align, **options}
+    needs = plugins.find("methods", merged["method"]).needs
+    settings = AlignConfig(
+        **_common(config),
+        model=config.model,
+        data=config.data.alignment,
+        benign=config.data.benign,
+        harmful=config.data.known_harmful,
+        seed=seed,
+        name=name,
+        groups=f"groups-s{seed}" if "groups" in needs else None,
+        **merged,
+    )
+    return Call("align", settings.label, settings)
+
+
+def _scores(config: RunConfig, seed: int) -> list[Call]:
+    from holdfast.group import GroupConfig
+    from holdfast.score import ScoreConfig
+
+    model = str(config.out / "models" / f"{SCORED}-s{seed}")
+    calls = []
+    for name, options in config.score.items():
+        settings = ScoreConfig(
+            **{
+                **_common(config),
+                "model": model,
+                "data": config.data.alignment,
+                "benign": config.data.proxy or config.data.benign,
+                "harmful": config.data.known_harmful,
+                "judge": config.judges[0],
+                "seed": seed,
+                "name": f"{name}-s{seed}",
+                "estimator": name,
+                **options,
+            }
+        )
+        calls.append(Call("score", settings.label, settings))
+    if config.score:
+        group = dict(config.group)
+        scores = group.pop("scores", next(iter(config.score)))
+        if scores not in config.score:
+            raise UsageError(
+                f"group.scores: {scores!r} is not one of the scores: {', '.join(config.score)}"
+            )
+        settings_ = GroupConfig(
+            **_common(config),
+            data=config.data.alignment,
+            scores=f"{scores}-s{seed}",
+            name=f"groups-s{seed}",
+            seed=seed,
+            **group,
+        )
+        calls.append(Call("group", settings_.name, settings_))
+    return calls
+
+
+def _evaluate(config: RunConfig, labels: list[str]) -> Call:
+    from holdfast.evaluate import EvaluateConfig
+
+    settings = EvaluateConfig(
+        **_common(config),
+        models=labels,
+        test=config.data.test,
+        judges=config.judges,
+        over_refusal=config.data.over_refusal,
+        **config.evaluate,
+    )
+    return Call("evaluate", f"{len(labels)} models", settings)
+
+
+def _attack(config: RunConfig, label: str) -> Call:
+    from holdfast.attack import AttackConfig
+
+    tracked = config.track and label.rpartition("-s")[0] == SCORED
+    settings = AttackConfig(
+        **{
+            **_common(config),
+            "models": [label],
+            "harmful": config.data.harmful,
+            "test": config.data.test,
+            "judges": config.judges,
+            "track": config.data.alignment if tracked else None,
+            **config.attack,
+        }
+    )
+    return Call("attack", label, settings)
+
+
+def _last(config: RunConfig) -> list[Call]:
+    from holdfast.analyze import AnalyzeConfig
+    from holdfast.reporting import ReportConfig
+
+    common = {"out": config.out, "device": config.device}
+    return [
+        Call("analyze", "all", AnalyzeConfig(**common, analyses=config.analyses)),
+        Call("report", "report.html", ReportConfig(**common, **config.report)),
+    ]
+
+
+def _function(stage: str) -> Callable[[Any], Any]:
+    from holdfast import align, analyze, attack, evaluate, group, reporting, score
+
+    return {
+        "align": align.align,
+        "score": score.score,
+        "group": group.group,
+        "evaluate": evaluate.evaluate,
+        "attack": attack.attack,
+        "analyze": analyze.analyze,
+        "report": reporting.report,
+    }[stage]

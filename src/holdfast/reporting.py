@@ -1,0 +1,40 @@
+"""Stage: write the report that a person reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from holdfast.config import StageConfig
+from holdfast.report import write
+from holdfast.sections import load_section
+
+
+class ReportConfig(StageConfig):
+    """Options of the stage.
+
+    Attributes:
+        title: Heading of the report.
+        language: "en" or "ja".
+        show_harmful: Show examples of harmful answers; they are withheld otherwise.
+    """
+
+    title: str = "Does the safety alignment hold?"
+    language: Literal["en", "ja"] = "en"
+    show_harmful: bool = False
+
+
+def report(config: ReportConfig) -> Path:
+    """Write `report.html` and `report.json` from whatever the run directory holds."""
+    sections = [
+        load_section(config.run.path(output))
+        for entry in config.run.entries("analyze")
+        for output in entry.outputs
+    ]
+    return write(
+        config.run,
+        sections,
+        title=config.title,
+        language=config.language,
+        show_harmful=config.show_harmful,
+    )

@@ -1,0 +1,108 @@
+"""Stage: score how vulnerable every alignment example is in an aligned model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from holdfast import models, plugins
+from holdfast.artifacts import Scores
+from holdfast.config import StageConfig
+from holdfast.contracts import Estimate, Estimator
+from holdfast.data import provenance_table
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.examples import Examples
+
+
+class ScoreConfig(StageConfig):
+    """Options of the stage.
+
+    Attributes:
+        model: An aligned model: "world", a directory, or a hub id.
+        data: The alignment rows to score.
+        estimator: Name and options, e.g. "attack_direction,variant=critical_step".
+        benign: Ordinary rows, for estimators that use them.
+        harmful: Harmful rows, for estimators that use them.
+        judge: Name and options of the judge, for estimators that use one.
+        name: Label of the result; the estimator's name if empty.
+    """
+
+    model: str
+    data: str
+    estimator: str = "attack_direction"
+    benign: str | None = None
+    harmful: str | None = None
+    judge: str = "refusal"
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name of the scores within the run."""
+        return self.name or plugins.parse(self.estimator)[0].rpartition(":")[2]
+
+
+def score(config: ScoreConfig) -> Scores:
+    """Score the rows and save `scores/<name>.json`.
+
+    Raises:
+        UsageError: Rows, model and estimator do not fit together.
+    """
+    examples = config.read(config.data)
+    resources, inputs = _resources(config)
+    estimator: Estimator = plugins.make("estimators", config.estimator, **resources)
+    inputs |= {
+        "model": models.hash_model(models.resolve(config.model)),
+        "data": examples.hash,
+    }
+    path = config.run.path("scores", f"{config.label}.json")
+    with config.run.step("score", config.label, config=config.keyed(), inputs=inputs) as step:
+        if step.done is None:
+            loaded = models.load(config.model, device=config.device)
+            estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=config.seed)
+            _check(estimate, examples)
+            Scores(
+                ids=examples.ids,
+                values=estimate.values,
+                estimator=config.estimator,
+                data_hash=examples.hash,
+                model_hash=inputs["model"],
+                seed=config.seed,
+                details=estimate.details,
+                facts=estimate.facts,
+            ).save(path)
+            step.outputs.append(path)
+            step.facts |= {**estimate.facts, "provenance": provenance_table(examples)}
+    return Scores.load(path)
+
+
+def _resources(config: ScoreConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read what the estimator needs or can use, and hash it."""
+    name, _ = plugins.parse(config.estimator)
+    cls: type[Estimator] = plugins.find("estimators", name)
+    resources: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    for need in sorted(cls.needs | cls.accepts):
+        spec = getattr(config, need)
+        if spec is None:
+            if need in cls.needs:
+                raise UsageError(f"estimator {name!r} needs --{need}")
+            continue
+        if need == "judge":
+            resources[need] = plugins.make("judges", spec)
+        else:
+            rows = config.read(spec)
+            resources[need], inputs[need] = rows, rows.hash
+    return resources, inputs
+
+
+def _check(estimate: Estimate, examples: Examples) -> None:
+    if estimate.values.shape != (len(examples),):
+        raise HoldfastError(
+            f"the estimator returned shape {estimate.values.shape} for {len(examples)} examples"
+        )
+    if np.isnan(estimate.values).all():
+        raise HoldfastError(
+            "no example could be scored: none was safe before the proxy attack. "
+            "Score the aligned model, not its base, and check the judge."
+        )

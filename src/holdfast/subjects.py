@@ -1,0 +1,41 @@
+"""Which model a stage works on, and what it is called in the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast import models
+from holdfast.artifacts import RunDir
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under attack or evaluation.
+
+    Attributes:
+        label: Its name in the run, e.g. "vaa-s0".
+        source: Directory or hub id.
+        method: The label without the seed; results of several seeds are pooled by it.
+        seed: Seed of its alignment, 0 if it was not aligned in this run.
+        hash: `models.hash_model`.
+    """
+
+    label: str
+    source: str
+    method: str
+    seed: int
+    hash: str
+
+
+def subject(run: RunDir, name: str) -> Subject:
+    """Find a model: one aligned in this run by its label, or any other by directory or hub id."""
+    for entry in run.entries("align"):
+        if entry.name == name or run.path("models", entry.name) == Path(name):
+            source = str(run.path("models", entry.name))
+            digest = models.hash_model(models.resolve(source))
+            suffix = f"-s{entry.seed}"
+            return Subject(entry.name, source, entry.name.removesuffix(suffix), entry.seed, digest)
+    digest = models.hash_model(models.resolve(name))
+    label = "base" if name == "world" else Path(name).name
+    return Subject(label, name, label, 0, digest)

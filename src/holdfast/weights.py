@@ -1,0 +1,78 @@
+"""Moving a model's weights along a direction, and putting them back exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Geometry = Literal["l2", "sign"]
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training may change, in the model's order."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return the gradient of a loss without touching `.grad`, zeros where it does not reach.
+
+    `torch.autograd.grad` leaves gradients that were accumulated so far alone.
+    """
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm over all tensors together, a float32 scalar (float64 if they are)."""
+    kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    return torch.stack([t.to(kind).norm() for t in tensors]).norm()
+
+
+def step_along(
+    grads: Sequence[Tensor], size: float, *, geometry: Geometry = "l2", eps: float = 1e-7
+) -> list[Tensor]:
+    """Return a step of a given size along a gradient; a negative size descends.
+
+    l2: size * g / (||g|| + eps), one global norm, as in SAM (Foret et al. 2021).
+    sign: size * sign(g), the first step of Adam; `size` is then per coordinate.
+    """
+    if geometry == "sign":
+        return [size * g.sign() for g in grads]
+    scale = size / (global_norm(grads) + eps)
+    return [scale.to(g.dtype) * g for g in grads]
+
+
+@contextmanager
+def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+    """Yield a function that adds steps to the weights; on exit they are bit for bit as before.
+
+    Subtracting a step again would not restore half-precision weights, so they are kept: one extra
+    copy of `parameters`, taken at the first step. The restore happens on any way out.
+    """
+    kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(steps: Sequence[Tensor]) -> None:
+        if not kept:
+            kept.extend(p.detach().clone() for p in parameters)
+        for p, step in zip(parameters, steps, strict=True):
+            p.add_(step)
+
+    try:
+        yield add
+    finally:
+        with torch.no_grad():
+            for p, old in zip(parameters, kept, strict=bool(kept)):
+                p.copy_(old)
+
+
+@contextmanager
+def perturbed(parameters: Sequence[nn.Parameter], steps: Sequence[Tensor]) -> Iterator[None]:
+    """Hold the weights at theta + steps inside the block."""
+    with restored(parameters) as add:
+        add(steps)
+        yield
