@@ -84,7 +84,8 @@ def record(
     records: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Write results as the stages do."""
-    for i, result in enumerate(results):
+    before = len(run.entries("attack"))
+    for i, result in enumerate(results, start=before):
         name = f"{result.model}--{i}"
         config = {"seed": result.model_seed, "attack": result.attack}
         with run.step("attack", name, config=config, inputs={"model": "ab" * 32}) as step:
@@ -234,7 +235,6 @@ def test_equal_ratios_are_a_difference(tmp_path: Path) -> None:
     pairs = [(seed, 50 + 30 * seed) for seed in range(3)]
     record(run, [attacked("sft", life, seed=s) for s, life in pairs])
     record(run, [attacked("vaa", 2 * life, seed=s) for s, life in pairs])
-    # The second call numbers its files anew; labels differ, so nothing is overwritten.
     found = gather(run)
     assert found.comparisons["vaa"].outcome == "longer"
     assert found.best == "vaa"
@@ -294,10 +294,12 @@ def test_other_judges_and_settings_do_not_mix(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     other = replace(attacked("sft", 100), judge="refusal")
     record(run, [attacked("sft", 100), other, attacked("sft", 100, settings=HARD)])
+    record(run, [attacked("sft", 100, settings=SETTINGS | {"task": "sentiment,train=a.tsv"})])
     facts = gather(run)
-    assert len(facts.attacks) == 3
+    assert len(facts.attacks) == 4
     labels = [EN.attack(a, facts.attacks) for a in facts.attacks]
-    assert len(set(labels)) == 3
+    assert len(set(labels)) == 4
+    assert "general, 10% harmful rows, learning rate 1e-4" in labels
 
 
 def test_curve_is_the_mean_over_seeds_with_its_range(tmp_path: Path) -> None:

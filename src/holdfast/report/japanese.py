@@ -22,7 +22,7 @@ TEXT: dict[str, str] = {
     "glossary": "用語",
     "unknown": "不明",
     "not_recorded": "記録なし",
-    "at_least": "{value}以上",
+    "at_least": "少なくとも{value}",
     "verdict_longer": (
         "最も長く持ちこたえたのは{best}です。制限対象の質問の半数に有害な回答を返すようになるま"
         "でに要した攻撃ステップ数は、通常のSFTの{ratio}倍でした（95%信頼区間{low}〜{high}、対応"

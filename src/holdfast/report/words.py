@@ -12,8 +12,6 @@ from holdfast.report.facts import Attacked, Comparison, Life
 from holdfast.report.texts import TEXTS, Language
 from holdfast.stats import Interval
 
-_LABELLED = ("task", "poison_ratio", "learning_rate")
-
 
 @dataclass(frozen=True)
 class Words:
@@ -78,7 +76,7 @@ class Words:
         twins = [a for a in among if self._settings(a.settings) == base]
         extra = []
         if len(twins) > 1:
-            keys = dict.fromkeys(key for a in twins for key in a.settings if key not in _LABELLED)
+            keys = dict.fromkeys(key for a in twins for key in a.settings)
             for key in keys:
                 if len({str(a.settings.get(key)) for a in twins}) > 1:
                     extra.append(f"{key}={attack.settings.get(key)}")
@@ -87,7 +85,7 @@ class Words:
         return ", ".join([base, *extra])
 
     def _settings(self, settings: Mapping[str, Any]) -> str:
-        parts = [str(settings.get("task", self.text["unknown"]))]
+        parts = [str(settings.get("task", self.text["unknown"])).partition(",")[0]]
         ratio, rate = settings.get("poison_ratio"), settings.get("learning_rate")
         if isinstance(ratio, (int, float)):
             parts.append(self.say("poison", share=self.percent(float(ratio))))
