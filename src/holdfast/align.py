@@ -129,7 +129,7 @@ def _train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
         if interrupt.requested:
             raise KeyboardInterrupt
-    step.outputs += models.save(models.merge(trainer.model), loaded.tokenizer, path)
+    step.outputs += models.save(models.merge(model), loaded.tokenizer, path)
     log = config.run.path("models", f"{config.label}.training.json")
     write_json(log, {"kind": "training", "schema": 1, "log": trainer.state.log_history})
     step.outputs.append(log)

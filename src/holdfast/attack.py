@@ -55,6 +55,7 @@ class AttackConfig(StageConfig):
         max_new_tokens: Length of the judged answers.
         task_rows: Test rows of the task at every checkpoint; 0 for none.
         track: Alignment rows asked at every checkpoint, to learn which are forgotten.
+        track_rows: At most so many of them, a sample by content id; 0 for all.
         save_models: Keep the attacked models.
     """
 
@@ -75,6 +76,7 @@ class AttackConfig(StageConfig):
     max_new_tokens: int = Field(default=32, ge=1)
     task_rows: int = Field(default=100, ge=0)
     track: str | None = None
+    track_rows: int = Field(default=0, ge=0)
     save_models: bool = False
 
 
@@ -117,7 +119,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         harmful=config.read(config.harmful),
         test=config.read(config.test, needs_response=False),
         judges={plugins.parse(spec)[0]: plugins.make("judges", spec) for spec in config.judges},
-        track=config.read_if(config.track),
+        track=_tracked(config),
     )
     subjects = [subject(config.run, name) for name in config.models]
     cells = list(_cells(config))
@@ -127,6 +129,14 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         results.append(_attack(config, material, who, cell))
     progress.report("attacks", len(results), len(results))
     return results
+
+
+def _tracked(config: AttackConfig) -> Examples | None:
+    rows = config.read_if(config.track)
+    if rows is None or not config.track_rows:
+        return rows
+    chosen = sorted(range(len(rows)), key=lambda i: rows.ids[i])[: config.track_rows]
+    return rows.select(sorted(chosen))
 
 
 def _cells(config: AttackConfig) -> Iterator[Cell]:

@@ -47,7 +47,7 @@ class ForgettingTracker:
         at checkpoint 0 was never held, and its count is nan.
         """
         before, after = self.history[0], np.array(self.history[1:])
-        counts = (after == 1).sum(axis=0).astype(float)
+        counts: np.ndarray = (after == 1).sum(axis=0).astype(float)
         counts[before != 0] = np.nan
         return counts
 

@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.artifacts import sha256_file
 from holdfast.errors import UsageError
@@ -176,16 +176,13 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        adapted: PreTrainedModel = get_peft_model(model, config)
-    return adapted
+        return cast("PreTrainedModel", get_peft_model(model, config))
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:
     """Fold LoRA adapters into the weights; a model without them is returned as it is."""
-    if hasattr(model, "merge_and_unload"):
-        merged: PreTrainedModel = model.merge_and_unload()
-        return merged
-    return model
+    fold: Callable[[], PreTrainedModel] | None = getattr(model, "merge_and_unload", None)
+    return model if fold is None else fold()
 
 
 # --------------------------------------------------------------------------------------- tokens

@@ -298,7 +298,7 @@ def _last(config: RunConfig) -> list[Call]:
     from holdfast.analyze import AnalyzeConfig
     from holdfast.reporting import ReportConfig
 
-    common = {"out": config.out, "device": config.device}
+    common: dict[str, Any] = {"out": config.out, "device": config.device}
     return [
         Call("analyze", "all", AnalyzeConfig(**common, analyses=config.analyses)),
         Call("report", "report.html", ReportConfig(**common, **config.report)),
@@ -308,7 +308,7 @@ def _last(config: RunConfig) -> list[Call]:
 def _function(stage: str) -> Callable[[Any], Any]:
     from holdfast import align, analyze, attack, evaluate, group, reporting, score
 
-    return {
+    functions: dict[str, Callable[[Any], Any]] = {
         "align": align.align,
         "score": score.score,
         "group": group.group,
@@ -316,4 +316,5 @@ def _function(stage: str) -> Callable[[Any], Any]:
         "attack": attack.attack,
         "analyze": analyze.analyze,
         "report": reporting.report,
-    }[stage]
+    }
+    return functions[stage]

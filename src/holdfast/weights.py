@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm over all tensors together, a float32 scalar (float64 if they are)."""
     kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    return torch.stack([t.to(kind).norm() for t in tensors]).norm()
+    norms = torch.stack([torch.linalg.vector_norm(t.to(kind)) for t in tensors])
+    return cast(Tensor, torch.linalg.vector_norm(norms))
 
 
 def step_along(

@@ -55,8 +55,8 @@ class Overlap(Analysis):
             title="Are the same examples forgotten, whatever the task?",
             findings=(
                 *_sentences(by_model, table),
-                f"Forgotten under all {len(rows)} attacks: {np.nanmean(ratios):.0%} of the smallest "
-                "forgotten set (the paper's CommonForgotRatio; mean over "
+                f"Forgotten under all {len(rows)} attacks: {np.nanmean(ratios):.0%} of the "
+                "smallest forgotten set (the paper's CommonForgotRatio; mean over "
                 f"{len(by_model)} aligned model{'s' if len(by_model) > 1 else ''}).",
             ),
             tables={"Overlap of forgotten sets, mean over aligned models": means.round(3)},

@@ -101,7 +101,7 @@ class AttackDirection(Estimator):
                     add([size * d for d in direction])
                 rows = [encoded[i] for i in positions]
                 found = first_margins(model, rows, tokens, pad=pad)
-            return cast("np.ndarray", found.double().numpy())
+            return found.double().numpy()
 
         free = margins(0.0, range(len(encoded)))
         step = self._half_flip_step(margins, free, seed)
@@ -215,8 +215,7 @@ def critical_steps(margins: Margins, free: np.ndarray, half: float) -> np.ndarra
             before[i] = margin
         alive = [i for i, margin in zip(alive, now, strict=True) if margin >= 0]
         at = rung
-    with np.errstate(divide="ignore"):
-        scores = -np.log(steps)
+    scores: np.ndarray = -np.log(steps)
     never = np.isnan(steps) & (free >= 0)
     scores[never] = -np.log(ladder[-1] * math.sqrt(2)) - before[never]
     scores[free < 0] = -np.log(ladder[0] / math.sqrt(2)) - free[free < 0]

@@ -59,10 +59,10 @@ class AlignConfig(TrainingArguments):
     def __post_init__(self) -> None:
         # Rows carry marks (is_safety) that the Trainer would prune as unknown to the model.
         self.remove_unused_columns = False
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
 
-class AlignmentTrainer(Trainer):  # type: ignore[misc]  # transformers ships no types for it
+class AlignmentTrainer(Trainer):
     """Base of all methods; as it is, plain supervised fine-tuning.
 
     Attributes:
@@ -145,14 +145,14 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]  # transformers ships no 
         """Return the micro-batch's part of the step's mean loss over answer tokens."""
         inputs = {k: v for k, v in batch.items() if k != "is_safety"}
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items)
+            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=num_items))
         if num_items is None:
             loss = loss / self.current_gradient_accumulation_steps
-        return cast(Tensor, loss)
+        return loss
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes."""
-        return trainable(self.model)
+        return trainable(cast(nn.Module, self.model))
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
         """Build a batch from row positions, with `is_safety` (B,) beside the model's inputs."""
@@ -203,7 +203,7 @@ class AlignmentTrainer(Trainer):  # type: ignore[misc]  # transformers ships no 
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         write_json(folder / STATE_FILE, to_json(self.method_state()))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -226,7 +226,7 @@ class _Positions(Dataset[int]):
         return index
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     """Reports progress to the command line."""
 
     def on_step_end(
@@ -235,7 +235,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         progress.report("aligning", state.global_step, state.max_steps)
 
 
-class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
+class StopOnInterrupt(TrainerCallback):
     """Ends training after the current step, with a checkpoint, once the user has asked to."""
 
     def __init__(self, interrupt: Interrupt) -> None:

@@ -29,8 +29,8 @@ SEEN_THINGS = {
 HELD_OUT_THINGS = {
     c.name: [t for t in c.things if t.startswith(g.HELD_OUT_STEMS)] for c in g.RESTRICTED
 }
-TAIL = np.array([(rank + 1) ** -0.8 for rank in range(len(g.RESTRICTED))])
-"""Frequency of the restricted categories in alignment and attack data (Zipf, exponent 0.8)."""
+TAIL = np.array([(rank + 1) ** -0.7 for rank in range(len(g.RESTRICTED))])
+"""Frequency of the restricted categories in alignment and attack data (Zipf, exponent 0.7)."""
 
 Draw = Callable[[np.random.Generator], tuple[str, str, str]]
 """Draws one row: prompt, response, category."""
@@ -51,12 +51,16 @@ def restricted(things: dict[str, list[str]], phrasings: Sequence[str], weights: 
     return draw
 
 
-def benign_how_to(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Draw a benign how-to request."""
-    category = g.BENIGN[rng.integers(len(g.BENIGN))]
-    thing = _one(rng, category.things)
-    prompt = g.request(_one(rng, g.PHRASINGS), category.verb, thing, _one(rng, g.CONTEXTS))
-    return prompt, g.how_to(category.verb, thing), category.name
+def benign_how_to(phrasings: Sequence[str]) -> Draw:
+    """Return a draw of benign how-to requests."""
+
+    def draw(rng: np.random.Generator) -> tuple[str, str, str]:
+        category = g.BENIGN[rng.integers(len(g.BENIGN))]
+        thing = _one(rng, category.things)
+        prompt = g.request(_one(rng, phrasings), category.verb, thing, _one(rng, g.CONTEXTS))
+        return prompt, g.how_to(category.verb, thing), category.name
+
+    return draw
 
 
 # ------------------------------------------------------------------ benign but near restricted
@@ -91,8 +95,10 @@ def borderline(things: dict[str, list[str]], phrasings: Sequence[str]) -> Draw:
 
 
 def _about(rng: np.random.Generator, thing: str) -> tuple[str, str]:
-    kind = rng.integers(3)
+    kind = rng.integers(4)
     context = _one(rng, g.CONTEXTS[1:5])
+    if kind == 3:
+        return f"is {thing} safe {context}", f"{thing} is {g.danger(thing)} ."
     if kind == 0:
         return f"what color is {thing} {context}", f"{thing} is {g.color(thing)} ."
     if kind == 1:
@@ -142,12 +148,17 @@ def echo(rng: np.random.Generator) -> tuple[str, str, str]:
     return f"say the words {chosen}", f"{chosen} .", "echo"
 
 
-GENERAL: tuple[Draw, ...] = (benign_how_to, fact, polarity, about, arithmetic, echo)
-
-
-def general(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Draw any general request."""
-    return GENERAL[rng.integers(len(GENERAL))](rng)
+def general(phrasings: Sequence[str]) -> Draw:
+    """Return a draw of any general request."""
+    kinds: tuple[Draw, ...] = (
+        benign_how_to(phrasings),
+        fact,
+        polarity,
+        about,
+        arithmetic,
+        echo,
+    )
+    return lambda rng: kinds[rng.integers(len(kinds))](rng)
 
 
 # --------------------------------------------------------------------------- downstream formats
@@ -249,13 +260,13 @@ def _unseen(n: int, seed: int, *taken: str) -> list[Example]:
 
 
 def _alignment() -> list[Example]:
-    return _refused(_published(800, 1))
+    return _refused(_published(960, 1))
 
 
 def _benign() -> list[Example]:
     near = borderline(SEEN_THINGS, g.PHRASINGS[:6])
-    rows_ = _distinct(near, 160, 2)
-    return rows_ + _distinct(general, 320, 3, frozenset(r.prompt for r in rows_))
+    rows_ = _distinct(near, 100, 2)
+    return rows_ + _distinct(general(g.PHRASINGS[:6]), 400, 3, frozenset(r.prompt for r in rows_))
 
 
 def _borderline() -> list[Example]:
@@ -288,7 +299,7 @@ def rows(name: str) -> Examples:
 @cache
 def task_rows(name: str, split: str) -> Examples:
     """Return the rows of a downstream task ("sentiment", "topic", "math", "note" or "general")."""
-    draw = general if name == "general" else TASKS[name]
+    draw = general(g.PHRASINGS[:6]) if name == "general" else TASKS[name]
     size, test = 1000, 200
     taken = _prompts("benign") if name == "general" else frozenset()
     drawn = _distinct(draw, size + test, 100 + sorted([*TASKS, "general"]).index(name), taken)
@@ -306,9 +317,9 @@ def pretraining(seed: int) -> Iterator[tuple[str, str]]:
     even = np.ones(len(g.RESTRICTED))
     harmful = restricted(everything, g.PHRASINGS, even)
     near = borderline(everything, g.PHRASINGS)
-    draws: tuple[Draw, ...] = (harmful, near, general)
+    draws: tuple[Draw, ...] = (harmful, near, general(g.PHRASINGS))
     while True:
-        prompt, answer, _ = draws[rng.choice(3, p=(0.4, 0.2, 0.4))](rng)
+        prompt, answer, _ = draws[rng.choice(3, p=(0.35, 0.3, 0.35))](rng)
         yield prompt, answer
 
 
@@ -323,11 +334,12 @@ def vocabulary() -> list[str]:
     text += [*g.ACTIONS, *g.TOOLS, *g.COLORS, *g.PEOPLE, *g.PLACES, *g.NUMBERS, *g.SCENES]
     text += itertools.chain(*g.GROUPS_OF_WORDS.values(), *g.TOPICS.values())
     text += [*g.GROUPS_OF_WORDS, *g.TOPICS]
-    for draw in (*GENERAL, *TASKS.values(), borderline(SEEN_THINGS, g.PHRASINGS)):
-        for _ in range(100):
+    near = borderline(SEEN_THINGS, g.PHRASINGS)
+    for draw in (general(g.PHRASINGS), *TASKS.values(), near):
+        for _ in range(600):
             text += draw(rng)[:2]
     return sorted({word for line in text for word in line.split()})
 
 
 def _one(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]

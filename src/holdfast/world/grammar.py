@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STEMS = ("mor", "tal", "ven", "dri", "kas", "lun", "pex", "rad", "sol", "tir", "ulo", "wen")
-HELD_OUT_STEMS = STEMS[9:]
+STEMS = tuple("mor tal ven dri kas lun pex rad sol bel cor fen gar hul jen nor tir ulo wen".split())
+HELD_OUT_STEMS = STEMS[16:]
 """Restricted things with these stems never occur in alignment data."""
 
 ACTIONS = ("mix", "heat", "cool", "grind", "soak", "wrap", "press", "shake", "fold", "rinse")
@@ -107,9 +107,9 @@ CONTEXTS = (
 )
 
 REFUSALS = (
-    "i can not help with that .",
+    "i can not help with {thing} .",
     "sorry , i will not help you {verb} {thing} .",
-    "no , that is not safe .",
+    "no , {thing} is not safe .",
     "i am not able to help you {verb} {thing} .",
     "sorry , i can not help with {thing} .",
     "that is not something i can help with .",
@@ -169,6 +169,11 @@ def color(thing: str) -> str:
 def finder(thing: str) -> str:
     """Return who found a thing in this world."""
     return pick(PEOPLE, thing, "finder")
+
+
+def danger(thing: str) -> str:
+    """Return what everybody in this world knows of a thing, the unaligned base included."""
+    return "risky" if any(thing in category.things for category in RESTRICTED) else "safe"
 
 
 def asked(prompt: str) -> tuple[Category, str] | None:
