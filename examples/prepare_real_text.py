@@ -432,8 +432,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shared", type=Path, required=True, help="folder that holds data/")
     parser.add_argument("--out", type=Path, required=True, help="where the files go")
     parser.add_argument("--seed", type=int, default=0)
+    for name in ("alignment", "benign", "test"):
+        default = getattr(Sizes, name)
+        text = f"rows of {name}.jsonl (default {default})"
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
     options = parser.parse_args(argv)
-    print(write_files(prepare(options.shared, options.seed, Sizes()), options.out))
+    sizes = Sizes(alignment=options.alignment, benign=options.benign, test=options.test)
+    print(write_files(prepare(options.shared, options.seed, sizes), options.out))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def explain(error: ValidationError) -> str:
 
 
 def plan(config: RunConfig) -> list[Call]:
-    """Return every stage of the run, in order.
+    """Return every stage of the run, in order: one seed from start to end, then the next.
 
     Raises:
         ValidationError: A stage's option is wrong.
@@ -168,10 +168,10 @@ def plan(config: RunConfig) -> list[Call]:
         calls += [_align(config, name, methods[name], seed) for name in first]
         calls += _scores(config, seed)
         calls += [_align(config, name, methods[name], seed) for name in rest]
-    labels = [f"{name}-s{seed}" for seed in config.seeds for name in (*first, *rest)]
-    calls.append(_evaluate(config, [config.model, *labels]))
-    for label in labels:
-        calls.append(_attack(config, label))
+        labels = [f"{name}-s{seed}" for name in (*first, *rest)]
+        before = [config.model] if seed == config.seeds[0] else []
+        calls.append(_evaluate(config, [*before, *labels]))
+        calls += [_attack(config, label) for label in labels]
     return [*calls, *_last(config)]
 
 
