@@ -19,12 +19,12 @@ from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, RunDir, 
 from holdfast.charts import Series, line_chart
 from holdfast.contracts import Section
 from holdfast.errors import UsageError
-from holdfast.report import build
-from holdfast.report.clean import sanitise
-from holdfast.report.facts import compare, gather, pooled, ranked, share
-from holdfast.report.texts import TEXTS
-from holdfast.report.verdict import verdict
-from holdfast.report.words import Words
+from holdfast.reports import build
+from holdfast.reports.clean import sanitise
+from holdfast.reports.facts import compare, gather, pooled, ranked, share
+from holdfast.reports.texts import TEXTS
+from holdfast.reports.verdict import verdict
+from holdfast.reports.words import Words
 from holdfast.stats import Interval
 
 EN = Words("en")

@@ -1,1 +1,66 @@
-"""holdfast: keep a language model's safety alignment through fine-tuning."""
+"""holdfast: keep a language model's safety alignment through fine-tuning.
+
+Every stage is a function with one argument, its options: `score(ScoreConfig(...))`. Names are
+looked up when they are first used, so that importing holdfast stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.artifacts import Groups, RunDir, Scores
+    from holdfast.data import ReadOptions, read
+    from holdfast.examples import Example, Examples
+    from holdfast.stages.align import AlignConfig, align
+    from holdfast.stages.analyze import AnalyzeConfig, analyze
+    from holdfast.stages.attack import AttackConfig, attack
+    from holdfast.stages.evaluate import EvaluateConfig, evaluate
+    from holdfast.stages.group import GroupConfig, group
+    from holdfast.stages.report import ReportConfig, report
+    from holdfast.stages.score import ScoreConfig, score
+
+_HOMES = {
+    "stages.align": ("AlignConfig", "align"),
+    "stages.analyze": ("AnalyzeConfig", "analyze"),
+    "artifacts": ("Groups", "RunDir", "Scores"),
+    "stages.attack": ("AttackConfig", "attack"),
+    "data": ("ReadOptions", "read"),
+    "stages.evaluate": ("EvaluateConfig", "evaluate"),
+    "examples": ("Example", "Examples"),
+    "stages.group": ("GroupConfig", "group"),
+    "stages.report": ("ReportConfig", "report"),
+    "stages.score": ("ScoreConfig", "score"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AlignConfig",
+    "AnalyzeConfig",
+    "AttackConfig",
+    "EvaluateConfig",
+    "Example",
+    "Examples",
+    "GroupConfig",
+    "Groups",
+    "ReadOptions",
+    "ReportConfig",
+    "RunDir",
+    "ScoreConfig",
+    "Scores",
+    "align",
+    "analyze",
+    "attack",
+    "evaluate",
+    "group",
+    "read",
+    "report",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    return getattr(import_module(f"holdfast.{_HOME_OF[name]}"), name)

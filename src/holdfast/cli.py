@@ -82,8 +82,8 @@ def score(  # noqa: D417
 ) -> None:
     """Score how vulnerable every alignment example is in an aligned model."""
     with _stage(as_json):
-        from holdfast.score import ScoreConfig
-        from holdfast.score import score as stage
+        from holdfast.stages.score import ScoreConfig
+        from holdfast.stages.score import score as stage
 
         scores = stage(
             ScoreConfig(
@@ -124,8 +124,8 @@ def group(
 ) -> None:
     """Split the scored examples into an invulnerable and a vulnerable group."""
     with _stage(as_json):
-        from holdfast.group import GroupConfig
-        from holdfast.group import group as stage
+        from holdfast.stages.group import GroupConfig
+        from holdfast.stages.group import group as stage
 
         groups = stage(
             GroupConfig(
@@ -175,8 +175,8 @@ def align(
 ) -> None:
     """Align a model with a method."""
     with _stage(as_json):
-        from holdfast.align import AlignConfig
-        from holdfast.align import align as stage
+        from holdfast.stages.align import AlignConfig
+        from holdfast.stages.align import align as stage
 
         path = stage(
             AlignConfig(
@@ -251,8 +251,8 @@ def attack(
 ) -> None:
     """Fine-tune models on a task with harmful rows mixed in, and measure how long they hold."""
     with _stage(as_json):
-        from holdfast.attack import AttackConfig
-        from holdfast.attack import attack as stage
+        from holdfast.stages.attack import AttackConfig
+        from holdfast.stages.attack import attack as stage
 
         results = stage(
             AttackConfig(
@@ -310,8 +310,8 @@ def evaluate(
 ) -> None:
     """Measure harmful score, over-refusal and task accuracy of models, with intervals."""
     with _stage(as_json):
-        from holdfast.evaluate import EvaluateConfig
-        from holdfast.evaluate import evaluate as stage
+        from holdfast.stages.evaluate import EvaluateConfig
+        from holdfast.stages.evaluate import evaluate as stage
 
         results = stage(
             EvaluateConfig(
@@ -345,8 +345,8 @@ def analyze(
 ) -> None:
     """Say what the results of a run mean."""
     with _stage(as_json):
-        from holdfast.analyze import AnalyzeConfig
-        from holdfast.analyze import analyze as stage
+        from holdfast.stages.analyze import AnalyzeConfig
+        from holdfast.stages.analyze import analyze as stage
 
         config = AnalyzeConfig(out=out, analyses=analysis or [], seed=seed, device=device)
         sections = stage(config)
@@ -367,8 +367,8 @@ def report(
 ) -> None:
     """Write the report of a run: one HTML file."""
     with _stage(as_json):
-        from holdfast.reporting import ReportConfig
-        from holdfast.reporting import report as stage
+        from holdfast.stages.report import ReportConfig
+        from holdfast.stages.report import report as stage
 
         settings = {"title": title} if title else {}
         path = stage(

@@ -80,12 +80,11 @@ def finetune(
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
-    first = 0
-    if resume is not None and resume.exists():
-        first = _load_state(resume, parameters, optimizer)
     pad = cast(int, tokenizer.pad_token_id)
-    losses: list[float] = []
+    first, losses = 0, list[float]()
     with deferred_interrupt() as interrupt, preserved_rng(config.seed):
+        if resume is not None and resume.exists():
+            first, losses = _load_state(resume, parameters, optimizer)
         model.train()
         try:
             for step, indices in zip(range(config.steps), batches, strict=False):
@@ -103,7 +102,7 @@ def finetune(
                 progress.report("fine-tuning", done, config.steps)
                 if interrupt.requested:
                     if resume is not None:
-                        _save_state(resume, done, parameters, optimizer)
+                        _save_state(resume, done, losses, parameters, optimizer)
                     raise KeyboardInterrupt
         finally:
             model.eval()
@@ -141,11 +140,21 @@ def _batches(n: int, config: FinetuneConfig) -> Iterator[list[int]]:
 
 
 def _save_state(
-    path: Path, done: int, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path,
+    done: int,
+    losses: Sequence[float],
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     from safetensors.torch import save_file
 
-    tensors = {"done": torch.tensor(done), "rng": torch.get_rng_state()}
+    tensors = {
+        "done": torch.tensor(done),
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "rng": torch.get_rng_state(),
+    }
+    if parameters[0].is_cuda:
+        tensors["cuda_rng"] = torch.cuda.get_rng_state(parameters[0].device)
     for i, p in enumerate(parameters):
         tensors[f"parameter.{i}"] = p.detach().contiguous()
         for name, value in optimizer.state[p].items():
@@ -158,7 +167,8 @@ def _save_state(
 
 def _load_state(
     path: Path, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
-) -> int:
+) -> tuple[int, list[float]]:
+    """Put weights, optimizer and random state back; return the steps done and losses since."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)
@@ -171,4 +181,7 @@ def _load_state(
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
-    return int(tensors["done"])
+    torch.set_rng_state(tensors["rng"])
+    if "cuda_rng" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda_rng"], parameters[0].device)
+    return int(tensors["done"]), tensors["losses"].tolist()

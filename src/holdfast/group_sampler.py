@@ -46,8 +46,9 @@ class GroupSampler:
             raise UsageError(f"floor {floor} x {n_groups} groups exceeds 1; lower the floor")
         self.step_size, self.floor = step_size, floor
         self._probs = np.full(n_groups, 1 / n_groups) if start is None else np.array(start, float)
-        if self._probs.shape != (n_groups,) or not math.isclose(self._probs.sum(), 1):
-            raise UsageError(f"start {start}: must be {n_groups} numbers that add up to 1")
+        add_up = self._probs.shape == (n_groups,) and math.isclose(self._probs.sum(), 1)
+        if not add_up or (self._probs < 0).any():
+            raise UsageError(f"start {start}: must be {n_groups} shares that add up to 1")
         self._rng = np.random.default_rng(seed)
 
     @property
@@ -67,8 +68,10 @@ class GroupSampler:
         """
         if not math.isfinite(loss):
             raise TrainingError(f"group {group}: loss {loss} is not finite; lower rho or the rate")
-        logs = np.log(np.maximum(self._probs, np.finfo(float).tiny))
-        logs[group] += self.step_size * loss / self._probs[group]
+        probs = np.maximum(self._probs, np.finfo(float).tiny)
+        logs = np.log(probs)
+        # Python's floats overflow to infinity without a warning; the cap keeps inf - inf away.
+        logs[group] += min(self.step_size * loss / float(probs[group]), 1e300)
         weights = np.exp(logs - logs.max())
         self._probs = _clipped(weights / weights.sum(), self.floor)
 

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -80,7 +81,8 @@ def load(source: str, *, device: str = "auto") -> Loaded:
         if (path / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
 
-            model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
+            with _without_peft_warning():
+                model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kind)
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -156,11 +158,22 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
         made = Path(temporary) / "model"
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
-        if path.exists():
-            # A directory cannot be replaced in one step; the old one is moved into the way out.
-            os.replace(path, Path(temporary) / "old")
-        os.replace(made, path)
+        _swap(made, path, Path(temporary) / "old")
     return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def _swap(made: Path, path: Path, aside: Path) -> None:
+    """Put a directory in the place of another, which cannot be done in one step."""
+    if not path.exists():
+        os.replace(made, path)
+        return
+    try:
+        os.replace(path, aside)
+        os.replace(made, path)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        raise
 
 
 def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel:
@@ -171,12 +184,20 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel
     import torch
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _without_peft_warning():
         torch.manual_seed(seed)
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         return cast("PreTrainedModel", get_peft_model(model, config))
+
+
+@contextlib.contextmanager
+def _without_peft_warning() -> Iterator[None]:
+    """Keep from the user that peft still reads an attribute which transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:

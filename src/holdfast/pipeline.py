@@ -12,8 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from holdfast.config import StageConfig
 from holdfast.errors import UsageError
+from holdfast.stages.config import StageConfig
 
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
@@ -203,7 +203,7 @@ def _common(config: RunConfig) -> dict[str, Any]:
 
 def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> Call:
     from holdfast import plugins
-    from holdfast.align import AlignConfig
+    from holdfast.stages.align import AlignConfig
 
     merged = {"method": name, **config.align, **options}
     needs = plugins.find("methods", merged["method"]).needs
@@ -222,8 +222,8 @@ def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) 
 
 
 def _scores(config: RunConfig, seed: int) -> list[Call]:
-    from holdfast.group import GroupConfig
-    from holdfast.score import ScoreConfig
+    from holdfast.stages.group import GroupConfig
+    from holdfast.stages.score import ScoreConfig
 
     model = str(config.out / "models" / f"{SCORED}-s{seed}")
     calls = []
@@ -263,7 +263,7 @@ def _scores(config: RunConfig, seed: int) -> list[Call]:
 
 
 def _evaluate(config: RunConfig, labels: list[str]) -> Call:
-    from holdfast.evaluate import EvaluateConfig
+    from holdfast.stages.evaluate import EvaluateConfig
 
     settings = EvaluateConfig(
         **_common(config),
@@ -277,7 +277,7 @@ def _evaluate(config: RunConfig, labels: list[str]) -> Call:
 
 
 def _attack(config: RunConfig, label: str) -> Call:
-    from holdfast.attack import AttackConfig
+    from holdfast.stages.attack import AttackConfig
 
     tracked = config.track and label.rpartition("-s")[0] == SCORED
     settings = AttackConfig(
@@ -295,8 +295,8 @@ def _attack(config: RunConfig, label: str) -> Call:
 
 
 def _last(config: RunConfig) -> list[Call]:
-    from holdfast.analyze import AnalyzeConfig
-    from holdfast.reporting import ReportConfig
+    from holdfast.stages.analyze import AnalyzeConfig
+    from holdfast.stages.report import ReportConfig
 
     common: dict[str, Any] = {"out": config.out, "device": config.device}
     return [
@@ -306,7 +306,7 @@ def _last(config: RunConfig) -> list[Call]:
 
 
 def _function(stage: str) -> Callable[[Any], Any]:
-    from holdfast import align, analyze, attack, evaluate, group, reporting, score
+    from holdfast.stages import align, analyze, attack, evaluate, group, report, score
 
     functions: dict[str, Callable[[Any], Any]] = {
         "align": align.align,
@@ -315,6 +315,6 @@ def _function(stage: str) -> Callable[[Any], Any]:
         "evaluate": evaluate.evaluate,
         "attack": attack.attack,
         "analyze": analyze.analyze,
-        "report": reporting.report,
+        "report": report.report,
     }
     return functions[stage]

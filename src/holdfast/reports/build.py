@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from holdfast.artifacts import SCHEMA, Entry, RunDir, versions, write_json, write_text
 from holdfast.contracts import Section
 from holdfast.examples import PROVENANCE
-from holdfast.report import figures
-from holdfast.report.clean import sanitise
-from holdfast.report.facts import BASELINE, Attacked, Comparison, Facts, Under, compare, gather
-from holdfast.report.texts import Language
-from holdfast.report.verdict import cards, verdict
-from holdfast.report.words import Words
+from holdfast.reports import figures
+from holdfast.reports.clean import sanitise
+from holdfast.reports.facts import BASELINE, Attacked, Comparison, Facts, Under, compare, gather
+from holdfast.reports.texts import Language
+from holdfast.reports.verdict import cards, verdict
+from holdfast.reports.words import Words
 from holdfast.sections import table
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    here = resources.files("holdfast.report")
+    here = resources.files("holdfast.reports")
     template = environment.from_string(here.joinpath("template.html.j2").read_text("utf-8"))
     colour = figures.colours(facts)
     attacks = []

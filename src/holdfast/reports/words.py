@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.report.facts import Attacked, Comparison, Life
-from holdfast.report.texts import TEXTS, Language
+from holdfast.reports.facts import Attacked, Comparison, Life
+from holdfast.reports.texts import TEXTS, Language
 from holdfast.stats import Interval
 
 

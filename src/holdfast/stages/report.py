@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from holdfast.config import StageConfig
-from holdfast.report import write
+from holdfast.reports import write
 from holdfast.sections import load_section
+from holdfast.stages.config import StageConfig
 
 
 class ReportConfig(StageConfig):

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from holdfast import models, plugins
 from holdfast.artifacts import Groups, Step, write_json
-from holdfast.config import StageConfig
 from holdfast.data import provenance_table
 from holdfast.errors import UsageError
+from holdfast.stages.config import StageConfig
 
 if TYPE_CHECKING:
     from holdfast.methods.base import AlignmentData, AlignmentTrainer

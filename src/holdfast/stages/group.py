@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from holdfast.artifacts import Groups, Scores
-from holdfast.config import StageConfig
 from holdfast.errors import MismatchError, UsageError
 from holdfast.groups import group as make_groups
+from holdfast.stages.config import StageConfig
 
 
 class GroupConfig(StageConfig):

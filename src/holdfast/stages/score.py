@@ -8,11 +8,11 @@ import numpy as np
 
 from holdfast import models, plugins
 from holdfast.artifacts import Scores
-from holdfast.config import StageConfig
 from holdfast.contracts import Estimate, Estimator
 from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
+from holdfast.stages.config import StageConfig
 
 
 class ScoreConfig(StageConfig):

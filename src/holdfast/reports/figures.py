@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from holdfast import svg
 from holdfast.artifacts import Counts
 from holdfast.charts import Bar, ChartOptions, Dot, Series, bar_chart, line_chart, scatter
-from holdfast.report.facts import Attacked, Facts
-from holdfast.report.verdict import standing_of
-from holdfast.report.words import Words
+from holdfast.reports.facts import Attacked, Facts
+from holdfast.reports.verdict import standing_of
+from holdfast.reports.words import Words
 
 
 def colours(facts: Facts) -> dict[str, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from holdfast import plugins, progress
-from holdfast.config import StageConfig
 from holdfast.contracts import Analysis, Section
 from holdfast.sections import load_section, save_section
+from holdfast.stages.config import StageConfig
 
 
 class AnalyzeConfig(StageConfig):

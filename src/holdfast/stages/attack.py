@@ -22,13 +22,13 @@ from holdfast.artifacts import (
     to_json,
     write_json,
 )
-from holdfast.config import StageConfig
 from holdfast.contracts import Judge, Task
 from holdfast.data import mix
-from holdfast.evaluate import ask, count, task_accuracy
 from holdfast.examples import Examples
+from holdfast.stages.config import StageConfig
+from holdfast.stages.evaluate import ask, count, task_accuracy
+from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import half_life
-from holdfast.subjects import Subject, subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

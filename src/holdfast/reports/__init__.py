@@ -1,5 +1,5 @@
 """The report: one HTML file that reads, prints and archives without anything else."""
 
-from holdfast.report.build import write
+from holdfast.reports.build import write
 
 __all__ = ["write"]

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from holdfast import models, plugins, progress
 from holdfast.artifacts import Counts, EvalRecord, Evaluation, to_json, write_text
-from holdfast.config import StageConfig
 from holdfast.contracts import Judge, Task, Verdict
 from holdfast.examples import Examples
-from holdfast.subjects import Subject, subject
+from holdfast.stages.config import StageConfig
+from holdfast.stages.subjects import Subject, subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

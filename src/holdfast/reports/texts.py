@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.report import english, japanese
+from holdfast.reports import english, japanese
 
 Language = Literal["en", "ja"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.report.facts import (
+from holdfast.reports.facts import (
     BASELINE,
     Comparison,
     Facts,
@@ -15,7 +15,7 @@ from holdfast.report.facts import (
     compare,
     ranked,
 )
-from holdfast.report.words import Words
+from holdfast.reports.words import Words
 from holdfast.stats import Interval
 
 

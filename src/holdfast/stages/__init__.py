@@ -1,0 +1,1 @@
+"""The stages: one function and one set of options each, file to file."""
