@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 import warnings
@@ -68,7 +69,7 @@ def load(source: str, *, device: str = "auto") -> Loaded:
         UsageError: Not a model; the message says what was missing.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
     target, path = pick_device(device), resolve(source)
@@ -85,7 +86,7 @@ def load(source: str, *, device: str = "auto") -> Loaded:
                 model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kind)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = _load_tokenizer(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(
@@ -96,6 +97,18 @@ def load(source: str, *, device: str = "auto") -> Loaded:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.eval()
     return Loaded(model.to(target), tokenizer, source, hash_model(path))
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    config = path / "tokenizer_config.json"
+    declared = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    # AutoTokenizer gives some architectures (Qwen2) their usual tokenizer though another is
+    # stored, and would turn every word into nonsense without a word.
+    if declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(path))
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path))
 
 
 def resolve(source: str) -> Path:
