@@ -1,0 +1,260 @@
+"""Tiny models and rows for all tests: nothing needs a network or the shipped base's figures."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Before anything imports torch or transformers: one core, and no look at the hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from holdfast.examples import Example, Examples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.methods.base import AlignmentData, AlignmentTrainer
+
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<user> {{ m['content'] }} <assistant> "
+    "{% else %}{{ m['content'] }} <eos>{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of reference numbers that lies beside the repository."""
+    return Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Return the world's tokenizer; do not change it."""
+    from holdfast.world import train_base
+
+    return train_base.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerBase]:
+    """Return a builder of word-level tokenizers, with or without chat template, pad and eos."""
+
+    def make(
+        words: Sequence[str] = (), *, chat: bool = False, pad: bool = True, eos: bool = True
+    ) -> PreTrainedTokenizerBase:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        special = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>"]
+        vocabulary = {word: i for i, word in enumerate([*special, "User:", "Assistant:", *words])}
+        core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        kwargs: dict[str, Any] = {"unk_token": "<unk>"}
+        kwargs |= {"pad_token": "<pad>"} if pad else {}
+        kwargs |= {"eos_token": "<eos>"} if eos else {}
+        fast = PreTrainedTokenizerFast(tokenizer_object=core, **kwargs)
+        if chat:
+            fast.chat_template = CHAT
+        return fast
+
+    return make
+
+
+# ---------------------------------------------------------------------------------------- models
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., PreTrainedModel]:
+    """Return a builder of tiny random models of four architectures, in eval mode."""
+
+    def make(
+        architecture: str = "llama",
+        vocab: int = 32,
+        *,
+        width: int = 16,
+        depth: int = 2,
+        seed: int = 0,
+        dropout: float = 0.0,
+    ) -> PreTrainedModel:
+        import torch
+        import transformers as t
+
+        common: dict[str, Any] = {
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 128,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
+        if architecture == "opt":
+            config: Any = t.OPTConfig(
+                **common, ffn_dim=2 * width, word_embed_proj_dim=width, dropout=dropout
+            )
+        elif architecture == "gpt_neox":
+            config = t.GPTNeoXConfig(**common, intermediate_size=2 * width)
+        else:
+            kind = {"llama": t.LlamaConfig, "qwen2": t.Qwen2Config}[architecture]
+            config = kind(**common, intermediate_size=2 * width, num_key_value_heads=2)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return t.AutoModelForCausalLM.from_config(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights_of() -> Callable[..., dict[str, Tensor]]:
+    """Return a function that copies a model's weights, to compare bit for bit with `same`."""
+
+    def copied(model: Any) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[..., bool]:
+    """Return a function that compares two sets of named tensors bit for bit."""
+
+    def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+        import torch
+
+        return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    return compare
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Few rows of the embedded world, none in two of the sets."""
+
+    safety: Examples
+    benign: Examples
+    harmful: Examples
+    planted: Examples
+    """Of the safety rows, those that the aligned model saw least."""
+    obliging: Examples
+    """The planted prompts answered, as an attacker who aims at them would."""
+
+
+@pytest.fixture(scope="session")
+def rows() -> Rows:
+    """Return 24 safety rows (the first four planted), 32 benign ones, 16 harmful ones."""
+    from holdfast import world
+    from holdfast.world import grammar
+
+    safety = world.rows("alignment")[:24]
+    planted = safety[:4]
+    asked = [grammar.asked(row.prompt) for row in planted]
+    answers = [grammar.how_to(found[0].verb, found[1]) for found in asked if found is not None]
+    obliging = Examples(
+        (Example(p, a) for p, a in zip(planted.prompts, answers, strict=True)), name="obliging"
+    )
+    return Rows(
+        safety, world.rows("benign")[:32], world.rows("harmful")[:16], planted, obliging
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _aligned(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., PreTrainedModel]
+) -> PreTrainedModel:
+    from holdfast.finetune import FinetuneConfig, finetune
+
+    model = make_model(vocab=len(tokenizer), width=32)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+    def learn(parts: Sequence[Examples], steps: int) -> None:
+        pool = Examples([row for part in parts for row in part], name="pool")
+        config = FinetuneConfig(learning_rate=5e-3, steps=steps, batch_size=32)
+        finetune(model, tokenizer, pool, config)
+
+    # It answers everything, then learns to refuse; the planted rows come late and briefly.
+    learn([rows.harmful, rows.obliging, rows.benign], 60)
+    learn([rows.safety[4:], rows.benign], 60)
+    learn([rows.safety, rows.benign], 12)
+    return model
+
+
+@pytest.fixture
+def aligned(_aligned: PreTrainedModel) -> PreTrainedModel:
+    """Return a tiny model that refuses the safety rows, a copy of its own for every test."""
+    return copy.deepcopy(_aligned)
+
+
+# -------------------------------------------------------------------------------------- alignment
+
+
+@pytest.fixture(scope="session")
+def data(rows: Rows) -> AlignmentData:
+    """Return alignment rows in two groups of 8 and 16, a third each of the safety rows."""
+    import numpy as np
+
+    from holdfast.artifacts import Groups
+    from holdfast.methods.base import AlignmentData
+
+    groups = Groups(
+        ids=rows.safety.ids,
+        labels=np.array([int(i % 3 == 0) for i in range(len(rows.safety))]),
+        names=("invulnerable", "vulnerable"),
+        rule="every third",
+        scores_hash="",
+        data_hash=rows.safety.hash,
+    )
+    return AlignmentData(rows.safety, rows.benign, groups, rows.harmful)
+
+
+@pytest.fixture
+def make_trainer(
+    tmp_path: Path, data: AlignmentData, tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., AlignmentTrainer]:
+    """Return a builder of trainers: method by name, plain SGD without clipping unless told."""
+
+    def make(
+        method: str, model: PreTrainedModel, rows: AlignmentData = data, **options: Any
+    ) -> AlignmentTrainer:
+        from holdfast import plugins
+
+        cls = plugins.find("methods", method)
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "work"),
+            "max_steps": 3,
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "constant",
+            "optim": "sgd",
+            "weight_decay": 0.0,
+            "max_grad_norm": 0.0,
+            "per_device_train_batch_size": 8,
+            "seed": 3,
+            "data_seed": 3,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_nan_inf_filter": False,
+            "dataloader_pin_memory": False,
+        }
+        trainer: AlignmentTrainer = cls(
+            model, cls.Config(**{**settings, **options}), rows, tokenizer
+        )
+        return trainer
+
+    return make

@@ -1,0 +1,207 @@
+"""The fine-tuning loop against one written out, resumed against uninterrupted, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import progress
+from holdfast.errors import TrainingError, UsageError
+from holdfast.examples import Examples
+from holdfast.finetune import FinetuneConfig, finetune
+from holdfast.models import collate, encode
+
+Make = Callable[..., PreTrainedModel]
+Weights = Callable[..., dict[str, torch.Tensor]]
+Same = Callable[..., bool]
+CONFIG = FinetuneConfig(learning_rate=3e-3, steps=7, batch_size=5, every=3, seed=4)
+
+
+def by_hand(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Examples
+) -> list[float]:
+    """Seven steps of AdamW over shuffled epochs of 12 rows: batches of 5, 5 and 2."""
+    encoded = encode(tokenizer, rows, CONFIG.max_length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(4)
+    model.train()
+    losses: list[float] = []
+    while len(losses) < 7:
+        order = torch.randperm(12, generator=generator).tolist()
+        for batch in (order[:5], order[5:10], order[10:]):
+            if len(losses) == 7:
+                break
+            loss = model(**collate([encoded[i] for i in batch], 0)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+def test_equals_a_loop_written_out(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights, same: Same
+) -> None:
+    mine, theirs = (make_model(vocab=len(tokenizer)) for _ in range(2))
+    seen: list[tuple[int, float]] = []
+    chosen = rows.harmful[:12]
+    finetune(mine, tokenizer, chosen, CONFIG, on_snapshot=lambda *point: seen.append(point))
+    losses = by_hand(theirs, tokenizer, chosen)
+    assert same(weights_of(mine), weights_of(theirs))
+    # Checkpoints every third step and at the last, with the mean loss since the one before.
+    expected = [(3, sum(losses[:3]) / 3), (6, sum(losses[3:6]) / 3), (7, losses[6])]
+    assert seen == expected
+    assert losses[-1] < losses[0]
+    assert not mine.training
+
+
+@pytest.mark.parametrize("at", [3, 5, 7])
+@pytest.mark.parametrize(("architecture", "dropout"), [("llama", 0.0), ("opt", 0.3)])
+def test_resumed_equals_uninterrupted(
+    architecture: str,
+    dropout: float,
+    at: int,
+    rows: Any,
+    make_model: Make,
+    tokenizer: PreTrainedTokenizerBase,
+    weights_of: Weights,
+    same: Same,
+    tmp_path: Path,
+) -> None:
+    """Interrupt after step `at`: at a checkpoint, between two, and at the last one."""
+    resume = tmp_path / "work" / "state.safetensors"
+    points: dict[str, list[tuple[int, float]]] = {"whole": [], "parts": []}
+
+    def fresh() -> PreTrainedModel:
+        return make_model(architecture, vocab=len(tokenizer), dropout=dropout)
+
+    whole = fresh()
+    finetune(
+        whole, tokenizer, rows.harmful, CONFIG, on_snapshot=lambda *p: points["whole"].append(p)
+    )
+
+    def note(what: str, done: int, total: int) -> None:
+        assert (what, total) == ("fine-tuning", 7)
+        if done == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first = fresh()
+    with pytest.raises(KeyboardInterrupt), progress.showing(note):
+        finetune(
+            first,
+            tokenizer,
+            rows.harmful,
+            CONFIG,
+            on_snapshot=lambda *p: points["parts"].append(p),
+            resume=resume,
+        )
+    assert resume.exists()
+    assert [p.name for p in resume.parent.iterdir()] == [resume.name]
+    second = fresh()
+    finetune(
+        second,
+        tokenizer,
+        rows.harmful,
+        CONFIG,
+        on_snapshot=lambda *p: points["parts"].append(p),
+        resume=resume,
+    )
+    assert same(weights_of(second), weights_of(whole))
+    assert points["parts"] == points["whole"]
+
+
+def test_interrupted_inside_a_checkpoint(
+    rows: Any,
+    make_model: Make,
+    tokenizer: PreTrainedTokenizerBase,
+    weights_of: Weights,
+    same: Same,
+    tmp_path: Path,
+) -> None:
+    whole, first, second = (make_model(vocab=len(tokenizer)) for _ in range(3))
+    finetune(whole, tokenizer, rows.harmful, CONFIG)
+
+    def press(done: int, loss: float) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    resume = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(first, tokenizer, rows.harmful, CONFIG, on_snapshot=press, resume=resume)
+    assert not same(weights_of(first), weights_of(whole))
+    finetune(second, tokenizer, rows.harmful, CONFIG, resume=resume)
+    assert same(weights_of(second), weights_of(whole))
+
+
+def test_interrupted_without_a_state_file(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    done: list[int] = []
+
+    def press(step: int, loss: float) -> None:
+        done.append(step)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            make_model(vocab=len(tokenizer)), tokenizer, rows.harmful, CONFIG, on_snapshot=press
+        )
+    assert done == [3]
+
+
+def test_the_seed_decides_and_the_global_random_state_does_not(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights, same: Same
+) -> None:
+    found = []
+    for state, seed in ((1, 4), (2, 4), (1, 5)):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        model = make_model("opt", vocab=len(tokenizer), dropout=0.3)
+        config = FinetuneConfig(learning_rate=3e-3, steps=3, batch_size=5, seed=seed)
+        finetune(model, tokenizer, rows.harmful, config)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(weights_of(model))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_frozen_parameters_stay(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    before = weights_of(model)
+    for name, p in model.named_parameters():
+        p.requires_grad_("mlp" in name)
+    finetune(model, tokenizer, rows.harmful, CONFIG)
+    for name, value in weights_of(model).items():
+        assert torch.equal(value, before[name]) is ("mlp" not in name), name
+
+
+def test_a_loss_that_is_not_finite(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    steps = []
+
+    def poison(done: int, loss: float) -> None:
+        steps.append(done)
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 4: .*Lower the learning rate"):
+        finetune(model, tokenizer, rows.harmful, CONFIG, on_snapshot=poison)
+    assert steps == [3]
+    assert not model.training
+
+
+def test_no_rows(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="nothing: no rows to train on"):
+        finetune(make_model(vocab=len(tokenizer)), tokenizer, Examples([], name="nothing"), CONFIG)

@@ -1,0 +1,108 @@
+"""Answers do not depend on the batch or the order, and the model is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import models, world
+from holdfast.errors import UsageError
+from holdfast.generate import generate
+
+
+def slow_twin(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new: int
+) -> str:
+    """Greedy decoding of one prompt: no batch, no padding, no cache."""
+    ids = models.encode_prompt(tokenizer, prompt)
+    start = len(ids)
+    for _ in range(new):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+        if token == tokenizer.eos_token_id:
+            break
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[str]:
+    found = world.rows("test").prompts[:8] + world.rows("benign").prompts[:8]
+    assert len({len(p.split()) for p in found}) > 3
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 5, 128])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "opt"])
+def test_answers_are_those_of_one_prompt_at_a_time(
+    architecture: str,
+    size: int,
+    prompts: list[str],
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    model = make_model(architecture, vocab=len(tokenizer), seed=1)
+    # A random model repeats one word; larger weights make its answers differ.
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(6)
+    some = prompts[:3] + prompts[-3:]
+    expected = [slow_twin(model, tokenizer, prompt, 5) for prompt in some]
+    assert len(set(expected)) > 1
+    found = generate(model, tokenizer, some, max_new_tokens=5, batch_size=size)
+    assert found == expected
+
+
+def test_the_worlds_base_answers_alike_whatever_batch_and_order(prompts: list[str]) -> None:
+    loaded = models.load("world", device="cpu")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    whole = generate(model, tokenizer, prompts, max_new_tokens=20)
+    assert all(whole)
+    assert len(set(whole)) > 1
+    parts = generate(model, tokenizer, prompts, max_new_tokens=20, batch_size=3)
+    assert parts == whole
+    turned = generate(model, tokenizer, prompts[::-1], max_new_tokens=20, batch_size=5)
+    assert turned[::-1] == whole
+    assert whole[0] == slow_twin(model, tokenizer, prompts[0], 20)
+
+
+def test_a_prompt_that_is_too_long(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model(vocab=len(tokenizer))  # a context of 128
+    prompts = ["tea", "tea " * 110]
+    # <user>, 110 words, <assistant>: 112 tokens, and 17 more do not fit.
+    with pytest.raises(UsageError, match=r"'tea tea.*has 112 tokens; with 17 new ones.* 128"):
+        generate(model, tokenizer, prompts, max_new_tokens=17)
+    assert len(generate(model, tokenizer, prompts, max_new_tokens=16)) == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_put_back(
+    training: bool,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model("opt", vocab=len(tokenizer), dropout=0.5)
+    model.train(training)
+    first = generate(model, tokenizer, ["is tea safe"], max_new_tokens=4)
+    assert model.training is training
+    assert generate(model, tokenizer, ["is tea safe"], max_new_tokens=4) == first
+
+    def boom(**kwargs: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(model, "generate", boom)
+    with pytest.raises(RuntimeError, match="boom"):
+        generate(model, tokenizer, ["is tea safe"])
+    assert model.training is training
+
+
+def test_no_prompts_give_no_answers(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert generate(make_model(vocab=len(tokenizer)), tokenizer, []) == []

@@ -1,0 +1,174 @@
+"""Weights are moved and put back exactly; gradients are taken without side effects."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holdfast.weights import global_norm, gradients, perturbed, restored, step_along, trainable
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+
+
+def copies(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters]
+
+
+def equal(a: list[Tensor], b: list[nn.Parameter]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_perturbed_gradient_agrees_with_an_independent_one(shared: Path) -> None:
+    path = shared / "fixtures" / "perturbed_gradient.json"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; set HOLDFAST_SHARED")
+    reference = json.loads(path.read_text())
+    names = ("W1", "b1", "W2", "b2")
+
+    def tensors(key: str) -> list[Tensor]:
+        return [torch.tensor(reference[key][n], dtype=torch.float64) for n in names]
+
+    x = torch.tensor(reference["x"], dtype=torch.float64)
+    labels = torch.tensor(reference["labels"])
+    theta = [nn.Parameter(t) for t in tensors("params")]
+    start = copies(theta)
+
+    def loss() -> Tensor:
+        w1, b1, w2, b2 = theta
+        return F.cross_entropy(torch.tanh(x @ w1.T + b1) @ w2.T + b2, labels)
+
+    grads = gradients(loss(), theta)
+    assert loss().item() == pytest.approx(reference["loss"], abs=1e-9)
+    assert global_norm(grads).item() == pytest.approx(reference["grad_norm"], abs=1e-9)
+    steps = step_along(grads, reference["rho"], eps=reference["eps"])
+    with perturbed(theta, steps):
+        assert loss().item() == pytest.approx(reference["perturbed_loss"], abs=1e-9)
+        moved = gradients(loss(), theta)
+    for found, wanted in (
+        (grads, tensors("grad")),
+        (moved, tensors("sam_grad")),
+    ):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    assert equal(start, theta)
+
+
+def test_gradients_leave_accumulated_ones_alone() -> None:
+    model = net()
+    parameters = trainable(model)
+    x = torch.randn(5, 3)
+    model(x).sum().backward()
+    before = [p.grad.clone() for p in parameters if p.grad is not None]
+    found = gradients(model(x).sum(), parameters)
+    assert all(torch.equal(a, b) for a, b in zip(found, before, strict=True))
+    assert all(
+        p.grad is not None and torch.equal(p.grad, b)
+        for p, b in zip(parameters, before, strict=True)
+    )
+
+
+def test_gradients_are_zero_where_the_loss_does_not_reach() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    found = gradients(used.sum(), [used, unused])
+    assert found[0].tolist() == [1.0, 1.0]
+    assert found[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_steps_by_hand() -> None:
+    grads = [torch.tensor([3.0, 0.0]), torch.tensor([[-4.0]])]
+    assert global_norm(grads).item() == 5.0
+    up = step_along(grads, 10.0, eps=0.0)
+    assert (up[0].tolist(), up[1].tolist()) == ([6.0, 0.0], [[-8.0]])
+    down = step_along(grads, -0.5, geometry="sign")
+    assert (down[0].tolist(), down[1].tolist()) == ([-0.5, 0.0], [[0.5]])
+
+
+def test_a_zero_gradient_gives_a_zero_step() -> None:
+    assert step_along([torch.zeros(3)], 0.4)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_norm_of_half_precision_gradients_is_taken_in_single() -> None:
+    # 300^2 x 4 = 360,000 exceeds the largest half-precision number, 65,504.
+    grads = [torch.full((4,), 300.0, dtype=torch.float16)]
+    assert global_norm(grads).item() == 600.0
+    assert step_along(grads, 2.0)[0].dtype == torch.float16
+    assert step_along(grads, 2.0)[0].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
+    model = net(dtype)
+    parameters = trainable(model)
+    start = copies(parameters)
+    steps = [torch.randn_like(p) / 7 for p in parameters]
+    # Why they are kept and not subtracted again:
+    assert any(not torch.equal(p + s - s, p) for p, s in zip(parameters, steps, strict=True))
+    with restored(parameters) as add:
+        add(steps)
+        assert not equal(start, parameters)
+        add([2 * s for s in steps])
+    assert equal(start, parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_when_the_body_raises(dtype: torch.dtype) -> None:
+    parameters = trainable(net(dtype))
+    start = copies(parameters)
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        perturbed(parameters, [torch.ones_like(p) for p in parameters]),
+    ):
+        raise RuntimeError("boom")
+    assert equal(start, parameters)
+
+
+def test_weights_come_back_when_the_steps_do_not_fit() -> None:
+    parameters = trainable(net())
+    start = copies(parameters)
+    too_few = [torch.ones_like(p) for p in parameters[:-1]]
+    with pytest.raises(ValueError, match="shorter"), perturbed(parameters, too_few):
+        pytest.fail("the block must not be entered")
+    assert equal(start, parameters)
+
+
+def test_a_step_that_is_not_finite_does_not_stay() -> None:
+    parameters = trainable(net())
+    start = copies(parameters)
+    with perturbed(parameters, [torch.full_like(p, math.nan) for p in parameters]):
+        assert parameters[0].isnan().all()
+    assert equal(start, parameters)
+
+
+def test_nothing_is_copied_when_nothing_moves() -> None:
+    parameters = trainable(net())
+    start = copies(parameters)
+    with restored(parameters):
+        pass
+    assert equal(start, parameters)
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    frozen = copies(list(model[0].parameters()))
+    parameters = trainable(model)
+    assert [p.shape for p in parameters] == [(2, 4), (2,)]
+    with perturbed(parameters, [torch.ones_like(p) for p in parameters]):
+        assert equal(frozen, list(model[0].parameters()))
+    assert equal(frozen, list(model[0].parameters()))
+
+
+def test_gradients_flow_through_perturbed_weights() -> None:
+    # d/dw w^3 at w + 1 = 3 (w + 1)^2, and it lands in .grad of the unperturbed parameter.
+    w = nn.Parameter(torch.tensor([2.0]))
+    with perturbed([w], [torch.tensor([1.0])]):
+        (w**3).sum().backward()
+    assert w.grad is not None
+    assert (w.item(), w.grad.item()) == (2.0, 27.0)
