@@ -175,7 +175,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_names_its_command(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no.json: no such file; it is made by `holdfast score"):
+    with pytest.raises(UsageError, match="no.json: no such file; `holdfast score"):
         Scores.load(tmp_path / "no.json")
 
 
