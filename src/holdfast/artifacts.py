@@ -500,7 +500,7 @@ class RunDir:
                 commit=git_commit(),
                 started=started.isoformat(timespec="seconds"),
                 seconds=round(time.monotonic() - clock, 3),
-                facts=to_json(step.facts),
+                facts=to_json({"hardware": hardware(), **step.facts}),
             )
             write_json(
                 self._entry_path(stage, name), {"kind": "entry", "schema": SCHEMA, **asdict(entry)}
@@ -579,6 +579,25 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+@cache
+def hardware() -> str:
+    """Return processor, cores, memory and accelerator in one line."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    parts = [name, f"{os.cpu_count()} cores"]
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        parts.append(f"{size / 2**30:.0f} GiB memory")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
 
 
 @cache

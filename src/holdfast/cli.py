@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from holdfast.pipeline import Call
+    from holdfast.stages.pipeline import Call
 
 app = typer.Typer(
     help="Keep a language model's safety alignment through fine-tuning.",
@@ -403,7 +403,7 @@ def run(
 ) -> None:
     """Walk all stages of a configuration; what is finished is not done again."""
     with _stage(as_json):
-        from holdfast import pipeline
+        from holdfast.stages import pipeline
 
         loaded = pipeline.load(config, dict(_pair(s, "--set") for s in setting or []))
         update = {k: v for k, v in {"out": out, "seeds": seed}.items() if v}
@@ -427,8 +427,8 @@ def demo(
 ) -> None:
     """Walk the whole road on the embedded world, in minutes, without a GPU."""
     with _stage(as_json):
-        from holdfast import pipeline
-        from holdfast.demo import configuration
+        from holdfast.stages import pipeline
+        from holdfast.stages.demo import configuration
 
         config = configuration(out, seed=seed, device=device)
         path = pipeline.run(config, before=_announce(as_json, pipeline.plan(config)))
@@ -565,7 +565,7 @@ def _stage(as_json: bool) -> Iterator[None]:
         try:
             yield
         except ValidationError as error:
-            from holdfast.pipeline import explain
+            from holdfast.stages.pipeline import explain
 
             raise UsageError(explain(error)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from holdfast.pipeline import RunConfig, parse
+from holdfast.stages.pipeline import RunConfig, parse
 
 WORLD: dict[str, Any] = {
     "model": "world",
