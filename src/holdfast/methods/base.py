@@ -23,7 +23,7 @@ from holdfast.artifacts import Groups, to_json, write_json
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
-from holdfast.models import Encoded, collate, encode
+from holdfast.models import IGNORE, Encoded, collate, encode
 from holdfast.weights import trainable
 
 if TYPE_CHECKING:
@@ -142,12 +142,16 @@ class AlignmentTrainer(Trainer):
     # ------------------------------------------------------------------------ for the hooks
 
     def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
-        """Return the micro-batch's part of the step's mean loss over answer tokens."""
+        """Return the micro-batch's part of the step's mean loss over answer tokens.
+
+        `batch` may be a part of a micro-batch. With `num_items` None it is the batch's own mean.
+        """
         inputs = {k: v for k, v in batch.items() if k != "is_safety"}
         with self.compute_loss_context_manager():
             loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=num_items))
-        if num_items is None:
-            loss = loss / self.current_gradient_accumulation_steps
+        if num_items is not None and not self.model_accepts_loss_kwargs:
+            # Such a model divides by the tokens of what it was given, whatever the step has.
+            loss = loss * (answer_tokens(batch) / num_items)
         return loss
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -181,7 +185,8 @@ class AlignmentTrainer(Trainer):
         draws elsewhere would see its loss scaled by the wrong number.
         """
         batches = self.draw_batches(epoch_iterator, num_batches)
-        return batches, self._get_num_items_in_batch(batches, device)
+        count = self._get_num_items_in_batch(batches, device)
+        return batches, sum(map(answer_tokens, batches)) if count is None else count
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
@@ -211,6 +216,11 @@ class AlignmentTrainer(Trainer):
         if checkpoint is not None:
             path = Path(checkpoint, STATE_FILE)
             self.load_method_state(json.loads(path.read_text(encoding="utf-8")))
+
+
+def answer_tokens(batch: Batch) -> int:
+    """Count the tokens of a batch that its loss is a mean of; the first is never predicted."""
+    return int((batch["labels"][:, 1:] != IGNORE).sum())
 
 
 class _Positions(Dataset[int]):

@@ -35,8 +35,8 @@ from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.group_sampler import GroupSampler
-from holdfast.methods.base import AlignConfig, AlignmentTrainer, Batch, Stream
-from holdfast.models import IGNORE, encode
+from holdfast.methods.base import AlignConfig, AlignmentTrainer, Batch, Stream, answer_tokens
+from holdfast.models import encode
 from holdfast.weights import Geometry, gradients, perturbed, step_along
 
 CHOICES = {
@@ -74,7 +74,7 @@ class VaaConfig(AlignConfig):
                 )
         if not 0 <= self.lam <= 1:
             raise UsageError(f"lam={self.lam} is a probability: it must lie in [0, 1]")
-        if self.rho < 0:
+        if not self.rho >= 0:
             raise UsageError(f"rho={self.rho} must not be negative")
 
 
@@ -215,9 +215,8 @@ class Vaa(AlignmentTrainer):
 
     def _count(self, safety: Batch, loss: float, num_items: Tensor | int | None) -> None:
         """Add a micro-batch to the step's safety loss, undoing the scaling of `scaled_loss`."""
-        tokens = int((safety["labels"][:, 1:] != IGNORE).sum())
-        scale = tokens * self.current_gradient_accumulation_steps
-        self._nll += loss * (scale if num_items is None else float(num_items))
+        tokens = answer_tokens(safety)
+        self._nll += loss * (tokens if num_items is None else float(num_items))
         self._tokens += tokens
 
     def _attack_rows(self) -> Examples:
