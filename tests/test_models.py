@@ -37,7 +37,7 @@ def text(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
     return " ".join(tokenizer.convert_ids_to_tokens(list(ids)))
 
 
-# ----------------------------------------------------------------------------------------- loading
+# ------------------------------------------------------------------------------------ loading
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -160,7 +160,7 @@ def test_devices() -> None:
             models.pick_device("cuda:0")
 
 
-# ------------------------------------------------------------------------------------ hash and save
+# ------------------------------------------------------------------------------ hash and save
 
 
 def test_the_hash_sees_weights_and_tokenizer_and_nothing_else(
@@ -216,7 +216,7 @@ def test_a_save_that_fails_leaves_the_old_model(
     assert [p.name for p in path.parent.iterdir()] == ["sft"]
 
 
-# ---------------------------------------------------------------------------------------------- LoRA
+# --------------------------------------------------------------------------------------- LoRA
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "opt"])
@@ -286,7 +286,7 @@ def test_a_model_without_adapters_merges_to_itself(make_model: Make) -> None:
     assert models.merge(model) is model
 
 
-# -------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------- tokens
 
 ROW = Example("how do i brew tea", "hot water")
 
@@ -354,7 +354,12 @@ def test_the_random_state_is_put_back() -> None:
     before = torch.get_rng_state()
     with models.preserved_rng(5):
         first = torch.rand(3)
-    with pytest.raises(RuntimeError, match="boom"), models.preserved_rng(5):
-        assert torch.equal(torch.rand(3), first)
-        raise RuntimeError("boom")
+
+    def boom() -> None:
+        with models.preserved_rng(5):
+            assert torch.equal(torch.rand(3), first)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        boom()
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,504 @@
+"""VAA against the equations written out, its neutral element, and everything it must leave alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import models
+from holdfast.artifacts import Groups
+from holdfast.errors import MismatchError, TrainingError, UsageError
+from holdfast.examples import Example, Examples
+from holdfast.methods import vaa
+from holdfast.methods.base import AlignmentData, Batch
+from holdfast.methods.vaa import Vaa, VaaConfig
+
+Make = Callable[..., PreTrainedModel]
+MakeTrainer = Callable[..., Any]
+Weights = Callable[..., dict[str, Tensor]]
+Same = Callable[..., bool]
+PERTURBED = {"lam": 1.0, "curriculum": "constant"}
+
+
+@pytest.fixture
+def model(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return make_model(vocab=len(tokenizer))
+
+
+@pytest.fixture
+def safety_only(data: AlignmentData) -> AlignmentData:
+    return replace(data, benign=None)
+
+
+def grads(model: Any) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def drawn(trainer: Any, n: int = 1) -> list[Batch]:
+    """Draw a step's batches as training does, before training has begun."""
+    trainer.state.max_steps = trainer.args.max_steps
+    trainer.current_gradient_accumulation_steps = n
+    batches: list[Batch] = trainer.draw_batches(iter(()), n)
+    return batches
+
+
+def count(batch: Batch) -> int:
+    return int((batch["labels"][:, 1:] != models.IGNORE).sum())
+
+
+def accumulate(trainer: Any, batch: Batch) -> list[Tensor]:
+    """Return the gradient of one micro-batch."""
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.zero_grad()
+    trainer.accumulate(trainer.model, batch, torch.tensor(count(batch)))
+    return grads(trainer.model)
+
+
+# ---------------------------------------------------------------------------- against a slow twin
+
+
+class Recorder:
+    """Keeps the group and the batches of every step."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.steps: list[tuple[int, list[Batch]]] = []
+        self.draw = trainer.draw_batches
+        self.trainer = trainer
+        trainer.draw_batches = self
+
+    def __call__(self, iterator: Any, n: int) -> list[Batch]:
+        batches: list[Batch] = self.draw(iterator, n)
+        self.steps.append((self.trainer.group, [dict(b) for b in batches]))
+        return batches
+
+
+def nll(model: Any, batch: Batch, rows: Tensor) -> Tensor:
+    """Sum of the answer tokens' losses over some rows (transformers takes it in float32)."""
+    logits = model(
+        input_ids=batch["input_ids"][rows], attention_mask=batch["attention_mask"][rows]
+    ).logits.float()
+    labels = batch["labels"][rows]
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+def twin_step(model: Any, batches: list[Batch], rho: float) -> tuple[list[Tensor], float]:
+    """Return the step's gradient and the safety loss that it saw."""
+    parameters = list(model.parameters())
+    total = sum(count(b) for b in batches)
+    gradient = [torch.zeros_like(p) for p in parameters]
+    seen, tokens = 0.0, 0
+    for batch in batches:
+        safe = batch["is_safety"]
+        up = torch.autograd.grad(nll(model, batch, safe) / total, parameters)
+        norm = math.sqrt(sum(float((g**2).sum()) for g in up))
+        theta = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p, g in zip(parameters, up, strict=True):
+                p += rho * g / (norm + 1e-7)
+        loss = nll(model, batch, safe)
+        there = torch.autograd.grad(loss / total, parameters)
+        with torch.no_grad():
+            for p, old in zip(parameters, theta, strict=True):
+                p.copy_(old)
+        benign = torch.autograd.grad(nll(model, batch, ~safe) / total, parameters)
+        gradient = [g + a + b for g, a, b in zip(gradient, there, benign, strict=True)]
+        seen += loss.item()
+        tokens += int((batch["labels"][safe][:, 1:] != -100).sum())
+    return gradient, seen / tokens
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_three_steps_equal_the_equations(
+    accumulation: int, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    model = model.double()
+    theirs: Any = copy.deepcopy(model)
+    trainer = make_trainer(
+        "vaa",
+        model,
+        gradient_accumulation_steps=accumulation,
+        rho=0.4,
+        step_size=0.05,
+        **PERTURBED,
+    )
+    recorder = Recorder(trainer)
+    trainer.train()
+    assert len(recorder.steps) == 3
+    q, rng = [0.5, 0.5], np.random.default_rng(3)
+    theirs.train()
+    for (group, batches), logged in zip(
+        recorder.steps, [e for e in trainer.state.log_history if "group" in e], strict=True
+    ):
+        assert len(batches) == accumulation
+        assert group == rng.choice(2, p=q)
+        gradient, loss = twin_step(theirs, batches, 0.4)
+        with torch.no_grad():
+            for p, g in zip(theirs.parameters(), gradient, strict=True):
+                p -= 0.1 * g
+        weights = [x * math.exp(0.05 * loss / x) if i == group else x for i, x in enumerate(q)]
+        q = [min(max(w / sum(weights), 0.1), 0.9) for w in weights]
+        assert logged["safety_loss"] == pytest.approx(loss, rel=1e-6)
+        assert (logged["group"], logged["perturbed"]) == (group, 1)
+        assert [logged["q_invulnerable"], logged["q_vulnerable"]] == pytest.approx(q, rel=1e-6)
+    for p, wanted in zip(model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, wanted, rtol=0, atol=1e-8)
+
+
+def test_the_perturbation_matters(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("vaa", model, rho=0.4, **PERTURBED)
+    (batch,) = drawn(trainer)
+    assert trainer.perturb
+    there = accumulate(trainer, batch)
+    trainer.perturb = False
+    here = accumulate(trainer, batch)
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(there, here, strict=True))
+
+
+# ------------------------------------------------------------------------------- neutral element
+
+
+def test_without_rho_the_gradient_is_sfts_bit_for_bit(
+    model: PreTrainedModel, make_trainer: MakeTrainer, safety_only: AlignmentData
+) -> None:
+    mine = make_trainer("vaa", model, safety_only, rho=0.0, **PERTURBED)
+    plain = make_trainer("sft", copy.deepcopy(model), safety_only)
+    (batch,) = drawn(mine)
+    assert not mine.perturb
+    for a, b in zip(accumulate(mine, batch), accumulate(plain, batch), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_without_rho_benign_rows_weigh_as_in_sft(
+    accepts: bool, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    """Some architectures divide by the tokens of what they are given, whatever the step has."""
+    mine = make_trainer("vaa", model.double(), rho=0.0)
+    plain = make_trainer("sft", copy.deepcopy(model))
+    for trainer in (mine, plain):
+        trainer.model_accepts_loss_kwargs = accepts
+    (batch,) = drawn(mine)
+    assert 0 < int(batch["is_safety"].sum()) < len(batch["is_safety"])
+    for a, b in zip(accumulate(mine, batch), accumulate(plain, batch), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_sampler_sees_the_mean_loss_per_safety_token(
+    accumulation: int, accepts: bool, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(
+        "vaa", model, rho=0.0, max_steps=1, gradient_accumulation_steps=accumulation
+    )
+    before = copy.deepcopy(model)
+    trainer.model_accepts_loss_kwargs = accepts
+    recorder = Recorder(trainer)
+    trainer.train()
+    ((_, batches),) = recorder.steps
+    with torch.no_grad():
+        total = sum(float(nll(before, b, b["is_safety"])) for b in batches)
+    tokens = sum(int((b["labels"][b["is_safety"]][:, 1:] != -100).sum()) for b in batches)
+    (logged,) = [entry for entry in trainer.state.log_history if "group" in entry]
+    assert logged["safety_loss"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+# ------------------------------------------------------------------------ what must not be touched
+
+
+@pytest.mark.parametrize("perturbation", ["own_loss", "attack"])
+def test_accumulate_changes_nothing_but_the_gradient(
+    perturbation: str,
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    trainer = make_trainer("vaa", model, perturbation=perturbation, **PERTURBED)
+    (batch,) = drawn(trainer)
+    before = weights_of(model)
+    first = accumulate(trainer, batch)
+    assert same(weights_of(model), before)
+    # A second micro-batch adds to the first one's gradient.
+    trainer.accumulate(model, batch, torch.tensor(count(batch)))
+    assert same(weights_of(model), before)
+    if perturbation == "own_loss":
+        for p, g in zip(model.parameters(), first, strict=True):
+            torch.testing.assert_close(p.grad, 2 * g)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("perturbation", ["own_loss", "attack"])
+def test_weights_come_back_when_the_forward_raises(
+    perturbation: str,
+    nth: int,
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    """Forward 1 finds the direction, 2 is at the perturbed weights, 3 is the benign rows'."""
+    trainer = make_trainer("vaa", model, perturbation=perturbation, **PERTURBED)
+    (batch,) = drawn(trainer)
+    before = weights_of(model)
+    calls = []
+
+    def boom(*args: object) -> None:
+        calls.append(same(weights_of(model), before))
+        if len(calls) == nth:
+            raise RuntimeError("boom")
+
+    handle = model.register_forward_pre_hook(boom)
+    with pytest.raises(RuntimeError, match="boom"):
+        accumulate(trainer, batch)
+    handle.remove()
+    assert calls == [True, False, True][:nth]
+    assert same(weights_of(model), before)
+
+
+def test_lora_leaves_the_base_bit_for_bit(
+    model: PreTrainedModel, make_trainer: MakeTrainer, weights_of: Weights
+) -> None:
+    adapted = models.add_lora(model, 2, seed=0)
+    before = weights_of(adapted)
+    trainer = make_trainer("vaa", adapted, rho=0.4, learning_rate=1.0, **PERTURBED)
+    trainer.train()
+    moved = {n for n, value in weights_of(adapted).items() if not torch.equal(value, before[n])}
+    assert moved
+    assert all("lora_" in name for name in moved)
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_sampler(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("vaa", model, **PERTURBED)
+    with torch.no_grad():
+        model.lm_head.weight[7] = math.nan
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1.*Lower the learning rate"):
+        trainer.train()
+    assert trainer.sampler.probs.tolist() == [0.5, 0.5]
+
+
+# ------------------------------------------------------------------------------------------ resume
+
+
+def test_resume_equals_the_uninterrupted_run(
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    options = {
+        "max_steps": 6,
+        "optim": "adamw_torch",
+        "learning_rate": 3e-3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "perturbation": "attack",
+        "lam": 0.5,
+        "curriculum": "constant",
+        "step_size": 0.3,
+    }
+    start = copy.deepcopy(model)
+    whole = make_trainer("vaa", model, **options)
+    seen = Recorder(whole)
+    whole.train()
+    again = make_trainer("vaa", start, **options)
+    resumed = Recorder(again)
+    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-3"))
+    assert len(resumed.steps) == 3
+    for (g1, b1), (g2, b2) in zip(resumed.steps, seen.steps[3:], strict=True):
+        assert g1 == g2
+        assert all(same(x, y) for x, y in zip(b1, b2, strict=True))
+    assert again.method_state() == whole.method_state()
+    assert same(weights_of(start), weights_of(model))
+    perturbed = [e["perturbed"] for e in whole.state.log_history if "group" in e]
+    assert 0 < sum(perturbed) < 6  # the coin was really in play
+
+
+# ------------------------------------------------------------------------------------------ groups
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_no_step_mixes_groups(
+    accumulation: int, model: PreTrainedModel, make_trainer: MakeTrainer, data: AlignmentData
+) -> None:
+    trainer = make_trainer("vaa", model)
+    group_of = {
+        row.ids: int(label)
+        for row, label in zip(trainer.rows[: trainer.n_safety], data.groups.labels, strict=True)  # type: ignore[union-attr]
+    }
+    visited: list[tuple[int, ...]] = []
+    for _ in range(12):
+        for batch in drawn(trainer, accumulation):
+            assert int((~batch["is_safety"]).sum()) == 5  # 8 x 32 / 56, rounded
+            for ids, mask, safe in zip(
+                batch["input_ids"].tolist(),
+                batch["attention_mask"].tolist(),
+                batch["is_safety"].tolist(),
+                strict=True,
+            ):
+                row = tuple(ids[: sum(mask)])
+                if safe:
+                    assert group_of[row] == trainer.group
+                    visited.append(row)
+    assert {group_of[row] for row in visited} == {0, 1}
+
+
+def test_streams_visit_every_row_once_a_round() -> None:
+    from holdfast.methods.base import Stream
+
+    stream = Stream([4, 7, 9], seed=0)
+    taken = stream.take(2) + stream.take(5) + stream.take(2)
+    assert [sorted(taken[i : i + 3]) for i in (0, 3, 6)] == [[4, 7, 9]] * 3
+
+
+def test_start_proportional_to_the_groups(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("vaa", model, start="proportional")
+    assert trainer.sampler.probs == pytest.approx([16 / 24, 8 / 24])
+
+
+def test_the_curriculum_grows_from_zero(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("vaa", model, lam=0.8, max_steps=4)
+    trainer.state.max_steps = 4
+    found = []
+    for step in range(4):
+        trainer.state.global_step = step
+        found.append(trainer.curriculum())
+    assert found == pytest.approx([0.0, 0.2, 0.4, 0.6])
+
+
+# ------------------------------------------------------------------------------------------ attack
+
+
+@pytest.mark.parametrize("geometry", ["l2", "sign"])
+@pytest.mark.parametrize("attack_rows", ["harmful", "mismatched", "affirmative"])
+def test_the_attack_moves_down_the_attackers_loss(
+    attack_rows: str,
+    geometry: str,
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    data: AlignmentData,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[Tensor] = []
+    keep = vaa.perturbed
+    monkeypatch.setattr(vaa, "perturbed", lambda p, s: (steps.extend(s), keep(p, s))[1])
+    trainer = make_trainer(
+        "vaa",
+        model,
+        perturbation="attack",
+        attack_rows=attack_rows,
+        geometry=geometry,
+        rho=0.3,
+        **PERTURBED,
+    )
+    (batch,) = drawn(trainer)
+    chosen = copy.deepcopy(trainer.streams["attack"]).take(int(batch["is_safety"].sum()))
+    accumulate(trainer, batch)
+    asked = {tuple(models.encode_prompt(tokenizer, p)) for p in data.safety.prompts}
+    if attack_rows == "harmful":
+        assert trainer.attack == models.encode(tokenizer, data.harmful, 256)  # type: ignore[arg-type]
+    else:
+        assert {row.ids[: row.start] for row in trainer.attack} == asked
+        said = {row.ids[row.start :] for row in trainer.attack}
+        rows = data.benign if attack_rows == "mismatched" else Examples([Example("x", "sure")])
+        if attack_rows == "mismatched":
+            answers = {r.ids[r.start :] for r in models.encode(tokenizer, rows, 256)}  # type: ignore[arg-type]
+            assert said <= answers
+        else:
+            assert len(said) == 1
+    own = models.collate([trainer.attack[i] for i in chosen], trainer.pad)
+    model.train()
+    gradient = torch.autograd.grad(model(**own).loss, list(model.parameters()))
+    flat, step = (torch.cat([t.flatten() for t in ts]) for ts in (gradient, steps))
+    if geometry == "sign":
+        assert torch.equal(step, -0.3 * flat.sign())
+    else:
+        assert step.norm().item() == pytest.approx(0.3, rel=1e-5)
+        torch.testing.assert_close(step, -0.3 * flat / flat.norm(), rtol=1e-4, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"curriculum": "cubic"}, "curriculum='cubic' must be one of linear, constant"),
+        ({"start": "even"}, "start='even' must be one of uniform, proportional"),
+        ({"perturbation": "none"}, "perturbation='none' must be one of own_loss, attack"),
+        ({"geometry": "l1"}, "geometry='l1' must be one of l2, sign"),
+        ({"attack_rows": "all"}, "attack_rows='all' must be one of harmful, mismatched"),
+        ({"lam": 1.5}, "lam=1.5 is a probability"),
+        ({"lam": math.nan}, "lam=nan is a probability"),
+        ({"rho": -0.1}, "rho=-0.1 must not be negative"),
+        ({"rho": math.nan}, "rho=nan must not be negative"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        VaaConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "options", "message"),
+    [
+        ("groups", {}, "Vaa needs --groups"),
+        ("harmful", {"attack_rows": "harmful"}, "attack_rows=harmful needs --harmful"),
+        ("benign", {"attack_rows": "mismatched"}, "attack_rows=mismatched needs --benign"),
+    ],
+)
+def test_what_is_lacking_is_named(
+    lacking: str,
+    options: dict[str, str],
+    message: str,
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    data: AlignmentData,
+) -> None:
+    part = replace(data, **{lacking: None})
+    with pytest.raises(UsageError, match=message):
+        make_trainer("vaa", model, part, perturbation="attack", **options)
+
+
+def test_groups_of_other_rows_are_refused(
+    model: PreTrainedModel, make_trainer: MakeTrainer, data: AlignmentData
+) -> None:
+    other = Examples([*data.safety, Example("brew tea", "no")])
+    with pytest.raises(MismatchError, match="groups lack 1 of 25"):
+        make_trainer("vaa", model, replace(data, safety=other))
+
+
+def test_an_empty_group_is_named(
+    model: PreTrainedModel, make_trainer: MakeTrainer, data: AlignmentData
+) -> None:
+    groups: Any = data.groups
+    labels = np.zeros_like(groups.labels)
+    empty = Groups(groups.ids, labels, groups.names, "none", "", groups.data_hash)
+    with pytest.raises(UsageError, match="group 'vulnerable' is empty"):
+        make_trainer("vaa", model, replace(data, groups=empty))
+
+
+def test_published_defaults(tmp_path: Path) -> None:
+    config = VaaConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    found = (config.rho, config.lam, config.curriculum, config.step_size, config.floor)
+    assert found == (0.4, 1.0, "linear", 0.007, 0.1)
+    assert Vaa.neutral == {"rho": 0.0}
