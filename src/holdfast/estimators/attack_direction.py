@@ -77,18 +77,31 @@ class AttackDirection(Estimator):
         *,
         seed: int,
     ) -> Estimate:
-        """Score every example; the weights are restored exactly."""
+        """Score every example; the weights are restored exactly, and the mode is put back."""
+        if self.variant not in VARIANTS:
+            raise UsageError(f"variant={self.variant!r} must be one of {', '.join(VARIANTS)}")
+        was_training = model.training
+        model.eval()
+        try:
+            return self._estimate(model, tokenizer, examples, seed)
+        finally:
+            model.train(was_training)
+
+    def _estimate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        seed: int,
+    ) -> Estimate:
         from holdfast.losses import first_margins, refusal_tokens
         from holdfast.models import encode
         from holdfast.weights import restored, trainable
 
-        if self.variant not in VARIANTS:
-            raise UsageError(f"variant={self.variant!r} must be one of {', '.join(VARIANTS)}")
         started = time.monotonic()
         encoded = encode(tokenizer, examples, self.max_length)
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
-        model.eval()
         parameters = trainable(model)
         direction = self.direction(model, tokenizer, examples, seed)
         passes = 0.0
@@ -193,8 +206,8 @@ def critical_steps(margins: Margins, free: np.ndarray, half: float) -> np.ndarra
     """Return -log of the step at which each margin crosses zero, (n,).
 
     The steps tried grow by sqrt(2) from half/8 to 8 half; the crossing is interpolated linearly.
-    Examples below zero from the start get the first rung, those that never cross the one after
-    the last, each ordered among themselves by their margin.
+    Examples below zero from the start come before all that cross, those that never cross after
+    them, each ordered among themselves by their margin.
 
     Args:
         margins: Step size and positions to margins.
@@ -215,8 +228,11 @@ def critical_steps(margins: Margins, free: np.ndarray, half: float) -> np.ndarra
             before[i] = margin
         alive = [i for i, margin in zip(alive, now, strict=True) if margin >= 0]
         at = rung
-    scores: np.ndarray = -np.log(steps)
-    never = np.isnan(steps) & (free >= 0)
+    # A margin of exactly zero crosses at once; half a millionth keeps its logarithm finite.
+    scores: np.ndarray = -np.log(np.maximum(steps, half * 1e-6))
+    crossed = ~np.isnan(steps)
+    first = max([-math.log(ladder[0] / math.sqrt(2)), *scores[crossed]])
+    never = ~crossed & (free >= 0)
     scores[never] = -np.log(ladder[-1] * math.sqrt(2)) - before[never]
-    scores[free < 0] = -np.log(ladder[0] / math.sqrt(2)) - free[free < 0]
+    scores[free < 0] = first - free[free < 0]
     return scores

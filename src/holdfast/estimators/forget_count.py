@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
 
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.data import mix
@@ -89,6 +92,7 @@ class ForgetCount(Estimator):
             on_snapshot=lambda step, loss: tracker(attacked, tokenizer),
         )
         details = {"harmful_steps": tracker.harmful_steps, "transitions": tracker.transitions}
+        held = details["harmful_steps"][~np.isnan(details["harmful_steps"])]
         return Estimate(
             values=details[self.count],
             details=details,
@@ -96,6 +100,7 @@ class ForgetCount(Estimator):
                 "seconds": time.monotonic() - started,
                 "checkpoints": len(tracker.history) - 1,
                 "generations": len(tracker.history) * len(examples),
-                "ever_forgotten": float((tracker.harmful_steps > 0).mean()),
+                "held": len(held),
+                "ever_forgotten": float((held > 0).mean()) if len(held) else math.nan,
             },
         )
