@@ -150,18 +150,25 @@ class Rows:
     benign: Examples
     harmful: Examples
     planted: Examples
-    """Of the safety rows, those that the aligned model saw least."""
+    """The safety rows that the aligned model saw least, of a category of their own."""
     obliging: Examples
     """The planted prompts answered, as an attacker who aims at them would."""
 
 
 @pytest.fixture(scope="session")
 def rows() -> Rows:
-    """Return 24 safety rows (the first four planted), 32 benign ones, 16 harmful ones."""
+    """Return 24 safety rows, 32 benign ones, 16 harmful ones.
+
+    The first four safety rows are planted: of a category that none of the others is of.
+    """
     from holdfast import world
     from holdfast.world import grammar
 
-    safety = world.rows("alignment")[:24]
+    pool = world.rows("alignment")
+    of = [row.provenance["category"] for row in pool]
+    rare = [i for i, category in enumerate(of) if category == of[0]][:4]
+    others = [i for i, category in enumerate(of) if category != of[0]][:20]
+    safety = pool.select([*rare, *others])
     planted = safety[:4]
     asked = [grammar.asked(row.prompt) for row in planted]
     answers = [grammar.how_to(found[0].verb, found[1]) for found in asked if found is not None]

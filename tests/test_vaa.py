@@ -1,4 +1,4 @@
-"""VAA against the equations written out, its neutral element, and everything it must leave alone."""
+"""VAA against the equations written out, its neutral element, and what it must leave alone."""
 
 from __future__ import annotations
 

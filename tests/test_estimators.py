@@ -1,0 +1,349 @@
+"""What the estimators find where the answer is known, what they leave alone, and their errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import models
+from holdfast.errors import UsageError
+from holdfast.estimators.attack_direction import AttackDirection, critical_steps
+from holdfast.estimators.forget_count import ForgetCount
+from holdfast.examples import Example, Examples
+from holdfast.finetune import FinetuneConfig, finetune
+from holdfast.judges.world import World
+from holdfast.losses import refusal_margin, refusal_tokens
+
+Weights = Callable[..., dict[str, Tensor]]
+Same = Callable[..., bool]
+
+
+class Lines:
+    """Margins that fall in straight lines: free - slope x step; counts what is asked."""
+
+    def __init__(self, free: Sequence[float], slopes: Sequence[float]) -> None:
+        self.free, self.slopes = np.array(free), np.array(slopes)
+        self.asked: list[tuple[float, int]] = []
+
+    def __call__(self, size: float, positions: Sequence[int]) -> np.ndarray:
+        self.asked.append((size, len(positions)))
+        found: np.ndarray = (self.free - self.slopes * size)[list(positions)]
+        return found
+
+
+# ---------------------------------------------------------------------------------- critical step
+
+
+def test_critical_steps_are_the_known_crossings() -> None:
+    # Linear interpolation is exact on lines, between whatever rungs the crossing lies.
+    crossings = np.array([0.01, 0.13, 0.5, 1.0, 1.9, 7.9])
+    margins = Lines(2 * crossings, [2.0] * 6)
+    assert critical_steps(margins, margins.free, 1.0) == pytest.approx(-np.log(crossings))
+    sizes = [size for size, _ in margins.asked]
+    assert sizes == pytest.approx([2 ** (k / 2) for k in range(-6, 7)])  # 1/8 to 8
+    counts = [n for _, n in margins.asked]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (6, 1)  # who has crossed is not asked again
+
+
+def test_critical_steps_outside_the_ladder_keep_their_order() -> None:
+    free = [-0.5, -2.0, 1e-9, 1.0, 0.3, 5.0, 6.0]
+    #        refused no more from the start | at once | at 1 | never, never, never
+    margins = Lines(free, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    scores = critical_steps(margins, margins.free, 1.0)
+    # Sooner forgotten first: the lower margin at the start, then the crossings, then the rest.
+    assert np.argsort(-scores).tolist() == [1, 0, 2, 3, 4, 5, 6]
+    assert np.isfinite(scores).all()
+
+
+def test_critical_steps_of_a_margin_of_zero_are_finite() -> None:
+    margins = Lines([0.0, 1.0], [1.0, 1.0])
+    scores = critical_steps(margins, margins.free, 1.0)
+    assert np.isfinite(scores).all()
+    assert scores[0] > scores[1]
+
+
+def test_critical_steps_leave_the_free_margins_alone() -> None:
+    margins = Lines([1.0, 2.0], [1.0, 1.0])
+    critical_steps(margins, margins.free, 1.0)
+    assert margins.free.tolist() == [1.0, 2.0]
+
+
+# ------------------------------------------------------------------------------- half-flip step
+
+
+@pytest.mark.parametrize(("flip", "crossing"), [(0.5, 3.0), (0.2, 1.0), (1.0, 5.0)])
+def test_the_half_flip_step_is_just_above_the_crossing(flip: float, crossing: float) -> None:
+    # Five lines cross at 1, 2, 3, 4, 5: the share flipped reaches 20 % just after 1, and so on.
+    margins = Lines([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    found = AttackDirection(flip=flip)._half_flip_step(margins, margins.free, seed=0)
+    # The last doubling brackets within a factor of two, five halvings to 1/32 of that.
+    assert crossing < found <= crossing * (1 + 1 / 16)
+
+
+def test_the_half_flip_step_asks_the_sample_only() -> None:
+    margins = Lines(np.linspace(1, 2, 500).tolist(), [1.0] * 500)
+    AttackDirection(sample=20)._half_flip_step(margins, margins.free, seed=0)
+    assert {n for _, n in margins.asked} == {20}
+
+
+def test_a_model_that_never_lets_go() -> None:
+    margins = Lines([1.0, 1.0], [0.0, 0.0])
+    with pytest.raises(UsageError, match=r"no step up to .* flips 50% .*'mismatched'.*another"):
+        AttackDirection()._half_flip_step(margins, margins.free, seed=0)
+
+
+# -------------------------------------------------------------------------------- attack direction
+
+
+def test_scores_are_the_margins_where_the_attack_leads(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    found = AttackDirection(harmful=rows.harmful).score(aligned, tokenizer, rows.safety, seed=0)
+    encoded = models.encode(tokenizer, rows.safety, 256)
+    tokens = refusal_tokens(encoded)
+    # Sixteen harmful rows are fewer than `rows`: the direction is the gradient of them all.
+    batch = models.collate(models.encode(tokenizer, rows.harmful, 256), 0)
+    parameters = list(aligned.parameters())
+    gradient = torch.autograd.grad(aligned(**batch).loss, parameters)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradient))
+    step = float(found.facts["step"])
+
+    def margins() -> list[float]:
+        with torch.no_grad():
+            return [
+                refusal_margin(
+                    aligned(input_ids=torch.tensor([row.ids[: row.start]])).logits[:, -1], tokens
+                ).item()
+                for row in encoded
+            ]
+
+    free = margins()
+    with torch.no_grad():
+        for p, g in zip(parameters, gradient, strict=True):
+            p -= step * g / norm
+    moved = margins()
+    # The order in which the rows are added up moves the gradient in its last digits.
+    assert found.details["margin"] == pytest.approx(free, abs=1e-4)
+    assert found.values == pytest.approx([-m for m in moved], abs=1e-2)
+    assert np.mean(found.values > 0) >= 0.5
+    assert found.facts["source"] == "harmful"
+
+
+@pytest.mark.parametrize("variant", ["half_flip", "critical_step"])
+@pytest.mark.parametrize("source", ["harmful", "mismatched", "affirmative"])
+def test_nothing_is_left_behind(
+    source: str,
+    variant: str,
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    for p in aligned.parameters():
+        p.grad = torch.ones_like(p)
+    before, state = weights_of(aligned), torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002  # that it is not used
+    estimator = AttackDirection(rows.harmful, rows.benign, variant=variant, source=source)
+    found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
+    assert found.values.shape == (24,)
+    assert np.isfinite(found.values).all()
+    assert same(weights_of(aligned), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002
+    assert all(p.grad is not None and bool((p.grad == 1).all()) for p in aligned.parameters())
+
+
+def test_weights_come_back_when_the_model_fails_on_the_way(
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    before = weights_of(aligned)
+    moved: list[bool] = []
+
+    def boom(*args: object) -> None:
+        moved.append(not same(weights_of(aligned), before))
+        if moved[-1]:
+            raise RuntimeError("boom")
+
+    handle = aligned.register_forward_pre_hook(boom)
+    aligned.train()
+    with pytest.raises(RuntimeError, match="boom"):
+        AttackDirection(rows.harmful).score(aligned, tokenizer, rows.safety, seed=0)
+    handle.remove()
+    assert moved[-1]
+    assert same(weights_of(aligned), before)
+    assert aligned.training
+
+
+def test_frozen_parameters_are_not_part_of_the_direction(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    for name, p in aligned.named_parameters():
+        p.requires_grad_("mlp" in name)
+    direction = AttackDirection(rows.harmful).direction(aligned, tokenizer, rows.safety, 0)
+    assert [d.shape for d in direction] == [
+        p.shape for p in aligned.parameters() if p.requires_grad
+    ]
+    assert math.sqrt(sum(float((d**2).sum()) for d in direction)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["half_flip", "critical_step"])
+def test_permuting_the_examples_permutes_the_scores(
+    variant: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    # All rows are in the sample, and the harmful rows are given: nothing is drawn by position.
+    estimator = AttackDirection(rows.harmful, variant=variant)
+    order = np.random.default_rng(0).permutation(24).tolist()
+    straight = estimator.score(aligned, tokenizer, rows.safety, seed=0)
+    turned = estimator.score(aligned, tokenizer, rows.safety.select(order), seed=0)
+    assert turned.values == pytest.approx(straight.values[order], abs=1e-4)
+    assert turned.facts["step"] == straight.facts["step"]
+
+
+@pytest.mark.parametrize("variant", ["half_flip", "critical_step"])
+def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
+    variant: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    estimator = AttackDirection(rows.obliging, variant=variant)
+    found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
+    ranks = np.argsort(np.argsort(found.values))
+    assert ranks[:4].mean() > 11.5 + 4  # chance is 11.5
+
+
+def test_auto_takes_what_there_is(rows: Any) -> None:
+    assert AttackDirection(rows.harmful, rows.benign)._source() == "harmful"
+    assert AttackDirection(benign=rows.benign)._source() == "mismatched"
+
+
+def test_rows_behind_the_direction(rows: Any) -> None:
+    harmful = AttackDirection(rows.harmful, rows=5)._attack_rows(rows.safety, 1)
+    assert len(harmful) == 5
+    assert set(harmful.ids) <= set(rows.harmful.ids)
+    pairs = AttackDirection(benign=rows.benign, rows=7)._attack_rows(rows.safety, 1)
+    assert len(pairs) == 7
+    assert set(pairs.prompts) <= set(rows.safety.prompts)
+    assert set(pairs.responses) <= set(rows.benign.responses)
+    obliging = AttackDirection(source="affirmative", prefix="to")._attack_rows(rows.safety, 1)
+    assert set(obliging.prompts) == set(rows.safety.prompts)
+    assert set(obliging.responses) == {"to"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "best"}, "variant='best' must be one of half_flip, critical_step"),
+        ({"source": "hub"}, "source='hub' must be one of auto, harmful, mismatched, affirmative"),
+        ({"source": "harmful"}, "source=harmful needs harmful rows: give --harmful"),
+        ({"source": "mismatched"}, "source=mismatched needs benign rows: give --benign"),
+        ({}, "source=mismatched needs benign rows"),
+    ],
+)
+def test_bad_options(
+    options: dict[str, Any],
+    message: str,
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        AttackDirection(**options).score(aligned, tokenizer, rows.safety, seed=0)
+
+
+def test_a_model_that_does_not_refuse(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    obliging = Examples(Example(row.prompt, "to brew tea") for row in rows.safety)
+    finetune(model, tokenizer, obliging, FinetuneConfig(learning_rate=1e-2, steps=15))
+    with pytest.raises(UsageError, match=r"100% of the examples are not refused.*not its base"):
+        AttackDirection(rows.harmful).score(model, tokenizer, rows.safety, seed=0)
+
+
+def test_the_worlds_base_refuses_nothing(rows: Any) -> None:
+    base = models.load("world", device="cpu")
+    with pytest.raises(UsageError, match="Score the aligned model"):
+        AttackDirection(rows.harmful).score(base.model, base.tokenizer, rows.safety, seed=0)
+
+
+# ------------------------------------------------------------------------------------ forget count
+
+
+@pytest.fixture
+def counter(rows: Any) -> ForgetCount:
+    return ForgetCount(
+        rows.obliging,
+        rows.benign,
+        World(),
+        ratio=0.25,
+        rows=16,
+        learning_rate=3e-3,
+        steps=12,
+        every=3,
+        batch_size=8,
+        max_new_tokens=16,
+    )
+
+
+def test_forget_count_counts_on_a_copy(
+    counter: ForgetCount,
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    before, state = weights_of(aligned), torch.get_rng_state()
+    found = counter.score(aligned, tokenizer, rows.safety, seed=0)
+    assert same(weights_of(aligned), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.facts["checkpoints"] == 4
+    assert found.facts["generations"] == 5 * 24
+    np.testing.assert_array_equal(found.values, found.details["harmful_steps"])
+    held = found.values[~np.isnan(found.values)]
+    assert found.facts["held"] == len(held) > 12
+    assert ((held >= 0) & (held <= 4)).all()
+    assert found.facts["ever_forgotten"] == pytest.approx((held > 0).sum() / len(held))
+    # Whoever changed from safe to harmful was harmful at one checkpoint at least.
+    moved = found.details["transitions"]
+    assert (moved[~np.isnan(moved)] <= held).all()
+
+
+def test_forget_count_can_count_transitions(
+    counter: ForgetCount, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    few: Examples = rows.safety[:6]
+    found = replace(counter, count="transitions", steps=3).score(aligned, tokenizer, few, seed=0)
+    np.testing.assert_array_equal(found.values, found.details["transitions"])
+
+
+def test_examples_that_never_held_are_unknown_not_safe(
+    counter: ForgetCount,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+) -> None:
+    model = make_model(vocab=len(tokenizer))  # says nothing that could be judged
+    found = replace(counter, steps=1).score(model, tokenizer, rows.safety[:4], seed=0)
+    assert np.isnan(found.values).all()
+    assert found.facts["held"] == 0
+    assert math.isnan(float(found.facts["ever_forgotten"]))
+
+
+def test_forget_count_with_an_unknown_rule(
+    counter: ForgetCount, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    with pytest.raises(UsageError, match="count='max' must be harmful_steps or transitions"):
+        replace(counter, count="max").score(aligned, tokenizer, rows.safety, seed=0)
