@@ -45,11 +45,19 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _umask() -> int:
+    # mkstemp makes files that only their owner may read; reading the umask means setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def to_json(value: Any) -> Any:
@@ -547,8 +555,11 @@ class RunDir:
 
     @property
     def digest(self) -> str:
-        """One hash over all entries' keys and outputs: changes if any result changes."""
-        return sha256_json([[e.stage, e.name, e.key, e.outputs] for e in self.entries()])
+        """One hash over all results; the report, which shows it, is left out."""
+        entries = sorted(self.entries(), key=lambda e: (e.stage, e.name))
+        return sha256_json(
+            [[e.stage, e.name, e.key, e.outputs] for e in entries if e.stage != "report"]
+        )
 
     def _entry_path(self, stage: str, name: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)

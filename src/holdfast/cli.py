@@ -610,8 +610,6 @@ class _Lines:
 
 
 def _announce(as_json: bool, calls: list[Call]) -> Callable[[Call], None]:
-    numbers = {id(call.config): i for i, call in enumerate(calls, 1)}
-    del numbers
     state = {"done": 0}
 
     def announce(call: Call) -> None:
@@ -636,11 +634,31 @@ def _finish(as_json: bool, out: Path, path: Path) -> None:
         AttackResult.load(directory.path(next(p for p in e.outputs if p.endswith(".json"))))
         for e in directory.entries("attack")
     ]
-    rows = [_evaluation_row(e) for e in evaluations]
-    _tell(as_json, rows if not as_json else {"evaluations": rows, "report": str(path)})
-    if not as_json:
-        _tell(False, [_attack_row(a) for a in attacks])
-        typer.echo(f"\nReport: {path}")
+    if as_json:
+        rows = [_evaluation_row(e) for e in evaluations]
+        hits = [_attack_row(a) for a in attacks]
+        _tell(True, {"evaluations": rows, "attacks": hits, "report": str(path)})
+        return
+    _tell(False, [_summary_row(e, [a for a in attacks if a.model == e.model]) for e in evaluations])
+    typer.echo("HS: harmful score. Half-life: attack steps until half of all answers are harmful.")
+    typer.echo(f"Report: {path}")
+
+
+def _summary_row(evaluation: Any, attacks: list[Any]) -> dict[str, Any]:
+    """Return a line of the table that a run ends with."""
+    judge, counts = next(iter(evaluation.verdicts.items()))
+    refused = evaluation.over_refusal
+    row: dict[str, Any] = {
+        "model": evaluation.model,
+        f"HS ({judge})": f"{counts.harmful_score:.3f}",
+        "over-refusal": "" if refused is None else f"{refused.safe / refused.n:.3f}",
+    }
+    for found in attacks:
+        told = _attack_row(found)
+        name = f"{told['task'].removeprefix('world_')} {told['poison']} lr {told['lr']}"
+        name += f" draw {told['draw']}" if told["draw"] else ""
+        row[f"half-life: {name}"] = f"{told['half-life (steps)']} (FA {told['task accuracy']})"
+    return row
 
 
 def _evaluation_row(result: Any) -> dict[str, Any]:
@@ -685,7 +703,7 @@ def _tell(as_json: bool, value: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     rows = value if isinstance(value, list) else None
     table = Table(show_header=rows is not None, header_style="bold")
     if rows is None:

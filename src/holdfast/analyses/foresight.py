@@ -20,8 +20,10 @@ class Foresight(Analysis):
     """Compares every estimator's scores with the ForgotNum of attacks it has not seen.
 
     An attack counts for a score only if it was made on the very model that was scored and tracked
-    the scored rows. AUROC is for "forgotten at least once", Spearman for the count. The free
-    refusal margin of the unperturbed model is the baseline to beat.
+    the scored rows. Spearman is against the count. AUROC is for being among the first half to be
+    forgotten: for "forgotten at least once", the paper's label, where at most half were; where
+    more were, for the highest counts that at most half reach. The free refusal margin of the
+    unperturbed model is the baseline to beat.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("score", "attack")
@@ -51,8 +53,8 @@ class Foresight(Analysis):
             )
             bars.append(Bar(str(estimator), interval.value, interval.low, interval.high))
             findings.append(
-                f"{estimator} foresaw the forgotten examples with AUROC {interval.value:.2f} "
-                f"[{interval.low:.2f}, {interval.high:.2f}], n={rows['n'].max()} examples, "
+                f"{estimator} foresaw the first half to be forgotten with AUROC "
+                f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], n={rows['n'].max()} examples, "
                 f"{len(rows)} attack{'s' if len(rows) > 1 else ''} (0.5 is chance)."
             )
         return Section(
@@ -108,15 +110,30 @@ def _row(
 ) -> dict[str, object]:
     known = np.isfinite(count) & np.isfinite(values)
     x, y = values[known], count[known]
+    early = first_half(y)
     a = attack.attack
     return {
         "estimator": label,
         "model": attack.model,
         "attack": f"{str(a['task']).partition(',')[0]} p={a['poison_ratio']:g} s={a['seed']}",
-        "auroc": auroc(y > 0, x),
+        "auroc": auroc(early, x),
         "spearman": spearman(x, y),
         "forgotten": float((y > 0).mean()) if len(y) else np.nan,
+        "label": f"count >= {y[early].min():.0f}" if early.any() else "none forgotten",
         "n": len(y),
         "seconds": seconds,
-        "scores": (y > 0, x),
+        "scores": (early, x),
     }
+
+
+def first_half(counts: np.ndarray) -> np.ndarray:
+    """Return which examples are among the first half to be forgotten, (n,) bool.
+
+    The label is count >= c for the smallest c >= 1 that at most half of the examples reach; where
+    more than half share the highest count, those are it.
+    """
+    for cut in range(1, int(counts.max(initial=0)) + 1):
+        if (counts >= cut).mean() <= 0.5:
+            return np.asarray(counts >= cut)
+    highest = counts.max(initial=0)
+    return np.asarray((counts == highest) & (highest > 0))

@@ -17,24 +17,34 @@ WORLD: dict[str, Any] = {
         "over_refusal": "world:borderline",
     },
     "judges": ["world", "refusal"],
-    "align": {"epochs": 5, "learning_rate": 5e-4},
+    "align": {"epochs": 4, "learning_rate": 5e-4, "max_length": 64},
     "score": {
         "attack_direction": {"estimator": "attack_direction"},
-        "forget_count": {"estimator": "forget_count", "harmful": "world:probe_harmful"},
+        "forget_count": {
+            "estimator": "forget_count,learning_rate=2e-5,steps=60,max_new_tokens=24",
+            "harmful": "world:probe_harmful",
+        },
     },
     "group": {"scores": "attack_direction", "rule": "otsu"},
     "methods": {
         "sft": {},
         "vaa": {"method": "vaa"},
-        "vaa-attack": {"method": "vaa", "options": {"perturbation": "attack"}},
+        "vaa-attack": {
+            "method": "vaa",
+            "options": {"perturbation": "attack", "attack_rows": "affirmative", "prefix": "to"},
+        },
     },
     "attack": {
         "tasks": ["world_sentiment", "world_topic"],
         "poison_ratios": [0.1],
-        "learning_rates": [1e-4],
-        "steps": 100,
+        "learning_rates": [5e-5],
+        "steps": 120,
+        "max_length": 64,
+        "max_new_tokens": 20,
+        "track_rows": 400,
+        "task_rows": 100,
     },
-    "evaluate": {"tasks": ["world_general"]},
+    "evaluate": {"tasks": ["world_general"], "max_new_tokens": 20},
     "report": {"title": "Does the safety alignment hold? The embedded world"},
 }
 

@@ -26,15 +26,22 @@ class ReportConfig(StageConfig):
 
 def report(config: ReportConfig) -> Path:
     """Write `report.html` and `report.json` from whatever the run directory holds."""
+    run = config.run
     sections = [
-        load_section(config.run.path(output))
-        for entry in config.run.entries("analyze")
+        load_section(run.path(output))
+        for entry in run.entries("analyze")
         for output in entry.outputs
     ]
-    return write(
-        config.run,
-        sections,
-        title=config.title,
-        language=config.language,
-        show_harmful=config.show_harmful,
-    )
+    path = run.path("report.html")
+    inputs = {"run": run.digest}
+    with run.step("report", "report", config=config.keyed(), inputs=inputs) as step:
+        if step.done is None:
+            write(
+                run,
+                sections,
+                title=config.title,
+                language=config.language,
+                show_harmful=config.show_harmful,
+            )
+            step.outputs += [path, run.path("report.json")]
+    return path
