@@ -54,8 +54,8 @@ class Foresight(Analysis):
             bars.append(Bar(str(estimator), interval.value, interval.low, interval.high))
             findings.append(
                 f"{estimator} foresaw the first half to be forgotten with AUROC "
-                f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], n={rows['n'].max()} examples, "
-                f"{len(rows)} attack{'s' if len(rows) > 1 else ''} (0.5 is chance)."
+                f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], "
+                f"n={rows['n'].max()} examples, {len(rows)} attack{'s' if len(rows) > 1 else ''} (0.5 is chance)."
             )
         return Section(
             title="Were the forgotten examples foreseen?",
