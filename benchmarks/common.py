@@ -180,6 +180,8 @@ def write(
     path: Path | None, benchmark: str, config: Mapping[str, Any], rows: Sequence[Row]
 ) -> None:
     """Print the rows, and write the results if there is a path for them."""
+    import torch
+
     result = {
         "benchmark": benchmark,
         "commit": git_commit(),

@@ -47,7 +47,6 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
         "score": _score(base, options.quick),
         "group": {"scores": "attack_direction"},
         "data": {"known_harmful": base.probe},
-        "attack": {"poison_ratios": ratios},
         "track": False,
     }
     for stage, settings in QUICK.items() if options.quick else ():

@@ -55,7 +55,7 @@ class Foresight(Analysis):
             findings.append(
                 f"{estimator} foresaw the first half to be forgotten with AUROC "
                 f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], "
-                f"n={rows['n'].max()} examples, {len(rows)} attack{'s' if len(rows) > 1 else ''} (0.5 is chance)."
+                f"n={rows['n'].max()} examples, {len(rows)} attacks (0.5 is chance)."
             )
         return Section(
             title="Were the forgotten examples foreseen?",
