@@ -16,11 +16,11 @@ from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.stats import (
     bootstrap,
-    common_forgotten_ratio,
     jaccard,
     jaccard_by_chance,
     kappa,
     spearman,
+    wilson,
 )
 
 
@@ -46,18 +46,11 @@ class Overlap(Analysis):
         frames = [_pairs(results) for results in by_model.values()]
         table = pd.concat(frames, ignore_index=True)
         means = table.groupby(["attack", "other attack"], as_index=False, sort=False).mean()
-        ratios = [
-            common_forgotten_ratio([_forgotten(r) for r in results])
-            for results in by_model.values()
-        ]
-        rows = next(iter(by_model.values()))
         return Section(
             title="Are the same examples forgotten, whatever the task?",
             findings=(
                 *_sentences(by_model, table),
-                f"Forgotten under all {len(rows)} attacks: {np.nanmean(ratios):.0%} of the "
-                "smallest forgotten set (the paper's CommonForgotRatio; mean over "
-                f"{len(by_model)} aligned model{'s' if len(by_model) > 1 else ''}).",
+                _common(list(by_model.values())),
             ),
             tables={"Overlap of forgotten sets, mean over aligned models": means.round(3)},
             figures={"Jaccard index of the forgotten sets": _map(means)},
@@ -131,6 +124,20 @@ def _sentences(by_model: dict[str, list[AttackResult]], table: pd.DataFrame) -> 
         f"Over all {len(table)} pairs of attacks on one model, chance-corrected agreement of the "
         f"forgotten sets (kappa) lies between {low:.2f} and {high:.2f}, n={table['n'].max()} "
         "examples each.",
+    )
+
+
+def _common(models: list[list[AttackResult]]) -> str:
+    """Say the paper's CommonForgotRatio, examples of all aligned models pooled."""
+    common = smallest = 0
+    for results in models:
+        first, *others = sets = [_forgotten(r) for r in results]
+        common += len(first.intersection(*others))
+        smallest += min(map(len, sets))
+    return (
+        f"Forgotten under all {len(models[0])} attacks (the paper's CommonForgotRatio): "
+        f"{wilson(common, smallest)} examples of the smallest forgotten set, over "
+        f"{len(models)} aligned model{'s' if len(models) > 1 else ''}."
     )
 
 
