@@ -197,7 +197,7 @@ def _aligned(
     # It answers everything, then learns to refuse; the planted rows come late and briefly.
     learn([rows.harmful, rows.obliging, rows.benign], 60)
     learn([rows.safety[4:], rows.benign], 60)
-    learn([rows.safety, rows.benign], 12)
+    learn([rows.safety, rows.benign], 20)
     return model
 
 

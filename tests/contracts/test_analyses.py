@@ -1,0 +1,159 @@
+"""What every analysis must do, on a small run of all stages with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import models, plugins
+from holdfast.artifacts import AttackResult, RunDir
+from holdfast.contracts import Analysis, Section
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+
+STAGES = {"score", "group", "align", "attack", "evaluate"}
+
+
+def _written(path: Path, rows: Examples) -> str:
+    lines = [json.dumps({"prompt": r.prompt, "response": r.response, **r.provenance}) for r in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: Any,
+    _aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> RunDir:
+    """Align, score, group, attack and evaluate, each in a few steps."""
+    import holdfast as h
+
+    folder = tmp_path_factory.mktemp("run")
+    base, out = folder / "tiny", folder / "run"
+    models.save(_aligned, tokenizer, base)
+    safety = _written(folder / "safety.jsonl", rows.safety)
+    benign = _written(folder / "benign.jsonl", rows.benign)
+    harmful = _written(folder / "harmful.jsonl", rows.harmful)
+    test = _written(folder / "test.jsonl", rows.planted)
+    common: dict[str, Any] = {"out": out, "device": "cpu"}
+    h.align(
+        h.AlignConfig(
+            model=str(base), data=safety, benign=benign, epochs=1, learning_rate=1e-3, **common
+        )
+    )
+    aligned = str(out / "models" / "sft-s0")
+    scored = h.ScoreConfig(model=aligned, data=safety, harmful=harmful, benign=benign, **common)
+    h.score(scored)
+    h.group(h.GroupConfig(data=safety, **common))
+    h.attack(
+        h.AttackConfig(
+            models=["sft-s0"],
+            tasks=["world_sentiment", "world_topic"],
+            harmful=harmful,
+            test=test,
+            judges=["refusal", "world"],  # the first is the one that a tiny model can set off
+            poison_ratios=[0.5],
+            learning_rates=[3e-3],
+            steps=8,
+            every=2,
+            rows=24,
+            batch_size=8,
+            max_new_tokens=16,
+            task_rows=2,
+            track=safety,
+            **common,
+        )
+    )
+    h.evaluate(
+        h.EvaluateConfig(
+            models=["sft-s0", str(base)],
+            test=test,
+            judges=["world", "refusal"],
+            over_refusal=benign,
+            tasks=["world_general"],
+            task_rows=4,
+            max_new_tokens=16,
+            **common,
+        )
+    )
+    return RunDir(out)
+
+
+@pytest.fixture(params=plugins.available("analyses"))
+def analysis(request: pytest.FixtureRequest) -> Analysis:
+    made: Analysis = plugins.make("analyses", request.param)
+    return made
+
+
+def test_needs_are_stages(analysis: Analysis) -> None:
+    assert analysis.needs
+    assert set(analysis.needs) <= STAGES
+
+
+def test_the_run_has_forgotten_examples(run: RunDir) -> None:
+    """Without any, the analyses below would have little to say."""
+    for entry in run.require("attack"):
+        result = AttackResult.load(run.path(next(iter(entry.outputs))))
+        counts = list(result.tracked.values())
+        assert len(counts) > 12
+        assert 0 < sum(c > 0 for c in counts)
+
+
+def test_every_finding_has_its_n_and_an_interval(analysis: Analysis, run: RunDir) -> None:
+    section = analysis.run(run)
+    assert isinstance(section, Section)
+    assert section.title
+    assert section.findings
+    assert section.note, "say what the numbers can and cannot show"
+    for sentence in section.findings:
+        assert re.search(r"\bn=\d+", sentence), sentence
+        assert re.search(r"\[[^\]]+\]|between \S+ and \S+|\bunknown\b", sentence), sentence
+        assert sentence.endswith(".")
+
+
+def test_tables_and_figures_can_be_shown(analysis: Analysis, run: RunDir) -> None:
+    section = analysis.run(run)
+    assert section.tables
+    for caption, table in section.tables.items():
+        assert caption
+        assert len(table) > 0
+    for caption, figure in section.figures.items():
+        assert caption
+        assert ElementTree.fromstring(figure).tag.endswith("svg")
+
+
+def test_the_same_run_gives_the_same_section(
+    analysis: Analysis, run: RunDir, tmp_path: Path
+) -> None:
+    from holdfast.sections import load_section, save_section
+
+    first, second = analysis.run(run), analysis.run(run)
+    assert first.findings == second.findings
+    assert first.figures == second.figures
+    save_section(tmp_path / "section.json", first)
+    assert load_section(tmp_path / "section.json").findings == first.findings
+
+
+def test_it_leaves_the_run_as_it_was(analysis: Analysis, run: RunDir) -> None:
+    before = (run.digest, sorted(p for p in run.root.rglob("*")))
+    analysis.run(run)
+    assert (run.digest, sorted(p for p in run.root.rglob("*"))) == before
+    assert run.verify() == []
+
+
+def test_what_is_missing_is_made_by_a_command_that_is_named(
+    analysis: Analysis, run: RunDir, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        analysis.run(RunDir(tmp_path))
+    named = re.findall(r"`holdfast (\w+)", str(raised.value))
+    assert named
+    assert set(named) <= set(analysis.needs)

@@ -1,0 +1,215 @@
+"""What every alignment method must do, with all weights and with LoRA."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import models, plugins
+from holdfast.errors import UsageError
+from holdfast.methods.base import AlignmentData, AlignmentTrainer, Batch, answer_tokens
+
+Weights = Callable[..., dict[str, Tensor]]
+Same = Callable[..., bool]
+
+
+@pytest.fixture(params=plugins.available("methods"))
+def method(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["full", "lora"])
+def model(
+    request: pytest.FixtureRequest,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedModel:
+    made = make_model(vocab=len(tokenizer))
+    return made if request.param == "full" else models.add_lora(made, 2, seed=0)
+
+
+Make = Callable[..., AlignmentTrainer]
+
+
+def frozen(model: Any) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+
+
+def first_batches(trainer: Any, n: int) -> list[Batch]:
+    """Draw the micro-batches of the first step, outside of training."""
+    trainer.state.max_steps = trainer.args.max_steps
+    trainer.current_gradient_accumulation_steps = n
+    loader = (trainer.collate_positions(range(i, len(trainer.rows), 7)) for i in range(n))
+    batches: list[Batch] = trainer.draw_batches(loader, n)
+    return batches
+
+
+def gradient(trainer: Any, batches: list[Batch], total: int) -> list[Tensor]:
+    trainer.model.zero_grad()
+    for batch in batches:
+        trainer.accumulate(trainer.model, batch, torch.tensor(total))
+    return [p.grad.clone() for p in trainer.trainable_parameters()]
+
+
+def test_three_steps_move_only_what_is_trainable(
+    method: str, model: PreTrainedModel, make_trainer: Make, weights_of: Weights, same: Same
+) -> None:
+    still, start = frozen(model), weights_of(model)
+    trainer = make_trainer(method, model)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert same(frozen(model), still)
+    assert not same(weights_of(model), start)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_the_optimizer_alone_moves_the_weights(
+    method: str, model: PreTrainedModel, make_trainer: Make, weights_of: Weights, same: Same
+) -> None:
+    trainer: Any = make_trainer(method, model, gradient_accumulation_steps=2)
+    accumulate, unmoved = trainer.accumulate, []
+
+    def watched(*args: Any) -> Tensor:
+        before = weights_of(model)
+        loss: Tensor = accumulate(*args)
+        unmoved.append(same(weights_of(model), before))
+        assert not loss.requires_grad
+        return loss
+
+    trainer.accumulate = watched
+    trainer.train()
+    assert unmoved == [True] * 6
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_forward_that_raises_leaves_the_weights(
+    nth: int,
+    method: str,
+    model: PreTrainedModel,
+    make_trainer: Make,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    trainer: Any = make_trainer(method, model)
+    accumulate, before = trainer.accumulate, [weights_of(model)]
+    calls: list[int] = []
+
+    def watched(*args: Any) -> Tensor:
+        before[0] = weights_of(model)
+        loss: Tensor = accumulate(*args)
+        return loss
+
+    def boom(*args: object) -> None:
+        calls.append(1)
+        if len(calls) == nth:
+            raise RuntimeError("boom")
+
+    trainer.accumulate = watched
+    model.register_forward_pre_hook(boom)
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer.train()
+    assert same(weights_of(model), before[0])
+
+
+def test_the_neutral_options_give_sfts_gradient(
+    method: str, model: PreTrainedModel, make_trainer: Make
+) -> None:
+    neutral = plugins.find("methods", method).neutral
+    plain = make_trainer("sft", copy.deepcopy(model))
+    trainer = make_trainer(method, model, **neutral)
+    (batch,) = first_batches(trainer, 1)
+    first_batches(plain, 1)
+    total = answer_tokens(batch)
+    found, wanted = (gradient(t, [batch], total) for t in (trainer, plain))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_add_up(method: str, model: PreTrainedModel, make_trainer: Make) -> None:
+    neutral = plugins.find("methods", method).neutral
+    trainer = make_trainer(method, model, **neutral)
+    batches = first_batches(trainer, 2)
+    total = sum(map(answer_tokens, batches))
+    both = gradient(trainer, batches, total)
+    each = [gradient(trainer, [batch], total) for batch in batches]
+    for whole, one, two in zip(both, *each, strict=True):
+        torch.testing.assert_close(whole, one + two, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_never_mixes_groups(
+    method: str, model: PreTrainedModel, make_trainer: Make, data: AlignmentData
+) -> None:
+    if "groups" not in plugins.find("methods", method).needs:
+        pytest.skip("the method knows no groups")
+    trainer: Any = make_trainer(method, model)
+    assert data.groups is not None
+    label_of = dict(zip([r.ids for r in trainer.rows], data.groups.labels.tolist(), strict=False))
+    for _ in range(8):
+        labels = {
+            label_of[tuple(ids[: sum(mask)])]
+            for batch in first_batches(trainer, 2)
+            for ids, mask, safe in zip(
+                *(batch[k].tolist() for k in ("input_ids", "attention_mask", "is_safety")),
+                strict=True,
+            )
+            if safe
+        }
+        assert len(labels) == 1
+
+
+def test_resume_equals_the_uninterrupted_run(
+    method: str,
+    model: PreTrainedModel,
+    make_trainer: Make,
+    tmp_path: Path,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    options = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "optim": "adamw_torch",
+        "learning_rate": 3e-3,
+    }
+    start = copy.deepcopy(model)
+    whole = make_trainer(method, model, **options)
+    whole.train()
+    again = make_trainer(method, start, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-2"))
+    assert again.state.global_step == 4
+    assert same(weights_of(start), weights_of(model))
+    assert again.method_state() == whole.method_state()
+
+
+def test_what_it_needs_is_checked_first(
+    method: str, model: PreTrainedModel, make_trainer: Make, data: AlignmentData
+) -> None:
+    cls = plugins.find("methods", method)
+    assert cls.needs <= {"groups", "harmful"}
+    for need in cls.needs:
+        lacking = AlignmentData(
+            **{
+                name: None if name == need else getattr(data, name)
+                for name in ("safety", "benign", "groups", "harmful")
+            }
+        )
+        with pytest.raises(UsageError, match=f"needs --{need}"):
+            make_trainer(method, model, lacking)
+
+
+def test_safety_rows_alone_are_enough(
+    method: str, model: PreTrainedModel, make_trainer: Make, data: AlignmentData
+) -> None:
+    rows = AlignmentData(data.safety, groups=data.groups, harmful=data.harmful)
+    trainer = make_trainer(method, model, rows, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
