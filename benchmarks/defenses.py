@@ -32,11 +32,11 @@ NOTES = (
     "where only the method's are censored, the ratio is a lower bound. attack none: the aligned "
     "model itself. over_refusal: before any attack."
 )
-QUICK = {
-    "align": {"epochs": 6, "learning_rate": 1e-3, "limit": 96},
-    "group": {"limit": 96},
-    "attack": {"steps": 10, "every": 5, "rows": 60, "task_rows": 5, "limit": 24},
-    "evaluate": {"task_rows": 10, "limit": 24},
+QUICK: dict[str, dict[str, Any]] = {
+    "align": {"epochs": 6, "learning_rate": 1e-3, "limit": 64},
+    "group": {"limit": 64},
+    "attack": {"steps": 10, "every": 5, "rows": 50, "task_rows": 5, "limit": 20},
+    "evaluate": {"task_rows": 10, "limit": 20},
 }
 
 
@@ -58,7 +58,7 @@ def _score(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     # Only attack_rows=harmful may see the known harmful rows, so the groups of all methods are
     # made without them.
     spec = f"{base.config.score['attack_direction']['estimator']},source=mismatched"
-    limit = {"limit": 96} if quick else {}
+    limit = {"limit": 64} if quick else {}
     return {"attack_direction": {"estimator": spec, "harmful": None, **limit}}
 
 
