@@ -529,8 +529,6 @@ def main() -> None:
         app(standalone_mode=True)
     except HoldfastError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(
@@ -555,7 +553,7 @@ def _stage(as_json: bool) -> Iterator[None]:
     from pydantic import ValidationError
 
     from holdfast import progress
-    from holdfast.errors import UsageError
+    from holdfast.errors import Interrupted, UsageError
 
     with contextlib.ExitStack() as stack:
         if not as_json and sys.stderr.isatty():
@@ -568,6 +566,11 @@ def _stage(as_json: bool) -> Iterator[None]:
             from holdfast.stages.pipeline import explain
 
             raise UsageError(explain(error)) from error
+        except KeyboardInterrupt as error:
+            # typer would end without a word.
+            raise Interrupted(
+                "interrupted; what is finished is kept, and the same command goes on from there"
+            ) from error
 
 
 @contextlib.contextmanager

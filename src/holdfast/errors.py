@@ -27,3 +27,9 @@ class MismatchError(UsageError):
 
 class TrainingError(HoldfastError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class Interrupted(HoldfastError):
+    """The user pressed Ctrl-C; exits with 130, as a shell does."""
+
+    exit_code: ClassVar[int] = 130

@@ -97,13 +97,20 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
         raise UsageError(
             f"{name}: unknown option {unknown[0]!r}; it has {', '.join(sorted(fields)) or 'none'}"
         )
+    missing = [
+        key
+        for key, f in fields.items()
+        if f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and key not in {*options, *extra}
+    ]
+    if missing:
+        example = ",".join(f"{key}=..." for key in missing)
+        raise UsageError(f"{name} needs {' and '.join(missing)}: give it as '{name},{example}'")
     hints = get_type_hints(cls)
     for key, value in options.items():
         options[key] = _coerce(name, key, value, hints[key])
-    try:
-        return cls(**options, **extra)
-    except TypeError as error:
-        raise UsageError(f"{name}: {error}; give it as '{name},key=value'") from error
+    return cls(**options, **extra)
 
 
 def _coerce(name: str, key: str, value: Any, hint: Any) -> Any:

@@ -27,11 +27,13 @@ class Alpaca(Task):
         train: JSON array or JSON lines with instruction, input (may be missing or empty), output.
         test: The same, e.g. the AlpacaEval rows; training instructions in it are dropped.
         limit: Keep so many rows of a split, a fixed sample; 0 = all.
+        max_words: Leave out rows whose prompt is longer; 0 = none. For models of short context.
     """
 
     train: str
     test: str
     limit: int = 0
+    max_words: int = 0
 
     max_new_tokens: ClassVar[int] = 128
 
@@ -42,7 +44,13 @@ class Alpaca(Task):
             UsageError: A file cannot be read.
             DataError: A row breaks the format.
         """
-        return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "alpaca")
+        train, test = self._short(self.train), self._short(self.test)
+        return split_rows(split, train, test, self.limit, "alpaca")
+
+    def _short(self, path: str) -> Iterator[Example]:
+        for row in _rows(path):
+            if not self.max_words or len(row.prompt.split()) <= self.max_words:
+                yield row
 
     def score(self, response: str, reference: str) -> float:
         """Return the F1 of the words in [0, 1]; nan when either text has no word."""
