@@ -112,7 +112,8 @@ def make_model() -> Callable[..., PreTrainedModel]:
             config = kind(**common, intermediate_size=2 * width, num_key_value_heads=2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return t.AutoModelForCausalLM.from_config(config).eval()
+            made: PreTrainedModel = t.AutoModelForCausalLM.from_config(config).eval()
+            return made
 
     return make
 

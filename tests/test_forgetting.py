@@ -72,4 +72,4 @@ def test_every_call_adds_a_checkpoint(
     tracker(model, tokenizer)
     tracker(model, tokenizer)
     assert [h.shape for h in tracker.history] == [(2,), (2,)]
-    np.testing.assert_array_equal(*tracker.history)
+    np.testing.assert_array_equal(tracker.history[0], tracker.history[1])

@@ -56,6 +56,25 @@ def test_answers_are_those_of_one_prompt_at_a_time(
     assert found == expected
 
 
+def test_padding_with_the_end_token_is_masked(
+    make_model: Callable[..., PreTrainedModel],
+    make_tokenizer: Callable[..., PreTrainedTokenizerBase],
+) -> None:
+    """Where the padding is also the end token, no mask could be told from the tokens."""
+    words = "how do i brew tea is it hot or cold and who found the cup".split()
+    tokenizer = make_tokenizer(words, pad=False)
+    models.prepare_tokenizer(tokenizer, "toy")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    model = make_model(vocab=len(tokenizer), seed=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(6)
+    prompts = [" ".join(words[i : i + n]) for i, n in ((0, 2), (3, 9), (7, 1), (2, 5), (10, 4))]
+    expected = [slow_twin(model, tokenizer, prompt, 6) for prompt in prompts]
+    assert len(set(expected)) > 2
+    assert generate(model, tokenizer, prompts, max_new_tokens=6) == expected
+
+
 def test_the_worlds_base_answers_alike_whatever_batch_and_order(prompts: list[str]) -> None:
     loaded = models.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer

@@ -143,7 +143,7 @@ def test_a_broken_configuration(
 def test_the_world_is_a_model() -> None:
     loaded = models.load("world", device="cpu")
     assert loaded.hash == models.hash_model(models.WORLD_BASE)
-    assert loaded.model.get_input_embeddings().weight.shape[0] >= len(loaded.tokenizer)
+    assert loaded.model.config.vocab_size >= len(loaded.tokenizer)
 
 
 @pytest.mark.parametrize("name", ["warp", "cpu:x", ""])
@@ -166,7 +166,8 @@ def test_devices() -> None:
 def test_the_hash_sees_weights_and_tokenizer_and_nothing_else(
     make_model: Make, make_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:
-    model, tokenizer = make_model(), make_tokenizer(WORDS)
+    tokenizer = make_tokenizer(WORDS)
+    model: Any = make_model()
     first = models.hash_model(stored(tmp_path / "a", model, tokenizer))
     assert models.hash_model(stored(tmp_path / "b", model, tokenizer)) == first
     (tmp_path / "b" / "run.log").write_text("not part of the model")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
+from holdfast import models, weights
 from holdfast.artifacts import Groups
 from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
@@ -399,8 +399,12 @@ def test_the_attack_moves_down_the_attackers_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps: list[Tensor] = []
-    keep = vaa.perturbed
-    monkeypatch.setattr(vaa, "perturbed", lambda p, s: (steps.extend(s), keep(p, s))[1])
+
+    def noting(parameters: Any, moves: list[Tensor]) -> Any:
+        steps.extend(moves)
+        return weights.perturbed(parameters, moves)
+
+    monkeypatch.setattr(vaa, "perturbed", noting)
     trainer = make_trainer(
         "vaa",
         model,
@@ -474,7 +478,7 @@ def test_what_is_lacking_is_named(
     make_trainer: MakeTrainer,
     data: AlignmentData,
 ) -> None:
-    part = replace(data, **{lacking: None})
+    part = replace(data, **{lacking: None})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message):
         make_trainer("vaa", model, part, perturbation="attack", **options)
 

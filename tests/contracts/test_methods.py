@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,12 +197,7 @@ def test_what_it_needs_is_checked_first(
     cls = plugins.find("methods", method)
     assert cls.needs <= {"groups", "harmful"}
     for need in cls.needs:
-        lacking = AlignmentData(
-            **{
-                name: None if name == need else getattr(data, name)
-                for name in ("safety", "benign", "groups", "harmful")
-            }
-        )
+        lacking = dataclasses.replace(data, **{need: None})  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=f"needs --{need}"):
             make_trainer(method, model, lacking)
 
