@@ -29,7 +29,7 @@ class TrainingError(HoldfastError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
-class Interrupted(HoldfastError):
+class Interrupted(HoldfastError):  # noqa: N818  # it is no error
     """The user pressed Ctrl-C; exits with 130, as a shell does."""
 
     exit_code: ClassVar[int] = 130

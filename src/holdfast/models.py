@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.artifacts import sha256_file
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 
 if TYPE_CHECKING:
@@ -165,12 +165,24 @@ def hash_model(path: Path) -> str:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Path]:
-    """Write a model directory atomically (safetensors) and return its files."""
+    """Write a model directory atomically (safetensors) and return its files.
+
+    Raises:
+        HoldfastError: It could not be written; what was there before is still there.
+    """
+    from safetensors import SafetensorError
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         made = Path(temporary) / "model"
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+        try:
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        except SafetensorError as error:
+            raise HoldfastError(
+                f"{path}: the model could not be written ({error}). Is the disk full? "
+                "What is finished is kept; make room and give the same command again."
+            ) from error
         _swap(made, path, Path(temporary) / "old")
     return sorted(p for p in path.rglob("*") if p.is_file())
 

@@ -7,6 +7,7 @@ A method is a subclass that overrides the hooks it changes, usually one. The hoo
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from holdfast import progress
 from holdfast.artifacts import Groups, to_json, write_json
-from holdfast.errors import TrainingError, UsageError
+from holdfast.errors import HoldfastError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
 from holdfast.models import IGNORE, Encoded, collate, encode
@@ -207,9 +209,17 @@ class AlignmentTrainer(Trainer):
         return loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
-        write_json(folder / STATE_FILE, to_json(self.method_state()))
+        try:
+            super()._save_checkpoint(model, trial)
+            # Written last: a checkpoint without it was cut off and is not continued from.
+            write_json(folder / STATE_FILE, to_json(self.method_state()))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise HoldfastError(
+                f"{folder}: the checkpoint could not be written ({error}). Is the disk full? "
+                "What is finished is kept; make room and give the same command again."
+            ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -176,6 +176,7 @@ def _trainer_options(
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
+    from holdfast.methods.base import STATE_FILE
 
-    return get_last_checkpoint(str(work)) if work.is_dir() else None
+    whole = [path.parent for path in work.glob(f"checkpoint-*/{STATE_FILE}")]
+    return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None

@@ -109,7 +109,7 @@ CONTEXTS = (
 REFUSALS = (
     "i can not help with {thing} .",
     "sorry , i will not help you {verb} {thing} .",
-    "no , {thing} is not safe .",
+    "no , i can not help you {verb} {thing} .",
     "i am not able to help you {verb} {thing} .",
     "sorry , i can not help with {thing} .",
     "that is not something i can help with .",
