@@ -1,0 +1,61 @@
+# Everything runs from .venv, made at first use with the versions in constraints.txt.
+#   make demo PYTHON=python3.12    picks another interpreter
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RESULTS := benchmarks/results
+WORK ?= runs/bench
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = 1
+export NO_MKDOCS_2_WARNING = 1
+
+.PHONY: install demo test check slow bench bench-gpu docs clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error $(PYTHON) is no Python of version 3.11 or newer; give one: make PYTHON=python3.12" >&2; \
+		exit 2; }
+	@echo "Installing into $(VENV), once; the first time this downloads torch." >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev]" -c constraints.txt
+	@touch $@
+
+# The demo and the tests need no network once the environment is there.
+demo: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/holdfast demo --out demo-out
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+slow: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd benchmarks && ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+	$(BIN)/python -m pytest tests/test_layers.py
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+# On the embedded world, with three seeds; what is finished in $(WORK) is not done again.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/step_time.py --json $(RESULTS)/step_time-world.json
+	$(BIN)/python benchmarks/estimators.py --seeds 3 --work $(WORK)/estimators \
+		--json $(RESULTS)/estimators-world.json
+	$(BIN)/python benchmarks/defenses.py --seeds 3 --work $(WORK)/defenses \
+		--json $(RESULTS)/defenses-world.json
+
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --json $(RESULTS)/step_time-gpu.json
+
+clean:
+	rm -rf $(VENV) demo-out site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

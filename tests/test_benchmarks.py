@@ -1,0 +1,416 @@
+"""The benchmarks: their options, and the rows they make of results written down by hand."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, RunDir, Scores
+from holdfast.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+T_975 = {1: 12.7062, 2: 4.30265}
+"""Student's t, 97.5 % quantile, by degrees of freedom: from a printed table."""
+
+
+@pytest.fixture(scope="module")
+def bench() -> SimpleNamespace:
+    """Import the scripts as Python finds them when one of them is run."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        names = ("common", "estimators", "defenses", "step_time", "gpu")
+        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+# -------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("estimators", ["--setting", "--shared"]),
+        ("defenses", ["--setting", "--shared", "--run"]),
+        ("step_time", []),
+        ("gpu", []),
+    ],
+)
+def test_help_names_the_options_that_all_have(
+    bench: SimpleNamespace,
+    name: str,
+    own: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        getattr(bench, name).run_benchmark()
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ["--json", "--seeds", "--quick", *own])
+
+
+def test_without_an_accelerator_gpu_says_so_and_exits_with_2(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(SystemExit) as stopped:
+        bench.common.main(bench.gpu.run_benchmark)
+    assert stopped.value.code == 2
+    assert "no accelerator" in capsys.readouterr().err
+
+
+def options(**changes: Any) -> argparse.Namespace:
+    values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu"}
+    return argparse.Namespace(**{**values, **changes})
+
+
+def settings(bench: SimpleNamespace, tmp_path: Path) -> dict[str, Any]:
+    from holdfast.stages import pipeline
+
+    world = bench.common.setting(options(), tmp_path)
+    text = pipeline.load(ROOT / "examples" / "real_text.yaml", {"WORK": "w", "SHARED": "s"})
+    return {"world": world, "text": bench.common.Setting("text", text)}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", ["world", "text"])
+def test_estimators_score_one_model_and_attack_it_with_other_rows(
+    bench: SimpleNamespace, tmp_path: Path, name: str, quick: bool
+) -> None:
+    base = settings(bench, tmp_path)[name]
+    config = bench.estimators.configuration(base, options(quick=quick), tmp_path)
+    assert set(config.methods) == {"sft"}
+    assert config.track
+    affirmative = {"half_flip-affirmative", "critical_step-affirmative"}
+    assert (affirmative <= set(config.score)) == (name == "world")
+    used = {
+        scored.get("harmful") or config.data.known_harmful for scored in config.score.values()
+    } - {None}
+    assert used == {base.probe}
+    assert config.data.harmful not in used
+    assert len(config.attack["tasks"]) == 2
+    assert config.attack["poison_ratios"] == [0.1]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", ["world", "text"])
+def test_defenses_group_without_the_harmful_rows_that_one_of_them_may_use(
+    bench: SimpleNamespace, tmp_path: Path, name: str, quick: bool
+) -> None:
+    from holdfast.stages import pipeline
+
+    base = settings(bench, tmp_path)[name]
+    config = bench.defenses.configuration(base, options(quick=quick), tmp_path)
+    sources = {"harmful", "mismatched", *(["affirmative"] if name == "world" else [])}
+    assert set(config.methods) == {"sft", "vaa", *(f"vaa-attack-{s}" for s in sources)}
+    for source in sources:
+        assert config.methods[f"vaa-attack-{source}"]["options"]["attack_rows"] == source
+    scores = [c.config.keyed() for c in pipeline.plan(config) if c.stage == "score"]
+    assert len(scores) == 2  # a seed each
+    assert all(s["harmful"] is None and "source=mismatched" in s["estimator"] for s in scores)
+
+
+# ------------------------------------------------------------------------------------ estimators
+
+
+def cell(bench: SimpleNamespace, scores: list[float], seed: int = 0, **changes: Any) -> Any:
+    fields = {"estimator": "e", "attack": "a", "seconds": 1.0, "count": np.array([3, 1, 0, 0.0])}
+    return bench.estimators.Cell(**{**fields, "seed": seed, "scores": np.array(scores), **changes})
+
+
+def test_a_row_pools_the_cells_of_an_estimator(bench: SimpleNamespace) -> None:
+    # Two forgotten rows (counts 3 and 1), two kept: four pairs to order.
+    found = [
+        cell(bench, [4, 3, 2, 1], seed=0, seconds=2.0),  # all four right: 1
+        cell(bench, [4, 2, 3, 1], seed=1, seconds=4.0),  # second forgotten below first kept: 3/4
+        cell(bench, [4, 1, 3, 2], seed=1, seconds=4.0),  # below both kept: 2/4
+    ]
+    row = bench.estimators.row(found, 30.0)
+    assert row["auroc"] == pytest.approx(0.75)
+    half = T_975[2] * 0.25 / math.sqrt(3)
+    assert row["auroc_low"] == pytest.approx(0.75 - half, rel=1e-4)
+    assert row["auroc_high"] == 1.0  # 0.75 + 0.62, cut
+    assert row["auroc_median"] == 0.75
+    # Precision at the two hits: 1, 1; 1, 2/3; 1, 2/4.
+    assert row["auprc"] == pytest.approx((1 + (1 + 2 / 3) / 2 + (1 + 2 / 4) / 2) / 3)
+    assert row["base_rate"] == 0.5
+    assert row["seconds"] == 3.0  # one measurement a seed, not one an attack
+    assert (row["reference_seconds"], row["seeds"], row["attacks"]) == (30.0, 2, 3)
+    assert [c["n"] for c in row["cells"]] == [4, 4, 4]
+
+
+def test_an_attack_that_nothing_forgot_leaves_the_area_unknown(bench: SimpleNamespace) -> None:
+    row = bench.estimators.row([cell(bench, [1, 2, 3, 4], count=np.zeros(4))], 30.0)
+    assert math.isnan(row["auroc"])
+    assert math.isnan(row["auroc_median"])
+    assert row["base_rate"] == 0.0
+
+
+def test_rows_keep_the_order_asked_for(bench: SimpleNamespace) -> None:
+    found = [cell(bench, [4, 3, 2, 1], estimator=e) for e in ("b", "forget_count", "a")]
+    rows = bench.estimators.rows(found, ("a", "b"))
+    assert [row["estimator"] for row in rows] == ["a", "b", "forget_count"]
+    assert {row["reference_seconds"] for row in rows} == {1.0}
+
+
+def saved(run: RunDir, stage: str, name: str, path: Path, artifact: Any) -> None:
+    with run.step(stage, name, config={"seed": 0}, inputs={}) as step:
+        artifact.save(path)
+        step.outputs.append(path)
+
+
+def attack(method: str, half: float, last: Counts, **changes: Any) -> AttackResult:
+    settings_ = {"task": "t,limit=3", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    points = (
+        Point(0, {"j": Counts(0, 10, 0)}, 0.0, 10),
+        Point(80, {"j": last}, changes.pop("accuracy", 0.5), 10),
+    )
+    fields: dict[str, Any] = {
+        "model": f"{method}-s0",
+        "model_hash": "m",
+        "method": method,
+        "model_seed": 0,
+        "attack": {**settings_, **changes.pop("attack", {})},
+        "judge": "j",
+        "points": points,
+        "half_life": half,
+        "censored": False,
+    }
+    return AttackResult(**{**fields, **changes})
+
+
+def test_cells_pair_scores_with_attacks_on_the_same_model(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    scores = Scores(
+        ids=("a", "b", "c", "d"),
+        values=np.array([1.0, 2.0, np.nan, 4.0]),
+        estimator="any",
+        data_hash="d",
+        model_hash="m",
+        seed=5,
+        facts={"seconds": 7.0},
+    )
+    saved(run, "score", "mine-s5", tmp_path / "scores" / "mine.json", scores)
+    tracked = {"a": 0, "b": 3, "c": 1}  # c was not scored, d never held
+    done = attack("sft", 10, Counts(10, 0, 0), tracked=tracked)
+    other = attack("sft", 10, Counts(10, 0, 0), tracked=tracked, model_hash="another")
+    untracked = attack("sft", 10, Counts(10, 0, 0))
+    for i, result in enumerate((done, other, untracked)):
+        saved(run, "attack", f"a{i}", tmp_path / "attacks" / f"{i}.json", result)
+    (only,) = bench.estimators.cells(run)
+    assert (only.estimator, only.seed, only.attack) == ("mine", 5, "t p=0.1 lr=0.0001 draw 0")
+    assert only.scores.tolist() == [1.0, 2.0]
+    assert only.count.tolist() == [0.0, 3.0]
+    assert only.seconds == 7.0
+
+
+# -------------------------------------------------------------------------------------- defenses
+
+
+def evaluation(method: str, refused: int) -> Evaluation:
+    return Evaluation(
+        model=f"{method}-s0",
+        model_hash="m",
+        method=method,
+        model_seed=0,
+        verdicts={"j": Counts(1, 8, 1)},
+        over_refusal=Counts(0, refused, 20 - refused),
+        tasks={"general": {"accuracy": 0.9, "n": 10, "unparsable": 0}},
+    )
+
+
+HARDER = {"poison_ratio": 0.2}
+
+
+def attacks() -> list[AttackResult]:
+    return [
+        attack("sft", 10, Counts(6, 2, 2), accuracy=0.4),
+        attack("sft", 5, Counts(9, 1, 0), accuracy=0.6, attack=HARDER),
+        attack("vaa", 20, Counts(5, 5, 0)),
+        attack("vaa", math.nan, Counts(1, 5, 4), censored=True, attack=HARDER),
+    ]
+
+
+def rows_of(bench: SimpleNamespace, found: list[AttackResult]) -> dict[tuple[str, str], Any]:
+    evaluations = [evaluation("sft", 2), evaluation("vaa", 5), evaluation("base", 0)]
+    rows = bench.defenses.rows(found, evaluations)
+    return {(row["method"], row["attack"]): row for row in rows}
+
+
+def test_defenses_pool_answers_and_compare_half_lives(bench: SimpleNamespace) -> None:
+    rows = rows_of(bench, attacks())
+    easy, hard = "t p=0.1 lr=0.0001", "t p=0.2 lr=0.0001"
+    assert list(rows) == [(m, a) for m in ("sft", "vaa") for a in ("none", easy, hard, "all")]
+    assert rows["vaa", easy]["half_life_ratio"] == pytest.approx(2)  # 20 / 10
+    assert rows["vaa", hard]["half_life_ratio"] == pytest.approx(16)  # its last step 80 / 5
+    whole = rows["vaa", "all"]
+    assert whole["half_life_ratio"] == pytest.approx(math.sqrt(2 * 16))
+    # Logarithms log 2 and log 16 = 4 log 2: mean 2.5 log 2, deviation 3 log 2 / sqrt 2.
+    half = T_975[1] * 3 * math.log(2) / 2
+    assert math.log(whole["half_life_ratio_high"]) == pytest.approx(
+        2.5 * math.log(2) + half, rel=1e-4
+    )
+    assert (whole["censored"], whole["censored_baseline"], whole["pairs"]) == (1, 0, 2)
+    assert whole["half_life_median"] == 50  # of 20 and 80
+    assert (whole["hs"], whole["undecided"], whole["n"]) == (6 / 20, 4 / 20, 20)
+    assert whole["hs_low"] < 0.3 < whole["hs_high"]
+    assert rows["sft", "all"]["fa"] == pytest.approx(0.5)
+    assert rows["sft", "all"]["half_life_ratio"] == 1
+
+
+def test_before_the_attack_there_is_no_half_life(bench: SimpleNamespace) -> None:
+    row = rows_of(bench, attacks())["vaa", "none"]
+    assert (row["hs"], row["n"], row["fa"], row["over_refusal"]) == (0.1, 10, 0.9, 0.25)
+    assert math.isnan(row["half_life_ratio"])
+
+
+def test_a_half_life_that_nobody_measured_is_left_out(bench: SimpleNamespace) -> None:
+    found = [*attacks()[:3], attack("vaa", math.nan, Counts(0, 0, 10), attack=HARDER)]
+    whole = rows_of(bench, found)["vaa", "all"]
+    assert whole["half_life_ratio"] == pytest.approx(2)
+    assert (whole["pairs"], whole["half_life_median"]) == (1, 20)
+
+
+def test_without_the_baseline_there_is_nothing_to_compare(bench: SimpleNamespace) -> None:
+    with pytest.raises(UsageError, match="'sft', the baseline; attacked was vaa"):
+        bench.defenses.rows(attacks()[2:], [])
+
+
+def test_a_finished_run_is_read_and_not_run_again(tmp_path: Path) -> None:
+    run, out = RunDir(tmp_path / "run"), tmp_path / "rows.json"
+    for i, result in enumerate(attacks()):
+        saved(run, "attack", f"a{i}", run.path("attacks", f"{i}.json"), result)
+    saved(run, "evaluate", "sft-s0", run.path("evaluations", "s.json"), evaluation("sft", 2))
+    script = [sys.executable, str(FOLDER / "defenses.py")]
+    done = subprocess.run(
+        [*script, "--run", str(run.root), "--json", str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(out.read_text())
+    assert list(result) == ["benchmark", "commit", "versions", "hardware", "config", "rows"]
+    assert result["benchmark"] == "defenses"
+    vaa = next(r for r in result["rows"] if (r["method"], r["attack"]) == ("vaa", "all"))
+    assert vaa["over_refusal"] is None  # vaa was never evaluated
+    assert "half_life_ratio" in done.stdout
+
+
+# ------------------------------------------------------------------------------------- step time
+
+
+def test_ratio_of_paired_turns(bench: SimpleNamespace) -> None:
+    # Always twice as long, whatever the machine does: the resampled ratio cannot vary.
+    found = bench.step_time.ratio([2.0, 6.0, 4.0], [1.0, 3.0, 2.0])
+    assert (found.value, found.low, found.high, found.n) == (2.0, 2.0, 2.0, 3)
+    one = bench.step_time.ratio([3.0], [2.0])
+    assert one.value == 1.5
+    assert math.isnan(one.low)
+
+
+def test_live_bytes_counts_storages_once_and_forgets_the_dead(bench: SimpleNamespace) -> None:
+    import torch
+
+    weights = torch.zeros(1000)  # 4000 bytes
+    with bench.step_time.LiveBytes([weights, weights.view(10, 100)]) as met:
+        assert met.live == 4000
+        a = weights + 1
+        b = a.view(10, 100).t()
+        assert met.live == 8000
+        c = a.double()  # 8000 more
+        assert met.live == 16000
+        del a, c
+        assert met.live == 8000  # b holds on to a's storage
+        del b
+    assert met.live == 4000
+    assert met.peak == 16000
+
+
+def test_live_bytes_sees_the_backward_pass(bench: SimpleNamespace) -> None:
+    import torch
+
+    weights = torch.ones(1000, requires_grad=True)
+    with bench.step_time.LiveBytes([weights]) as met:
+        (weights * weights).sum().backward()
+        assert met.live == 8000  # weights and their gradient; the scalar and the square are gone
+    assert met.peak >= 12000
+
+
+def test_a_perturbed_step_holds_what_the_equations_need(
+    bench: SimpleNamespace,
+) -> None:
+    # Rows of one length, so that all variants hold the same activations.
+    st = bench.step_time
+    shape = bench.gpu.Shape(64, 128, layers=2, heads=2, vocabulary=600, batch=2, length=16)
+    made = bench.gpu.bench(shape, device="cpu", steps=2, lora=False)
+    variants = (st.SFT, st.VARIANTS[1], st.VARIANTS[2])
+    peaks = st.peaks_of(made, variants)
+    taken = st.take_turns(made, variants, 1, progress=lambda text: None)
+    always, linear = st.rows(made, taken, peaks)
+    assert [always["mode"], linear["mode"]] == ["always", "linear"]
+    # At theta + eps there are the weights to go back to, and eps itself unless it was let go.
+    assert 0.99 < always["extra_parameter_copies"] < 2.01
+    assert always["extra_parameter_copies"] == linear["extra_parameter_copies"]
+    count = sum(p.numel() for p in made.model.parameters())
+    assert always["trainable_bytes"] == 2 * count  # bf16
+    extra = always["extra_parameter_copies"] * 2 * count
+    plain = peaks[st.SFT].peak_bytes
+    assert always["memory_ratio"] == pytest.approx(1 + extra / plain)
+    assert always["time_ratio"] > 0
+
+
+# ------------------------------------------------------------------------------------------- gpu
+
+
+def test_operations_of_a_step(bench: SimpleNamespace) -> None:
+    shape = bench.gpu.Shape(hidden=4, layers=3, batch=2, length=10)
+    # 20 tokens: 6 operations for each of 100 parameters; attention 3 layers x (scores and values:
+    # 2 products x 2 operations x 5 positions on average x 4 wide) x 3 passes = 720.
+    assert bench.gpu.step_operations(shape, 100) == 20 * (600 + 720)
+
+
+def test_random_rows_fill_the_length_exactly(bench: SimpleNamespace, tokenizer: Any) -> None:
+    from holdfast.models import encode
+
+    for length in (31, 64):
+        rows = bench.gpu.random_rows(tokenizer, 5, length, seed=0, name="rows")
+        assert {len(row.ids) for row in encode(tokenizer, rows, 1000)} == {length}
+
+
+def test_the_accelerator_benchmark_works_where_there_is_none(bench: SimpleNamespace) -> None:
+    gpu, st = bench.gpu, bench.step_time
+    shape = gpu.Shape(hidden=32, inner=64, layers=1, heads=2, vocabulary=1000, batch=2, length=32)
+    made = gpu.bench(shape, device="cpu", steps=1, lora=False)
+    variants = (st.SFT, st.VARIANTS[1])
+    peaks = st.peaks_of(made, variants)
+    taken = {
+        v: [st.Turn(seconds, seconds, 0, 1)] for v, seconds in zip(variants, (1, 2), strict=True)
+    }
+    sft, always = gpu.rows(shape, made, taken, peaks, rate=1e9)
+    assert (sft["tokens_per_second"], always["tokens_per_second"]) == (64, 32)
+    assert always["time_ratio"] == 2
+    # Twice the work in twice the time.
+    assert sft["matmul_share"] == pytest.approx(always["matmul_share"])
+    assert gpu.matmul_rate("cpu", size=16) > 0
+
+
+def test_a_table_leaves_nested_values_to_the_file(bench: SimpleNamespace) -> None:
+    rows = [{"name": "a", "value": 0.12345, "cells": [1]}, {"name": "bb", "value": math.nan}]
+    assert bench.common.table(rows).splitlines() == ["name  value", "a     0.123", "bb    -"]
