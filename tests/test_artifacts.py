@@ -288,7 +288,7 @@ def test_a_step_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (entry.config, entry.inputs) == (CONFIG, INPUTS)
     assert entry.outputs == {"scores/a.txt": artifacts.sha256_file(run.path("scores", "a.txt"))}
     assert entry.command == "holdfast score 'a file'"
-    assert entry.facts == {"share": None}
+    assert entry.facts == {"hardware": artifacts.hardware(), "share": None}
     assert entry.versions["numpy"] == np.__version__
     assert entry.seconds >= 0
 

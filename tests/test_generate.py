@@ -17,7 +17,7 @@ def slow_twin(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new: int
 ) -> str:
     """Greedy decoding of one prompt: no batch, no padding, no cache."""
-    ids = models.encode_prompt(tokenizer, prompt)
+    ids = models.encode_prompts(tokenizer, [prompt])[0]
     start = len(ids)
     for _ in range(new):
         with torch.no_grad():

@@ -298,7 +298,7 @@ def test_tokens_with_a_template(make_tokenizer: MakeTokenizer) -> None:
     # The template writes <eos> itself: it must not be there twice.
     assert text(tokenizer, row.ids) == "<user> how do i brew tea <assistant> hot water <eos>"
     assert text(tokenizer, row.ids[: row.start]) == "<user> how do i brew tea <assistant>"
-    assert models.encode_prompt(tokenizer, ROW.prompt) == list(row.ids[: row.start])
+    assert models.encode_prompts(tokenizer, [ROW.prompt])[0] == list(row.ids[: row.start])
 
 
 def test_tokens_without_a_template(make_tokenizer: MakeTokenizer) -> None:

@@ -161,5 +161,5 @@ def test_make_refuses(options: str, message: str) -> None:
 
 
 def test_make_names_a_missing_option() -> None:
-    with pytest.raises(UsageError, match="'path'; give it as '.*:Needy,key=value'"):
+    with pytest.raises(UsageError, match="Needy needs path: give it as '.*:Needy,path=...'"):
         plugins.make("judges", f"{__name__}:Needy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -400,11 +400,11 @@ def test_the_attack_moves_down_the_attackers_loss(
 ) -> None:
     steps: list[Tensor] = []
 
-    def noting(parameters: Any, moves: list[Tensor]) -> Any:
+    def noting(moves: list[Tensor]) -> Iterator[Tensor]:
         steps.extend(moves)
-        return weights.perturbed(parameters, moves)
+        return weights.consumed(moves)
 
-    monkeypatch.setattr(vaa, "perturbed", noting)
+    monkeypatch.setattr(vaa, "consumed", noting)
     trainer = make_trainer(
         "vaa",
         model,
@@ -417,7 +417,7 @@ def test_the_attack_moves_down_the_attackers_loss(
     (batch,) = drawn(trainer)
     chosen = copy.deepcopy(trainer.streams["attack"]).take(int(batch["is_safety"].sum()))
     accumulate(trainer, batch)
-    asked = {tuple(models.encode_prompt(tokenizer, p)) for p in data.safety.prompts}
+    asked = {tuple(models.encode_prompts(tokenizer, [p])[0]) for p in data.safety.prompts}
     if attack_rows == "harmful":
         assert trainer.attack == models.encode(tokenizer, data.harmful, 256)  # type: ignore[arg-type]
     else:

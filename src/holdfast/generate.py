@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from holdfast.errors import UsageError
-from holdfast.models import encode_prompt
+from holdfast.models import encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ def generate(
     Raises:
         UsageError: A prompt with its answer does not fit the model's context.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, prompts)
     _check_fits(model, prompts, encoded, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), i))
     answers = [""] * len(prompts)

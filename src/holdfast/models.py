@@ -242,36 +242,54 @@ class Encoded:
     start: int
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Return the text that the model sees before it answers."""
+def prompt_texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
+    """Return the texts that the model sees before it answers."""
+    if not tokenizer.chat_template:
+        return [PLAIN_PROMPT.format(prompt=prompt) for prompt in prompts]
+    return _templated(tokenizer, [[("user", p)] for p in prompts], add_generation_prompt=True)
+
+
+def answer_texts(tokenizer: PreTrainedTokenizerBase, examples: Examples) -> list[str]:
+    """Return what follows each prompt in training: the response as the template writes it."""
+    if not tokenizer.chat_template:
+        return examples.responses
+    wholes = _templated(
+        tokenizer,
+        [[("user", row.prompt), ("assistant", row.response)] for row in examples],
+        add_generation_prompt=False,
+    )
+    befores = prompt_texts(tokenizer, examples.prompts)
+    return [
+        whole[len(before) :] if whole.startswith(before) else response
+        for whole, before, response in zip(wholes, befores, examples.responses, strict=True)
+    ]
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Sequence[tuple[str, str]]],
+    *,
+    add_generation_prompt: bool,
+) -> list[str]:
+    chats = [[{"role": role, "content": text} for role, text in chat] for chat in turns]
+    if not chats:
+        return []
+    texts = tokenizer.apply_chat_template(
+        chats, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return [str(text) for text in texts]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each prompt; the template's special tokens are added once."""
+    if not prompts:
+        return []
+    texts = prompt_texts(tokenizer, prompts)
+    encoded = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return str(text)
-    return PLAIN_PROMPT.format(prompt=prompt)
-
-
-def answer_text(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> str:
-    """Return what follows the prompt in training: the response as the template writes it."""
-    if tokenizer.chat_template:
-        turns = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": response},
-        ]
-        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        before = prompt_text(tokenizer, prompt)
-        if whole.startswith(before):
-            return whole[len(before) :]
-    return response
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the tokens of a prompt; the template's special tokens are added once."""
-    text = prompt_text(tokenizer, prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    if not tokenizer.chat_template and ids and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
-    return ids
+        return cast("list[list[int]]", encoded)
+    # Some tokenizers end every text, but an answer is to follow.
+    return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
 
 
 def encode(
@@ -282,19 +300,20 @@ def encode(
     Raises:
         UsageError: A prompt leaves no room for its answer.
     """
+    if not examples:
+        return []
+    prompts = encode_prompts(tokenizer, examples.prompts)
+    texts = answer_texts(tokenizer, examples)
+    answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     encoded = []
-    for row in examples:
-        prompt = encode_prompt(tokenizer, row.prompt)
-        answer = answer_text(tokenizer, row.prompt, row.response)
-        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        if tokenizer.eos_token_id not in ids:
-            ids = [*ids, tokenizer.eos_token_id]
+    for row, prompt, answer in zip(examples, prompts, answers, strict=True):
         if len(prompt) >= max_length:
             raise UsageError(
                 f"{examples.name}: the prompt {row.prompt[:60]!r} has {len(prompt)} tokens and "
                 f"leaves no room for an answer in {max_length}; raise --max-length or drop it"
             )
-        encoded.append(Encoded(tuple([*prompt, *ids][:max_length]), len(prompt)))
+        end = [] if tokenizer.eos_token_id in answer else [tokenizer.eos_token_id]
+        encoded.append(Encoded(tuple([*prompt, *answer, *end][:max_length]), len(prompt)))
     return encoded
 
 

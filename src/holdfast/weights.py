@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, cast
 
@@ -34,21 +34,43 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def step_along(
-    grads: Sequence[Tensor], size: float, *, geometry: Geometry = "l2", eps: float = 1e-7
+    grads: Sequence[Tensor],
+    size: float,
+    *,
+    geometry: Geometry = "l2",
+    eps: float = 1e-7,
+    in_place: bool = False,
 ) -> list[Tensor]:
     """Return a step of a given size along a gradient; a negative size descends.
 
     l2: size * g / (||g|| + eps), one global norm, as in SAM (Foret et al. 2021).
     sign: size * sign(g), the first step of Adam; `size` is then per coordinate.
+
+    Args:
+        grads: One tensor per parameter.
+        size: Length of the step (l2) or of each coordinate (sign).
+        geometry: l2 or sign.
+        eps: Keeps a gradient of zero from dividing by zero.
+        in_place: Turn the gradients themselves into the step, which saves a copy of them.
     """
-    if geometry == "sign":
-        return [size * g.sign() for g in grads]
-    scale = size / (global_norm(grads) + eps)
-    return [scale.to(g.dtype) * g for g in grads]
+    steps = list(grads) if in_place else [g.clone() for g in grads]
+    scale = size / (global_norm(grads) + eps) if geometry == "l2" else None
+    for step in steps:
+        if scale is None:
+            step.sign_().mul_(size)
+        else:
+            step.mul_(scale.to(step.dtype))
+    return steps
+
+
+def consumed(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Yield tensors and forget each, so that its memory is free once it has been used."""
+    while tensors:
+        yield tensors.pop(0)
 
 
 @contextmanager
-def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Iterable[Tensor]], None]]:
     """Yield a function that adds steps to the weights; on exit they are bit for bit as before.
 
     Subtracting a step again would not restore half-precision weights, so they are kept: one extra
@@ -57,22 +79,24 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Sequence[
     kept: list[Tensor] = []
 
     @torch.no_grad()
-    def add(steps: Sequence[Tensor]) -> None:
-        if not kept:
-            kept.extend(p.detach().clone() for p in parameters)
+    def add(steps: Iterable[Tensor]) -> None:
+        first = not kept
         for p, step in zip(parameters, steps, strict=True):
+            if first:
+                kept.append(p.detach().clone())
             p.add_(step)
 
     try:
         yield add
     finally:
         with torch.no_grad():
-            for p, old in zip(parameters, kept, strict=bool(kept)):
+            # Fewer are kept than there are if the first step was cut short.
+            for p, old in zip(parameters, kept, strict=False):
                 p.copy_(old)
 
 
 @contextmanager
-def perturbed(parameters: Sequence[nn.Parameter], steps: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> Iterator[None]:
     """Hold the weights at theta + steps inside the block."""
     with restored(parameters) as add:
         add(steps)

@@ -37,7 +37,7 @@ from holdfast.examples import Example, Examples
 from holdfast.group_sampler import GroupSampler
 from holdfast.methods.base import AlignConfig, AlignmentTrainer, Batch, Stream, answer_tokens
 from holdfast.models import encode
-from holdfast.weights import Geometry, gradients, perturbed, step_along
+from holdfast.weights import Geometry, consumed, gradients, restored, step_along
 
 CHOICES = {
     "curriculum": ("linear", "constant"),
@@ -149,8 +149,8 @@ class Vaa(AlignmentTrainer):
         safety, benign = _split(batch)
         if self.perturb:
             parameters = self.trainable_parameters()
-            steps = self._steps(model, safety, num_items, parameters)
-            with perturbed(parameters, steps):
+            with restored(parameters) as move:
+                move(consumed(self._steps(model, safety, num_items, parameters)))
                 loss = super().accumulate(model, safety, num_items)
         else:
             loss = super().accumulate(model, safety, num_items)
@@ -207,11 +207,11 @@ class Vaa(AlignmentTrainer):
         rho, geometry = self.config.rho, cast(Geometry, self.config.geometry)
         if self.config.perturbation == "own_loss":
             grads = gradients(self.scaled_loss(model, safety, num_items), parameters)
-            return step_along(grads, rho, geometry=geometry)
+            return step_along(grads, rho, geometry=geometry, in_place=True)
         chosen = self.streams["attack"].take(len(safety["labels"]))
         attack = self.collate_rows([self.attack[i] for i in chosen])
         grads = gradients(self.scaled_loss(model, attack, None), parameters)
-        return step_along(grads, -rho, geometry=geometry)
+        return step_along(grads, -rho, geometry=geometry, in_place=True)
 
     def _count(self, safety: Batch, loss: float, num_items: Tensor | int | None) -> None:
         """Add a micro-batch to the step's safety loss, undoing the scaling of `scaled_loss`."""

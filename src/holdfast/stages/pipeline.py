@@ -207,16 +207,20 @@ def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) 
 
     merged = {"method": name, **config.align, **options}
     needs = plugins.find("methods", merged["method"]).needs
+    if "groups" in needs and not config.score:
+        raise UsageError(f"methods.{name} needs groups: name an estimator under `score`")
     settings = AlignConfig(
-        **_common(config),
-        model=config.model,
-        data=config.data.alignment,
-        benign=config.data.benign,
-        harmful=config.data.known_harmful,
-        seed=seed,
-        name=name,
-        groups=f"groups-s{seed}" if "groups" in needs else None,
-        **merged,
+        **{
+            **_common(config),
+            "model": config.model,
+            "data": config.data.alignment,
+            "benign": config.data.benign,
+            "harmful": config.data.known_harmful,
+            "seed": seed,
+            "name": name,
+            "groups": f"groups-s{seed}" if "groups" in needs else None,
+            **merged,
+        }
     )
     return Call("align", settings.label, settings)
 
@@ -251,12 +255,14 @@ def _scores(config: RunConfig, seed: int) -> list[Call]:
                 f"group.scores: {scores!r} is not one of the scores: {', '.join(config.score)}"
             )
         settings_ = GroupConfig(
-            **_common(config),
-            data=config.data.alignment,
-            scores=f"{scores}-s{seed}",
-            name=f"groups-s{seed}",
-            seed=seed,
-            **group,
+            **{
+                **_common(config),
+                "data": config.data.alignment,
+                "scores": f"{scores}-s{seed}",
+                "name": f"groups-s{seed}",
+                "seed": seed,
+                **group,
+            }
         )
         calls.append(Call("group", settings_.name, settings_))
     return calls
@@ -266,12 +272,14 @@ def _evaluate(config: RunConfig, labels: list[str]) -> Call:
     from holdfast.stages.evaluate import EvaluateConfig
 
     settings = EvaluateConfig(
-        **_common(config),
-        models=labels,
-        test=config.data.test,
-        judges=config.judges,
-        over_refusal=config.data.over_refusal,
-        **config.evaluate,
+        **{
+            **_common(config),
+            "models": labels,
+            "test": config.data.test,
+            "judges": config.judges,
+            "over_refusal": config.data.over_refusal,
+            **config.evaluate,
+        }
     )
     return Call("evaluate", f"{len(labels)} models", settings)
 
