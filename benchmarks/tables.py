@@ -1,0 +1,74 @@
+"""Print the committed results as Markdown: python benchmarks/tables.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = {
+    "estimators": (
+        ("estimator", "estimator"),
+        ("AUROC", "auroc"),
+        ("Spearman", "spearman"),
+        ("AUPRC", "auprc"),
+        ("base rate", "base_rate"),
+        ("seconds", "seconds"),
+        ("share of ForgotNum's time", "time_share"),
+    ),
+    "defenses": (
+        ("method", "method"),
+        ("attack", "attack"),
+        ("HS", "hs"),
+        ("half-life against SFT", "half_life_ratio"),
+        ("half-life (median, steps)", "half_life_median"),
+        ("FA", "fa"),
+        ("over-refusal", "over_refusal"),
+    ),
+    "step_time": (
+        ("method", "method"),
+        ("mode", "mode"),
+        ("parameters", "parameters"),
+        ("model", "model"),
+        ("batch", "batch"),
+        ("time", "time_ratio"),
+        ("memory", "memory_ratio"),
+        ("extra copies", "extra_parameter_copies"),
+    ),
+}
+
+
+def cell(row: dict[str, Any], key: str) -> str:
+    """Write a value with its interval where the row has one."""
+    value = row.get(key)
+    if key == "time_share" and row.get("seconds") and row.get("reference_seconds"):
+        return f"1/{row['reference_seconds'] / row['seconds']:.0f}"
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{value:.2f}{interval}"
+
+
+def table(path: Path) -> str:
+    """Return a results file as Markdown."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    columns = COLUMNS[result["benchmark"]]
+    lines = [f"`{path.name}`, commit {result['commit'][:10]}, {len(result['rows'])} rows", ""]
+    lines.append("| " + " | ".join(title for title, _ in columns) + " |")
+    lines.append("|" + "---|" * len(columns))
+    for row in result["rows"]:
+        lines.append("| " + " | ".join(cell(row, key) for _, key in columns) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print every table there is."""
+    for path in sorted(RESULTS.glob("*.json")):
+        sys.stdout.write(table(path) + "\n\n")
+
+
+if __name__ == "__main__":
+    main()
