@@ -32,8 +32,8 @@ POOLING = (
     "cells, cut to the statistic's range, or a bootstrap over examples where there is one cell. "
     "Attacks on one model share its quirks, so the cells are not quite independent."
 )
-# Mild attacks: under the one of the demo nearly all examples end as victims, and none is first.
-WORLD_ATTACK = {"tasks": ["world_topic"], "learning_rates": [2e-5, 3e-5], "steps": 100}
+# A mild attack: under that of the demo nearly all examples end as victims, and none is first.
+WORLD_ATTACK = {"learning_rates": [3e-5], "steps": 100}
 QUICK_ATTACK = {"steps": 30, "every": 10, "rows": 150, "task_rows": 0}
 QUICK_COUNT = "steps=30,every=10,rows=150"
 
