@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.artifacts import AttackResult, Counts, Evaluation, RunDir
 from holdfast.errors import UsageError
-from holdfast.stats import geometric_ratio, wilson
+from holdfast.stats import geometric_ratio, half_life, wilson
 
 if TYPE_CHECKING:
     import argparse
@@ -181,11 +182,26 @@ def _weighted(parts: Iterable[tuple[float, int]]) -> float:
     return sum(value * n for value, n in known) / total if total else math.nan
 
 
-def results(run: RunDir) -> list[Row]:
-    """Return the rows of a run directory."""
-    return rows(
-        _loaded(run, "attack", AttackResult.load), _loaded(run, "evaluate", Evaluation.load)
-    )
+def results(run: RunDir, judge: str = "") -> list[Row]:
+    """Return the rows of a run directory, by the attacks' first judge or by another of theirs."""
+    attacks = _loaded(run, "attack", AttackResult.load)
+    if judge:
+        attacks = [judged_by(attack, judge) for attack in attacks]
+    return rows(attacks, _loaded(run, "evaluate", Evaluation.load))
+
+
+def judged_by(attack: AttackResult, judge: str) -> AttackResult:
+    """Return the attack as another judge saw it.
+
+    Raises:
+        UsageError: That judge was not asked.
+    """
+    if judge not in attack.points[0].verdicts:
+        have = ", ".join(attack.points[0].verdicts)
+        raise UsageError(f"--judge {judge!r} did not see this attack; {have} did")
+    shares = [point.verdicts[judge].harmful_score for point in attack.points]
+    half = half_life([point.step for point in attack.points], shares)
+    return replace(attack, judge=judge, half_life=half.steps, censored=half.censored)
 
 
 def _loaded(run: RunDir, stage: str, load: Callable[[Path], T]) -> list[T]:
@@ -198,12 +214,14 @@ def run_benchmark() -> None:
     options = parser(__doc__)
     add_setting(options)
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")
+    options.add_argument("--judge", default="", help="another judge of the run than its first")
     chosen = options.parse_args()
     facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
     if chosen.run is not None:
         run = RunDir(chosen.run)
         facts |= {"digest": run.digest, "made_by": sorted({e.commit for e in run.entries()})}
-        write(chosen.json, "defenses", facts, results(run))
+        facts["judge"] = chosen.judge or "the run's first"
+        write(chosen.json, "defenses", facts, results(run, chosen.judge))
         return
     if chosen.quick:
         chosen.seeds = 1

@@ -414,3 +414,14 @@ def test_the_accelerator_benchmark_works_where_there_is_none(bench: SimpleNamesp
 def test_a_table_leaves_nested_values_to_the_file(bench: SimpleNamespace) -> None:
     rows = [{"name": "a", "value": 0.12345, "cells": [1]}, {"name": "bb", "value": math.nan}]
     assert bench.common.table(rows).splitlines() == ["name  value", "a     0.123", "bb    -"]
+
+
+def test_another_judge_of_the_same_attack(bench: SimpleNamespace) -> None:
+    both = {"j": Counts(0, 10, 0), "k": Counts(0, 10, 0)}
+    late = {"j": Counts(2, 8, 0), "k": Counts(10, 0, 0)}
+    seen = attack("sft", math.nan, Counts(0, 0, 10), points=(Point(0, both), Point(10, late)))
+    other = bench.defenses.judged_by(seen, "k")
+    # From 0 at step 0 to 1 at step 10: a half at step 5.
+    assert (other.judge, other.half_life, other.censored) == ("k", 5.0, False)
+    with pytest.raises(UsageError, match="'x' did not see this attack; j, k did"):
+        bench.defenses.judged_by(seen, "x")
