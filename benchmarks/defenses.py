@@ -206,7 +206,7 @@ def judged_by(attack: AttackResult, judge: str) -> AttackResult:
 
 def _loaded(run: RunDir, stage: str, load: Callable[[Path], T]) -> list[T]:
     entries = run.require(stage)
-    return [load(run.path(next(p for p in e.outputs if p.endswith(".json")))) for e in entries]
+    return [load(run.result(e)) for e in entries]
 
 
 def run_benchmark() -> None:

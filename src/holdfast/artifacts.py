@@ -541,6 +541,10 @@ class RunDir:
             )
         return found
 
+    def result(self, entry: Entry) -> Path:
+        """Return the JSON file in which a step left its result (answers lie beside it)."""
+        return self.path(next(p for p in entry.outputs if p.endswith(".json")))
+
     def verify(self) -> list[str]:
         """Recompute every output's hash and name what is missing or was changed."""
         problems = []

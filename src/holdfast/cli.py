@@ -629,14 +629,8 @@ def _finish(as_json: bool, out: Path, path: Path) -> None:
     from holdfast.artifacts import AttackResult, Evaluation, RunDir
 
     directory = RunDir(out)
-    evaluations = [
-        Evaluation.load(directory.path(next(p for p in e.outputs if p.endswith(".json"))))
-        for e in directory.entries("evaluate")
-    ]
-    attacks = [
-        AttackResult.load(directory.path(next(p for p in e.outputs if p.endswith(".json"))))
-        for e in directory.entries("attack")
-    ]
+    evaluations = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
+    attacks = [AttackResult.load(directory.result(e)) for e in directory.entries("attack")]
     if as_json:
         rows = [_evaluation_row(e) for e in evaluations]
         hits = [_attack_row(a) for a in attacks]

@@ -86,10 +86,7 @@ def _pooled(rows: pd.DataFrame) -> Interval:
 
 def _agreement(run: RunDir) -> pd.DataFrame:
     rows = []
-    attacks = [
-        AttackResult.load(run.path(next(p for p in e.outputs if p.endswith(".json"))))
-        for e in run.require("attack")
-    ]
+    attacks = [AttackResult.load(run.result(e)) for e in run.require("attack")]
     for entry in run.require("score"):
         scores = Scores.load(run.path(next(iter(entry.outputs))))
         estimator = scores.estimator.partition(",")[0]

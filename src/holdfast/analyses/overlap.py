@@ -65,7 +65,7 @@ class Overlap(Analysis):
 def _tracked(run: RunDir, method: str) -> dict[str, list[AttackResult]]:
     found: dict[str, list[AttackResult]] = defaultdict(list)
     for entry in run.require("attack"):
-        result = AttackResult.load(run.path(next(p for p in entry.outputs if p.endswith(".json"))))
+        result = AttackResult.load(run.result(entry))
         if result.method == method and result.tracked:
             found[result.model].append(result)
     pairs = {model: results for model, results in found.items() if len(results) > 1}
