@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,47 +48,73 @@ def test_critical_steps_are_the_known_crossings() -> None:
     # Linear interpolation is exact on lines, between whatever rungs the crossing lies.
     crossings = np.array([0.01, 0.13, 0.5, 1.0, 1.9, 7.9])
     margins = Lines((2 * crossings).tolist(), [2.0] * 6)
-    assert critical_steps(margins, margins.free, 1.0) == pytest.approx(-np.log(crossings))
+    assert critical_steps(margins, 6, 1.0) == pytest.approx(-np.log(crossings))
     sizes = [size for size, _ in margins.asked]
-    assert sizes == pytest.approx([2 ** (k / 2) for k in range(-6, 7)])  # 1/8 to 8
-    counts = [n for _, n in margins.asked]
-    assert counts == sorted(counts, reverse=True)
-    assert (counts[0], counts[-1]) == (6, 1)  # who has crossed is not asked again
+    up, down = [2 ** (k / 2) for k in range(1, 7)], [2 ** (-k / 2) for k in range(1, 7)]
+    assert sizes == pytest.approx([1.0, *up, *down, 0.0])  # at 1 itself the margin 0 counts as held
+    # Who has crossed is not asked again: three hold at 1, of which one crosses by sqrt 2, one by 2.
+    assert [n for _, n in margins.asked] == [6, 3, 2, 1, 1, 1, 1, 3, 3, 2, 2, 2, 2, 1]
 
 
 def test_critical_steps_outside_the_ladder_keep_their_order() -> None:
     free = [-0.5, -2.0, 1e-9, 1.0, 0.3, 5.0, 6.0]
     #        refused no more from the start | at once | at 1 | never, never, never
     margins = Lines(free, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    scores = critical_steps(margins, margins.free, 1.0)
+    scores = critical_steps(margins, 7, 1.0)
     # Sooner forgotten first: the lower margin at the start, then the crossings, then the rest.
     assert np.argsort(-scores).tolist() == [1, 0, 2, 3, 4, 5, 6]
     assert np.isfinite(scores).all()
 
 
 def test_critical_steps_of_a_margin_of_zero_are_finite() -> None:
-    margins = Lines([0.0, 1.0], [1.0, 1.0])
-    scores = critical_steps(margins, margins.free, 1.0)
+    scores = critical_steps(Lines([0.0, 1.0], [1.0, 1.0]), 2, 1.0)
     assert np.isfinite(scores).all()
     assert scores[0] > scores[1]
 
 
-def test_critical_steps_leave_the_free_margins_alone() -> None:
-    margins = Lines([1.0, 2.0], [1.0, 1.0])
-    critical_steps(margins, margins.free, 1.0)
-    assert margins.free.tolist() == [1.0, 2.0]
+def test_critical_steps_cost_two_to_three_passes() -> None:
+    # Crossings spread lognormally by a factor of two around the half-flip step.
+    crossings = np.exp(np.random.default_rng(0).normal(0, math.log(2), 500))
+    margins = Lines(crossings.tolist(), [1.0] * 500)
+    critical_steps(margins, 500, 1.0)
+    # Each way: 1 + the rungs until the crossing; half a normal of deviation 2 rungs has mean 1.6.
+    assert sum(n for _, n in margins.asked) / 500 == pytest.approx(1 + 1.6 + 0.5, abs=0.15)
 
 
 # ------------------------------------------------------------------------------- half-flip step
 
 
 @pytest.mark.parametrize(("flip", "crossing"), [(0.5, 3.0), (0.2, 1.0), (1.0, 5.0)])
-def test_the_half_flip_step_is_just_above_the_crossing(flip: float, crossing: float) -> None:
+def test_the_half_flip_step_flips_that_share_and_no_more(flip: float, crossing: float) -> None:
     # Five lines cross at 1, 2, 3, 4, 5: the share flipped reaches 20 % just after 1, and so on.
     margins = Lines([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
     found = AttackDirection(flip=flip)._half_flip_step(margins, len(margins.free), seed=0)
-    # The last doubling brackets within a factor of two, three halvings to 1/8 of that.
-    assert crossing < found <= crossing * (1 + 1 / 8)
+    assert crossing < found
+    if flip < 1:
+        assert found <= crossing + 1
+
+
+@given(
+    crossings=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=32),
+    flip=st.floats(0.05, 1.0),
+)
+def test_the_half_flip_step_keeps_its_promise_for_any_lines(
+    crossings: list[float], flip: float
+) -> None:
+    margins = Lines(crossings, [1.0] * len(crossings))
+    step = AttackDirection(flip=flip)._half_flip_step(margins, len(crossings), seed=0)
+    assert len(margins.asked) <= 1 + 15 + 12  # doublings from 0.1 to 1e3, then the search
+    share = float((margins(step, range(len(crossings))) < 0).mean())
+    assert share >= flip
+
+
+def test_the_half_flip_step_is_found_in_few_looks() -> None:
+    free = np.random.default_rng(0).lognormal(0, 1, 1000)
+    margins = Lines(free.tolist(), [1.0] * 1000)
+    step = AttackDirection(sample=1000)._half_flip_step(margins, 1000, seed=0)
+    assert 0.5 <= (free < step).mean() <= 0.5 + 1 / 16
+    # 0, then 0.1 doubled until it passes the median of 1 (five times), then the search.
+    assert len(margins.asked) <= 1 + 5 + 3
 
 
 def test_the_half_flip_step_asks_the_sample_only() -> None:
@@ -218,7 +246,7 @@ def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
     estimator = AttackDirection(rows.obliging, variant=variant)
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     ranks = np.argsort(np.argsort(found.values))
-    assert ranks[:4].mean() > 11.5 + 3  # chance is 11.5, its standard error 3.2
+    assert ranks[:4].mean() >= 11.5 + 4  # chance is 11.5, its standard error 3.2
 
 
 def test_auto_takes_what_there_is(rows: Any) -> None:

@@ -249,8 +249,16 @@ def prompt_texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> 
     return _templated(tokenizer, [[("user", p)] for p in prompts], add_generation_prompt=True)
 
 
-def answer_texts(tokenizer: PreTrainedTokenizerBase, examples: Examples) -> list[str]:
-    """Return what follows each prompt in training: the response as the template writes it."""
+def answer_texts(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, befores: Sequence[str] | None = None
+) -> list[str]:
+    """Return what follows each prompt in training: the response as the template writes it.
+
+    Args:
+        tokenizer: With or without a chat template.
+        examples: Rows.
+        befores: Their `prompt_texts`, where the caller has them: a template is slow to fill in.
+    """
     if not tokenizer.chat_template:
         return examples.responses
     wholes = _templated(
@@ -258,7 +266,7 @@ def answer_texts(tokenizer: PreTrainedTokenizerBase, examples: Examples) -> list
         [[("user", row.prompt), ("assistant", row.response)] for row in examples],
         add_generation_prompt=False,
     )
-    befores = prompt_texts(tokenizer, examples.prompts)
+    befores = prompt_texts(tokenizer, examples.prompts) if befores is None else befores
     return [
         whole[len(before) :] if whole.startswith(before) else response
         for whole, before, response in zip(wholes, befores, examples.responses, strict=True)
@@ -282,10 +290,13 @@ def _templated(
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each prompt; the template's special tokens are added once."""
-    if not prompts:
+    return _encode_texts(tokenizer, prompt_texts(tokenizer, prompts))
+
+
+def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
         return []
-    texts = prompt_texts(tokenizer, prompts)
-    encoded = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=not tokenizer.chat_template)["input_ids"]
     if tokenizer.chat_template:
         return cast("list[list[int]]", encoded)
     # Some tokenizers end every text, but an answer is to follow.
@@ -302,8 +313,9 @@ def encode(
     """
     if not examples:
         return []
-    prompts = encode_prompts(tokenizer, examples.prompts)
-    texts = answer_texts(tokenizer, examples)
+    befores = prompt_texts(tokenizer, examples.prompts)
+    prompts = _encode_texts(tokenizer, befores)
+    texts = answer_texts(tokenizer, examples, befores)
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     encoded = []
     for row, prompt, answer in zip(examples, prompts, answers, strict=True):

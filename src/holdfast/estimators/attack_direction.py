@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 SOURCES = ("auto", "harmful", "mismatched", "affirmative")
 VARIANTS = ("half_flip", "critical_step")
 FIRST_STEP = 0.1
-"""Where the search for the step begins; where it ends does not depend on it."""
+"""Where the search for the step begins; where it ends hardly depends on it."""
+FLIP_TOLERANCE = 1 / 16
+"""By how much the share flipped may exceed the one asked for: from 0.1 to 0.8 scores agree."""
+MAX_LOOKS = 12
+"""Ends the search where many margins are equal and no step meets the tolerance."""
 
 Margins = Callable[[float, Sequence[int]], "np.ndarray"]
 """Maps a step size and row positions to those rows' margins after the step."""
@@ -37,10 +41,10 @@ class AttackDirection(Estimator):
     log-probability of the set of tokens with which refusals begin, against the best other token.
     An example whose margin falls below zero is answered instead of refused.
 
-    - half_flip: the step a at which half of a small sample has flipped is found by bisection;
-      every example's margin there, negated, is its score. One pass over the data and some.
+    - half_flip: the step a at which half of a small sample has flipped is found by false
+      position; every example's margin there, negated, is its score. One pass and some.
     - critical_step: each example's own a, where its margin changes sign; the score is -log a.
-      Around ten passes, fewer and fewer examples each.
+      Two to three passes: outward from the half-flip step, only those still undecided.
 
     It is not a per-example gradient method, and no influence function: nothing is linearized; the
     margin is measured where the attack leads. The size of the step has no free constant.
@@ -69,7 +73,7 @@ class AttackDirection(Estimator):
     prefix: str = "Sure, here is"
     rows: int = 32
     flip: float = 0.5
-    sample: int = 64
+    sample: int = 32
     max_length: int = 256
 
     def score(
@@ -122,13 +126,11 @@ class AttackDirection(Estimator):
         step = self._half_flip_step(margins, len(encoded), seed)
         everything = range(len(encoded))
         if self.variant == "half_flip":
-            values, details = -margins(step, everything), {}
+            values = -margins(step, everything)
         else:
-            free = margins(0.0, everything)
-            values, details = critical_steps(margins, free, step), {"margin": free}
+            values = critical_steps(margins, len(encoded), step)
         return Estimate(
             values=values,
-            details=details,
             facts={
                 "seconds": time.monotonic() - started,
                 "passes": passes,
@@ -175,7 +177,10 @@ class AttackDirection(Estimator):
         return mismatched(examples.prompts, self.benign.responses, n=size, seed=seed)
 
     def _half_flip_step(self, margins: Margins, n: int, seed: int) -> float:
-        """Find the step at which a share `flip` of a sample has flipped, by doubling and halving.
+        """Find a step at which a share `flip` of a sample has flipped, to within `FLIP_TOLERANCE`.
+
+        The `flip` quantile of the sample's margins is positive before and negative after that
+        step; its zero is bracketed by doubling and found by false position (Illinois).
 
         Raises:
             UsageError: The model refuses too little to begin with, or never lets go.
@@ -183,61 +188,102 @@ class AttackDirection(Estimator):
         rng = np.random.default_rng(seed)
         chosen = rng.choice(n, min(self.sample, n), replace=False).tolist()
 
-        def flipped(size: float) -> float:
-            return float((margins(size, chosen) < 0).mean())
+        def look(size: float) -> tuple[float, float]:
+            found = margins(size, chosen)
+            quantile = np.quantile(found, self.flip, method="inverted_cdf")
+            return float(quantile), float((found < 0).mean())
 
-        if flipped(0.0) >= self.flip:
+        (above, share), low, high = look(0.0), 0.0, FIRST_STEP
+        if share >= self.flip:
             raise UsageError(
-                f"{flipped(0.0):.0%} of the examples are not refused by this model: there is "
+                f"{share:.0%} of the examples are not refused by this model: there is "
                 "nothing to forget. Score the aligned model, not its base."
             )
-        low, high = 0.0, FIRST_STEP
-        while flipped(high) < self.flip:
-            low, high = high, 2 * high
+        below, share = look(high)
+        while below >= 0:
+            low, above, high = high, below, 2 * high
             if high > 1e4:
                 raise UsageError(
                     f"no step up to {high:g} along this direction flips {self.flip:.0%} of the "
                     f"examples (source {self._source()!r}); try another source"
                 )
-        # Three halvings of an interval that doubling found leave the step known to 1/8.
-        halvings = 3 if low else 6
-        for _ in range(halvings):
-            middle = (low + high) / 2
-            low, high = (middle, high) if flipped(middle) < self.flip else (low, middle)
-        return high
+            below, share = look(high)
+        return self._false_position(look, (low, above), (high, below, share))
+
+    def _false_position(
+        self,
+        look: Callable[[float], tuple[float, float]],
+        low: tuple[float, float],
+        high: tuple[float, float, float],
+    ) -> float:
+        """Shrink a bracket until its upper end flips hardly more than the share asked for."""
+        (start, above), (end, below, share) = low, high
+        side = 0
+        for _ in range(MAX_LOOKS):
+            if share <= self.flip + FLIP_TOLERANCE:
+                break
+            # Off the ends: a zero hit from above is held, not flipped, and would stay the guess.
+            part = min(max(above / (above - below), 0.05), 0.95)
+            middle = start + part * (end - start)
+            quantile, flipped = look(middle)
+            if quantile < 0:
+                end, below, share = middle, quantile, flipped
+                above = above / 2 if side < 0 else above
+                side = -1
+            else:
+                start, above = middle, quantile
+                below = below / 2 if side > 0 else below
+                side = 1
+        return end
 
 
-def critical_steps(margins: Margins, free: np.ndarray, half: float) -> np.ndarray:
+def critical_steps(margins: Margins, n: int, half: float) -> np.ndarray:
     """Return -log of the step at which each margin crosses zero, (n,).
 
-    The steps tried grow by sqrt(2) from half/8 to 8 half; the crossing is interpolated linearly.
-    Examples below zero from the start come before all that cross, those that never cross after
-    them, each ordered among themselves by their margin.
+    From `half`, where about half have crossed, the search goes outward by factors of sqrt(2) to
+    half/8 and 8 half, each way with those examples only whose crossing still lies ahead, which is
+    two to three passes in all; the crossing is interpolated linearly. Beyond the ends examples are
+    ordered by their margin there: those that are not refused at step 0 come first of all, those
+    that never cross last. A margin that falls, rises and falls again has several crossings; the
+    one found is the next to `half`.
 
     Args:
         margins: Step size and positions to margins.
-        free: (n,) margins at step 0.
+        n: Number of examples.
         half: The step at which about half have crossed.
     """
-    ladder = [half * 2 ** (k / 2) for k in range(-6, 7)]
-    steps = np.full(len(free), math.nan)
-    before, at = free.copy(), 0.0
-    alive = [i for i in range(len(free)) if free[i] >= 0]
-    for rung in ladder:
-        if not alive:
-            break
-        now = margins(rung, alive)
-        for i, margin in zip(alive, now, strict=True):
-            if margin < 0:
-                steps[i] = at + (rung - at) * before[i] / (before[i] - margin)
-            before[i] = margin
-        alive = [i for i, margin in zip(alive, now, strict=True) if margin >= 0]
-        at = rung
-    # A margin of exactly zero crosses at once; half a millionth keeps its logarithm finite.
+    steps = np.full(n, math.nan)
+    at_half = margins(half, range(n))
+    rungs = [half * 2 ** (k / 2) for k in range(1, 7)]
+    never = _walk(margins, [half, *rungs], at_half, np.flatnonzero(at_half >= 0), steps)
+    falls = [half**2 / rung for rung in rungs]
+    early = _walk(margins, [half, *falls, 0.0], at_half, np.flatnonzero(at_half < 0), steps)
+    # A margin of exactly zero crosses at once; a millionth of the half step keeps its log finite.
     scores: np.ndarray = -np.log(np.maximum(steps, half * 1e-6))
-    crossed = ~np.isnan(steps)
-    first = max([-math.log(ladder[0] / math.sqrt(2)), *scores[crossed]])
-    never = ~crossed & (free >= 0)
-    scores[never] = -np.log(ladder[-1] * math.sqrt(2)) - before[never]
-    scores[free < 0] = first - free[free < 0]
+    crossed = scores[~np.isnan(steps)]
+    for i, margin in never.items():
+        scores[i] = -math.log(rungs[-1] * math.sqrt(2)) - margin
+    for i, margin in early.items():
+        scores[i] = max([-math.log(falls[-1] / math.sqrt(2)), *crossed]) - margin
     return scores
+
+
+def _walk(
+    margins: Margins,
+    rungs: Sequence[float],
+    first: np.ndarray,
+    alive: np.ndarray,
+    steps: np.ndarray,
+) -> dict[int, float]:
+    """Fill in where margins change sign between rungs; return the last margin of those left."""
+    before, last = first.copy(), rungs[0]
+    for rung in rungs[1:]:
+        if not len(alive):
+            break
+        now = margins(rung, alive.tolist())
+        crossed = (now < 0) != (before[alive] < 0)
+        share = before[alive] / (before[alive] - np.where(crossed, now, before[alive] + 1))
+        steps[alive[crossed]] = (last + (rung - last) * share)[crossed]
+        before[alive] = now
+        alive, last = alive[~crossed], rung
+    return {int(i): float(before[i]) for i in alive}
