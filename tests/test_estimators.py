@@ -132,16 +132,20 @@ def test_a_model_that_never_lets_go() -> None:
 # -------------------------------------------------------------------------------- attack direction
 
 
+@pytest.mark.parametrize("geometry", ["sign", "l2"])
 def test_scores_are_the_margins_where_the_attack_leads(
-    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+    geometry: Any, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    found = AttackDirection(harmful=rows.harmful).score(aligned, tokenizer, rows.safety, seed=0)
+    estimator = AttackDirection(harmful=rows.harmful, geometry=geometry)
+    found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     encoded = models.encode(tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded)
     # Sixteen harmful rows are fewer than `rows`: the direction is the gradient of them all.
     batch = models.collate(models.encode(tokenizer, rows.harmful, 256), 0)
     parameters = list(aligned.parameters())
     gradient = torch.autograd.grad(aligned(**batch).loss, parameters)
+    if geometry == "sign":
+        gradient = tuple(g.sign() for g in gradient)
     norm = math.sqrt(sum(float((g**2).sum()) for g in gradient))
     step = float(found.facts["step"])
 
@@ -271,6 +275,7 @@ def test_rows_behind_the_direction(rows: Any) -> None:
     ("options", "message"),
     [
         ({"variant": "best"}, "variant='best' must be one of half_flip, critical_step"),
+        ({"geometry": "inf"}, "geometry='inf' must be one of sign, l2"),
         ({"source": "hub"}, "source='hub' must be one of auto, harmful, mismatched, affirmative"),
         ({"source": "harmful"}, "source=harmful needs harmful rows: give --harmful"),
         ({"source": "mismatched"}, "source=mismatched needs benign rows: give --benign"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from holdfast.examples import Examples
 from holdfast.losses import chunks
 from holdfast.models import collate, encode
-from holdfast.weights import step_along, trainable
+from holdfast.weights import Geometry, step_along, trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,10 +22,13 @@ def descent(
     rows: Examples,
     max_length: int,
     *,
+    geometry: Geometry = "l2",
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """Return -g / ||g|| over the trainable parameters, g the gradient of the rows' answer loss.
+    """Return the unit direction in which the first step on these rows goes.
 
+    With g the gradient of the rows' answer loss over the trainable parameters: -g / ||g|| (l2, a
+    step of plain gradient descent) or -sign(g) / ||sign(g)|| (sign, the first step of Adam).
     Gradients that were accumulated in `.grad` are put back.
     """
     parameters = trainable(model)
@@ -43,4 +46,6 @@ def descent(
     finally:
         for p, grad in zip(parameters, kept, strict=True):
             p.grad = grad
-    return step_along(grads, -1.0)
+    if geometry == "sign":
+        grads = step_along(grads, 1.0, geometry="sign", in_place=True)
+    return step_along(grads, -1.0, in_place=True)
