@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -36,9 +35,8 @@ class FreeMargin(Estimator):
         from holdfast.models import encode
 
         del seed
-        started = time.monotonic()
         encoded = encode(tokenizer, examples, self.max_length)
         pad = cast(int, tokenizer.pad_token_id)
         model.eval()
         margins = first_margins(model, encoded, refusal_tokens(encoded), pad=pad)
-        return Estimate(-margins.double().numpy(), facts={"seconds": time.monotonic() - started})
+        return Estimate(-margins.double().numpy())

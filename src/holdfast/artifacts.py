@@ -139,8 +139,9 @@ class Scores:
         data_hash: `Examples.hash` of the rows that were scored.
         model_hash: Hash of the model that was scored.
         seed: Seed of the estimator.
+        errors: (n,) standard error of each value; nan = unknown, None = all of them.
         details: Further arrays of length n, by name.
-        facts: Scalars (step size, passes, seconds).
+        facts: Scalars (step size, what it cost).
     """
 
     ids: tuple[str, ...]
@@ -149,11 +150,13 @@ class Scores:
     data_hash: str
     model_hash: str
     seed: int = 0
+    errors: np.ndarray | None = None
     details: Mapping[str, np.ndarray] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, array in {"values": self.values, **self.details}.items():
+        errors = {} if self.errors is None else {"errors": self.errors}
+        for name, array in {"values": self.values, **errors, **self.details}.items():
             if array.shape != (len(self.ids),):
                 raise MismatchError(f"{name}: shape {array.shape}, expected ({len(self.ids)},)")
 
@@ -185,6 +188,7 @@ class Scores:
             data_hash=raw["data_hash"],
             model_hash=raw["model_hash"],
             seed=raw["seed"],
+            errors=None if raw.get("errors") is None else numbers(raw["errors"]),
             details={k: numbers(v) for k, v in raw["details"].items()},
             facts=raw["facts"],
         )

@@ -69,11 +69,14 @@ class Estimate:
 
     Attributes:
         values: (n,) float64; higher = forgotten sooner; nan = not scored.
+        errors: (n,) standard error of each value; None if a single measurement cannot tell.
         details: Further arrays of length n (other counting rules, margins), by name.
-        facts: Scalars worth keeping (size of the step, share flipped, passes, seconds).
+        facts: Scalars worth keeping (size of the step, share flipped). What it cost is counted
+            from outside.
     """
 
     values: np.ndarray
+    errors: np.ndarray | None = None
     details: Mapping[str, np.ndarray] = field(default_factory=dict)
     facts: Mapping[str, float | str] = field(default_factory=dict)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
+from holdfast.agreement import first_half
 from holdfast.artifacts import AttackResult, RunDir, Scores
 from holdfast.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
@@ -121,16 +122,3 @@ def _row(
         "seconds": seconds,
         "scores": (early, x),
     }
-
-
-def first_half(counts: np.ndarray) -> np.ndarray:
-    """Return which examples are among the first half to be forgotten, (n,) bool.
-
-    The label is count >= c for the smallest c >= 1 that at most half of the examples reach; where
-    more than half share the highest count, those are it.
-    """
-    for cut in range(1, int(counts.max(initial=0)) + 1):
-        if (counts >= cut).mean() <= 0.5:
-            return np.asarray(counts >= cut)
-    highest = counts.max(initial=0)
-    return np.asarray((counts == highest) & (highest > 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -113,17 +112,13 @@ class AttackDirection(Estimator):
         from holdfast.models import encode
         from holdfast.weights import restored, trainable
 
-        started = time.monotonic()
         encoded = encode(tokenizer, examples, self.max_length)
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
         parameters = trainable(model)
         direction = self.direction(model, tokenizer, examples, seed)
-        passes = 0.0
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
-            nonlocal passes
-            passes += len(positions) / len(encoded)
             with restored(parameters) as add:
                 if size:
                     add([size * d for d in direction])
@@ -140,8 +135,6 @@ class AttackDirection(Estimator):
         return Estimate(
             values=values,
             facts={
-                "seconds": time.monotonic() - started,
-                "passes": passes,
                 "step": step,
                 "refusal_tokens": len(tokens),
                 "source": self._source(),

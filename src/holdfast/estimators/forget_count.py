@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -72,7 +71,6 @@ class ForgetCount(Estimator):
 
         if self.count not in ("harmful_steps", "transitions"):
             raise UsageError(f"count={self.count!r} must be harmful_steps or transitions")
-        started = time.monotonic()
         attacked = copy.deepcopy(model)
         rows = mix(self.benign, self.harmful, n=self.rows, ratio=self.ratio, seed=seed)
         tracker = ForgettingTracker(examples, self.judge, self.max_new_tokens)
@@ -97,7 +95,6 @@ class ForgetCount(Estimator):
             values=details[self.count],
             details=details,
             facts={
-                "seconds": time.monotonic() - started,
                 "checkpoints": len(tracker.history) - 1,
                 "generations": len(tracker.history) * len(examples),
                 "held": len(held),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from holdfast import models, plugins
 from holdfast.artifacts import Scores
 from holdfast.contracts import Estimate, Estimator
+from holdfast.cost import metered
 from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
@@ -59,8 +61,12 @@ def score(config: ScoreConfig) -> Scores:
     with config.run.step("score", config.label, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             loaded = models.load(config.model, device=config.device)
-            estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=config.seed)
+            with metered(loaded.model) as cost:
+                estimate = estimator.score(
+                    loaded.model, loaded.tokenizer, examples, seed=config.seed
+                )
             _check(estimate, examples)
+            facts = {**estimate.facts, **asdict(cost)}
             Scores(
                 ids=examples.ids,
                 values=estimate.values,
@@ -68,11 +74,12 @@ def score(config: ScoreConfig) -> Scores:
                 data_hash=examples.hash,
                 model_hash=inputs["model"],
                 seed=config.seed,
+                errors=estimate.errors,
                 details=estimate.details,
-                facts=estimate.facts,
+                facts=facts,
             ).save(path)
             step.outputs.append(path)
-            step.facts |= {**estimate.facts, "provenance": provenance_table(examples)}
+            step.facts |= {**facts, "provenance": provenance_table(examples)}
     return Scores.load(path)
 
 

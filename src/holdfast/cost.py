@@ -1,0 +1,102 @@
+"""What work on a model costs: tokens through it, time and memory, counted from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass
+class Cost:
+    """What was spent inside a `metered` block.
+
+    Attributes:
+        forward_tokens: Tokens that went through the model, padding included.
+        backward_tokens: Those of them that went through it with gradients on.
+        generated_tokens: Tokens that were fed one at a time to continue an answer, a subset of
+            forward_tokens; the first token of every answer comes from its prompt's pass.
+        seconds: Wall clock.
+        peak_bytes: Peak of the allocated memory on an accelerator, above what was held before, or
+            of the process's resident memory on Linux; nan where it cannot be known.
+    """
+
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+    peak_bytes: float = math.nan
+
+
+@contextlib.contextmanager
+def metered(model: nn.Module) -> Iterator[Cost]:
+    """Count what goes through a model, and through copies made of it, inside the block.
+
+    A pass with gradients on is taken to be followed by its backward pass, which holds wherever
+    losses are only computed to be differentiated.
+    """
+    import torch
+
+    cost = Cost()
+
+    # A plain function: copy.deepcopy of the model keeps it, and so copies are counted too.
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            return
+        cost.forward_tokens += ids.numel()
+        if torch.is_grad_enabled():
+            cost.backward_tokens += ids.numel()
+        cache = kwargs.get("past_key_values")
+        if cache is not None and ids.shape[-1] == 1 and cache.get_seq_length() > 0:
+            cost.generated_tokens += ids.numel()
+
+    device = next(model.parameters()).device
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    before = _start_peak(device)
+    started = time.monotonic()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.monotonic() - started
+        cost.peak_bytes = _peak(device) - before
+        handle.remove()
+
+
+def _start_peak(device: torch.device) -> float:
+    """Set the high-water mark back; return what is held now, nan if that cannot be done."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return float(torch.cuda.memory_allocated(device))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, see proc(5)
+    except OSError:
+        return math.nan
+    return _resident("VmRSS")
+
+
+def _peak(device: torch.device) -> float:
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return _resident("VmHWM")
+
+
+def _resident(field: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return math.nan
+    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return 1024.0 * int(found[0]) if found else math.nan

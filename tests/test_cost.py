@@ -1,0 +1,72 @@
+"""The meter counts what goes through a model, and nothing once the block is left."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast.cost import metered
+from holdfast.generate import generate
+
+
+@pytest.fixture
+def model(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return make_model()
+
+
+IDS = torch.arange(2, 14).reshape(3, 4)
+
+
+def test_tokens_with_and_without_gradients(model: PreTrainedModel) -> None:
+    with metered(model) as cost:
+        model(input_ids=IDS)
+        with torch.no_grad():
+            model(IDS)
+    assert (cost.forward_tokens, cost.backward_tokens, cost.generated_tokens) == (24, 12, 0)
+    assert cost.seconds > 0
+
+
+def test_generated_tokens(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    model.generation_config.eos_token_id = None
+    with metered(model) as cost:
+        generate(model, tokenizer, ["to brew", "to brew tea"], max_new_tokens=5)
+    # The first of five tokens comes from the prompt's pass; nothing ends an answer early here.
+    assert cost.generated_tokens <= 2 * 4
+    prompt = cost.forward_tokens - cost.generated_tokens
+    assert prompt >= 2 * 3
+    assert cost.backward_tokens == 0
+
+
+def test_copies_made_inside_count_and_later_calls_do_not(model: PreTrainedModel) -> None:
+    with metered(model) as cost:
+        other = copy.deepcopy(model)
+        other(input_ids=IDS)
+    assert cost.forward_tokens == 12
+    model(input_ids=IDS)
+    assert cost.forward_tokens == 12
+    assert not model._forward_pre_hooks
+
+
+def test_the_hook_goes_when_the_work_fails(model: PreTrainedModel) -> None:
+    with pytest.raises(RuntimeError, match="boom"), metered(model):
+        raise RuntimeError("boom")
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the peak")
+def test_the_peak_of_memory(model: PreTrainedModel) -> None:
+    with metered(model) as cost:
+        held = torch.ones(40 * 2**20 // 4)  # 40 MiB, touched
+        del held
+    if math.isnan(cost.peak_bytes):
+        pytest.skip("this process may not reset its high-water mark")
+    assert cost.peak_bytes >= 35 * 2**20
