@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from holdfast.agreement import first_half
-from holdfast.artifacts import AttackResult, RunDir, Scores
+from holdfast.agreement import Agreement, agreement, ceilings
+from holdfast.artifacts import RunDir, Scores
 from holdfast.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.stats import Interval, auroc, bootstrap, mean_interval, spearman
+from holdfast.stats import Interval, mean_interval
+from holdfast.validation import Case, cases
+
+CEILING = "another attack (ceiling)"
 
 
 @dataclass(frozen=True)
@@ -21,49 +25,50 @@ class Foresight(Analysis):
     """Compares every estimator's scores with the ForgotNum of attacks it has not seen.
 
     An attack counts for a score only if it was made on the very model that was scored and tracked
-    the scored rows. Spearman is against the count. AUROC is for being among the first half to be
-    forgotten: for "forgotten at least once", the paper's label, where at most half were; where
-    more were, for the highest counts that at most half reach. The free refusal margin of the
-    unperturbed model is the baseline to beat.
+    the scored rows. The label is the mean ForgotNum over a model's attacks, which has less noise
+    than one attack's; how well the other attacks foresee one is the ceiling for any score.
+    Spearman is against the count, AUROC for being among the first half to be forgotten.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("score", "attack")
 
     def run(self, run: RunDir) -> Section:
-        """Return one line per estimator, averaged over attacks and seeds."""
-        table = _agreement(run)
-        if table.empty:
+        """Return one line per estimator, averaged over models."""
+        scored = [case for case in cases(run) if case.scores]
+        if not scored:
             raise UsageError(
                 f"{run.root}: no attack tracked the rows of a model that was scored; run "
                 "`holdfast attack --track DATA` on the scored model"
             )
+        table = pd.DataFrame([row for case in scored for row in _rows(case)])
         summary, bars, findings = [], [], []
-        for estimator, rows in table.groupby("estimator", sort=False):
-            interval = _pooled(rows)
-            rank = mean_interval(rows["spearman"].to_numpy())
+        for name, rows in table.groupby("estimator", sort=False):
+            area, rank = _pooled(rows["_auroc"].tolist()), _pooled(rows["_spearman"].tolist())
             summary.append(
                 {
-                    "estimator": estimator,
-                    "AUROC": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
+                    "estimator": name,
+                    "AUROC": area.value,
+                    "low": area.low,
+                    "high": area.high,
                     "Spearman": rank.value,
                     "seconds": rows["seconds"].mean(),
-                    "attacks": len(rows),
+                    "models": rows["model"].nunique(),
                 }
             )
-            bars.append(Bar(str(estimator), interval.value, interval.low, interval.high))
-            findings.append(
-                f"{estimator} foresaw the first half to be forgotten with AUROC "
-                f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}], "
-                f"n={rows['n'].max()} examples, {len(rows)} attacks (0.5 is chance)."
-            )
+            bars.append(Bar(str(name), area.value, area.low, area.high))
+            if name != CEILING:
+                findings.append(
+                    f"{name} foresaw the first half to be forgotten with AUROC "
+                    f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}], "
+                    f"n={rows['n'].max()} examples, {rows['model'].nunique()} models (0.5 is "
+                    "chance)."
+                )
         return Section(
             title="Were the forgotten examples foreseen?",
             findings=tuple(findings),
             tables={
                 "Agreement with the attacks' ForgotNum": pd.DataFrame(summary).round(3),
-                "Attack by attack": table.drop(columns=["scores"]).round(3),
+                "Model by model": table.drop(columns=["_auroc", "_spearman"]).round(3),
             },
             figures={
                 "AUROC with 95 % intervals": bar_chart(
@@ -73,52 +78,44 @@ class Foresight(Analysis):
             note=(
                 "An attack's own ForgotNum is noisy: another attack's count predicts it with less "
                 "than certainty, which is the ceiling for any score. The interval is a bootstrap "
-                "over examples when there is one attack, otherwise a t interval over attacks."
+                "over examples when there is one model, otherwise a t interval over models."
             ),
         )
 
 
-def _pooled(rows: pd.DataFrame) -> Interval:
-    if len(rows) == 1:
-        labels, scores = rows["scores"].iloc[0]
-        return bootstrap(auroc, labels, scores, resamples=500)
-    return mean_interval(rows["auroc"].to_numpy())
+def _rows(case: Case) -> list[dict[str, object]]:
+    mean = case.mean
+    found = [
+        _row(case, name, agreement(case.values(scores), mean), scores)
+        for name, scores in _by_estimator(case).items()
+    ]
+    if len(case.attacks) > 1:
+        found += [_row(case, CEILING, one) for one in ceilings(list(case.attacks.values()))]
+    return found
 
 
-def _agreement(run: RunDir) -> pd.DataFrame:
-    rows = []
-    attacks = [AttackResult.load(run.result(e)) for e in run.require("attack")]
-    for entry in run.require("score"):
-        scores = Scores.load(run.path(next(iter(entry.outputs))))
-        estimator = scores.estimator.partition(",")[0]
-        columns = {estimator: (scores.values, scores.facts.get("seconds", np.nan))}
-        if "margin" in scores.details:
-            columns["free margin"] = (-scores.details["margin"], np.nan)
-        for attack in attacks:
-            if attack.model_hash != scores.model_hash or not attack.tracked:
-                continue
-            count = np.array([attack.tracked.get(i, np.nan) for i in scores.ids], float)
-            for label, (values, seconds) in columns.items():
-                rows.append(_row(label, values, seconds, attack, count))
-    return pd.DataFrame(rows)
+def _by_estimator(case: Case) -> dict[str, Scores]:
+    """Name scores alike in all seeds: by the label within the run without the seed's suffix."""
+    return {name.removesuffix(f"-s{s.seed}"): s for name, s in case.scores.items()}
 
 
 def _row(
-    label: str, values: np.ndarray, seconds: float, attack: AttackResult, count: np.ndarray
+    case: Case, name: str, found: Agreement, scores: Scores | None = None
 ) -> dict[str, object]:
-    known = np.isfinite(count) & np.isfinite(values)
-    x, y = values[known], count[known]
-    early = first_half(y)
-    a = attack.attack
     return {
-        "estimator": label,
-        "model": attack.model,
-        "attack": f"{str(a['task']).partition(',')[0]} p={a['poison_ratio']:g} s={a['seed']}",
-        "auroc": auroc(early, x),
-        "spearman": spearman(x, y),
-        "forgotten": float((y > 0).mean()) if len(y) else np.nan,
-        "label": f"count >= {y[early].min():.0f}" if early.any() else "none forgotten",
-        "n": len(y),
-        "seconds": seconds,
-        "scores": (early, x),
+        "estimator": name,
+        "model": case.model,
+        "attacks": len(case.attacks),
+        "auroc": found.auroc.value,
+        "spearman": found.spearman.value,
+        "first half": found.base_rate,
+        "forgotten": float((case.mean > 0).mean()) if len(case.ids) else np.nan,
+        "n": found.n,
+        "seconds": np.nan if scores is None else scores.facts.get("seconds", np.nan),
+        "_auroc": found.auroc,
+        "_spearman": found.spearman,
     }
+
+
+def _pooled(found: Sequence[Interval]) -> Interval:
+    return found[0] if len(found) == 1 else mean_interval([i.value for i in found])

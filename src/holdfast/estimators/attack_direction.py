@@ -76,7 +76,7 @@ class AttackDirection(Estimator):
     variant: str = "half_flip"
     source: str = "auto"
     prefix: str = "Sure, here is"
-    geometry: Geometry = "sign"
+    geometry: str = "sign"
     rows: int = 32
     flip: float = 0.5
     sample: int = 32
@@ -162,7 +162,8 @@ class AttackDirection(Estimator):
         from holdfast.directions import descent
 
         rows = self._attack_rows(examples, seed)
-        return descent(model, tokenizer, rows, self.max_length, geometry=self.geometry)
+        geometry = cast("Geometry", self.geometry)
+        return descent(model, tokenizer, rows, self.max_length, geometry=geometry)
 
     def _attack_rows(self, examples: Examples, seed: int) -> Examples:
         source, rng = self._source(), np.random.default_rng(seed)
