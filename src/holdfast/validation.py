@@ -1,0 +1,96 @@
+"""Which scores of a run can be held against which of its attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from holdfast.agreement import mean_count
+from holdfast.artifacts import AttackResult, RunDir, Scores
+
+
+@dataclass(frozen=True)
+class Case:
+    """An aligned model, its scores, and what attacks made it forget.
+
+    Attributes:
+        model: Label of the model within the run.
+        model_hash: Hash of its weights and tokenizer.
+        seed: Seed of its alignment.
+        ids: Content ids of the examples that all its attacks tracked.
+        attacks: Label of each attack -> its ForgotNum, (n,); nan = not held before the attack.
+        scores: Name -> scores of this model.
+    """
+
+    model: str
+    model_hash: str
+    seed: int
+    ids: tuple[str, ...]
+    attacks: Mapping[str, np.ndarray]
+    scores: Mapping[str, Scores]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean ForgotNum over the attacks, (n,): the label with the least noise."""
+        return mean_count(list(self.attacks.values()))
+
+    def values(self, scores: Scores) -> np.ndarray:
+        """Return scores in the order of `ids`, (n,); nan where an example was not scored."""
+        known = dict(zip(scores.ids, scores.values.tolist(), strict=True))
+        return np.array([known.get(i, np.nan) for i in self.ids], dtype=np.float64)
+
+
+def cases(run: RunDir) -> list[Case]:
+    """Return a case for every model of a run that was attacked with its examples tracked.
+
+    Scores belong to a case only if they were made of that very model. A model without scores is a
+    case as well: its attacks say what the label is worth.
+
+    Raises:
+        UsageError: The run has no attack.
+    """
+    attacks: dict[str, list[AttackResult]] = {}
+    for entry in run.require("attack"):
+        result = AttackResult.load(run.result(entry))
+        if result.tracked:
+            attacks.setdefault(result.model_hash, []).append(result)
+    scores: dict[str, dict[str, Scores]] = {}
+    for entry in run.entries("score"):
+        found = Scores.load(run.result(entry))
+        scores.setdefault(found.model_hash, {})[entry.name] = found
+    return [_case(mine, scores.get(key, {})) for key, mine in attacks.items()]
+
+
+def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
+    first = attacks[0]
+    ids = tuple(i for i in first.tracked if all(i in a.tracked for a in attacks))
+    return Case(
+        model=first.model,
+        model_hash=first.model_hash,
+        seed=first.model_seed,
+        ids=ids,
+        attacks={
+            name: np.array([a.tracked[i] for i in ids], dtype=np.float64)
+            for name, a in zip(_apart([label(a) for a in attacks]), attacks, strict=True)
+        },
+        scores=scores,
+    )
+
+
+def _apart(labels: list[str]) -> list[str]:
+    """Number labels that occur twice (attacks that differ in an option the label leaves out)."""
+    return [
+        f"{text} #{labels[: i + 1].count(text)}" if labels.count(text) > 1 else text
+        for i, text in enumerate(labels)
+    ]
+
+
+def label(result: AttackResult) -> str:
+    """Return an attack in a few words, without the model."""
+    a = result.attack
+    task = str(a["task"]).partition(",")[0]
+    words = f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}"
+    words += f" LoRA {a['lora_rank']}" if a.get("lora_rank") else ""
+    return f"{words} draw {a['seed']}" if a["seed"] else words
