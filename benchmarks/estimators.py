@@ -1,14 +1,15 @@
 """How well do cheap scores foresee what an attack makes a model forget, and what do they cost?
 
 For every seed the base is aligned with SFT, every estimator scores the alignment rows, and the
-aligned model is attacked with other rows and for other tasks than any estimator saw. The truth is
-the attack's ForgotNum. AUROC and AUPRC are for "forgotten at one checkpoint at least", Spearman is
-against the count.
+aligned model is attacked with other rows, for other tasks and at other learning rates than any
+estimator saw. The truth is the mean ForgotNum of these attacks. Spearman is against that count;
+AUROC and AUPRC are for being among the first half to be forgotten. The row "ceiling" says how well
+the other attacks' mean foresees each attack: the label itself is worth no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from holdfast.artifacts import AttackResult, RunDir, Scores
-from holdfast.stats import Interval, auprc, auroc, bootstrap, mean_interval, spearman
+from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
+from holdfast.artifacts import RunDir, Scores
+from holdfast.stats import Interval, mean_interval
+from holdfast.validation import Case, cases
 
 if TYPE_CHECKING:
     import argparse
@@ -27,13 +30,16 @@ if TYPE_CHECKING:
 
 REFERENCE = "forget_count"
 VARIANTS = ("half_flip", "critical_step")
+FREE = "free_margin"
+CEILING = "ceiling"
 POOLING = (
-    "value: mean over cells (seed x attack), beside it the median; interval: Student's t over the "
-    "cells, cut to the statistic's range, or a bootstrap over examples where there is one cell. "
-    "Attacks on one model share its quirks, so the cells are not quite independent."
+    "value: mean over seeds, beside it the median; interval: Student's t over the seeds, cut to "
+    "the statistic's range, or a bootstrap over examples where there is one seed. Label: mean "
+    "ForgotNum over the seed's attacks; single_*: each attack alone, mean over seeds and attacks. "
+    "gain: AUROC above that of the free margin on the same examples."
 )
-# A mild attack: under that of the demo nearly all examples end as victims, and none is first.
-WORLD_ATTACK = {"learning_rates": [2e-5], "steps": 100}
+# Two rates, the lower one mild: under a hard attack alone nearly all end as victims together.
+WORLD_ATTACK = {"learning_rates": [2e-5, 3e-5], "steps": 100}
 QUICK_ATTACK = {"steps": 30, "every": 10, "rows": 150, "task_rows": 0}
 QUICK_COUNT = "steps=30,every=10,rows=150"
 # The reference as the paper makes it, with ten checkpoints; the settings' own are cut for time.
@@ -42,23 +48,23 @@ FULL_COUNT = "steps=100,every=10,rows=400"
 
 @dataclass(frozen=True)
 class Cell:
-    """One estimator's scores against one attack on one seed's model.
+    """One estimator's scores on one seed's model.
 
     Attributes:
         estimator: Label.
         seed: Of the alignment and the estimator.
-        attack: Label.
-        scores: (n,) higher = forgotten sooner, finite.
-        count: (n,) the attack's ForgotNum.
-        seconds: What the estimator took.
+        found: Agreement with the mean over the attacks.
+        single: Agreement with each attack alone.
+        gain: AUROC above the free margin's; nan for the free margin itself and the ceiling.
+        facts: What the estimator cost.
     """
 
     estimator: str
     seed: int
-    attack: str
-    scores: np.ndarray
-    count: np.ndarray
-    seconds: float
+    found: Agreement
+    single: Sequence[Agreement]
+    gain: Interval
+    facts: Row
 
 
 def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunConfig:
@@ -101,111 +107,92 @@ def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
 # ----------------------------------------------------------------------------------------- rows
 
 
-def cells(run: RunDir) -> list[Cell]:
-    """Pair every estimator's scores with every attack on the model that was scored."""
-    attacks = [AttackResult.load(run.path(next(iter(e.outputs)))) for e in run.require("attack")]
-    found = []
-    for entry in run.require("score"):
-        scores = Scores.load(run.path(next(iter(entry.outputs))))
-        label = entry.name.removesuffix(f"-s{scores.seed}")
-        for attack in attacks:
-            if attack.model_hash == scores.model_hash and attack.tracked:
-                found.append(_cell(label, scores, attack))
+def cells(found: Sequence[Case]) -> list[Cell]:
+    """Hold every estimator's scores against the attacks on the model that was scored."""
+    return [cell for case in found for cell in _cells(case)]
+
+
+def _cells(case: Case) -> list[Cell]:
+    named = {name.removesuffix(f"-s{s.seed}"): s for name, s in case.scores.items()}
+    free = case.values(named[FREE]) if FREE in named else np.full(len(case.ids), np.nan)
+    found = [_cell(case, name, scores, free) for name, scores in named.items()]
+    if len(case.attacks) > 1:
+        unknown = Interval(np.nan, np.nan, np.nan, 0)
+        found += [
+            Cell(CEILING, case.seed, one, [one], unknown, {})
+            for one in ceilings(list(case.attacks.values()))
+        ]
     return found
 
 
-def _cell(label: str, scores: Scores, attack: AttackResult) -> Cell:
-    count = np.array([attack.tracked.get(i, np.nan) for i in scores.ids], dtype=np.float64)
-    known = np.isfinite(count) & np.isfinite(scores.values)
-    task = str(attack.attack["task"]).partition(",")[0]
+def _cell(case: Case, name: str, scores: Scores, free: np.ndarray) -> Cell:
+    values = case.values(scores)
+    baseline = np.full_like(free, np.nan) if name == FREE else free
     return Cell(
-        estimator=label,
-        seed=scores.seed,
-        attack=f"{task} p={attack.attack['poison_ratio']:g} "
-        f"lr={attack.attack['learning_rate']:g} draw {attack.attack['seed']}",
-        scores=scores.values[known],
-        count=count[known],
-        seconds=float(scores.facts.get("seconds", np.nan)),
+        estimator=name,
+        seed=case.seed,
+        found=agreement(values, case.mean, seed=case.seed),
+        single=[agreement(values, c, resamples=2) for c in case.attacks.values()],
+        gain=auroc_gain(values, baseline, case.mean, seed=case.seed),
+        facts=dict(scores.facts),
     )
 
 
 def rows(found: Sequence[Cell], order: Sequence[str] = ()) -> list[Row]:
     """Return one row per estimator, in this order, others as they come."""
-    reference = _seconds(c for c in found if c.estimator == REFERENCE)
+    reference = [c.facts["seconds"] for c in found if c.estimator == REFERENCE]
     labels = dict.fromkeys([*order, *(c.estimator for c in found)])
     mine = [[c for c in found if c.estimator == label] for label in labels]
-    return [row(part, reference) for part in mine if part]
+    return [row(part, mean(reference or [np.nan])) for part in mine if part]
 
 
 def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
     """Pool one estimator's cells."""
-    area = pooled(mine, _auroc, 0.0)
-    precision = pooled(mine, _auprc, 0.0)
-    rank = pooled(mine, spearman_of, -1.0)
-    return {
-        "estimator": mine[0].estimator,
-        "auroc": area.value,
-        "auroc_low": area.low,
-        "auroc_high": area.high,
-        "auroc_median": median(_auroc(c.count, c.scores) for c in mine),
-        "spearman": rank.value,
-        "spearman_low": rank.low,
-        "spearman_high": rank.high,
-        "auprc": precision.value,
-        "auprc_low": precision.low,
-        "auprc_high": precision.high,
-        "base_rate": mean(float((c.count > 0).mean()) if c.count.size else np.nan for c in mine),
-        "seconds": _seconds(mine),
+    made: Row = {"estimator": mine[0].estimator}
+    for name, least in (("auroc", 0.0), ("spearman", -1.0), ("auprc", 0.0)):
+        values = [getattr(c.found, name) for c in mine]
+        made |= _interval(name, pooled(values, least))
+        made[f"{name}_median"] = median(v.value for v in values)
+        single = [getattr(one, name).value for c in mine for one in c.single]
+        made[f"single_{name}"] = mean(single)
+    return made | {
+        **_interval("gain", pooled([c.gain for c in mine], -1.0)),
+        "base_rate": mean(c.found.base_rate for c in mine),
+        "seconds": _mean(mine, "seconds"),
         "reference_seconds": reference_seconds,
+        "forward_tokens": _mean(mine, "forward_tokens"),
+        "backward_tokens": _mean(mine, "backward_tokens"),
+        "generated_tokens": _mean(mine, "generated_tokens"),
+        "peak_bytes": _mean(mine, "peak_bytes"),
         "seeds": len({c.seed for c in mine}),
-        "attacks": len(mine),
+        "attacks": sum(len(c.single) for c in mine),
         "cells": [_detail(c) for c in mine],
     }
 
 
-Statistic = Callable[[np.ndarray, np.ndarray], float]
-"""Maps ForgotNum (n,) and scores (n,) to an agreement."""
-
-
-def _auroc(count: np.ndarray, scores: np.ndarray) -> float:
-    return auroc(count > 0, scores)
-
-
-def _auprc(count: np.ndarray, scores: np.ndarray) -> float:
-    return auprc(count > 0, scores)
-
-
-def spearman_of(count: np.ndarray, scores: np.ndarray) -> float:
-    """Return the rank correlation of counts and scores."""
-    return spearman(count, scores)
-
-
-def pooled(mine: Sequence[Cell], statistic: Statistic, least: float) -> Interval:
+def pooled(found: Sequence[Interval], least: float) -> Interval:
     """Return the mean over cells with its interval, see `POOLING`."""
-    if len(mine) == 1:
-        return _bootstrapped(mine[0], statistic)
-    found = mean_interval([statistic(c.count, c.scores) for c in mine])
-    low, high = np.clip([found.low, found.high], least, 1.0).tolist()
-    return Interval(found.value, low, high, found.n, found.level)
+    if len(found) == 1:
+        return found[0]
+    over = mean_interval([one.value for one in found])
+    low, high = np.clip([over.low, over.high], least, 1.0).tolist()
+    return Interval(over.value, low, high, over.n, over.level)
 
 
-def _bootstrapped(cell: Cell, statistic: Statistic) -> Interval:
-    if cell.count.size < 2:
-        return Interval(np.nan, np.nan, np.nan, cell.count.size)
-    return bootstrap(statistic, cell.count, cell.scores, seed=cell.seed, resamples=300)
+def _interval(name: str, found: Interval) -> Row:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _mean(mine: Sequence[Cell], fact: str) -> float:
+    known = [float(c.facts[fact]) for c in mine if c.facts.get(fact) is not None]
+    return mean(known) if known else float("nan")
 
 
 def _detail(cell: Cell) -> Row:
-    detail: Row = {"seed": cell.seed, "attack": cell.attack, "n": cell.count.size}
-    for name, statistic in (("auroc", _auroc), ("spearman", spearman_of), ("auprc", _auprc)):
-        found = _bootstrapped(cell, statistic)
-        detail |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return detail
-
-
-def _seconds(mine: Iterable[Cell]) -> float:
-    by_seed = {c.seed: c.seconds for c in mine}
-    return mean(by_seed.values()) if by_seed else float("nan")
+    detail: Row = {"seed": cell.seed, "n": cell.found.n, "base_rate": cell.found.base_rate}
+    for name in ("auroc", "spearman", "auprc"):
+        detail |= _interval(name, getattr(cell.found, name))
+    return detail | _interval("gain", cell.gain)
 
 
 def run_benchmark() -> None:
@@ -230,7 +217,7 @@ def run_benchmark() -> None:
             "scores_from_an_earlier_process": len(before & now),
             "run": config.model_dump(mode="json", exclude={"out", "device", "report"}),
         }
-        write(chosen.json, "estimators", facts, rows(cells(run), tuple(config.score)))
+        write(chosen.json, "estimators", facts, rows(cells(cases(run)), tuple(config.score)))
 
 
 if __name__ == "__main__":

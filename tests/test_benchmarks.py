@@ -103,8 +103,9 @@ def test_estimators_score_one_model_and_attack_it_with_other_rows(
     } - {None}
     assert used == {base.probe}
     assert config.data.harmful not in used
-    assert len(config.attack["tasks"]) == 2
+    assert len(config.attack["tasks"]) == (2 if name == "world" else 4)
     assert config.attack["poison_ratios"] == [0.1]
+    assert len(config.attack["learning_rates"]) == (2 if name == "world" else 1)
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -128,19 +129,35 @@ def test_defenses_group_without_the_harmful_rows_that_one_of_them_may_use(
 # ------------------------------------------------------------------------------------ estimators
 
 
-def cell(bench: SimpleNamespace, scores: list[float], seed: int = 0, **changes: Any) -> Any:
-    fields = {"estimator": "e", "attack": "a", "seconds": 1.0, "count": np.array([3, 1, 0, 0.0])}
-    return bench.estimators.Cell(**{**fields, "seed": seed, "scores": np.array(scores), **changes})
+def case(
+    scores: dict[str, list[float]], attacks: dict[str, list[float]], seed: int = 0, **facts: Any
+) -> Any:
+    from holdfast.validation import Case
+
+    ids = tuple("abcdefgh"[: len(next(iter(attacks.values())))])
+    return Case(
+        model=f"sft-s{seed}",
+        model_hash="m",
+        seed=seed,
+        ids=ids,
+        attacks={name: np.array(counts, dtype=float) for name, counts in attacks.items()},
+        scores={
+            f"{name}-s{seed}": Scores(
+                ids, np.array(values, dtype=float), name, "d", "m", seed, facts=facts
+            )
+            for name, values in scores.items()
+        },
+    )
 
 
-def test_a_row_pools_the_cells_of_an_estimator(bench: SimpleNamespace) -> None:
+def test_a_row_pools_the_seeds_of_an_estimator(bench: SimpleNamespace) -> None:
     # Two forgotten rows (counts 3 and 1), two kept: four pairs to order.
     found = [
-        cell(bench, [4, 3, 2, 1], seed=0, seconds=2.0),  # all four right: 1
-        cell(bench, [4, 2, 3, 1], seed=1, seconds=4.0),  # second forgotten below first kept: 3/4
-        cell(bench, [4, 1, 3, 2], seed=1, seconds=4.0),  # below both kept: 2/4
+        case({"e": [4, 3, 2, 1]}, {"a": [3, 1, 0, 0]}, seed=0, seconds=2.0),  # all four right: 1
+        case({"e": [4, 2, 3, 1]}, {"a": [3, 1, 0, 0]}, seed=1, seconds=4.0),  # one wrong: 3/4
+        case({"e": [4, 1, 3, 2]}, {"a": [3, 1, 0, 0]}, seed=2, seconds=3.0),  # two wrong: 2/4
     ]
-    row = bench.estimators.row(found, 30.0)
+    row = bench.estimators.row(bench.estimators.cells(found), 30.0)
     assert row["auroc"] == pytest.approx(0.75)
     half = T_975[2] * 0.25 / math.sqrt(3)
     assert row["auroc_low"] == pytest.approx(0.75 - half, rel=1e-4)
@@ -149,20 +166,40 @@ def test_a_row_pools_the_cells_of_an_estimator(bench: SimpleNamespace) -> None:
     # Precision at the two hits: 1, 1; 1, 2/3; 1, 2/4.
     assert row["auprc"] == pytest.approx((1 + (1 + 2 / 3) / 2 + (1 + 2 / 4) / 2) / 3)
     assert row["base_rate"] == 0.5
-    assert row["seconds"] == 3.0  # one measurement a seed, not one an attack
-    assert (row["reference_seconds"], row["seeds"], row["attacks"]) == (30.0, 2, 3)
+    assert row["seconds"] == 3.0
+    assert (row["reference_seconds"], row["seeds"], row["attacks"]) == (30.0, 3, 3)
     assert [c["n"] for c in row["cells"]] == [4, 4, 4]
+    assert math.isnan(row["gain"])  # no free margin to compare with
+
+
+def test_the_label_is_the_mean_over_attacks_and_the_ceiling_another_attack(
+    bench: SimpleNamespace,
+) -> None:
+    counts = {"a": [4, 3, 0, 0], "b": [0, 3, 4, 0]}  # the mean: 2, 3, 2, 0; first half: b alone
+    found = bench.estimators.cells([case({"e": [1, 2, 1, 0], "free_margin": [0, 1, 2, 3]}, counts)])
+    (mine,) = [c for c in found if c.estimator == "e"]
+    assert mine.found.spearman.value == pytest.approx(1)
+    assert mine.found.base_rate == 0.25
+    # The free margin puts two of three others above b: 1/3 of the pairs right.
+    assert mine.gain.value == pytest.approx(1 - 1 / 3)
+    ceiling = bench.estimators.row([c for c in found if c.estimator == "ceiling"], math.nan)
+    # a: 4, 3 | 0, 0 by b's counts 0, 3 | 4, 0: pairs 0>4, 0>0, 3>4, 3>0 = 0, 1/2, 0, 1 of 4. And
+    # b's first half {b, c} by a's counts the same way.
+    assert ceiling["auroc"] == pytest.approx(1.5 / 4)
+    assert ceiling["attacks"] == 2
 
 
 def test_an_attack_that_nothing_forgot_leaves_the_area_unknown(bench: SimpleNamespace) -> None:
-    row = bench.estimators.row([cell(bench, [1, 2, 3, 4], count=np.zeros(4))], 30.0)
+    found = bench.estimators.cells([case({"e": [1, 2, 3, 4]}, {"a": [0, 0, 0, 0]})])
+    row = bench.estimators.row(found, 30.0)
     assert math.isnan(row["auroc"])
     assert math.isnan(row["auroc_median"])
     assert row["base_rate"] == 0.0
 
 
 def test_rows_keep_the_order_asked_for(bench: SimpleNamespace) -> None:
-    found = [cell(bench, [4, 3, 2, 1], estimator=e) for e in ("b", "forget_count", "a")]
+    scores = {e: [4.0, 3, 2, 1] for e in ("b", "forget_count", "a")}
+    found = bench.estimators.cells([case(scores, {"t": [3, 1, 0, 0]}, seconds=1.0)])
     rows = bench.estimators.rows(found, ("a", "b"))
     assert [row["estimator"] for row in rows] == ["a", "b", "forget_count"]
     assert {row["reference_seconds"] for row in rows} == {1.0}
@@ -192,33 +229,6 @@ def attack(method: str, half: float, last: Counts, **changes: Any) -> AttackResu
         "censored": False,
     }
     return AttackResult(**{**fields, **changes})
-
-
-def test_cells_pair_scores_with_attacks_on_the_same_model(
-    bench: SimpleNamespace, tmp_path: Path
-) -> None:
-    run = RunDir(tmp_path)
-    scores = Scores(
-        ids=("a", "b", "c", "d"),
-        values=np.array([1.0, 2.0, np.nan, 4.0]),
-        estimator="any",
-        data_hash="d",
-        model_hash="m",
-        seed=5,
-        facts={"seconds": 7.0},
-    )
-    saved(run, "score", "mine-s5", tmp_path / "scores" / "mine.json", scores)
-    tracked = {"a": 0, "b": 3, "c": 1}  # c was not scored, d never held
-    done = attack("sft", 10, Counts(10, 0, 0), tracked=tracked)
-    other = attack("sft", 10, Counts(10, 0, 0), tracked=tracked, model_hash="another")
-    untracked = attack("sft", 10, Counts(10, 0, 0))
-    for i, result in enumerate((done, other, untracked)):
-        saved(run, "attack", f"a{i}", tmp_path / "attacks" / f"{i}.json", result)
-    (only,) = bench.estimators.cells(run)
-    assert (only.estimator, only.seed, only.attack) == ("mine", 5, "t p=0.1 lr=0.0001 draw 0")
-    assert only.scores.tolist() == [1.0, 2.0]
-    assert only.count.tolist() == [0.0, 3.0]
-    assert only.seconds == 7.0
 
 
 # -------------------------------------------------------------------------------------- defenses

@@ -1,0 +1,96 @@
+"""Which scores are held against which attacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from holdfast.artifacts import AttackResult, Counts, Point, RunDir, Scores
+from holdfast.errors import UsageError
+from holdfast.validation import cases, label
+
+NAN = float("nan")
+
+
+def scores(**changes: Any) -> Scores:
+    fields: dict[str, Any] = {
+        "ids": ("a", "b", "c", "d"),
+        "values": np.array([1.0, 2.0, NAN, 4.0]),
+        "estimator": "any",
+        "data_hash": "d",
+        "model_hash": "m",
+        "seed": 5,
+    }
+    return Scores(**{**fields, **changes})
+
+
+def attack(tracked: dict[str, int], **changes: Any) -> AttackResult:
+    settings = {"task": "t,limit=3", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    fields: dict[str, Any] = {
+        "model": "sft-s5",
+        "model_hash": "m",
+        "method": "sft",
+        "model_seed": 5,
+        "attack": {**settings, **changes.pop("attack", {})},
+        "judge": "j",
+        "points": (Point(0, {"j": Counts(0, 10, 0)}),),
+        "half_life": NAN,
+        "censored": True,
+        "tracked": tracked,
+    }
+    return AttackResult(**{**fields, **changes})
+
+
+def run_of(path: Path, *artifacts: Scores | AttackResult) -> RunDir:
+    run = RunDir(path)
+    for i, artifact in enumerate(artifacts):
+        stage = "score" if isinstance(artifact, Scores) else "attack"
+        with run.step(stage, f"n{i}", config={"seed": 0}, inputs={}) as step:
+            artifact.save(path / stage / f"{i}.json")
+            step.outputs.append(path / stage / f"{i}.json")
+    return run
+
+
+def test_scores_go_with_the_attacks_on_their_model(tmp_path: Path) -> None:
+    run = run_of(
+        tmp_path,
+        scores(),
+        scores(model_hash="another"),
+        attack({"a": 0, "b": 3, "c": 1}),  # d never held
+        attack({"a": 2, "b": 5}, attack={"seed": 1}),  # tracked fewer
+        attack({"a": 1}, model_hash="third", model="sft-s6"),
+        attack({}),
+    )
+    mine, other = cases(run)
+    assert (mine.model, mine.seed, mine.ids) == ("sft-s5", 5, ("a", "b"))
+    assert {k: v.tolist() for k, v in mine.attacks.items()} == {
+        "t p=0.1 lr=0.0001": [0, 3],
+        "t p=0.1 lr=0.0001 draw 1": [2, 5],
+    }
+    assert mine.mean.tolist() == [1, 4]
+    assert list(mine.scores) == ["n0"]
+    assert mine.values(mine.scores["n0"]).tolist() == [1, 2]
+    assert (other.model, dict(other.scores)) == ("sft-s6", {})
+
+
+def test_an_example_without_a_score_is_unknown(tmp_path: Path) -> None:
+    (mine,) = cases(run_of(tmp_path, scores(), attack({"c": 1, "x": 2})))
+    assert np.isnan(mine.values(mine.scores["n0"])).all()
+
+
+def test_attacks_that_read_alike_are_kept_apart(tmp_path: Path) -> None:
+    run = run_of(tmp_path, attack({"a": 1}), attack({"a": 2}, attack={"steps": 50}))
+    (mine,) = cases(run)
+    assert list(mine.attacks) == ["t p=0.1 lr=0.0001 #1", "t p=0.1 lr=0.0001 #2"]
+
+
+def test_a_label_names_what_was_attacked_with() -> None:
+    assert label(attack({}, attack={"lora_rank": 8, "seed": 2})).endswith("LoRA 8 draw 2")
+
+
+def test_a_run_without_attacks(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holdfast attack"):
+        cases(run_of(tmp_path, scores()))
