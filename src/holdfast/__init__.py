@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from holdfast.stages.group import GroupConfig, group
     from holdfast.stages.report import ReportConfig, report
     from holdfast.stages.score import ScoreConfig, score
+    from holdfast.stages.validate import ValidateConfig, validate
 
 _HOMES = {
     "stages.align": ("AlignConfig", "align"),
@@ -32,6 +33,7 @@ _HOMES = {
     "stages.group": ("GroupConfig", "group"),
     "stages.report": ("ReportConfig", "report"),
     "stages.score": ("ScoreConfig", "score"),
+    "stages.validate": ("ValidateConfig", "validate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -49,6 +51,7 @@ __all__ = [
     "RunDir",
     "ScoreConfig",
     "Scores",
+    "ValidateConfig",
     "align",
     "analyze",
     "attack",
@@ -57,6 +60,7 @@ __all__ = [
     "read",
     "report",
     "score",
+    "validate",
 ]
 
 

@@ -17,7 +17,7 @@ from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 
-STAGES = {"score", "group", "align", "attack", "evaluate"}
+STAGES = {"score", "group", "align", "attack", "evaluate", "validate-estimator"}
 
 
 def _written(path: Path, rows: Examples) -> str:
@@ -69,6 +69,18 @@ def run(
             max_new_tokens=16,
             task_rows=2,
             track=safety,
+            **common,
+        )
+    )
+    h.validate(
+        h.ValidateConfig(
+            model="sft-s0",
+            data=safety,
+            harmful=harmful,
+            benign=benign,
+            vary=["source=mismatched"],
+            seeds=2,
+            examples=[20],
             **common,
         )
     )
@@ -154,6 +166,6 @@ def test_what_is_missing_is_made_by_a_command_that_is_named(
 ) -> None:
     with pytest.raises(UsageError) as raised:
         analysis.run(RunDir(tmp_path))
-    named = re.findall(r"`holdfast (\w+)", str(raised.value))
+    named = re.findall(r"`holdfast ([\w-]+)", str(raised.value))
     assert named
     assert set(named) <= set(analysis.needs)

@@ -51,8 +51,7 @@ def score(config: ScoreConfig) -> Scores:
         UsageError: Rows, model and estimator do not fit together.
     """
     examples = config.read(config.data)
-    resources, inputs = _resources(config)
-    estimator: Estimator = plugins.make("estimators", config.estimator, **resources)
+    estimator, inputs = estimator_of(config)
     inputs |= {
         "model": models.hash_model(models.resolve(config.model)),
         "data": examples.hash,
@@ -83,8 +82,15 @@ def score(config: ScoreConfig) -> Scores:
     return Scores.load(path)
 
 
-def _resources(config: ScoreConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read what the estimator needs or can use, and hash it."""
+def estimator_of(config: ScoreConfig) -> tuple[Estimator, dict[str, str]]:
+    """Build the estimator with the rows and the judge that it needs or can use.
+
+    Returns:
+        The estimator, and the hash of every set of rows it was given.
+
+    Raises:
+        UsageError: It is unknown, or lacks something.
+    """
     name, _ = plugins.parse(config.estimator)
     cls: type[Estimator] = plugins.find("estimators", name)
     resources: dict[str, Any] = {}
@@ -100,7 +106,8 @@ def _resources(config: ScoreConfig) -> tuple[dict[str, Any], dict[str, str]]:
         else:
             rows = config.read(spec)
             resources[need], inputs[need] = rows, rows.hash
-    return resources, inputs
+    made: Estimator = plugins.make("estimators", config.estimator, **resources)
+    return made, inputs
 
 
 def _check(estimate: Estimate, examples: Examples) -> None:

@@ -1,0 +1,277 @@
+"""Stage: find out how far an estimator can be trusted on a model that was attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from holdfast import models, plugins, progress
+from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
+from holdfast.artifacts import SCHEMA, read_json, sha256_json, write_json
+from holdfast.cost import metered
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.stages.config import StageConfig
+from holdfast.stages.score import ScoreConfig, estimator_of
+from holdfast.stages.subjects import subject
+from holdfast.stats import Interval, mean_interval, spearman
+from holdfast.validation import Case, cases
+
+FREE = "loss"
+"""The free refusal margin, which every estimator must beat."""
+SMALLEST = 20
+"""Categories and samples of fewer examples say nothing."""
+
+
+class ValidateConfig(StageConfig):
+    """Options of the stage.
+
+    Attributes:
+        model: The aligned model that `holdfast attack --track` attacked: its label in the run, a
+            directory, or a hub id.
+        data: The alignment rows that were tracked.
+        estimators: Names and options of the estimators to judge.
+        benign: Ordinary rows, for estimators that use them.
+        harmful: Harmful rows, for estimators that use them; not the attacker's.
+        judge: Name and options of the judge, for estimators that use one.
+        vary: Options to vary one at a time, e.g. rows=8,16,64 or source=harmful,mismatched, on
+            every estimator that has the option.
+        seeds: Number of seeds: how stable are the scores?
+        examples: Numbers of examples: how would the answer look with fewer?
+        name: Label of the result; the model's label if empty.
+    """
+
+    model: str
+    data: str
+    estimators: list[str] = Field(default=["attack_direction"], min_length=1)
+    benign: str | None = None
+    harmful: str | None = None
+    judge: str = "refusal"
+    vary: list[str] = Field(default=["rows=8,16,64"])
+    seeds: int = Field(default=3, ge=1)
+    examples: list[int] = Field(default=[50, 100, 200, 400])
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the stage found.
+
+    Attributes:
+        model: Label of the model.
+        model_hash: Its hash.
+        data_hash: `Examples.hash` of the rows.
+        attacks: Labels of the attacks whose mean ForgotNum is the truth; none made a score.
+        n: Examples that all attacks tracked.
+        ceiling: How well the other attacks' mean foresees each attack: mean of spearman, auroc.
+        rows: One per estimator and variant: agreement, gain over the free margin, cost.
+        stability: Estimator -> mean rank correlation between its seeds; nan with one seed.
+        categories: One row per estimator and category of at least 20 examples.
+        sizes: One row per estimator and number of examples.
+    """
+
+    model: str
+    model_hash: str
+    data_hash: str
+    attacks: tuple[str, ...]
+    n: int
+    ceiling: Mapping[str, float]
+    rows: tuple[Mapping[str, Any], ...]
+    stability: Mapping[str, float]
+    categories: tuple[Mapping[str, Any], ...] = ()
+    sizes: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "validation", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Validation:
+        """Read a file written by `save`."""
+        raw = read_json(path, "validation")
+        del raw["kind"], raw["schema"]
+        lists = {key: tuple(raw[key]) for key in ("attacks", "rows", "categories", "sizes")}
+        return cls(**{**raw, **lists})
+
+
+def validate(config: ValidateConfig) -> Validation:
+    """Score the model in every way asked for and compare with its attacks.
+
+    The result is `validations/<name>.json`.
+
+    Raises:
+        UsageError: The model was not attacked with these rows tracked, or an option is unknown.
+    """
+    examples = config.read(config.data)
+    target = subject(config.run, config.model)
+    case = _case(config, target.hash, examples)
+    name = config.name or target.label
+    path = config.run.path("validations", f"{name}.json")
+    inputs = {"model": target.hash, "data": examples.hash}
+    inputs |= {f"attack {k}": sha256_json([case.ids, v]) for k, v in case.attacks.items()}
+    for need in ("benign", "harmful"):
+        rows = config.read_if(getattr(config, need))
+        inputs |= {} if rows is None else {need: rows.hash}
+    with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
+        if step.done is None:
+            loaded = models.load(target.source, device=config.device)
+            found = _validation(config, case, examples, loaded)
+            found.save(path)
+            step.outputs.append(path)
+            step.facts |= {"ceiling": found.ceiling, "stability": found.stability}
+    return Validation.load(path)
+
+
+def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
+    found = [case for case in cases(config.run) if case.model_hash == model_hash]
+    known = set(examples.ids)
+    if not found or not known.issuperset(found[0].ids):
+        raise UsageError(
+            f"{config.out}: no attack on {config.model} tracked the rows of {config.data}; run "
+            f"`holdfast attack --model {config.model} --track {config.data}` first, with tasks, "
+            "ratios, seeds or rates that the estimator does not use itself"
+        )
+    return found[0]
+
+
+def _validation(
+    config: ValidateConfig, case: Case, examples: Examples, loaded: models.Loaded
+) -> Validation:
+    tried = list(_variants(config))
+    values: dict[tuple[str, str, int], np.ndarray] = {}
+    costs: dict[tuple[str, str, int], Mapping[str, Any]] = {}
+    for done, (spec, variant, seed) in enumerate(tried):
+        progress.report("validate", done, len(tried))
+        key = (spec, variant, seed)
+        values[key], costs[key] = _score(config, case, examples, loaded, key)
+    progress.report("validate", len(tried), len(tried))
+    free = _score(config, case, examples, loaded, (FREE, "", 0))[0]
+    first = {spec: values[spec, "", config.seed] for spec in config.estimators}
+    return Validation(
+        model=case.model,
+        model_hash=case.model_hash,
+        data_hash=examples.hash,
+        attacks=tuple(case.attacks),
+        n=len(case.ids),
+        ceiling=_ceiling(case),
+        rows=tuple(_row(case, key, values[key], free, costs[key]) for key in tried),
+        stability={spec: _stability(values, spec) for spec in config.estimators},
+        categories=tuple(_categories(case, examples, first)),
+        sizes=tuple(_sizes(case, config, first)),
+    )
+
+
+def _variants(config: ValidateConfig) -> Iterator[tuple[str, str, int]]:
+    """Yield estimator, options that are varied, and seed; the plain estimator first."""
+    for spec in config.estimators:
+        cls = plugins.find("estimators", plugins.parse(spec)[0])
+        for seed in range(config.seed, config.seed + config.seeds):
+            yield spec, "", seed
+        for text in config.vary:
+            option, _, listed = text.partition("=")
+            if not listed:
+                raise UsageError(f"--vary {text!r} must be OPTION=VALUE,VALUE,...")
+            if option in cls.__dataclass_fields__:
+                for value in listed.split(","):
+                    yield spec, f"{option}={value.strip()}", config.seed
+
+
+def _score(
+    config: ValidateConfig,
+    case: Case,
+    examples: Examples,
+    loaded: models.Loaded,
+    key: tuple[str, str, int],
+) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """Return the scores of the case's examples, and what they cost."""
+    spec, variant, seed = key
+    full = f"{spec},{variant}" if variant else spec
+    asked = ScoreConfig(
+        **config.model_dump(include=set(StageConfig.model_fields) | {"benign", "harmful", "judge"}),
+        model=config.model,
+        data=config.data,
+        estimator=full,
+    )
+    estimator, _ = estimator_of(asked)
+    with metered(loaded.model) as cost:
+        estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=seed)
+    known = dict(zip(examples.ids, estimate.values.tolist(), strict=True))
+    return np.array([known[i] for i in case.ids]), asdict(cost)
+
+
+def _row(
+    case: Case,
+    key: tuple[str, str, int],
+    values: np.ndarray,
+    free: np.ndarray,
+    cost: Mapping[str, Any],
+) -> dict[str, Any]:
+    found = agreement(values, case.mean, seed=key[2])
+    return {
+        "estimator": key[0],
+        "variant": key[1],
+        "seed": key[2],
+        **_shown(found),
+        **_interval("gain", auroc_gain(values, free, case.mean, seed=key[2])),
+        **cost,
+    }
+
+
+def _shown(found: Agreement) -> dict[str, Any]:
+    return {
+        **_interval("spearman", found.spearman),
+        **_interval("auroc", found.auroc),
+        **_interval("auprc", found.auprc),
+        "base_rate": found.base_rate,
+        "n": found.n,
+    }
+
+
+def _interval(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _ceiling(case: Case) -> dict[str, float]:
+    if len(case.attacks) < 2:
+        return {"spearman": np.nan, "auroc": np.nan}
+    found = ceilings(list(case.attacks.values()))
+    return {
+        "spearman": mean_interval([one.spearman.value for one in found]).value,
+        "auroc": mean_interval([one.auroc.value for one in found]).value,
+    }
+
+
+def _stability(values: Mapping[tuple[str, str, int], np.ndarray], spec: str) -> float:
+    mine = [v for (name, variant, _), v in values.items() if name == spec and not variant]
+    return mean_interval([spearman(a, b) for a, b in combinations(mine, 2)]).value
+
+
+def _categories(
+    case: Case, examples: Examples, first: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    of = {row.id: row.provenance.get("category", "unknown") for row in examples}
+    categories = np.array([of[i] for i in case.ids])
+    for spec, values in first.items():
+        for category in sorted(set(categories.tolist())):
+            mine = categories == category
+            if mine.sum() >= SMALLEST:
+                found = agreement(values[mine], case.mean[mine], resamples=200)
+                yield {"estimator": spec, "category": category, **_shown(found)}
+
+
+def _sizes(
+    case: Case, config: ValidateConfig, first: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(config.seed)
+    order = rng.permutation(len(case.ids))
+    wanted: Sequence[int] = sorted({n for n in config.examples if SMALLEST <= n < len(case.ids)})
+    for spec, values in first.items():
+        for n in wanted:
+            found = agreement(values[order[:n]], case.mean[order[:n]])
+            yield {"estimator": spec, "examples": n, **_shown(found)}
