@@ -18,7 +18,7 @@ LAYERS = (
     {
         *("data", "text", "models", "losses", "weights", "directions", "generate", "stats"),
         *("svg", "charts", "sections", "finetune", "forgetting", "group_sampler", "groups"),
-        *("agreement", "validation", "cost"),
+        *("agreement", "validation", "cost", "half_flip"),
         "world",
     },
     set(KINDS),

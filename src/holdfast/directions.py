@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.examples import Examples
 from holdfast.losses import chunks
-from holdfast.models import collate, encode
+from holdfast.models import check_context, collate, encode
 from holdfast.weights import Geometry, step_along, trainable
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def descent(
     """
     parameters = trainable(model)
     encoded = encode(tokenizer, rows, max_length)
+    check_context(model, encoded, rows.name)
     kept = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None

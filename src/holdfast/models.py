@@ -329,6 +329,39 @@ def encode(
     return encoded
 
 
+def encode_scored(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    max_length: int,
+) -> list[Encoded]:
+    """Turn rows that are to be ranked into tokens that the model can take.
+
+    Raises:
+        UsageError: Fewer than two rows; a prompt without room for its answer; a row longer than
+            the model's context.
+    """
+    if len(examples) < 2:
+        raise UsageError(
+            f"{examples.name}: scores rank examples, and {len(examples)} cannot be ranked; "
+            "give at least 2 rows"
+        )
+    encoded = encode(tokenizer, examples, max_length)
+    check_context(model, encoded, examples.name)
+    return encoded
+
+
+def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) -> None:
+    """Raise UsageError if a row is longer than the model's context, where the model states one."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for number, row in enumerate(rows, start=1):
+        if limit is not None and len(row.ids) > limit:
+            raise UsageError(
+                f"{name}: row {number} has {len(row.ids)} tokens, but the model's context holds "
+                f"{limit}; set max_length={limit} or less (rows are then cut) or drop it"
+            )
+
+
 def collate(
     rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -13,6 +13,7 @@ from holdfast.contracts import Estimate, Estimator
 from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
+from holdfast.half_flip import Margins, half_flip_step
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 SOURCES = ("auto", "harmful", "mismatched", "affirmative")
 VARIANTS = ("half_flip", "critical_step")
 GEOMETRIES = ("sign", "l2")
-FIRST_STEP = 0.1
-"""Where the search for the step begins; where it ends hardly depends on it."""
-FLIP_TOLERANCE = 1 / 16
-"""By how much the share flipped may exceed the one asked for: from 0.1 to 0.8 scores agree."""
-MAX_LOOKS = 12
-"""Ends the search where many margins are equal and no step meets the tolerance."""
-
-Margins = Callable[[float, Sequence[int]], "np.ndarray"]
-"""Maps a step size and row positions to those rows' margins after the step."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +101,10 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> Estimate:
         from holdfast.losses import first_margins, refusal_tokens
-        from holdfast.models import encode
+        from holdfast.models import encode_scored
         from holdfast.weights import restored, trainable
 
-        encoded = encode(tokenizer, examples, self.max_length)
+        encoded = encode_scored(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
         parameters = trainable(model)
@@ -183,64 +175,8 @@ class AttackDirection(Estimator):
         return mismatched(examples.prompts, self.benign.responses, n=size, seed=seed)
 
     def _half_flip_step(self, margins: Margins, n: int, seed: int) -> float:
-        """Find a step at which a share `flip` of a sample has flipped, to within `FLIP_TOLERANCE`.
-
-        The `flip` quantile of the sample's margins is positive before and negative after that
-        step; its zero is bracketed by doubling and found by false position (Illinois).
-
-        Raises:
-            UsageError: The model refuses too little to begin with, or never lets go.
-        """
-        rng = np.random.default_rng(seed)
-        chosen = rng.choice(n, min(self.sample, n), replace=False).tolist()
-
-        def look(size: float) -> tuple[float, float]:
-            found = margins(size, chosen)
-            quantile = np.quantile(found, self.flip, method="inverted_cdf")
-            return float(quantile), float((found < 0).mean())
-
-        (above, share), low, high = look(0.0), 0.0, FIRST_STEP
-        if share >= self.flip:
-            raise UsageError(
-                f"{share:.0%} of the examples are not refused by this model: there is "
-                "nothing to forget. Score the aligned model, not its base."
-            )
-        below, share = look(high)
-        while below >= 0:
-            low, above, high = high, below, 2 * high
-            if high > 1e4:
-                raise UsageError(
-                    f"no step up to {high:g} along this direction flips {self.flip:.0%} of the "
-                    f"examples (source {self._source()!r}); try another source"
-                )
-            below, share = look(high)
-        return self._false_position(look, (low, above), (high, below, share))
-
-    def _false_position(
-        self,
-        look: Callable[[float], tuple[float, float]],
-        low: tuple[float, float],
-        high: tuple[float, float, float],
-    ) -> float:
-        """Shrink a bracket until its upper end flips hardly more than the share asked for."""
-        (start, above), (end, below, share) = low, high
-        side = 0
-        for _ in range(MAX_LOOKS):
-            if share <= self.flip + FLIP_TOLERANCE:
-                break
-            # Off the ends: a zero hit from above is held, not flipped, and would stay the guess.
-            part = min(max(above / (above - below), 0.05), 0.95)
-            middle = start + part * (end - start)
-            quantile, flipped = look(middle)
-            if quantile < 0:
-                end, below, share = middle, quantile, flipped
-                above = above / 2 if side < 0 else above
-                side = -1
-            else:
-                start, above = middle, quantile
-                below = below / 2 if side > 0 else below
-                side = 1
-        return end
+        what = f"the direction of source {self._source()!r}; try another source"
+        return half_flip_step(margins, n, flip=self.flip, sample=self.sample, seed=seed, what=what)
 
 
 def critical_steps(margins: Margins, n: int, half: float) -> np.ndarray:
