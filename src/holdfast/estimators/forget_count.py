@@ -33,8 +33,8 @@ class ForgetCount(ProxyAttack, Estimator):
 
     With `stable` an attack ends as soon as the half that is forgotten first is known
     (`forgetting.settled` has the rule and why it is sound): more than half of the held examples
-    must have been forgotten, and that half must not have changed by more than a Jaccard index of
-    `stable` between checkpoints two apart, twice in a row. Grouping needs no more; the order among
+    must have been forgotten, and that half must have had a Jaccard index of at least `stable`
+    with the one of two checkpoints earlier, twice in a row. Grouping needs no more; the order among
     the others stays coarse. The counts of an attack that ended early are stretched to the planned
     number of checkpoints (times T / checkpoints used): whole attacks are counted as ever, and
     attacks that ended at different checkpoints weigh the same in the mean.
