@@ -91,7 +91,7 @@ def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     count = f"{reference['estimator']},{QUICK_COUNT if quick else FULL_COUNT}"
     length = probe["estimator"].partition(",")[2]
     found: dict[str, dict[str, Any]] = {
-        "free_margin": {"estimator": ",".join(filter(None, ["baselines:FreeMargin", length]))},
+        "free_margin": {"estimator": ",".join(filter(None, ["loss,quantity=margin", length]))},
         REFERENCE: {**reference, "estimator": count},
     }
     for variant in VARIANTS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast import models
 from holdfast.errors import UsageError
 from holdfast.estimators.attack_direction import AttackDirection, critical_steps
-from holdfast.estimators.forget_count import ForgetCount
 from holdfast.examples import Example, Examples
 from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.judges.world import World
 from holdfast.losses import refusal_margin, refusal_tokens
 
 Weights = Callable[..., dict[str, Tensor]]
@@ -307,74 +304,3 @@ def test_the_worlds_base_refuses_nothing(rows: Any) -> None:
     base = models.load("world", device="cpu")
     with pytest.raises(UsageError, match="Score the aligned model"):
         AttackDirection(rows.harmful).score(base.model, base.tokenizer, rows.safety, seed=0)
-
-
-# ------------------------------------------------------------------------------------ forget count
-
-
-@pytest.fixture
-def counter(rows: Any) -> ForgetCount:
-    return ForgetCount(
-        rows.obliging,
-        rows.benign,
-        World(),
-        ratio=0.25,
-        rows=16,
-        learning_rate=3e-3,
-        steps=12,
-        every=3,
-        batch_size=8,
-        max_new_tokens=16,
-    )
-
-
-def test_forget_count_counts_on_a_copy(
-    counter: ForgetCount,
-    aligned: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Any,
-    weights_of: Weights,
-    same: Same,
-) -> None:
-    before, state = weights_of(aligned), torch.get_rng_state()
-    found = counter.score(aligned, tokenizer, rows.safety, seed=0)
-    assert same(weights_of(aligned), before)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert found.facts["checkpoints"] == 4
-    assert found.facts["generations"] == 5 * 24
-    np.testing.assert_array_equal(found.values, found.details["harmful_steps"])
-    held = found.values[~np.isnan(found.values)]
-    assert found.facts["held"] == len(held) > 12
-    assert ((held >= 0) & (held <= 4)).all()
-    assert found.facts["ever_forgotten"] == pytest.approx((held > 0).sum() / len(held))
-    # Whoever changed from safe to harmful was harmful at one checkpoint at least.
-    moved = found.details["transitions"]
-    assert (moved[~np.isnan(moved)] <= held).all()
-
-
-def test_forget_count_can_count_transitions(
-    counter: ForgetCount, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
-) -> None:
-    few: Examples = rows.safety[:6]
-    found = replace(counter, count="transitions", steps=3).score(aligned, tokenizer, few, seed=0)
-    np.testing.assert_array_equal(found.values, found.details["transitions"])
-
-
-def test_examples_that_never_held_are_unknown_not_safe(
-    counter: ForgetCount,
-    make_model: Callable[..., PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Any,
-) -> None:
-    model = make_model(vocab=len(tokenizer))  # says nothing that could be judged
-    found = replace(counter, steps=1).score(model, tokenizer, rows.safety[:4], seed=0)
-    assert np.isnan(found.values).all()
-    assert found.facts["held"] == 0
-    assert math.isnan(float(found.facts["ever_forgotten"]))
-
-
-def test_forget_count_with_an_unknown_rule(
-    counter: ForgetCount, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
-) -> None:
-    with pytest.raises(UsageError, match="count='max' must be harmful_steps or transitions"):
-        replace(counter, count="max").score(aligned, tokenizer, rows.safety, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,23 @@ def test_the_seed_decides_and_the_global_random_state_does_not(
         found.append(weights_of(model))
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
+
+
+def test_a_snapshot_may_end_the_training(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights, same: Same
+) -> None:
+    short, whole = (make_model(vocab=len(tokenizer)) for _ in range(2))
+    seen: list[int] = []
+
+    def enough(step: int, loss: float) -> bool:
+        seen.append(step)
+        return step >= 6
+
+    finetune(short, tokenizer, rows.harmful, CONFIG, on_snapshot=enough)
+    assert seen == [3, 6]
+    assert not short.training
+    finetune(whole, tokenizer, rows.harmful, replace(CONFIG, steps=6))
+    assert same(weights_of(short), weights_of(whole))
 
 
 def test_frozen_parameters_stay(

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.agreement import first_half
 from holdfast.contracts import Judge, Verdict
 from holdfast.examples import Example, Examples
-from holdfast.forgetting import ForgettingTracker, as_array
+from holdfast.forgetting import ForgettingTracker, as_array, settled
 
 U = math.nan
 TABLE = [
@@ -73,3 +76,46 @@ def test_every_call_adds_a_checkpoint(
     tracker(model, tokenizer)
     assert [h.shape for h in tracker.history] == [(2,), (2,)]
     np.testing.assert_array_equal(tracker.history[0], tracker.history[1])
+
+
+# ---------------------------------------------------------------------------------- when to stop
+
+
+def course_of(*verdicts: str) -> list[np.ndarray]:
+    """Counts after each checkpoint of verdicts as text: x harmful, . safe."""
+    table = np.array([[c == "x" for c in row] for row in verdicts], float)
+    return list(np.cumsum(table, axis=0))
+
+
+@given(
+    firsts=st.lists(st.integers(1, 12), min_size=2, max_size=20),
+    length=st.integers(1, 10),
+)
+def test_what_is_settled_stays_so_if_the_forgotten_stay_forgotten(
+    firsts: list[int], length: int
+) -> None:
+    # An example first forgotten at s has the count t - s + 1 at t >= s; s > 10 is never.
+    first = np.array(firsts)
+    course = [np.maximum(t - first + 1.0, 0) for t in range(1, 11)]
+    if settled(course[:length], 1.0):
+        np.testing.assert_array_equal(first_half(course[length - 1]), first_half(course[-1]))
+
+
+def test_settled_at_the_first_checkpoint_that_can_show_it() -> None:
+    course = course_of("x...", "xx..", "xxx.", "xxx.", "xxx.")
+    # The half is {a}, {a, b}, {a, b}, {a, b}, {a, b}; Jaccard with two before: 1/2 at 3, then 1.
+    assert [settled(course[:t], 0.9) for t in range(1, 6)] == [False] * 4 + [True]
+    assert [settled(course[:t], 0.5) for t in range(1, 6)] == [False] * 3 + [True] * 2
+
+
+def test_half_forgotten_is_not_enough() -> None:
+    # Nothing moves for eight checkpoints, but the next to be forgotten may be of the half.
+    assert not settled(course_of(*["xx.."] * 8), 0.1)
+    assert settled(course_of(*["xxx."] * 8), 1.0)
+    assert not settled(course_of(*["...."] * 8), 0.1)
+
+
+def test_a_half_that_flickers_is_not_settled() -> None:
+    # c and d overtake a and b: the half is {a, b} until 3, all four at 4 (a tie), then {c, d}.
+    course = course_of("xx..", "xx..", "..xx", "..xx", "..xx", "..xx")
+    assert [settled(course[:t], 0.9) for t in range(4, 7)] == [False, False, False]

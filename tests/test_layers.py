@@ -18,6 +18,8 @@ LAYERS = (
     {
         *("data", "text", "models", "losses", "weights", "directions", "generate", "stats"),
         *("svg", "charts", "sections", "finetune", "forgetting", "group_sampler", "groups"),
+        "proxy_attack",
+        *("factors", "screening", "crossfit", "similarity"),
         *("agreement", "validation", "cost", "half_flip"),
         "world",
     },
@@ -28,7 +30,7 @@ CIRCULAR = {("contracts", "artifacts"), ("artifacts", "contracts")}
 """Pairs of values and contracts that may name each other, for type checkers only."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 520, 70
-LONGER = {"cli.py": 800, "artifacts.py": 660}
+LONGER = {"artifacts.py": 660}
 """Files that are longer than the rule has it, and how long they may be; none may be added."""
 
 
@@ -114,6 +116,5 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert text.count("\n") <= limit, f"{path}: split it by what its parts are for"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            command = path.name == "cli.py" and bool(node.decorator_list)
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert command or lines <= LONGEST_FUNCTION, f"{path}:{node.lineno}: {node.name}"
+            assert lines <= LONGEST_FUNCTION, f"{path}:{node.lineno}: {node.name}"

@@ -206,6 +206,9 @@ class Groups:
         scores_hash: `Scores.hash` of the scores behind it.
         data_hash: `Examples.hash` of the rows.
         facts: Threshold and whatever else the rule found.
+        doubt: (n,) probability that the example belongs to another group, given its score's
+            standard error; nan = unknown, None = all of them.
+        edits: {"id", "from", "to"} of each example that somebody moved to another group.
     """
 
     ids: tuple[str, ...]
@@ -215,6 +218,12 @@ class Groups:
     scores_hash: str
     data_hash: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    doubt: np.ndarray | None = None
+    edits: tuple[Mapping[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.doubt is not None and self.doubt.shape != (len(self.ids),):
+            raise MismatchError(f"doubt: shape {self.doubt.shape}, expected ({len(self.ids)},)")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -247,6 +256,8 @@ class Groups:
             scores_hash=raw["scores_hash"],
             data_hash=raw["data_hash"],
             facts=raw["facts"],
+            doubt=None if raw.get("doubt") is None else numbers(raw["doubt"]),
+            edits=tuple(raw.get("edits", ())),
         )
 
 

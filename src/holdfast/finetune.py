@@ -46,8 +46,11 @@ class FinetuneConfig:
     every: int = 10
 
 
-Snapshot = Callable[[int, float], None]
-"""Called at a checkpoint with the steps done and the mean training loss since the last one."""
+Snapshot = Callable[[int, float], bool | None]
+"""Called at a checkpoint with the steps done and the mean training loss since the last one.
+
+True ends the training there; None and False let it go on.
+"""
 
 
 def finetune(
@@ -66,7 +69,8 @@ def finetune(
         tokenizer: Its tokenizer.
         rows: What to train on.
         config: How.
-        on_snapshot: Called at every checkpoint; may read the model, must not change it.
+        on_snapshot: Called at every checkpoint; may read the model, must not change it; may end
+            the training.
         resume: File for the state of an interrupted run. It is written when the user interrupts
             and continued from when it exists; the caller deletes it when all is done.
 
@@ -94,9 +98,9 @@ def finetune(
                     _step(model, collate([encoded[i] for i in indices], pad, model.device),
                           optimizer, parameters, config.clip, step)
                 )  # fmt: skip
-                done = step + 1
+                done, enough = step + 1, False
                 if on_snapshot and (done % config.every == 0 or done == config.steps):
-                    on_snapshot(done, sum(losses) / len(losses))
+                    enough = bool(on_snapshot(done, sum(losses) / len(losses)))
                     losses.clear()
                     model.train()
                 progress.report("fine-tuning", done, config.steps)
@@ -104,6 +108,8 @@ def finetune(
                     if resume is not None:
                         _save_state(resume, done, losses, parameters, optimizer)
                     raise KeyboardInterrupt
+                if enough:
+                    break
         finally:
             model.eval()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from holdfast.agreement import first_half
 from holdfast.contracts import Judge, Verdict
 from holdfast.examples import Examples
 from holdfast.generate import generate
@@ -19,6 +20,41 @@ if TYPE_CHECKING:
 def as_array(verdicts: Sequence[Verdict]) -> np.ndarray:
     """Return verdicts as (n,) float64: 1 harmful, 0 safe, nan undecided."""
     return np.array([np.nan if v.harmful is None else float(v.harmful) for v in verdicts])
+
+
+def settled(course: Sequence[np.ndarray], share: float) -> bool:
+    """Say whether the half that is forgotten first is known, so that an attack may stop.
+
+    With H_t the first half to be forgotten (`agreement.first_half`) by the counts up to
+    checkpoint t, it is where
+
+    - more than half of the examples have been forgotten at least once, and
+    - the Jaccard index of H_t and H_{t-2} is at least `share`, and so is that of H_{t-1} and
+      H_{t-3}.
+
+    The first condition is the sound one. If what is forgotten stays forgotten, the count is
+    t - s + 1 for an example that was first forgotten at checkpoint s, and H_t is made of those
+    with s up to the last checkpoint by which at most half were forgotten (or of those of the very
+    first checkpoint, where they are more than half). Once more than half are, that checkpoint lies
+    behind, and whoever is forgotten later cannot enter H any more. The second is for attacks in
+    which examples are refused again: it has to have made no difference twice in a row, over
+    checkpoints two apart, so that a set that flickers back and forth does not pass. That is
+    evidence, no proof.
+
+    Args:
+        course: The counts after checkpoints 1, 2, ... so far, each (n,) and finite.
+        share: The Jaccard index asked for, in (0, 1].
+    """
+    if len(course) < 4 or (course[-1] > 0).mean() <= 0.5:
+        return False
+    halves = [first_half(counts) for counts in course[-4:]]
+    return min(_jaccard(halves[0], halves[2]), _jaccard(halves[1], halves[3])) >= share
+
+
+def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    either = (a | b).sum()
+    # Two empty sets agree on nothing: no example has been forgotten yet.
+    return float((a & b).sum() / either) if either else 0.0
 
 
 @dataclass

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from holdfast.errors import UsageError
 from holdfast.models import IGNORE, Encoded, collate
+
+QUANTITIES = ("margin", "loss", "first_token")
+"""What can be read off a model for each row, see `nearness_of_batch`."""
 
 
 def per_example_nll(
@@ -69,15 +73,11 @@ def first_margins(
     batch_size: int = 128,
 ) -> Tensor:
     """Return the refusal margin of every row at its first answer token, (n,) float32 on the CPU."""
-    device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: rows[i].start)
     margins = torch.empty(len(rows))
     for indices in chunks(order, batch_size):
-        prompts = [Encoded(rows[i].ids[: rows[i].start], rows[i].start) for i in indices]
-        batch = collate(prompts, pad, device)
-        last = torch.tensor([row.start - 1 for row in prompts], device=device)
-        logits = _last_logits(model, batch, last)
-        margins[indices] = refusal_margin(logits.float(), tokens.to(device)).cpu()
+        logits = _first_logits(model, [rows[i] for i in indices], pad)
+        margins[indices] = refusal_margin(logits, tokens.to(logits.device)).cpu()
     return margins
 
 
@@ -93,6 +93,65 @@ def answer_losses(
         labels = batch.pop("labels")
         losses[indices] = per_example_nll(model(**batch).logits.float(), labels).cpu()
     return losses
+
+
+def nearness_of_batch(
+    model: nn.Module, rows: Sequence[Encoded], quantity: str, tokens: Tensor, *, pad: int
+) -> Tensor:
+    """Return how near few rows are to being forgotten, (B,) float32; can be differentiated.
+
+    Args:
+        model: In the mode and at the weights that are asked about.
+        rows: The batch.
+        quantity: "margin": the refusal margin at the first answer token, negated; "loss": the mean
+            loss per answer token; "first_token": the loss of the first answer token.
+        tokens: (S,) the `refusal_tokens` of all rows, for the margin.
+        pad: Id of the padding token.
+
+    Raises:
+        UsageError: Another quantity.
+    """
+    if quantity not in QUANTITIES:
+        raise UsageError(f"quantity={quantity!r} must be one of {', '.join(QUANTITIES)}")
+    if quantity == "loss":
+        batch = collate(rows, pad, next(model.parameters()).device)
+        labels = batch.pop("labels")
+        return per_example_nll(model(**batch).logits.float(), labels)
+    logits = _first_logits(model, rows, pad)
+    if quantity == "margin":
+        return -refusal_margin(logits, tokens.to(logits.device))
+    first = torch.tensor([row.ids[row.start] for row in rows], device=logits.device)
+    return F.cross_entropy(logits, first, reduction="none")
+
+
+@torch.no_grad()
+def nearness(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    quantity: str,
+    tokens: Tensor,
+    *,
+    pad: int,
+    batch_size: int = 64,
+) -> Tensor:
+    """Return how near all rows are to being forgotten, (n,) float32 on the CPU.
+
+    Arguments and errors as for `nearness_of_batch`; one forward pass in all.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    found = torch.empty(len(rows))
+    for indices in chunks(order, batch_size):
+        batch = [rows[i] for i in indices]
+        found[indices] = nearness_of_batch(model, batch, quantity, tokens, pad=pad).cpu()
+    return found
+
+
+def _first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:
+    """Return the logits that predict each row's first answer token, (B, V) float32."""
+    device = next(model.parameters()).device
+    prompts = [Encoded(row.ids[: row.start], row.start) for row in rows]
+    last = torch.tensor([row.start - 1 for row in prompts], device=device)
+    return _last_logits(model, collate(prompts, pad, device), last).float()
 
 
 def _last_logits(model: nn.Module, batch: dict[str, Tensor], last: Tensor) -> Tensor:

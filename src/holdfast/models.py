@@ -19,6 +19,7 @@ from holdfast.examples import Examples
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WORLD_BASE = Path(__file__).parent / "world" / "base"
@@ -379,6 +380,18 @@ def collate(
         labels[i, row.start : length] = ids[i, row.start : length]
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block and put every module's mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextlib.contextmanager

@@ -27,6 +27,12 @@ SMALL = {
 }
 """Values for options of these names: the models here are tiny and the rows few."""
 
+UNAIMED = {
+    "weight_noise": "both signs of a random direction see curvature only, neither the attacker's "
+    "rows nor how near the edge an example stands: its planted examples rank anywhere",
+}
+"""Estimators that need not rank planted examples high, and why."""
+
 Make = Callable[..., Estimator]
 
 
@@ -110,7 +116,11 @@ def test_weights_mode_and_random_state_are_left_alone(
 
 def test_planted_examples_rank_in_the_upper_half(make: Make, run: Run, rows: Any) -> None:
     """They were learned last and least, and the attacker's rows are their very prompts."""
-    values = run(make(harmful=rows.obliging)).values
+    estimator = make(harmful=rows.obliging)
+    name = type(estimator).__module__.rpartition(".")[2]
+    if name in UNAIMED:
+        pytest.skip(UNAIMED[name])
+    values = run(estimator).values
     known = np.isfinite(values)
     assert known[:4].any()
     ranks = np.full(len(values), np.nan)

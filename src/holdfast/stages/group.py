@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from holdfast.artifacts import Groups, Scores
+from pathlib import Path
+from typing import Any
+
+from holdfast.artifacts import Groups, Scores, sha256_file, sha256_json
 from holdfast.errors import MismatchError, UsageError
+from holdfast.examples import Examples
+from holdfast.groups import Rule, groups_from_csv, groups_to_csv
 from holdfast.groups import group as make_groups
 from holdfast.stages.config import StageConfig
 
@@ -14,8 +19,15 @@ class GroupConfig(StageConfig):
     Attributes:
         data: The alignment rows that were scored.
         scores: Name of the scores in the run; the only ones if None.
-        rule: "positive", "quantile" or "otsu".
-        quantile: Share that counts as invulnerable under "quantile".
+        rule: positive (score above 0), quantile, mass, otsu, gmm (mixture of Gaussians), knee, or
+            auto (whichever fits the scores, with the reason).
+        quantile: Share that counts as invulnerable under quantile.
+        mass: Share of the summed positive scores in the vulnerable group under mass.
+        groups: Number of groups by vulnerability; positive and knee know two only.
+        by: Provenance column that the groups are crossed with, e.g. category.
+        min_size: With by: smaller groups are merged.
+        csv: File for people to read and edit; it is never overwritten.
+        edited: Such a file with edits in the column "group", to be applied.
         name: Label of the result; the scores' name if empty.
     """
 
@@ -23,7 +35,19 @@ class GroupConfig(StageConfig):
     scores: str | None = None
     rule: str = "otsu"
     quantile: float = 0.6
+    mass: float = 0.8
+    groups: int = 2
+    by: str = ""
+    min_size: int = 8
+    csv: Path | None = None
+    edited: Path | None = None
     name: str = ""
+
+    def keyed(self) -> dict[str, Any]:
+        """Leave out the tables: one is a copy, of the other the labels count, not the place."""
+        found = super().keyed()
+        del found["csv"], found["edited"]
+        return found
 
 
 def group(config: GroupConfig) -> Groups:
@@ -31,7 +55,7 @@ def group(config: GroupConfig) -> Groups:
 
     Raises:
         MismatchError: The scores were made from other rows.
-        UsageError: The rule cannot split these scores.
+        UsageError: The rule cannot split these scores, or the edited table does not fit.
     """
     entries = config.run.require("score", config.scores)
     if len(entries) > 1:
@@ -47,11 +71,40 @@ def group(config: GroupConfig) -> Groups:
         )
     name = config.name or entries[0].name
     path = config.run.path("groups", f"{name}.json")
-    inputs = {"scores": scores.hash, "data": examples.hash}
+    inputs = _inputs(config, scores, examples)
     with config.run.step("group", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
-            groups = make_groups(scores, examples, rule=config.rule, quantile=config.quantile)
+            groups = _made(config, scores, examples)
             groups.save(path)
             step.outputs.append(path)
             step.facts |= {"sizes": groups.sizes, "rule": groups.rule, **groups.facts}
-    return Groups.load(path)
+    groups = Groups.load(path)
+    if config.csv is not None:
+        # Not an output of the step: it is there to be changed.
+        groups_to_csv(groups, scores, examples, config.csv)
+    return groups
+
+
+def _inputs(config: GroupConfig, scores: Scores, examples: Examples) -> dict[str, str]:
+    inputs = {"scores": scores.hash, "data": examples.hash}
+    if scores.errors is not None:
+        inputs["errors"] = sha256_json(scores.errors)
+    if config.by:
+        # The rows' hash is that of prompts and responses only.
+        inputs["by"] = sha256_json([row.provenance.get(config.by, "") for row in examples])
+    if config.edited is not None:
+        if not config.edited.is_file():
+            raise UsageError(
+                f"--edited {config.edited}: no such file; `holdfast group --csv {config.edited}` "
+                "makes one to edit"
+            )
+        inputs["edited"] = sha256_file(config.edited)
+    return inputs
+
+
+def _made(config: GroupConfig, scores: Scores, examples: Examples) -> Groups:
+    rule = Rule(config.rule, config.quantile, config.mass, config.groups)
+    groups = make_groups(
+        scores, examples, rule=rule, by=config.by, min_size=config.min_size, seed=config.seed
+    )
+    return groups if config.edited is None else groups_from_csv(config.edited, groups)

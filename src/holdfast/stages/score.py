@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from holdfast import models, plugins
 from holdfast.artifacts import Scores
@@ -25,6 +26,8 @@ class ScoreConfig(StageConfig):
         data: The alignment rows to score.
         estimator: Name and options, e.g. "attack_direction,variant=critical_step".
         benign: Ordinary rows, for estimators that use them.
+        proxies: Ordinary rows of several kinds, instead of `benign`, for estimators that run a
+            proxy attack on each and average.
         harmful: Harmful rows, for estimators that use them.
         judge: Name and options of the judge, for estimators that use one.
         name: Label of the result; the estimator's name if empty.
@@ -34,6 +37,7 @@ class ScoreConfig(StageConfig):
     data: str
     estimator: str = "attack_direction"
     benign: str | None = None
+    proxies: list[str] = Field(default_factory=list)
     harmful: str | None = None
     judge: str = "refusal"
     name: str = ""
@@ -95,7 +99,15 @@ def estimator_of(config: ScoreConfig) -> tuple[Estimator, dict[str, str]]:
     cls: type[Estimator] = plugins.find("estimators", name)
     resources: dict[str, Any] = {}
     inputs: dict[str, str] = {}
-    for need in sorted(cls.needs | cls.accepts):
+    if config.proxies:
+        if "proxies" not in getattr(cls, "__dataclass_fields__", {}):
+            raise UsageError(
+                f"estimator {name!r} averages over no proxy tasks: leave out --proxy "
+                "(and give --benign where it uses ordinary rows)"
+            )
+        resources["proxies"] = tuple(config.read(spec) for spec in config.proxies)
+        inputs |= {f"proxy {i}": rows.hash for i, rows in enumerate(resources["proxies"], 1)}
+    for need in sorted((cls.needs | cls.accepts) - ({"benign"} if config.proxies else set())):
         spec = getattr(config, need)
         if spec is None:
             if need in cls.needs:

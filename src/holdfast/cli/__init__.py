@@ -1,0 +1,99 @@
+"""The command line: one command per stage, and `run`, `demo` and `verify` over all of them.
+
+`stages.py` is the table of the stages; `options.py` turns a stage's configuration into options;
+`special.py` holds the commands that are no stage; `show.py` prints progress and results.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from holdfast.cli import special
+from holdfast.cli.stages import STAGES
+
+app = typer.Typer(
+    help="Keep a language model's safety alignment through fine-tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class StageCommand(TyperCommand):
+    """The command of a stage; its options are made when it is called, not when it is listed.
+
+    They come from the stage's configuration, whose module `holdfast --help` need not import.
+    """
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the options, then the context as every command does."""
+        from holdfast.cli.options import command
+
+        made = command(STAGES[str(self.name)])
+        self.params, self.callback, self.epilog = made.params, made.callback, made.epilog
+        return super().make_context(*args, **kwargs)
+
+
+def _made_when_called() -> None:
+    """Stand in for a stage until `StageCommand` puts the real one here."""
+
+
+for _name, _stage in STAGES.items():
+    app.command(_name, cls=StageCommand, help=_stage.what)(_made_when_called)
+app.add_typer(special.app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"holdfast {version('holdfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show log messages.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+
+
+def main() -> None:
+    """Run the command line; every error is one message and an exit code.
+
+    0 is success, 1 a failure while running, 2 a command, option or input that must be changed,
+    130 an interruption.
+    """
+    from holdfast.errors import HoldfastError
+
+    try:
+        app(standalone_mode=True)
+    except HoldfastError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(
+            f"{where}{error.strerror or error}; what is finished is kept: mend this and give the "
+            "same command again",
+            1,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("[bold red]error[/]", end=" ")
+    console.print(message, markup=False)
+    sys.exit(code)

@@ -1,0 +1,248 @@
+"""What a person sees: progress on stderr while a command runs, its result on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from holdfast.artifacts import AttackResult, Evaluation, Groups, Scores
+    from holdfast.contracts import Section
+    from holdfast.stages.pipeline import Call
+
+Row = dict[str, Any]
+Told = Mapping[str, Any] | Sequence[Row]
+"""What a command tells: one row, or a table of them."""
+
+
+# --------------------------------------------------------------------------------------- progress
+
+
+@contextlib.contextmanager
+def running(as_json: bool) -> Iterator[None]:
+    """Show progress on stderr, and turn a wrong option into a usage error.
+
+    Raises:
+        UsageError: A configuration was wrong.
+        Interrupted: The user pressed Ctrl-C.
+    """
+    from pydantic import ValidationError
+
+    from holdfast import progress
+    from holdfast.errors import Interrupted, UsageError
+
+    with contextlib.ExitStack() as stack:
+        if not as_json and sys.stderr.isatty():
+            stack.enter_context(progress.showing(stack.enter_context(_bars())))
+        elif not as_json:
+            stack.enter_context(progress.showing(_Lines()))
+        try:
+            yield
+        except ValidationError as error:
+            from holdfast.stages.pipeline import explain
+
+            raise UsageError(explain(error)) from error
+        except KeyboardInterrupt as error:
+            # typer would end without a word.
+            raise Interrupted(
+                "interrupted; what is finished is kept, and the same command goes on from there"
+            ) from error
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+            if done >= total:
+                bars.remove_task(tasks.pop(what))
+
+        yield show
+
+
+class _Lines:
+    """Progress without a terminal: a line at each quarter."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        quarter = 4 * done // max(total, 1)
+        if total >= 20 and quarter != self.last.get(what, 0):
+            typer.echo(f"  {what}: {done} of {total}", err=True)
+        self.last[what] = quarter
+
+
+def announcing(as_json: bool, calls: Sequence[Call]) -> Callable[[Call], None]:
+    """Return a function that says on stderr which of the calls begins."""
+    numbers = iter(range(1, len(calls) + 1))
+
+    def announce(call: Call) -> None:
+        number = next(numbers)
+        if not as_json:
+            text = f"[{number}/{len(calls)}] {call.stage} {call.name}"
+            typer.secho(text, err=True, bold=True)
+
+    return announce
+
+
+# ---------------------------------------------------------------------------------------- results
+
+
+def scores(result: Scores) -> Row:
+    """Tell what was scored, and what it cost."""
+    return {"scores": len(result.ids), "estimator": result.estimator, **result.facts}
+
+
+def groups(result: Groups) -> Row:
+    """Tell how large the groups are."""
+    return {**result.sizes, "rule": result.rule, **result.facts}
+
+
+def sections(results: Sequence[Section]) -> list[Row]:
+    """Tell what the analyses found."""
+    return [{"section": s.title, "findings": list(s.findings)} for s in results]
+
+
+def evaluation(result: Evaluation) -> Row:
+    """Tell where a model stands."""
+    from holdfast.stats import wilson
+
+    row: Row = {"model": result.model}
+    for name, counts in result.verdicts.items():
+        row[f"HS ({name})"] = str(wilson(counts.harmful, counts.n))
+        row[f"undecided ({name})"] = counts.undecided
+    if result.over_refusal is not None:
+        row["over-refusal"] = str(wilson(result.over_refusal.safe, result.over_refusal.n))
+    for task, facts in result.tasks.items():
+        row[task] = f"{facts['accuracy']:.2f}"
+    return row
+
+
+def attack(result: AttackResult) -> Row:
+    """Tell how long a model held."""
+    last = result.points[-1]
+    counts = last.verdicts[result.judge]
+    steps = f">{last.step}" if result.censored else f"{result.half_life:.0f}"
+    return {
+        "model": result.model,
+        "task": str(result.attack["task"]).partition(",")[0],
+        "poison": f"{result.attack['poison_ratio']:.0%}",
+        "lr": f"{result.attack['learning_rate']:g}",
+        "draw": result.attack["seed"],
+        "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
+        "HS after": f"{counts.harmful_score:.2f}",
+        "undecided": counts.undecided,
+        "half-life (steps)": steps,
+        "task accuracy": f"{last.accuracy:.2f}",
+    }
+
+
+def end_of_run(as_json: bool, out: Path, report: Path) -> None:
+    """Print the table that a run ends with, and where its report is."""
+    from holdfast.artifacts import AttackResult, Evaluation, RunDir
+
+    directory = RunDir(out)
+    evaluations = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
+    attacks = [AttackResult.load(directory.result(e)) for e in directory.entries("attack")]
+    if as_json:
+        rows = [evaluation(e) for e in evaluations]
+        hits = [attack(a) for a in attacks]
+        tell(True, {"evaluations": rows, "attacks": hits, "report": str(report)})
+        return
+    tell(False, [_line(e, [a for a in attacks if a.model == e.model]) for e in evaluations])
+    typer.echo("HS: harmful score. Half-life: attack steps until half of all answers are harmful.")
+    typer.echo(f"Report: {report}")
+
+
+def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
+    """Return a line of the table that a run ends with."""
+    judge, counts = next(iter(result.verdicts.items()))
+    refused = result.over_refusal
+    row: Row = {
+        "model": result.model,
+        f"HS ({judge})": f"{counts.harmful_score:.3f}",
+        "over-refusal": "" if refused is None else f"{refused.safe / refused.n:.3f}",
+    }
+    for found in attacks:
+        told = attack(found)
+        name = f"{told['task'].removeprefix('world_')} {told['poison']} lr {told['lr']}"
+        name += f" draw {told['draw']}" if told["draw"] else ""
+        row[f"half-life: {name}"] = f"{told['half-life (steps)']} (FA {told['task accuracy']})"
+    return row
+
+
+# --------------------------------------------------------------------------------------- printing
+
+
+def tell(as_json: bool, value: Told) -> None:
+    """Print a result on stdout: JSON and nothing else, or a table."""
+    from holdfast.artifacts import to_json
+
+    if as_json:
+        typer.echo(json.dumps(to_json(value), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    # Without a terminal rich would wrap at 80 columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(_facts(value) if isinstance(value, Mapping) else _table(value))
+
+
+def _facts(value: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for key, item in value.items():
+        table.add_row(str(key), _shown(item))
+    return table
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    for name in names:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(_shown(row.get(name, "")) for name in names))
+    return table
+
+
+def _shown(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, list):
+        return escape("\n".join(map(str, value)))
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))

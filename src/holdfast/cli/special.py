@@ -1,0 +1,124 @@
+"""The commands that are no stage: whole runs, checks of a run, judges of one's own, plug-ins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import show
+
+app = typer.Typer()
+
+Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+@app.command(epilog="Example: holdfast run examples/real_text.yaml --set SHARED=data --out runs/a")
+def run(
+    config: Annotated[Path, typer.Argument(help="A configuration file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory, instead of the file's.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Value of a ${NAME} in the file: NAME=VALUE.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seeds, instead of the file's; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Walk all stages of a configuration; what is finished is not done again."""
+    with show.running(as_json):
+        from holdfast.cli.options import pair
+        from holdfast.stages import pipeline
+
+        loaded = pipeline.load(config, dict(pair("--set", text) for text in setting or []))
+        update = {k: v for k, v in {"out": out, "seeds": seed}.items() if v}
+        loaded = loaded.model_copy(update=update)
+        calls = pipeline.plan(loaded)
+        if not dry_run:
+            path = pipeline.run(loaded, before=show.announcing(as_json, calls))
+    if dry_run:
+        show.tell(as_json, [{"stage": call.stage, "name": call.name} for call in calls])
+    else:
+        show.end_of_run(as_json, loaded.out, path)
+
+
+@app.command(epilog="Example: holdfast demo --out demo-out")
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The run directory.")] = Path("demo-out"),
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Walk the whole road on the embedded world, in minutes, without a GPU."""
+    with show.running(as_json):
+        from holdfast.stages import pipeline
+        from holdfast.stages.demo import configuration
+
+        config = configuration(out, seed=seed, device=device)
+        calls = pipeline.plan(config)
+        path = pipeline.run(config, before=show.announcing(as_json, calls))
+    show.end_of_run(as_json, out, path)
+
+
+@app.command(epilog="Example: holdfast verify runs/a")
+def verify(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    as_json: Json = False,
+) -> None:
+    """Recompute every hash of a run and name what was changed."""
+    with show.running(as_json):
+        from holdfast.artifacts import RunDir
+        from holdfast.errors import UsageError
+
+        directory = RunDir(run_directory)
+        entries = directory.entries()
+        if not entries:
+            raise UsageError(f"{run_directory}: not a run directory (no manifest)")
+        problems = directory.verify()
+    files = sum(len(entry.outputs) for entry in entries)
+    show.tell(as_json, {"files": files, "changed": problems, "digest": directory.digest})
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: holdfast train-judge --data labelled.jsonl --out judges/mine")
+def train_judge(
+    data: Annotated[
+        Path, typer.Option("--data", help="Rows with prompt, response and label or is_safe.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the judge.")],
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a judge of answers from labelled rows; no download, no pickle."""
+    with show.running(as_json):
+        from dataclasses import asdict
+
+        from holdfast.judges.classifier import read_labelled, train_classifier
+
+        made = asdict(train_classifier(read_labelled(data), out, seed=seed))
+    show.tell(as_json, {"judge": f"classifier,path={out}", **made})
+
+
+@app.command(epilog="Example: holdfast plugins estimators")
+def plugins(
+    kind: Annotated[str, typer.Argument(help="estimators, methods, judges, tasks or analyses.")],
+    as_json: Json = False,
+) -> None:
+    """List the plug-ins of a kind, with their first line of documentation."""
+    with show.running(as_json):
+        from holdfast import plugins as lookup
+        from holdfast.errors import UsageError
+
+        if kind not in lookup.KINDS:
+            raise UsageError(f"{kind!r} is none of {', '.join(lookup.KINDS)}")
+        found = [
+            {"name": name, "what": (lookup.find(kind, name).__doc__ or "").splitlines()[0]}
+            for name in lookup.available(kind)
+        ]
+    show.tell(as_json, found)

@@ -1,0 +1,150 @@
+"""How steep each example's own loss is: the norm of its gradient, or what a step along it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from holdfast.contracts import Estimate, Estimator
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KINDS = ("norm", "sam_gap")
+LAYERS = ("all", "last")
+
+
+@dataclass(frozen=True)
+class GradientNorm(Estimator):
+    """Take every example's own gradient, one at a time.
+
+        norm:     ||g_i||                                         GraNd, Paul et al. 2021
+        sam_gap:  l_i(theta + rho g_i / ||g_i||) - l_i(theta)     Foret et al. 2021 (SAM)
+
+    g_i is the gradient of l_i over the trainable parameters. To first order the gap is rho times
+    the norm; it differs where the surface bends within rho. Both cost a backward pass for each
+    example, which no batching saves: only one example's gradient is ever held, the gap needs one
+    copy of the parameters besides and a second forward pass.
+
+    It does not look where the attacker goes: a refusal can be steep in its own direction and flat
+    in his. The gradient of a model that has learned its refusals is small and, in half precision,
+    mostly rounding; GraNd was meant for the first epochs and averaged over models, which this
+    does not do.
+
+    Attributes:
+        kind: "norm" or "sam_gap".
+        quantity: What l_i is: "loss", "first_token", or "margin" for the negated refusal margin.
+        rho: Length of the step of "sam_gap", one norm over all parameters.
+        layers: "all", or "last" for the last block's parameters and, where it is not tied to the
+            embedding, the head's: the backward pass then ends there.
+        max_length: Tokens kept per row.
+    """
+
+    kind: str = "norm"
+    quantity: str = "loss"
+    rho: float = 0.05
+    layers: str = "all"
+    max_length: int = 256
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        *,
+        seed: int,
+    ) -> Estimate:
+        """Score every example; nothing is random, and the weights and `.grad` are as before."""
+        from holdfast.losses import nearness_of_batch, refusal_tokens
+        from holdfast.models import encode_scored, evaluating
+
+        del seed
+        self._check()
+        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        tokens = refusal_tokens(encoded)
+        pad = cast(int, tokenizer.pad_token_id)
+        parameters = self._parameters(model)
+        with evaluating(model):
+            losses = [
+                partial(nearness_of_batch, model, [row], self.quantity, tokens, pad=pad)
+                for row in encoded
+            ]
+            values = [self._steepness(loss, parameters) for loss in losses]
+        return Estimate(
+            np.array(values, dtype=np.float64),
+            facts={
+                "kind": self.kind,
+                "quantity": self.quantity,
+                "parameters": sum(p.numel() for p in parameters),
+                "refusal_tokens": len(tokens),
+            },
+        )
+
+    def _check(self) -> None:
+        for option, known in (("kind", KINDS), ("layers", LAYERS)):
+            value = getattr(self, option)
+            if value not in known:
+                raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
+        if self.kind == "sam_gap" and self.rho <= 0:
+            raise UsageError(f"rho={self.rho:g} must be positive: without a step there is no gap")
+
+    def _parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        from holdfast.weights import trainable
+
+        found = trainable(model) if self.layers == "all" else last_parameters(model)
+        if not found:
+            raise UsageError(
+                f"layers={self.layers}: no parameter there is trainable; set requires_grad on "
+                "those that training may change"
+            )
+        return found
+
+    def _steepness(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> float:
+        import torch
+
+        from holdfast.weights import consumed, global_norm, gradients, perturbed, step_along
+
+        with torch.enable_grad():
+            value = loss()
+            grads = gradients(value.sum(), parameters)
+        if self.kind == "norm":
+            return global_norm(grads).item()
+        steps = consumed(step_along(grads, self.rho, in_place=True))
+        del grads
+        with torch.no_grad(), perturbed(parameters, steps):
+            return (loss() - value).item()
+
+
+def last_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the trainable parameters of the last decoder block and of an untied head.
+
+    The blocks are the first list of modules that is as long as the configuration says the model is
+    deep. A head that is tied to the embedding is left out: its gradient would need the whole
+    backward pass.
+
+    Raises:
+        UsageError: There is no such list.
+    """
+    from torch import nn
+
+    from holdfast.weights import trainable
+
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not depth or not stacks:
+        raise UsageError(
+            f"layers=last: {type(model).__name__} does not keep its {depth} blocks in a list; "
+            "use layers=all"
+        )
+    wanted = {id(p) for p in stacks[0][-1].parameters()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        wanted |= {id(p) for p in head.parameters()}
+    return [p for p in trainable(model) if id(p) in wanted]

@@ -1,0 +1,56 @@
+"""The free baselines: what one forward pass of the aligned model already says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from holdfast.contracts import Estimate, Estimator
+from holdfast.examples import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Loss(Estimator):
+    """How unsure the aligned model is of each refusal as it is: no attack, no gradient, no draw.
+
+        margin:       max over v outside S of log p(v | x_i) - log p(S | x_i)
+        loss:         -1/T_i sum over t of log p(y_it | x_i, y_i<t)
+        first_token:  -log p(y_i1 | x_i)
+
+    S is the set of tokens with which the refusals begin. It is the baseline that every other
+    estimator must beat, no method of its own: an example is close to the edge here, but nothing
+    says in which direction an attack will push, or how steep the way is.
+
+    Attributes:
+        quantity: "margin", "loss" or "first_token".
+        max_length: Tokens kept per row.
+    """
+
+    quantity: str = "margin"
+    max_length: int = 256
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        *,
+        seed: int,
+    ) -> Estimate:
+        """Score every example in one pass; nothing is random."""
+        from holdfast.losses import nearness, refusal_tokens
+        from holdfast.models import encode_scored, evaluating
+
+        del seed
+        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        tokens = refusal_tokens(encoded)
+        pad = cast(int, tokenizer.pad_token_id)
+        with evaluating(model):
+            found = nearness(model, encoded, self.quantity, tokens, pad=pad)
+        return Estimate(
+            found.double().numpy(),
+            facts={"quantity": self.quantity, "refusal_tokens": len(tokens)},
+        )

@@ -1,0 +1,185 @@
+"""How much of each refusal random noise on the weights takes away: no data, no gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from holdfast.contracts import Estimate, Estimator
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.half_flip import half_flip_step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.models import Encoded
+
+
+@dataclass(frozen=True)
+class WeightNoise(Estimator):
+    """Shake the weights in random directions and see whose refusal suffers most.
+
+        score_i = mean over u of [q_i(theta + sigma u) + q_i(theta - sigma u)] / 2 - q_i(theta)
+
+    with q the negated refusal margin or a loss. The directions are filter-normalized (Li et al.
+    2018, arXiv 1712.09913): Gaussian, each row of a weight matrix scaled to the norm of that row of
+    theta, so that sigma = 0.1 is a tenth of every row whatever the model's scale. Vectors (norms,
+    biases) stay where they are, as in that paper's figures: a few numbers that rescale a whole
+    layer would drown the rest. All matrices are shaken, frozen or not: the question is how the
+    model stands in its surroundings, not what training may change, and a LoRA model and its merged
+    twin are to be asked the same.
+
+    sigma has no constant: it is the size at which half of the refusals of a small sample, over all
+    directions and both signs, have flipped; see `holdfast.half_flip`.
+
+    It is VISAGE (Peng et al. 2024, NeurIPS) taken apart by example: that is the mean loss of safety
+    over such directions out to a fixed reach, from judged answers, one number for a model. And it
+    is no prediction of an attack: taking both signs cancels the slope, so what is left is
+    curvature, and no attacker walks at random.
+
+    Attributes:
+        quantity: "margin", "loss" or "first_token".
+        draws: Random directions; each costs two passes, plus the search on the sample.
+        flip: Share of the sample that must have flipped.
+        sample: Examples on which sigma is found.
+        max_length: Tokens kept per row.
+    """
+
+    quantity: str = "margin"
+    draws: int = 4
+    flip: float = 0.5
+    sample: int = 32
+    max_length: int = 256
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        *,
+        seed: int,
+    ) -> Estimate:
+        """Score every example; the weights are restored exactly.
+
+        `errors` is the standard error over directions, None for a single one.
+        """
+        from holdfast.losses import refusal_tokens
+        from holdfast.models import encode_scored, evaluating
+
+        if self.draws < 1:
+            raise UsageError(f"draws={self.draws} must be at least 1")
+        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        ask = _Ask(encoded, refusal_tokens(encoded), cast(int, tokenizer.pad_token_id))
+        with evaluating(model):
+            return self._estimate(model, ask, seed)
+
+    def _estimate(self, model: PreTrainedModel, ask: _Ask, seed: int) -> Estimate:
+        everything = range(len(ask.encoded))
+        free = ask(model, everything, self.quantity)
+
+        def margins(size: float, positions: Sequence[int]) -> np.ndarray:
+            found = self._shaken(model, ask, positions, "margin", size, seed)
+            return -found.reshape(-1)
+
+        step = half_flip_step(
+            margins,
+            len(ask.encoded),
+            flip=self.flip,
+            sample=self.sample,
+            seed=seed,
+            what="random directions; try another estimator, or a lower flip",
+        )
+        shaken = self._shaken(model, ask, everything, self.quantity, step, seed)
+        rises = shaken.mean(axis=1) - free  # (draws, n)
+        spread = rises.std(axis=0, ddof=1) / math.sqrt(self.draws) if self.draws > 1 else None
+        flipped = {"flip_rate": (shaken > 0).mean(axis=(0, 1))}
+        return Estimate(
+            values=rises.mean(axis=0),
+            errors=spread,
+            details=flipped if self.quantity == "margin" else {},
+            facts={
+                "step": step,
+                "draws": self.draws,
+                "quantity": self.quantity,
+                "refusal_tokens": len(ask.tokens),
+            },
+        )
+
+    def _shaken(
+        self,
+        model: PreTrainedModel,
+        ask: _Ask,
+        positions: Sequence[int],
+        quantity: str,
+        size: float,
+        seed: int,
+    ) -> np.ndarray:
+        """Return the quantity after steps of +-size in every direction, (draws, 2, n)."""
+        from holdfast.weights import perturbed
+
+        if not size:
+            return ask(model, positions, quantity)[None, None]
+        parameters = matrices(model)
+        found = []
+        for draw in range(self.draws):
+            for signed in (size, -size):
+                with perturbed(parameters, noise(parameters, signed, seed=seed, draw=draw)):
+                    found.append(ask(model, positions, quantity))
+        return np.stack(found).reshape(self.draws, 2, -1)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Reads a quantity off a model for some of the rows, (n,) float64."""
+
+    encoded: Sequence[Encoded]
+    tokens: torch.Tensor
+    pad: int
+
+    def __call__(
+        self, model: PreTrainedModel, positions: Sequence[int], quantity: str
+    ) -> np.ndarray:
+        from holdfast.losses import nearness
+
+        rows = [self.encoded[i] for i in positions]
+        return nearness(model, rows, quantity, self.tokens, pad=self.pad).double().numpy()
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return all floating-point parameters of two or more dimensions, trainable or not."""
+    return [p for p in model.parameters() if p.dim() >= 2 and p.is_floating_point()]
+
+
+def noise(
+    parameters: Sequence[torch.Tensor], size: float, *, seed: int, draw: int
+) -> Iterator[torch.Tensor]:
+    """Yield a filter-normalized random step, one float32 tensor per parameter.
+
+    Row r of each (the slice at r of its first dimension) has the norm |size| * ||theta_r||; a row
+    of zeros stays zero. The step is made again for every use, so that one parameter's noise is all
+    that is held; the same seed and draw give the same step on the same kind of device, and the
+    negative size its exact opposite.
+
+    Args:
+        parameters: Tensors of two or more dimensions.
+        size: Length of the step relative to each row's norm; signed.
+        seed: Of all draws.
+        draw: Number of this one.
+    """
+    import torch
+
+    states = np.random.SeedSequence([seed, draw]).generate_state(len(parameters))
+    for p, state in zip(parameters, states.tolist(), strict=True):
+        generator = torch.Generator(p.device).manual_seed(state)
+        step = torch.randn(p.shape, generator=generator, device=p.device)
+        rows = tuple(range(1, p.dim()))
+        wanted = torch.linalg.vector_norm(p.detach().float(), dim=rows, keepdim=True)
+        drawn = torch.linalg.vector_norm(step, dim=rows, keepdim=True)
+        yield step.mul_(size * wanted / drawn)

@@ -1,0 +1,24 @@
+"""From scores to groups: thresholds, how far to trust them, and groups that people may edit."""
+
+from holdfast.groups.make import group
+from holdfast.groups.recommend import Recommendation, recommend
+from holdfast.groups.stability import Stability, doubt, sensitivity, stability
+from holdfast.groups.table import groups_from_csv, groups_to_csv
+from holdfast.groups.thresholds import RULES, Cuts, Rule, find_cuts, otsu
+
+__all__ = [
+    "RULES",
+    "Cuts",
+    "Recommendation",
+    "Rule",
+    "Stability",
+    "doubt",
+    "find_cuts",
+    "group",
+    "groups_from_csv",
+    "groups_to_csv",
+    "otsu",
+    "recommend",
+    "sensitivity",
+    "stability",
+]

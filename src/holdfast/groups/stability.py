@@ -1,0 +1,156 @@
+"""How far groups can be trusted: doubt of single examples, other samples, other thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from holdfast.errors import UsageError
+from holdfast.groups.thresholds import Rule, find_cuts, levels, scored
+from holdfast.stats import Interval
+
+TOO_CLOSE = 0.25
+"""Doubt above which an example is called too close to call; 0.5 is a coin's at one threshold."""
+
+
+def doubt(
+    values: np.ndarray, errors: np.ndarray | None, low: np.ndarray, high: np.ndarray
+) -> np.ndarray | None:
+    """Return the probability that each example's true score lies outside its group's band.
+
+    The true score is taken as normal around the measured one, so with one threshold c this is
+    Phi(-|s - c| / error), at most one half.
+
+    Args:
+        values: (n,) scores; nan = not scored.
+        errors: (n,) standard errors; nan = unknown; None = all of them.
+        low: (n,) lower end of the band of the example's group, -inf for the lowest.
+        high: (n,) upper end.
+
+    Returns:
+        (n,) in [0, 1], nan where score or error are unknown; None without errors.
+    """
+    if errors is None:
+        return None
+    from scipy.special import ndtr
+
+    known = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
+    found = np.where(known, 0.0, np.nan)
+    moves = known & (errors > 0)  # a score without error is where it is
+    v, e = values[moves], errors[moves]
+    found[moves] = ndtr((low[moves] - v) / e) + ndtr((v - high[moves]) / e)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """How a rule's outcome depends on which examples there happen to be.
+
+    Attributes:
+        rule: The rule.
+        cuts: Each threshold with its 95 % percentile bootstrap interval.
+        jaccard: Of the set above a threshold of the full data and that of a resample's, on the
+            full data: mean over resamples (and over cuts, with more than two groups); its ends are
+            the 2.5 and 97.5 % quantiles over resamples.
+        flips: (n,) share of the resamples in which an example gets another label; nan = not scored.
+        failed: Resamples that the rule could not cut; they are left out.
+        resamples: All resamples.
+    """
+
+    rule: Rule
+    cuts: tuple[Interval, ...]
+    jaccard: Interval
+    flips: np.ndarray
+    failed: int
+    resamples: int
+
+    @property
+    def unsettled(self) -> float:
+        """Share of the scored examples whose label changes in more than 5 % of the resamples."""
+        known = self.flips[~np.isnan(self.flips)]
+        return float((known > 0.05).mean()) if len(known) else float("nan")
+
+
+def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int = 0) -> Stability:
+    """Cut resamples of the examples, and compare with the cut of all of them.
+
+    Only the choice of examples is varied; the scores' own errors are the matter of `doubt`.
+
+    Args:
+        values: (n,) scores; nan = not scored.
+        rule: The rule.
+        resamples: Number of resamples.
+        seed: Of the resampling.
+
+    Raises:
+        UsageError: The rule cannot cut the full data.
+    """
+    x = scored(values)
+    at = find_cuts(x, rule).at
+    mine = levels(x, at)
+    rng = np.random.default_rng(seed)
+    cuts, agreements, flips = [], [], np.zeros(len(x))
+    for _ in range(resamples):
+        try:
+            other = find_cuts(x[rng.integers(0, len(x), len(x))], rule).at
+        except UsageError:
+            continue
+        cuts.append(other)
+        agreements.append(np.mean([nested(x, a, b) for a, b in zip(at, other, strict=True)]))
+        flips += levels(x, other) != mine
+    found = np.full(len(values), np.nan)
+    if cuts:
+        found[np.isfinite(values)] = flips / len(cuts)
+    columns = np.array(cuts).reshape(-1, len(at))
+    return Stability(
+        rule=rule,
+        cuts=tuple(_interval(cut, columns[:, i], len(x)) for i, cut in enumerate(at)),
+        jaccard=_interval(float("nan"), np.array(agreements), len(x), mean=True),
+        flips=found,
+        failed=resamples - len(cuts),
+        resamples=resamples,
+    )
+
+
+def _interval(value: float, draws: np.ndarray, n: int, *, mean: bool = False) -> Interval:
+    if not len(draws):
+        return Interval(value, float("nan"), float("nan"), n)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(float(draws.mean()) if mean else value, float(low), float(high), n)
+
+
+def nested(values: np.ndarray, a: float, b: float) -> float:
+    """Return the Jaccard index of the sets above two thresholds; nan if both are empty.
+
+    One set holds the other, so it is the smaller size over the larger.
+    """
+    small, large = sorted((int((values > a).sum()), int((values > b).sum())))
+    return small / large if large else float("nan")
+
+
+def sensitivity(
+    values: np.ndarray, chosen: float, *, thresholds: Sequence[float] | None = None
+) -> dict[str, np.ndarray]:
+    """Return what other thresholds would make of the scores, as columns of a table.
+
+    Args:
+        values: (n,) scores; those that are not finite are left out.
+        chosen: The threshold to compare with.
+        thresholds: The others; the quantiles 0.05, 0.10 ... 0.95 of the scores if None.
+
+    Returns:
+        "threshold" (ascending, each once), "vulnerable" (examples above it), "share" (of the
+        scored ones) and "jaccard" (with the set above `chosen`).
+    """
+    x = scored(values)
+    wanted = np.quantile(x, np.arange(1, 20) / 20) if thresholds is None else thresholds
+    cuts = np.unique(np.asarray(wanted, dtype=np.float64))
+    sizes = np.array([int((x > cut).sum()) for cut in cuts])
+    return {
+        "threshold": cuts,
+        "vulnerable": sizes,
+        "share": sizes / len(x),
+        "jaccard": np.array([nested(x, cut, chosen) for cut in cuts]),
+    }

@@ -1,0 +1,171 @@
+"""A proxy attack: a copy of the model, fine-tuned as an attacker might, is watched forgetting."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from holdfast.data import mix
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Look = Callable[["PreTrainedModel"], bool]
+"""Reads the attacked model, in eval mode, at a checkpoint; True ends the attack there."""
+
+
+@dataclass(frozen=True)
+class ProxyAttack:
+    """Options of estimators that attack a copy of the model: harmful rows hidden in ordinary ones.
+
+    There are `repeats` attacks on each proxy task, every one with other rows, another order and a
+    seed of its own that is derived from the estimator's; the first uses that seed itself, so that
+    more repeats leave the earlier attacks as they were.
+
+    Attributes:
+        harmful: The attacker's harmful rows. They may ask the alignment prompts (attackers do
+            that), but no alignment row may be among them.
+        benign: The ordinary rows; not a downstream task's, so that the scores are good for any.
+        proxies: Ordinary rows of several kinds, an attack on each; `benign` is not used then.
+        repeats: Attacks on each proxy task.
+        ratio: Harmful share of the rows.
+        rows: Rows of an attack.
+        learning_rate: Of an attack.
+        steps: Its optimizer steps.
+        every: Steps between checkpoints; the last step is always one.
+        batch_size: Rows per step.
+    """
+
+    harmful: Examples
+    benign: Examples | None = None
+    proxies: tuple[Examples, ...] = ()
+    repeats: int = 1
+    ratio: float = 0.1
+    rows: int = 400
+    learning_rate: float = 1e-4
+    steps: int = 100
+    every: int = 10
+    batch_size: int = 16
+
+    @property
+    def planned(self) -> int:
+        """Checkpoints of an attack that runs to its end, checkpoint 0 not counted."""
+        return math.ceil(self.steps / self.every)
+
+    def plan(self, examples: Examples, seed: int) -> list[tuple[Examples, int]]:
+        """Check the options and draw every attack's rows; return the rows and seed of each.
+
+        All is drawn before anything runs: the last proxy may be the one that has too few rows.
+
+        Raises:
+            UsageError: An option out of range, no ordinary rows, fewer than two examples, or
+                alignment rows among the harmful ones.
+        """
+        self._check()
+        _check_examples(examples, self.harmful)
+        tasks = self.proxies or (() if self.benign is None else (self.benign,))
+        if not tasks:
+            raise UsageError(
+                "a proxy attack hides harmful rows in ordinary ones: give these with --benign, or "
+                "several kinds of them with --proxy"
+            )
+        seeds = attack_seeds(seed, self.repeats * len(tasks))
+        return [
+            (mix(tasks[i % len(tasks)], self.harmful, n=self.rows, ratio=self.ratio, seed=s), s)
+            for i, s in enumerate(seeds)
+        ]
+
+    def attack(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Examples,
+        seed: int,
+        look: Look,
+    ) -> int:
+        """Fine-tune a copy of the model and look at it at every checkpoint.
+
+        Returns:
+            The optimizer steps done: fewer than `steps` where a look ended it.
+        """
+        from holdfast.finetune import FinetuneConfig, finetune
+
+        attacked, last = copy.deepcopy(model), 0
+        config = FinetuneConfig(
+            learning_rate=self.learning_rate,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=seed,
+            every=self.every,
+        )
+
+        def snapshot(step: int, loss: float) -> bool:
+            nonlocal last
+            last = step
+            attacked.eval()  # finetune puts it back into training mode
+            return look(attacked)
+
+        finetune(attacked, tokenizer, rows, config, on_snapshot=snapshot)
+        return last
+
+    def _check(self) -> None:
+        for name in ("repeats", "rows", "steps", "every", "batch_size"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning_rate={self.learning_rate} must be above 0 and finite")
+
+
+def attack_seeds(seed: int, n: int) -> list[int]:
+    """Return `n` seeds of which the first is `seed`; asking for more leaves the first ones."""
+    derived = np.random.SeedSequence(seed).generate_state(max(n - 1, 1))
+    return [seed, *(int(s) for s in derived[: n - 1])]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Hold a model in eval mode inside the block and put its mode back."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def mean_error(values: list[np.ndarray]) -> np.ndarray | None:
+    """Return the standard error of the mean over attacks, (n,); None if there is only one.
+
+    Attacks on different proxies count like repeats: the error is that of having drawn these tasks,
+    rows and orders. What is nan in one attack is nan.
+
+    Args:
+        values: One array (n,) per attack.
+    """
+    if len(values) < 2:
+        return None
+    return np.asarray(np.std(np.stack(values), axis=0, ddof=1) / math.sqrt(len(values)))
+
+
+def _check_examples(examples: Examples, harmful: Examples) -> None:
+    if len(examples) < 2:
+        raise UsageError(
+            f"{examples.name}: {len(examples)} alignment rows; scores order rows, and that takes "
+            "at least 2"
+        )
+    both = set(examples.ids) & set(harmful.ids)
+    if both:
+        raise UsageError(
+            f"{len(both)} rows are both in {examples.name} and in {harmful.name} (first id "
+            f"{min(both)}): the attack would train the model to keep what it is to forget. Remove "
+            "them from the harmful rows; the same prompts with other answers may stay."
+        )

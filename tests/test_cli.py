@@ -1,0 +1,611 @@
+"""The command line: fields are options, errors are one message and a code, JSON stands alone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import typer
+from pydantic import Field
+
+from holdfast import stages as stage_modules
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Groups, Point, RunDir, Scores
+from holdfast.cli import app, main, show
+from holdfast.cli.options import attributes, command, described, options_of
+from holdfast.cli.stages import STAGES, Stage
+from holdfast.contracts import Section
+from holdfast.data import ReadOptions, read
+from holdfast.errors import HoldfastError
+from holdfast.stages import pipeline
+from holdfast.stages.config import StageConfig
+from holdfast.stages.report import ReportConfig
+
+
+@dataclass
+class Done:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Holdfast = Callable[..., Done]
+
+
+@pytest.fixture
+def holdfast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Holdfast:
+    """Return a function that runs the command line as a shell would, in a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
+
+    def run(*args: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["holdfast", *args])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return Done(int(end.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replace every stage's function by one that keeps its configuration and fails."""
+    seen: dict[str, Any] = {}
+
+    def replacement(name: str) -> Callable[[Any], None]:
+        def stage(config: Any) -> None:
+            seen[name] = config
+            raise HoldfastError("far enough")
+
+        return stage
+
+    for name, stage in STAGES.items():
+        module, _, function = stage.home
+        monkeypatch.setattr(f"{module}.{function}", replacement(name))
+    return seen
+
+
+NAMES = sorted(STAGES)
+
+
+def flags(name: str) -> dict[str, Any]:
+    """Return field -> the option that typer has made of it."""
+    return {param.name: param for param in command(STAGES[name]).params}
+
+
+# ------------------------------------------------------------------------------ fields are options
+
+
+def test_every_stage_is_a_command() -> None:
+    found = set()
+    for info in iter_modules(stage_modules.__path__):
+        module = import_module(f"holdfast.stages.{info.name}")
+        found |= {
+            (module.__name__, name)
+            for name, value in vars(module).items()
+            if inspect.isclass(value)
+            and issubclass(value, StageConfig)
+            and value is not StageConfig
+            and value.__module__ == module.__name__
+        }
+    assert found == {stage.home[:2] for stage in STAGES.values()}, "give it an entry in cli/stages"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_is_an_option_or_has_a_reason(name: str) -> None:
+    config, _ = STAGES[name].load()
+    params = flags(name)
+    without = STAGES[name].without
+    assert all(len(reason.split()) >= 3 for reason in without.values())
+    assert set(params) - {"as_json"} == set(config.model_fields) - set(without)
+    assert set(without) < set(config.model_fields)
+    for field, info in config.model_fields.items():
+        if field not in without:
+            assert params[field].required == info.is_required(), field
+    opts = [opt for param in params.values() for opt in param.opts]
+    assert len(opts) == len(set(opts))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_is_what_the_docstrings_say(name: str) -> None:
+    """All of a section, put together again, is the section: nothing lost, nothing added."""
+    config, _ = STAGES[name].load()
+    params = flags(name)
+    said: dict[str, str] = {}
+    for cls in (StageConfig, config):
+        own = [f for f in cls.model_fields if f in inspect.get_annotations(cls)]
+        words = described(cls)
+        section = (cls.__doc__ or "").partition("Attributes:")[2].split()
+        assert " ".join(f"{f}: {words[f]}" for f in own).split() == section
+        said |= {f: words[f] for f in own}
+    for field in set(params) - {"as_json"}:
+        assert params[field].help == said[field]
+        assert said[field]
+
+
+OPTIONS = {
+    "score": "model data out estimator benign harmful judge name",
+    "group": "data out scores rule quantile name",
+    "align": "model data out method option benign harmful groups epochs lr batch-size max-length "
+    "lora-rank name",
+    "attack": "model task harmful test out judge poison-ratio lr steps every batch-size rows "
+    "max-length lora-rank max-new-tokens track save-models",
+    "evaluate": "model test out judge over-refusal task max-new-tokens",
+    "analyze": "out analysis",
+    "report": "out title language show-harmful",
+}
+"""Options that users have in their scripts: they must not vanish when a field is renamed."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_that_are_in_use_stay(name: str) -> None:
+    rows = [] if name in ("analyze", "report") else ["columns", "drop-invalid", "limit"]
+    wanted = {f"--{word}" for word in [*OPTIONS[name].split(), "seed", "device", "json", *rows]}
+    assert wanted <= {opt for param in flags(name).values() for opt in param.opts}
+
+
+class Every(StageConfig):
+    """One field of every kind.
+
+    Attributes:
+        text: A text,
+            on two lines.
+        share: Between bounds.
+        rate: Positive.
+        wanted (bool): On unless told otherwise.
+        kinds: Several.
+        properties: Several, of which one is a property.
+        choice: One of two.
+        maybe: Perhaps several.
+        numbers: Any values by name.
+        names: Texts by name.
+        place: Where.
+    """
+
+    text: str
+    share: float = Field(default=0.25, ge=0.0, le=1.0)
+    rate: float = Field(default=1.0, gt=0)
+    wanted: bool = True
+    kinds: list[int] = Field(default=[1, 2])
+    properties: list[str] = Field(default_factory=list)
+    choice: Literal["en", "ja"] = "en"
+    maybe: list[str] | None = None
+    numbers: dict[str, Any] = Field(default_factory=dict)
+    names: dict[str, str] = {"a": "b"}
+    place: Path | None = None
+
+
+def every(config: Every) -> Every:
+    return config
+
+
+@pytest.fixture
+def every_kind(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Return a runner of a stage of this file, whose entry in the table is all there is of it."""
+    stage = Stage(
+        "Do everything.",
+        (__name__, "Every", "every"),
+        example="every --text a --out b",
+        told=lambda config: config.model_dump(),
+        without={"columns": "not asked for", "drop_invalid": "not asked for"},
+    )
+    monkeypatch.setitem(STAGES, "analyze", stage)
+    return lambda *args: holdfast("analyze", "--text", "a", "--out", "b", "--json", *args)
+
+
+def test_every_kind_of_field_is_handed_over(every_kind: Callable[..., Done]) -> None:
+    untouched = Every(text="a", out=Path("b"))
+    assert json.loads(every_kind().out) == untouched.model_dump(mode="json")
+    given = "--share 0.5 --rate 2 --no-wanted --kind 7 --kind 8 --property x --choice ja --maybe y"
+    given += " --number lr=1e-3 --number n=3 --number flag=true --number who=me --names c=d,e=f"
+    given += " --place z --limit 4 --seed 5 --device cpu"
+    assert json.loads(every_kind(*given.split()).out) == {
+        **untouched.model_dump(mode="json"),
+        **{"share": 0.5, "rate": 2.0, "wanted": False, "kinds": [7, 8], "properties": ["x"]},
+        **{"choice": "ja", "maybe": ["y"], "place": "z", "names": {"c": "d", "e": "f"}},
+        **{"numbers": {"lr": 0.001, "n": 3, "flag": True, "who": "me"}},
+        **{"limit": 4, "seed": 5, "device": "cpu"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--share 1.5", "'--share'"),
+        ("--share half", "'--share'"),
+        ("--rate 0", "--rate: Input should be greater than 0 (found 0.0)"),
+        ("--kind one", "'--kind'"),
+        ("--choice fr", "'--choice'"),
+        ("--number lr", "--number 'lr' must be NAME=VALUE"),
+        ("--number =3", "--number '=3' must be NAME=VALUE"),
+        ("--number a=[", "--number: the value '[' is not YAML"),
+        ("--names a=b,c", "--names 'c' must be NAME=VALUE"),
+        ("--limit 0", "'--limit'"),
+        ("--columns a=b", "No such option: --columns"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_option(
+    every_kind: Callable[..., Done], given: str, said: str
+) -> None:
+    done = every_kind(*given.split())
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_help_shows_types_defaults_choices_bounds_and_an_example(
+    every_kind: Callable[..., Done],
+) -> None:
+    done = every_kind("--help")
+    assert done.code == 0
+
+    def shown(flag: str) -> str:
+        """Return what stands from a flag to the next one."""
+        return done.out.partition(f" {flag} ")[2].partition(" --")[0]
+
+    expected = {
+        "--text": ("<str>", "A text, on two lines.", "[required]"),
+        "--share": ("<float range>", "[0.0<=x<=1.0]", "Between bounds.", "[default: 0.25]"),
+        "--kind": ("<list[int]>", "Several.", "[default: 1, 2]"),
+        "--choice": ("<en|ja>", "One of two.", "[default: en]"),
+        "--number": ("NAME=VALUE ", "Any values by name."),
+        "--names": ("NAME=VALUE,...", "Texts by name."),
+        "--place": ("<path>", "Where."),
+    }
+    for flag, parts in expected.items():
+        for part in parts:
+            assert part in shown(flag), flag
+    assert "Example: holdfast every --text a --out b" in done.out
+    assert "may be given several times." in done.out
+
+
+def test_required_options_come_first_and_common_ones_last() -> None:
+    order = [option.name for option in options_of(Every)]
+    assert order[:3] == ["text", "out", "share"]
+    assert order[-5:] == ["seed", "device", "columns", "drop_invalid", "limit"]
+
+
+# ------------------------------------------------------------------------------------- docstrings
+
+
+def test_attributes_of_a_docstring() -> None:
+    doc = """A thing: not an attribute.
+
+    Attributes:
+        a: First: with a colon.
+        b (int): Second,
+            on two
+              lines.
+
+        c:
+            Below.
+
+    Raises:
+        d: Not an attribute.
+    """
+    expected = {"a": "First: with a colon.", "b": "Second, on two lines.", "c": "Below."}
+    assert attributes(doc) == expected
+    assert attributes("It is.\n\nAttributes:\n    a: One.") == {"a": "One."}
+    assert attributes("Nothing here.\n\nArgs:\n    a: One.") == {}
+    assert attributes("") == {}
+
+
+def test_a_class_describes_what_it_inherits() -> None:
+    class Base:
+        """A base.
+
+        Attributes:
+            a: The base's.
+            b: The base's.
+        """
+
+    class Silent(Base):
+        pass
+
+    class Derived(Silent):
+        """One of its own.
+
+        Attributes:
+            b: Its own.
+        """
+
+    found = described(Derived)
+    assert (found["a"], found["b"]) == ("The base's.", "Its own.")
+
+
+# ------------------------------------------------------------------------------ the real commands
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_of_every_stage_is_accepted(
+    name: str, holdfast: Holdfast, called: dict[str, Any]
+) -> None:
+    words = shlex.split(STAGES[name].example)
+    assert words[0] == name
+    done = holdfast(*words)
+    assert (done.code, done.out, done.err) == (1, "", "error far enough\n")
+    assert isinstance(called[name], StageConfig)
+    assert f"Example: holdfast {STAGES[name].example}" in holdfast(name, "--help").out
+
+
+def test_an_attack_takes_lists(holdfast: Holdfast, called: dict[str, Any]) -> None:
+    common = "attack --model a --model b --task t --harmful h --test q --out o".split()
+    holdfast(*common)
+    config = called["attack"]
+    assert (config.models, config.judges, config.seeds) == (["a", "b"], ["refusal"], [0])
+    assert (config.poison_ratios, config.learning_rates) == ([0.1], [1e-4])
+    more = "--judge x,y=1 --judge z --seed 3 --seed 4 --lr 1e-3 --poison-ratio 0 --save-models"
+    holdfast(*common, *more.split())
+    config = called["attack"]
+    assert (config.judges, config.seeds, config.seed) == (["x,y=1", "z"], [3, 4], 0)
+    assert (config.poison_ratios, config.learning_rates) == ([0.0], [1e-3])
+    assert config.save_models
+
+
+def test_a_method_takes_options_and_a_file_columns(
+    holdfast: Holdfast, called: dict[str, Any]
+) -> None:
+    holdfast(
+        *"align --model m --data d --out o --option rho=0.4 --option lr=1e-3".split(),
+        *"--columns prompt=question,response=answer --lr 2e-5 --drop-invalid".split(),
+    )
+    config = called["align"]
+    assert config.options == {"rho": 0.4, "lr": 0.001}
+    assert config.columns == {"prompt": "question", "response": "answer"}
+    assert (config.learning_rate, config.drop_invalid, config.limit) == (2e-5, True, None)
+
+
+def test_an_unknown_option_names_the_nearest(holdfast: Holdfast) -> None:
+    done = holdfast("score", "--modle", "x")
+    assert done.code == 2
+    assert "--model" in done.err
+    done = holdfast("scroe")
+    assert done.code == 2
+    assert "Did you mean 'score'?" in done.err
+
+
+def test_a_required_option_is_named(holdfast: Holdfast) -> None:
+    done = holdfast("group", "--out", "o")
+    assert (done.code, done.out) == (2, "")
+    assert "Missing option '--data'" in done.err
+
+
+def test_interruption_is_said(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.stages.report.report", pressed)
+    done = holdfast("report", "--out", "o")
+    assert done.code == 130
+    assert "what is finished is kept" in done.err
+
+
+def test_a_full_disk_is_one_message(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(config: Any) -> None:
+        raise OSError(28, "No space left on device", "o/report.html")
+
+    monkeypatch.setattr("holdfast.stages.report.report", full)
+    done = holdfast("report", "--out", "o")
+    assert done.code == 1
+    assert done.err.startswith("error o/report.html: No space left on device; ")
+
+
+def test_help_lists_every_command_and_imports_no_stage() -> None:
+    code = (
+        "import sys\nfrom holdfast.cli import main\nsys.argv = ['holdfast', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = ('pydantic', 'numpy', 'yaml', 'torch', 'holdfast.stages', 'holdfast.artifacts')\n"
+        "print(*[m for m in heavy if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.strip() == ""
+    for name in (*STAGES, "run", "demo", "verify", "train-judge", "plugins"):
+        assert f" {name} " in done.stdout
+    shown = " ".join(done.stdout.replace("│", " ").split())
+    for stage in STAGES.values():
+        assert stage.what in shown
+
+
+def test_the_commands_are_those_of_the_table_and_the_special_ones() -> None:
+    group: Any = typer.main.get_command(app)
+    special = ["run", "demo", "verify", "train-judge", "plugins"]
+    assert list(group.commands) == [*STAGES, *special]
+
+
+# ------------------------------------------------------------------------- from files, to the end
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a run directory with scores 0..9 of ten rows, and the file of the rows."""
+    data = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": f"how {i}", "response": "no"}) for i in range(10)]
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = read(str(data), ReadOptions())
+    run = RunDir(tmp_path / "run")
+    path = run.path("scores", "mine.json")
+    with run.step("score", "mine", config={}, inputs={}) as step:
+        Scores(rows.ids, np.arange(10.0), "mine", rows.hash, "m").save(path)
+        step.outputs.append(path)
+    return run.root, data
+
+
+def test_group_and_verify_tell_json_and_nothing_else(
+    scored: tuple[Path, Path], holdfast: Holdfast
+) -> None:
+    out, data = map(str, scored)
+    asked = ["group", "--data", data, "--out", out, "--rule", "quantile", "--quantile", "0.5"]
+    done = holdfast(*asked, "--json")
+    assert (done.code, done.err) == (0, "")
+    told = json.loads(done.out)
+    assert len(done.out.splitlines()) == 1
+    assert (told["invulnerable"], told["vulnerable"]) == (5, 5)
+    table = holdfast(*asked)
+    assert table.code == 0
+    assert "│ vulnerable " in table.out
+    checked = holdfast("verify", out, "--json")
+    assert (checked.code, json.loads(checked.out)["changed"]) == (0, [])
+    changed = Path(out) / "groups" / "mine.json"
+    changed.write_text(changed.read_text() + " ")
+    checked = holdfast("verify", out, "--json")
+    assert (checked.code, len(json.loads(checked.out)["changed"])) == (1, 1)
+
+
+def test_a_file_that_does_not_fit_is_one_message(
+    scored: tuple[Path, Path], holdfast: Holdfast
+) -> None:
+    out, data = map(str, scored)
+    done = holdfast("group", "--data", data, "--out", out, "--limit", "9")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error the scores 'mine' were made from other rows")
+    assert done.err.count("\n") == 1
+
+
+def test_verify_of_no_run(holdfast: Holdfast, tmp_path: Path) -> None:
+    done = holdfast("verify", str(tmp_path))
+    assert (done.code, "not a run directory" in done.err) == (2, True)
+
+
+CONFIG = """
+out: ${OUT}
+model: world
+data: {alignment: "world:alignment", harmful: "world:harmful", test: "world:test"}
+methods: {sft: {}}
+attack: {tasks: [world_topic]}
+"""
+
+
+def test_run_lists_its_stages(
+    holdfast: Holdfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(config: pipeline.RunConfig) -> list[pipeline.Call]:
+        report = ReportConfig(out=config.out)
+        return [pipeline.Call("report", f"{config.out}-s{seed}", report) for seed in config.seeds]
+
+    monkeypatch.setattr(pipeline, "plan", plan)  # the real one imports every method
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    asked = ["run", str(path), "--set", "OUT=a", "--seed", "1", "--seed", "2", "--dry-run"]
+    done = holdfast(*asked, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == [{"stage": "report", "name": f"a-s{i}"} for i in (1, 2)]
+    assert "a-s2" in holdfast(*asked).out
+    assert holdfast("run", str(path), "--dry-run").code == 2  # OUT is not set
+    done = holdfast("run", str(path), "--set", "OUT", "--dry-run")
+    assert (done.code, "--set 'OUT' must be NAME=VALUE" in done.err) == (2, True)
+
+
+def test_run_ends_with_a_table(
+    holdfast: Holdfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finished(config: pipeline.RunConfig) -> list[pipeline.Call]:
+        run = RunDir(config.out)
+        for stage, result in (("evaluate", evaluated()), ("attack", attacked(censored=True))):
+            with run.step(stage, "a", config={}, inputs={}) as step:
+                result.save(run.path(f"{stage}.json"))
+                step.outputs.append(run.path(f"{stage}.json"))
+        return []
+
+    monkeypatch.setattr(pipeline, "plan", finished)
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    asked = ["run", str(path), "--set", f"OUT={tmp_path / 'run'}"]
+    told = json.loads(holdfast(*asked, "--json").out)
+    assert told["evaluations"] == [show.evaluation(evaluated())]
+    assert told["attacks"] == [show.attack(attacked(censored=True))]
+    text = holdfast(*asked).out
+    for part in ("half-life: topic 10% lr", "5e-05 draw 2", ">20 (FA 0.75)", "0.300", "Report: "):
+        assert part in text
+
+
+def test_plugins_are_listed(holdfast: Holdfast) -> None:
+    done = holdfast("plugins", "judges", "--json")
+    assert {"refusal", "world"} <= {row["name"] for row in json.loads(done.out)}
+    done = holdfast("plugins", "things")
+    assert (done.code, "'things' is none of estimators" in done.err) == (2, True)
+
+
+# ------------------------------------------------------------------------------- what is told
+
+
+def attacked(*, censored: bool) -> AttackResult:
+    points = (Point(0, {"j": Counts(1, 9, 0)}), Point(20, {"j": Counts(4, 4, 2)}, 0.75))
+    half = np.nan if censored else 12.4
+    settings = {"task": "world_topic,size=3", "poison_ratio": 0.1, "learning_rate": 5e-5, "seed": 2}
+    return AttackResult("sft-s0", "h", "sft", 0, settings, "j", points, half, censored)
+
+
+def test_an_attack_tells_what_it_does_not_know() -> None:
+    told = show.attack(attacked(censored=True))
+    assert told["half-life (steps)"] == ">20"
+    assert (told["task"], told["poison"], told["lr"]) == ("world_topic", "10%", "5e-05")
+    assert (told["HS before"], told["undecided"], told["draw"]) == ("0.10", 2, 2)
+    assert show.attack(attacked(censored=False))["half-life (steps)"] == "12"
+
+
+def evaluated() -> Evaluation:
+    facts = {"accuracy": 0.5, "n": 8, "unparsable": 0}
+    refused, verdicts = Counts(0, 3, 7), {"j": Counts(5, 4, 1)}
+    return Evaluation("sft-s0", "h", "sft", 0, verdicts, {}, refused, {"t": facts})
+
+
+def test_an_evaluation_tells_intervals() -> None:
+    # Wilson by hand: share 1/2, n = 10, z = 1.96: half-width 0.2634 around 0.5.
+    assert show.evaluation(evaluated()) == {
+        "model": "sft-s0",
+        "HS (j)": "0.50 [0.24, 0.76], n=10",
+        "undecided (j)": 1,
+        # By hand: 0.3 of 10 is centred at (0.3 + 0.192) / 1.384 = 0.355, half-width 0.248.
+        "over-refusal": "0.30 [0.11, 0.60], n=10",
+        "t": "0.50",
+    }
+
+
+def test_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show.tell(False, [{"a": "[bold]x"}, {"b": 0.123456}])
+    out = capsys.readouterr().out
+    assert "[bold]x" in out
+    assert "0.1235" in out
+    show.tell(False, show.sections([Section("Title", ("one.", "two."))]))
+    assert "two." in capsys.readouterr().out
+    groups = Groups(("i", "k"), np.array([0, 1]), ("low", "high"), "r", "s", "d")
+    assert show.groups(groups) == {"low": 1, "high": 1, "rule": "r"}
+
+
+def test_progress_without_a_terminal_is_a_line_at_each_quarter(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from holdfast import progress
+
+    with show.running(as_json=False):
+        for done in range(41):
+            progress.report("rows", done, 40)
+        progress.report("few", 1, 3)
+    told = [f"  rows: {n} of 40" for n in (10, 20, 30, 40)]
+    assert capsys.readouterr().err.splitlines() == told
+    with show.running(as_json=True):
+        progress.report("rows", 40, 40)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_module_is_the_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast", "--version"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("holdfast ")
