@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
+from holdfast.directions import forward_derivative
 from holdfast.errors import UsageError
-from holdfast.estimators.attack_direction import AttackDirection, critical_steps
+from holdfast.estimators.attack_direction import AttackDirection, critical_steps, linearized
 from holdfast.examples import Example, Examples
 from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.losses import refusal_margin, refusal_tokens
+from holdfast.half_flip import half_flip_step
+from holdfast.losses import prefix_margins, refusal_margin, refusal_tokens
+from holdfast.weights import perturbed
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
@@ -81,11 +85,17 @@ def test_critical_steps_cost_two_to_three_passes() -> None:
 # ------------------------------------------------------------------------------- half-flip step
 
 
+def half_flip(margins: Lines, *, flip: float = 0.5, sample: int = 32) -> float:
+    return half_flip_step(
+        margins, len(margins.free), flip=flip, sample=sample, seed=0, what="the way there"
+    )
+
+
 @pytest.mark.parametrize(("flip", "crossing"), [(0.5, 3.0), (0.2, 1.0), (1.0, 5.0)])
 def test_the_half_flip_step_flips_that_share_and_no_more(flip: float, crossing: float) -> None:
     # Five lines cross at 1, 2, 3, 4, 5: the share flipped reaches 20 % just after 1, and so on.
     margins = Lines([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
-    found = AttackDirection(flip=flip)._half_flip_step(margins, len(margins.free), seed=0)
+    found = half_flip(margins, flip=flip)
     assert crossing < found
     if flip < 1:
         assert found <= crossing + 1
@@ -99,7 +109,7 @@ def test_the_half_flip_step_keeps_its_promise_for_any_lines(
     crossings: list[float], flip: float
 ) -> None:
     margins = Lines(crossings, [1.0] * len(crossings))
-    step = AttackDirection(flip=flip)._half_flip_step(margins, len(crossings), seed=0)
+    step = half_flip(margins, flip=flip)
     assert len(margins.asked) <= 1 + 15 + 12  # doublings from 0.1 to 1e3, then the search
     share = float((margins(step, range(len(crossings))) < 0).mean())
     assert share >= flip
@@ -108,7 +118,7 @@ def test_the_half_flip_step_keeps_its_promise_for_any_lines(
 def test_the_half_flip_step_is_found_in_few_looks() -> None:
     free = np.random.default_rng(0).lognormal(0, 1, 1000)
     margins = Lines(free.tolist(), [1.0] * 1000)
-    step = AttackDirection(sample=1000)._half_flip_step(margins, 1000, seed=0)
+    step = half_flip(margins, sample=1000)
     assert 0.5 <= (free < step).mean() <= 0.5 + 1 / 16
     # 0, then 0.1 doubled until it passes the median of 1 (five times), then the search.
     assert len(margins.asked) <= 1 + 5 + 3
@@ -116,14 +126,14 @@ def test_the_half_flip_step_is_found_in_few_looks() -> None:
 
 def test_the_half_flip_step_asks_the_sample_only() -> None:
     margins = Lines(np.linspace(1, 2, 500).tolist(), [1.0] * 500)
-    AttackDirection(sample=20)._half_flip_step(margins, len(margins.free), seed=0)
+    half_flip(margins, sample=20)
     assert {n for _, n in margins.asked} == {20}
 
 
 def test_a_model_that_never_lets_go() -> None:
     margins = Lines([1.0, 1.0], [0.0, 0.0])
-    with pytest.raises(UsageError, match=r"no step up to .* flips 50% .*'mismatched'.*another"):
-        AttackDirection()._half_flip_step(margins, len(margins.free), seed=0)
+    with pytest.raises(UsageError, match=r"no step up to .* flips 50% .* the way there"):
+        half_flip(margins)
 
 
 # -------------------------------------------------------------------------------- attack direction
@@ -165,8 +175,8 @@ def test_scores_are_the_margins_where_the_attack_leads(
     assert found.facts["source"] == "harmful"
 
 
-@pytest.mark.parametrize("variant", ["half_flip", "critical_step"])
-@pytest.mark.parametrize("source", ["harmful", "mismatched", "affirmative"])
+@pytest.mark.parametrize("variant", ["half_flip", "critical_step", "derivative"])
+@pytest.mark.parametrize("source", ["harmful", "base", "mismatched", "affirmative"])
 def test_nothing_is_left_behind(
     source: str,
     variant: str,
@@ -180,7 +190,9 @@ def test_nothing_is_left_behind(
         p.grad = torch.ones_like(p)
     before, state = weights_of(aligned), torch.get_rng_state()
     numpy_state = str(np.random.get_state())  # noqa: NPY002  # that it is not used
-    estimator = AttackDirection(rows.harmful, rows.benign, variant=variant, source=source)
+    estimator = AttackDirection(
+        rows.harmful, rows.benign, base="world", variant=variant, source=source, flip=0.2
+    )
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     assert found.values.shape == (24,)
     assert np.isfinite(found.values).all()
@@ -250,7 +262,114 @@ def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
     assert ranks[:4].mean() >= 11.5 + 4  # chance is 11.5, its standard error 3.2
 
 
+def test_the_derivative_is_exact(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    estimator = AttackDirection(rows.harmful, quantity="margin")
+    direction = estimator.direction(aligned, tokenizer, rows.safety, 0)
+    encoded = models.encode(tokenizer, rows.safety, 256)
+    read = estimator._reader(aligned, encoded, 0)
+    value, slope = forward_derivative(aligned, direction, lambda: read.tensor(range(24)))
+    ends = []
+    for side in (1e-2, -1e-2):
+        with perturbed(list(aligned.parameters()), [side * d for d in direction]):
+            ends.append(read.tensor(range(24)))
+    torch.testing.assert_close(value, read.tensor(range(24)), atol=1e-4, rtol=1e-4)
+    # Float32 margins around 5 are good to 1e-6 of that, over 2e-2.
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-2, atol=2e-2, rtol=2e-2)
+    estimator = replace(estimator, variant="derivative", flip=0.2)
+    found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
+    scores, step = linearized(value.double().numpy(), slope.double().numpy(), 0.2)
+    np.testing.assert_allclose(found.values, scores, atol=1e-3)
+    assert found.facts["step"] == pytest.approx(step, rel=1e-3)
+
+
+def test_linearized_margins_by_hand() -> None:
+    # 2 - a, 3 - a, 4 - 4a, and one that rises: crossings 2, 3, 1, never; half is the second: 2.
+    margins, slopes = np.array([2.0, 3.0, 4.0, 1.0]), np.array([-1.0, -1.0, -4.0, 1.0])
+    scores, step = linearized(margins, slopes, 0.5)
+    assert step == 2
+    assert scores.tolist() == [0, -1, 4, -3]
+    with pytest.raises(UsageError, match="75% of the margins fall .* flip=1; use variant"):
+        linearized(margins, slopes, 1.0)
+
+
+def test_several_directions_give_a_standard_error(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    single = AttackDirection(rows.harmful)
+    assert single.score(aligned, tokenizer, rows.safety, seed=0).errors is None
+    found = replace(single, repeats=3).score(aligned, tokenizer, rows.safety, seed=0)
+    parts = [single._attack_rows(rows.safety, 0, draw) for draw in range(3)]
+    assert parts[0].ids != parts[1].ids  # sixteen rows: with one draw all are taken
+    halves = [replace(single, repeats=3)._attack_rows(rows.safety, 0, draw) for draw in range(3)]
+    assert [len(h) for h in halves] == [8, 8, 8]
+    each = np.array(
+        [
+            replace(single, harmful=half, rows=8).score(aligned, tokenizer, rows.safety, seed=0)
+            for half in halves
+        ],
+        dtype=object,
+    )
+    values = np.array([e.values for e in each])
+    np.testing.assert_allclose(found.values, values.mean(0), atol=1e-3)
+    assert found.errors is not None
+    np.testing.assert_allclose(found.errors, values.std(0, ddof=1) / math.sqrt(3), atol=1e-3)
+
+
+def test_further_steps_are_those_of_fine_tuning(
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    before = weights_of(aligned)
+    estimator = AttackDirection(rows.harmful, steps=3, step_size=1e-3)
+    found = estimator.direction(aligned, tokenizer, rows.safety, 0)
+    assert same(weights_of(aligned), before)
+    config = FinetuneConfig(learning_rate=1e-3, steps=3, batch_size=16)
+    finetune(aligned, tokenizer, rows.harmful, config)
+    moved = [p.detach() - before[name] for name, p in aligned.named_parameters()]
+    norm = math.sqrt(sum(float((m**2).sum()) for m in moved))
+    for d, m in zip(found, moved, strict=True):
+        torch.testing.assert_close(d, m / norm, atol=1e-6, rtol=1e-4)
+
+
+def test_the_prefix_margin_is_the_mean_gap_of_the_first_tokens(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    encoded = models.encode(tokenizer, rows.safety, 256)
+    found = prefix_margins(aligned, encoded, 3, pad=0)
+    for row, value in zip(encoded[:5], found, strict=False):
+        with torch.no_grad():
+            logits = aligned(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        gaps = []
+        for t in range(row.start, row.start + 3):
+            others = [float(x) for v, x in enumerate(logits[t - 1]) if v != row.ids[t]]
+            gaps.append(float(logits[t - 1, row.ids[t]]) - max(others))
+        assert float(value) == pytest.approx(np.mean(gaps), abs=1e-3)
+
+
+def test_auto_reads_the_prefix_where_answers_begin_in_no_common_way(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    common = models.encode(tokenizer, rows.safety, 256)
+    assert AttackDirection()._reader(model, common, 0).quantity == "margin"
+    diverse = [models.Encoded((5, 10 + i, 1), 1) for i in range(40)]
+    assert AttackDirection()._reader(model, diverse, 0).quantity == "prefix"
+
+
+def test_the_base_is_asked_what_it_answered_before(rows: Any) -> None:
+    found = AttackDirection(base="world", source="base", rows=6)._attack_rows(rows.safety, 1)
+    assert len(found) == 6
+    assert set(found.prompts) <= set(rows.safety.prompts)
+    assert all(r.startswith("to ") for r in found.responses)  # as this base always begins
+
+
 def test_auto_takes_what_there_is(rows: Any) -> None:
+    assert AttackDirection(base="world", benign=rows.benign)._source() == "base"
     assert AttackDirection(rows.harmful, rows.benign)._source() == "harmful"
     assert AttackDirection(benign=rows.benign)._source() == "mismatched"
 
@@ -271,10 +390,14 @@ def test_rows_behind_the_direction(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "best"}, "variant='best' must be one of half_flip, critical_step"),
+        ({"variant": "best"}, "variant='best' must be one of half_flip, critical_step, deriv"),
         ({"geometry": "inf"}, "geometry='inf' must be one of sign, l2"),
-        ({"source": "hub"}, "source='hub' must be one of auto, harmful, mismatched, affirmative"),
+        (
+            {"source": "hub"},
+            "source='hub' must be one of auto, harmful, base, mism",
+        ),
         ({"source": "harmful"}, "source=harmful needs harmful rows: give --harmful"),
+        ({"source": "base"}, "source=base needs the model before its alignment: give --base"),
         ({"source": "mismatched"}, "source=mismatched needs benign rows: give --benign"),
         ({}, "source=mismatched needs benign rows"),
     ],

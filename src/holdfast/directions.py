@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from holdfast.examples import Examples
+from holdfast.finetune import FinetuneConfig, finetune
 from holdfast.losses import chunks
 from holdfast.models import check_context, collate, encode
 from holdfast.weights import Geometry, step_along, trainable
@@ -50,3 +55,66 @@ def descent(
     if geometry == "sign":
         grads = step_along(grads, 1.0, geometry="sign", in_place=True)
     return step_along(grads, -1.0, in_place=True)
+
+
+def adam_steps(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Examples,
+    config: FinetuneConfig,
+) -> list[Tensor]:
+    """Return the unit direction in which several steps of fine-tuning on these rows lead.
+
+    The weights are restored exactly and accumulated gradients put back. It takes four copies of
+    the trainable parameters: the weights before, the way they moved, and Adam's two moments.
+    """
+    parameters = trainable(model)
+    kept = [p.grad for p in parameters]
+    before = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        finetune(model, tokenizer, rows, config)
+        moved = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
+    finally:
+        for p, old, grad in zip(parameters, before, kept, strict=True):
+            p.detach().copy_(old)
+            p.grad = grad
+    return step_along(moved, 1.0, in_place=True)
+
+
+def forward_derivative(
+    model: nn.Module, direction: Sequence[Tensor], read: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return what `read` finds at the model's weights, and its derivative along a direction.
+
+    Exact, by forward-mode automatic differentiation; attention runs in its plain kernel, since the
+    fused ones have no forward derivative.
+
+    Args:
+        model: The model that `read` uses.
+        direction: One tensor per trainable parameter.
+        read: Computes a tensor (n,) from the model by differentiable operations.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    inside = _Reading(model, read)
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        duals = {
+            f"model.{name}": forward_ad.make_dual(p.detach(), d)
+            for name, p, d in zip(names, trainable(model), direction, strict=True)
+        }
+        found = functional_call(inside, duals, ())
+        value, slope = forward_ad.unpack_dual(found)
+        return value.detach(), torch.zeros_like(value) if slope is None else slope.detach()
+
+
+class _Reading(nn.Module):
+    """Lets `functional_call` swap the weights under a function that closes over the model."""
+
+    def __init__(self, model: nn.Module, read: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.read = read
+
+    def forward(self) -> Tensor:
+        return self.read()

@@ -82,6 +82,32 @@ def first_margins(
 
 
 @torch.no_grad()
+def prefix_margins(
+    model: nn.Module, rows: Sequence[Encoded], length: int, *, pad: int, batch_size: int = 64
+) -> Tensor:
+    """Return the mean margin of every row's first answer tokens, (n,) float32 on the CPU.
+
+    The margin of token t is log p(y_t | y_<t) - max over v other than y_t of log p(v | y_<t), fed
+    with the row's own answer; below 0 the model would say something else. Unlike the refusal
+    margin it needs no common way to begin, but it also counts another wording as forgetting.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: rows[i].start)
+    margins = torch.empty(len(rows))
+    for indices in chunks(order, batch_size):
+        cut = [Encoded(rows[i].ids[: rows[i].start + length], rows[i].start) for i in indices]
+        batch = collate(cut, pad, device)
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].float()
+        counted = labels != IGNORE
+        own = logits.gather(2, labels.clamp(min=0)[..., None])
+        others = logits.scatter(2, labels.clamp(min=0)[..., None], -torch.inf).amax(2)
+        gaps = torch.where(counted, own[..., 0] - others, 0.0)
+        margins[indices] = (gaps.sum(1) / counted.sum(1)).cpu()
+    return margins
+
+
+@torch.no_grad()
 def answer_losses(
     model: nn.Module, rows: Sequence[Encoded], *, pad: int, batch_size: int = 64
 ) -> Tensor:

@@ -47,6 +47,7 @@ def make(request: pytest.FixtureRequest, rows: Any) -> Make:
         offered = {
             "harmful": rows.harmful,
             "benign": rows.benign,
+            "base": "world",
             "judge": Refusal(),  # more easily set off than the exact one
             **resources,
         }

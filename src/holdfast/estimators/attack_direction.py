@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from holdfast.models import Encoded
     from holdfast.weights import Geometry
 
-SOURCES = ("auto", "harmful", "mismatched", "affirmative")
-VARIANTS = ("half_flip", "critical_step")
+SOURCES = ("auto", "harmful", "base", "mismatched", "affirmative")
+VARIANTS = ("half_flip", "critical_step", "derivative")
 GEOMETRIES = ("sign", "l2")
+QUANTITIES = ("auto", "margin", "prefix")
+MOST_TOKENS = 16
+"""Where more tokens than these begin the answers, they share no way to begin."""
+PREFIX = 3
+"""Answer tokens behind the prefix margin; alignment is a few tokens deep (Qi et al. 2024)."""
 
 
 @dataclass(frozen=True)
@@ -35,40 +41,60 @@ class AttackDirection(Estimator):
     first answer token: the log-probability of the set of tokens with which refusals begin, against
     the best other token. An example whose margin falls below zero is answered, not refused.
     The sign is what Adam's first step takes, and attackers use Adam; -g itself agrees less with
-    what attacks forget (docs/estimators.md).
+    what attacks forget, and further steps of Adam no more (docs/estimators.md).
 
     - half_flip: the step a at which half of a small sample has flipped is found by false
       position; every example's margin there, negated, is its score. One pass and some.
     - critical_step: each example's own a, where its margin changes sign; the score is -log a.
       Two to three passes: outward from the half-flip step, only those still undecided.
+    - derivative: the margin's exact derivative along d, by forward-mode differentiation; the
+      score is the linearized margin where half have flipped. It sees no curve: an ablation.
 
-    It is not a per-example gradient method, and no influence function: nothing is linearized; the
-    margin is measured where the attack leads. The size of the step has no free constant.
+    It is not a per-example gradient method, and no influence function: the margin is measured
+    where the attack leads. The size of the step has no free constant.
 
     Attributes:
         harmful: Rows such as the attacker would use; a few are enough. Optional.
         benign: Ordinary instructions with answers, for source "mismatched".
-        variant: "half_flip" or "critical_step".
-        source: Where the direction comes from: "harmful" rows; "mismatched": the alignment
-            prompts paired with unrelated benign answers; "affirmative": the alignment prompts
-            answered with `prefix`. "auto" takes harmful rows where there are any, else
-            mismatched. Only "harmful" needs harmful data.
+        base: The model before its alignment, for source "base": "world", a directory or a hub id.
+        variant: "half_flip", "critical_step" or "derivative".
+        source: Where the direction comes from: "harmful" rows; "base": the alignment prompts with
+            the first tokens that the model answered before its alignment; "mismatched": the
+            prompts with unrelated benign answers; "affirmative": the prompts with `prefix`.
+            "auto" is the first of these that there is anything for. Only "harmful" needs harmful
+            data.
         prefix: How an obliging answer begins, for source "affirmative".
+        answer_tokens: Length of the base's answers.
+        quantity: What is read: "margin", the refusal margin above; "prefix", for answers that
+            begin in no common way: the mean over the first three answer tokens of each token's
+            log-probability against the best other token. "auto" takes the margin where 16 tokens
+            or fewer begin 95 % of the answers.
         geometry: "sign", or "l2" for the gradient itself.
+        steps: Steps of the attacker; more than one are steps of Adam of `step_size`, and the
+            direction is where they lead.
+        step_size: Of each coordinate, if steps > 1.
+        repeats: Directions, each from other rows; scores are averaged, and their spread is the
+            standard error. With one, errors are unknown.
         rows: Rows behind the gradient.
         flip: Share of the sample that must have flipped.
         sample: Examples on which the step is found.
         max_length: Tokens kept per row.
     """
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "base"})
 
     harmful: Examples | None = None
     benign: Examples | None = None
+    base: str | None = None
     variant: str = "half_flip"
     source: str = "auto"
     prefix: str = "Sure, here is"
+    answer_tokens: int = 8
+    quantity: str = "auto"
     geometry: str = "sign"
+    steps: int = 1
+    step_size: float = 1e-4
+    repeats: int = 1
     rows: int = 32
     flip: float = 0.5
     sample: int = 32
@@ -86,6 +112,7 @@ class AttackDirection(Estimator):
         self._check("variant", VARIANTS)
         self._check("source", SOURCES)
         self._check("geometry", GEOMETRIES)
+        self._check("quantity", QUANTITIES)
         was_training = model.training
         model.eval()
         try:
@@ -100,38 +127,75 @@ class AttackDirection(Estimator):
         examples: Examples,
         seed: int,
     ) -> Estimate:
-        from holdfast.losses import first_margins, refusal_tokens
         from holdfast.models import encode_scored
-        from holdfast.weights import restored, trainable
 
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
-        tokens = refusal_tokens(encoded)
-        pad = cast(int, tokenizer.pad_token_id)
-        parameters = trainable(model)
-        direction = self.direction(model, tokenizer, examples, seed)
-
-        def margins(size: float, positions: Sequence[int]) -> np.ndarray:
-            with restored(parameters) as add:
-                if size:
-                    add([size * d for d in direction])
-                rows = [encoded[i] for i in positions]
-                found = first_margins(model, rows, tokens, pad=pad)
-            return found.double().numpy()
-
-        step = self._half_flip_step(margins, len(encoded), seed)
-        everything = range(len(encoded))
-        if self.variant == "half_flip":
-            values = -margins(step, everything)
-        else:
-            values = critical_steps(margins, len(encoded), step)
+        read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
+        found, steps = [], []
+        for draw in range(self.repeats):
+            rows = self._attack_rows(examples, seed, draw, str(model.device))
+            direction = self._direction(model, tokenizer, rows, seed)
+            values, step = self._values(model, read, direction, len(encoded), seed)
+            found.append(values)
+            steps.append(step)
+        spread = np.std(found, axis=0, ddof=1) if self.repeats > 1 else None
         return Estimate(
-            values=values,
+            values=np.mean(found, axis=0),
+            errors=None if spread is None else spread / math.sqrt(self.repeats),
             facts={
-                "step": step,
-                "refusal_tokens": len(tokens),
+                "step": float(np.mean(steps)),
+                "quantity": read.quantity,
+                "refusal_tokens": len(read.tokens),
                 "source": self._source(),
             },
         )
+
+    def _values(
+        self,
+        model: PreTrainedModel,
+        read: _Reader,
+        direction: Sequence[torch.Tensor],
+        n: int,
+        seed: int,
+    ) -> tuple[np.ndarray, float]:
+        """Return the scores along one direction, and the step they were taken at."""
+        from holdfast.weights import restored, trainable
+
+        if self.variant == "derivative":
+            return linearized(*self._derivative(model, read, direction, n), self.flip)
+
+        def margins(size: float, positions: Sequence[int]) -> np.ndarray:
+            with restored(trainable(model)) as add:
+                if size:
+                    add([size * d for d in direction])
+                return read(positions)
+
+        step = half_flip_step(
+            margins, n, flip=self.flip, sample=self.sample, seed=seed, what=self._what()
+        )
+        if self.variant == "half_flip":
+            return -margins(step, range(n)), step
+        return critical_steps(margins, n, step), step
+
+    def _derivative(
+        self, model: PreTrainedModel, read: _Reader, direction: Sequence[torch.Tensor], n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from holdfast.directions import forward_derivative
+
+        value, slope = forward_derivative(model, direction, lambda: read.tensor(range(n)))
+        return value.double().numpy(), slope.double().numpy()
+
+    def _what(self) -> str:
+        return f"this direction (source {self._source()!r}); try another source"
+
+    def _reader(self, model: PreTrainedModel, encoded: list[Encoded], pad: int) -> _Reader:
+        from holdfast.losses import refusal_tokens
+
+        quantity = self.quantity
+        if quantity == "auto":
+            common = len(refusal_tokens(encoded, coverage=0.95)) <= MOST_TOKENS
+            quantity = "margin" if common else "prefix"
+        return _Reader(model, encoded, quantity, refusal_tokens(encoded), pad)
 
     def _check(self, option: str, known: tuple[str, ...]) -> None:
         value = getattr(self, option)
@@ -141,7 +205,9 @@ class AttackDirection(Estimator):
     def _source(self) -> str:
         if self.source != "auto":
             return self.source
-        return "harmful" if self.harmful is not None else "mismatched"
+        if self.harmful is not None:
+            return "harmful"
+        return "base" if self.base is not None else "mismatched"
 
     def direction(
         self,
@@ -150,33 +216,120 @@ class AttackDirection(Estimator):
         examples: Examples,
         seed: int,
     ) -> list[torch.Tensor]:
-        """Return the attacker's first step, normalized, one tensor per trainable parameter."""
-        from holdfast.directions import descent
+        """Return the attacker's direction, a unit vector, one tensor per trainable parameter."""
+        rows = self._attack_rows(examples, seed, device=str(model.device))
+        return self._direction(model, tokenizer, rows, seed)
 
-        rows = self._attack_rows(examples, seed)
+    def _direction(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Examples,
+        seed: int,
+    ) -> list[torch.Tensor]:
+        from holdfast.directions import adam_steps, descent
+        from holdfast.finetune import FinetuneConfig
+
+        if self.steps > 1:
+            config = FinetuneConfig(
+                learning_rate=self.step_size,
+                steps=self.steps,
+                batch_size=min(16, len(rows)),
+                max_length=self.max_length,
+                seed=seed,
+            )
+            return adam_steps(model, tokenizer, rows, config)
         geometry = cast("Geometry", self.geometry)
         return descent(model, tokenizer, rows, self.max_length, geometry=geometry)
 
-    def _attack_rows(self, examples: Examples, seed: int) -> Examples:
-        source, rng = self._source(), np.random.default_rng(seed)
+    def _attack_rows(
+        self, examples: Examples, seed: int, draw: int = 0, device: str = "cpu"
+    ) -> Examples:
+        """Return the rows behind the direction number `draw`.
+
+        Several draws take at most half of what there is, or they would all be the same.
+        """
+        source, rng = self._source(), np.random.default_rng([seed, draw] if draw else seed)
         if source == "harmful":
             if self.harmful is None:
                 raise UsageError("source=harmful needs harmful rows: give --harmful")
-            size = min(self.rows, len(self.harmful))
-            return self.harmful.select(rng.choice(len(self.harmful), size, replace=False).tolist())
-        size = min(self.rows, len(examples))
-        if source == "affirmative":
-            chosen = rng.choice(len(examples), size, replace=False)
-            return Examples(
-                (Example(examples[i].prompt, self.prefix) for i in chosen), name="affirmative"
-            )
-        if self.benign is None:
-            raise UsageError("source=mismatched needs benign rows: give --benign")
-        return mismatched(examples.prompts, self.benign.responses, n=size, seed=seed)
+            return self.harmful.select(self._draw(rng, len(self.harmful)))
+        chosen = self._draw(rng, len(examples))
+        if source == "mismatched":
+            if self.benign is None:
+                raise UsageError("source=mismatched needs benign rows: give --benign")
+            mixed = seed + 1000 * draw
+            return mismatched(examples.prompts, self.benign.responses, n=len(chosen), seed=mixed)
+        prompts = [examples[i].prompt for i in chosen]
+        answers = (
+            self._base_answers(prompts, device)
+            if source == "base"
+            else [self.prefix] * len(prompts)
+        )
+        rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
+        if not rows:
+            raise UsageError(f"the base {self.base!r} answers nothing; try source=mismatched")
+        return Examples(rows.values(), name=source)
 
-    def _half_flip_step(self, margins: Margins, n: int, seed: int) -> float:
-        what = f"the direction of source {self._source()!r}; try another source"
-        return half_flip_step(margins, n, flip=self.flip, sample=self.sample, seed=seed, what=what)
+    def _draw(self, rng: np.random.Generator, n: int) -> list[int]:
+        most = n if self.repeats == 1 else max(1, n // 2)
+        return [int(i) for i in rng.choice(n, min(self.rows, most), replace=False)]
+
+    def _base_answers(self, prompts: Sequence[str], device: str) -> list[str]:
+        from holdfast import models
+        from holdfast.generate import generate
+
+        if self.base is None:
+            raise UsageError("source=base needs the model before its alignment: give --base")
+        base = models.load(self.base, device=device)
+        return generate(base.model, base.tokenizer, prompts, max_new_tokens=self.answer_tokens)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads how well each example is held at the model's present weights."""
+
+    model: PreTrainedModel
+    encoded: list[Encoded]
+    quantity: str
+    tokens: torch.Tensor
+    pad: int
+
+    def __call__(self, positions: Sequence[int]) -> np.ndarray:
+        """Return the margins of the rows at these positions, float64."""
+        return self.tensor(positions).double().numpy()
+
+    def tensor(self, positions: Sequence[int]) -> torch.Tensor:
+        """Return the same as a tensor, which forward-mode differentiation can follow."""
+        from holdfast.losses import first_margins, prefix_margins
+
+        rows = [self.encoded[i] for i in positions]
+        if self.quantity == "prefix":
+            return prefix_margins(self.model, rows, PREFIX, pad=self.pad)
+        return first_margins(self.model, rows, self.tokens, pad=self.pad)
+
+
+def linearized(margins: np.ndarray, slopes: np.ndarray, flip: float) -> tuple[np.ndarray, float]:
+    """Return -(m + a m') with the step a at which a share `flip` crosses zero, (n,), and a.
+
+    Args:
+        margins: (n,) m at step 0.
+        slopes: (n,) m', the derivative along the direction.
+        flip: Share in (0, 1].
+
+    Raises:
+        UsageError: Fewer margins than that fall at all.
+    """
+    crossings = np.full(len(margins), np.inf)
+    falling = slopes < 0
+    crossings[falling] = np.maximum(margins[falling], 0) / -slopes[falling]
+    step = float(np.quantile(crossings, flip, method="inverted_cdf"))
+    if not math.isfinite(step):
+        raise UsageError(
+            f"{falling.mean():.0%} of the margins fall along this direction, fewer than "
+            f"flip={flip:g}; use variant=half_flip"
+        )
+    return -(margins + step * slopes), step
 
 
 def critical_steps(margins: Margins, n: int, half: float) -> np.ndarray:
