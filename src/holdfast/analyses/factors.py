@@ -1,0 +1,182 @@
+"""What do the vulnerable examples have in common?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from holdfast.artifacts import Entry, RunDir, Scores
+from holdfast.charts import Bar, ChartOptions, dot_plot
+from holdfast.contracts import Analysis, Section
+from holdfast.data import ReadOptions, read
+from holdfast.errors import MismatchError, UsageError
+from holdfast.examples import Examples
+from holdfast.factors import Effect, check, describe, effects
+
+_SHOWN = 15
+_TITLE = "What do the vulnerable examples have in common?"
+_NOTE = (
+    "Correlation is not cause: a factor may stand in for another one, and changing it need not "
+    "change how soon an example is forgotten. The score is itself a prediction. Effects lie in "
+    "[-1, 1]; p values are corrected for all tests together (Benjamini-Hochberg), and rows that "
+    "resemble one another make them too small. "
+)
+
+
+@dataclass(frozen=True)
+class Factors(Analysis):
+    """Compares lengths, category, phrasing, refusal style, rare words and benign neighbours.
+
+    Attributes:
+        scores: Name of the scores in the run; the first ones if empty.
+        alpha: Expected share of false findings.
+        smallest: Effects nearer to 0 are not worth a sentence.
+        resamples: Of the bootstrap.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("score",)
+
+    scores: str = ""
+    alpha: float = 0.05
+    smallest: float = 0.1
+    resamples: int = 500
+
+    def run(self, run: RunDir) -> Section:
+        """Return what goes with the score, and nothing where nothing stands out."""
+        entries = run.require("score", self.scores or None)
+        entry, scores = entries[0], Scores.load(run.result(entries[0]))
+        examples = _examples(entry, scores)
+        values = scores.aligned_to(examples.ids)
+        try:
+            check(values)
+        except UsageError as error:
+            return _unknown(values, f"{error}")
+        benign, neighbours = _benign(run, entry)
+        factors = describe(examples, benign or ())
+        found = effects(values, factors, seed=scores.seed, resamples=self.resamples)
+        found.sort(key=lambda e: -abs(np.nan_to_num(e.interval.value)))
+        untested = len(factors) - sum(not np.isnan(e.p) for e in found)
+        left_out = int((~np.isfinite(values)).sum())
+        return Section(
+            title=_TITLE,
+            findings=self._findings(found),
+            tables={f"All {len(found)} factors, strongest first": _table(found)},
+            figures={
+                "Strongest effects with 95 % intervals (above 0 = more vulnerable)": _chart(found)
+            },
+            note=(
+                f"{_NOTE}Scores {entry.name!r}; {left_out} rows without a score left out; "
+                f"{untested} factors not tested, because they never vary or fewer than five rows "
+                f"have or lack them. {neighbours}"
+            ),
+        )
+
+    def _findings(self, found: list[Effect]) -> tuple[str, ...]:
+        standing = [e for e in found if e.stands_out(self.alpha, self.smallest)]
+        if standing:
+            return tuple(e.sentence() for e in standing)
+        tested = sum(not np.isnan(e.p) for e in found)
+        if not tested:
+            return ("Nothing stands out, n=0 factors could be tested: effects unknown.",)
+        top = found[0]
+        return (
+            f"Nothing stands out among {tested} factors tested; the largest effect is that of "
+            f"{top.factor.label} ({top.measure} {top.interval}, corrected p = "
+            f"{top.corrected:.2f}).",
+        )
+
+
+def _examples(entry: Entry, scores: Scores) -> Examples:
+    examples = _read(entry, entry.config["data"])
+    if examples.hash != scores.data_hash:
+        raise MismatchError(
+            f"{entry.config['data']}: other rows than the scores {entry.name!r} were made from "
+            f"(hash {scores.data_hash[:12]}, here {examples.hash[:12]}). Put the old file back or "
+            "run `holdfast score` again."
+        )
+    return examples
+
+
+def _read(entry: Entry, spec: str) -> Examples:
+    options = ReadOptions(
+        columns=entry.config["columns"],
+        drop_invalid=entry.config["drop_invalid"],
+        limit=entry.config["limit"],
+    )
+    return read(spec, options)
+
+
+def _benign(run: RunDir, scored: Entry) -> tuple[Examples | None, str]:
+    """Return the benign rows that the alignment or the scores used, and what was taken."""
+    for entry in (*run.entries("align"), scored):
+        spec, expected = entry.config.get("benign"), entry.inputs.get("benign")
+        if spec is None or expected is None:
+            continue
+        try:
+            rows = _read(entry, spec)
+        except UsageError as error:
+            return None, f"Benign neighbours skipped: {error}."
+        if rows.hash != expected:
+            return None, f"Benign neighbours skipped: {spec} has changed since {entry.name!r}."
+        return rows, f"Benign neighbours are those among the {len(rows)} rows of {entry.name!r}."
+    return None, "Benign neighbours skipped: the run names no benign rows."
+
+
+def _unknown(values: np.ndarray, why: str) -> Section:
+    n = int(np.isfinite(values).sum())
+    return Section(
+        title=_TITLE,
+        findings=(f"What vulnerable examples have in common is unknown, n={n}: {why}",),
+        tables={"Rows": pd.DataFrame([{"rows": len(values), "with a score": n}])},
+        note=_NOTE,
+    )
+
+
+def _table(found: list[Effect]) -> pd.DataFrame:
+    rows = [
+        {
+            "factor": e.factor.name,
+            "level": e.factor.level,
+            "measure": e.measure,
+            "effect": e.interval.value,
+            "low": e.interval.low,
+            "high": e.interval.high,
+            "n": e.interval.n,
+            "with it": None if e.members is None else e.members,
+            "p": e.p,
+            "corrected p": e.corrected,
+        }
+        for e in found
+    ]
+    frame = pd.DataFrame(rows)
+    frame["with it"] = frame["with it"].astype("Int64")
+    return frame.round(4)
+
+
+def _chart(found: list[Effect]) -> str:
+    # Dots, not bars: a bar begins at the left edge, and half of these effects are below 0.
+    rows = [
+        (
+            e.factor.label,
+            [
+                Bar(
+                    f"{e.interval.value:.2f}",
+                    e.interval.value,
+                    e.interval.low,
+                    e.interval.high,
+                    colour=1 if e.corrected <= 0.05 else 0,
+                )
+            ],
+        )
+        for e in found[:_SHOWN]
+        if not np.isnan(e.interval.value)
+    ]
+    return dot_plot(
+        rows,
+        title="Effect of each factor on the score",
+        x_label="Spearman or Cliff's delta",
+        options=ChartOptions(x_range=(-1.0, 1.0)),
+    )

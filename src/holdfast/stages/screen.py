@@ -1,0 +1,281 @@
+"""Stage: how vulnerable would new examples be? By their text, or by the probe on a model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from pydantic import Field
+
+from holdfast import models, plugins
+from holdfast.artifacts import Entry, Groups, Scores, sha256_json, write_text
+from holdfast.contracts import Estimate, Estimator
+from holdfast.data import provenance_table
+from holdfast.errors import HoldfastError, MismatchError, UsageError
+from holdfast.examples import Examples
+from holdfast.screening import Screen, ScreenedRow, place, screen_text
+from holdfast.stages.config import StageConfig
+from holdfast.stages.score import ScoreConfig
+from holdfast.stages.score import _resources as estimator_resources
+from holdfast.stats import bootstrap, spearman
+
+FEWEST_PROBED = 20
+DISAGREES = "the probe does not order the scored rows as their scores do: compare with care"
+PROBE_FAILED = "the probe could not score it"
+
+
+class ScreenConfig(StageConfig):
+    """Options of the stage.
+
+    Attributes:
+        new: The rows to screen; rows without a response are judged by their prompt alone.
+        data: The alignment rows that were scored.
+        scores: Name of the scores in the run; the only ones if None.
+        coverage: Share of the time that a row's interval is meant to hold its rank.
+        groups: Name of a grouping of the scored rows in the run, to give each new row the
+            probability of the most vulnerable group; none if None.
+        model: An aligned model to run the full probe on: "world", a directory, or a hub id. Only
+            the text is read if None.
+        estimator: The probe: name and options of an estimator.
+        benign: Ordinary rows, for probes that use them.
+        harmful: Harmful rows, for probes that use them.
+        judge: Name and options of the judge, for probes that use one.
+        sample: Scored rows probed beside the new ones, so that ranks can be compared; 0 for all.
+        name: Label of the result; taken from `new` if empty.
+        csv: File for a table of the result, most vulnerable rows first.
+    """
+
+    new: str
+    data: str
+    scores: str | None = None
+    coverage: float = Field(default=0.9, gt=0, lt=1)
+    groups: str | None = None
+    model: str | None = None
+    estimator: str = "attack_direction"
+    benign: str | None = None
+    harmful: str | None = None
+    judge: str = "refusal"
+    sample: int = Field(default=200, ge=0)
+    name: str = ""
+    csv: Path | None = None
+
+    def keyed(self) -> dict[str, Any]:
+        """Leave out the table, which is a copy."""
+        return {key: value for key, value in super().keyed().items() if key != "csv"}
+
+    @property
+    def label(self) -> str:
+        """Name of the result within the run."""
+        stem = self.name or Path(self.new).stem
+        return "".join(c if c.isalnum() or c in "-_.=" else "-" for c in stem)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The scored rows, their scores, and which of them are in the most vulnerable group."""
+
+    examples: Examples
+    values: np.ndarray
+    scores: Scores
+    vulnerable: np.ndarray | None
+
+
+def screen(config: ScreenConfig) -> Screen:
+    """Screen the new rows and save `screens/<label>.json`.
+
+    Rows that were scored keep their rank. The others are placed by the probe if a model is given
+    (rows without a response it cannot read), and by their text otherwise.
+
+    Raises:
+        MismatchError: The scores or groups were made from other rows.
+        UsageError: Too few scored rows, all scores equal, or nothing that the probe can read.
+    """
+    new = config.read(config.new, needs_response=False)
+    scored, inputs = _scored(config)
+    resources: dict[str, Any] = {}
+    inputs |= {"new": new.hash, "new categories": _categories(new)}
+    inputs["categories"] = _categories(scored.examples)
+    if config.model is not None:
+        resources, used = estimator_resources(_score_config(config))
+        inputs |= {**used, "model": models.hash_model(models.resolve(config.model))}
+    path = config.run.path("screens", f"{config.label}.json")
+    with config.run.step("screen", config.label, config=config.keyed(), inputs=inputs) as step:
+        if step.done is None:
+            found = _screen(config, new, scored, resources, inputs)
+            found.save(path)
+            step.outputs.append(path)
+            step.facts |= {"counts": found.counts, "provenance": provenance_table(new)}
+            step.facts["honesty"] = [str(one) for one in found.honesty]
+    found = Screen.load(path)
+    if config.csv is not None:
+        write_text(config.csv, as_csv(found))
+    return found
+
+
+def as_csv(found: Screen) -> str:
+    """Return a table, most vulnerable rows first; unknown numbers are empty cells.
+
+    Rows are named by their number in the new data (1 is the first) and by their content id: a
+    prompt in a spreadsheet can be a formula.
+    """
+    columns = ("rank", "low", "high", "vulnerable")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("row", "id", *columns, "basis", "note"))
+    for position, row in found.ranked:
+        numbers = [getattr(row, column) for column in columns]
+        cells = ["" if math.isnan(number) else f"{number:.4f}" for number in numbers]
+        writer.writerow((position + 1, row.id, *cells, row.basis, row.note))
+    return file.getvalue()
+
+
+def _screen(
+    config: ScreenConfig,
+    new: Examples,
+    scored: _Scored,
+    resources: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> Screen:
+    known = set(np.array(scored.examples.ids)[np.isfinite(scored.values)].tolist())
+    probed: dict[str, ScreenedRow] = {}
+    facts: dict[str, Any] = {}
+    unknown = [i for i, identity in enumerate(new.ids) if identity not in known]
+    if config.model is not None and unknown:
+        asked = new.select([i for i in unknown if new[i].response.strip()])
+        probed, facts = _probe(config, asked, scored, resources)
+        facts["model_hash"] = inputs["model"]
+    placed = {identity for identity, row in probed.items() if not math.isnan(row.rank)}
+    rows, honesty = screen_text(
+        new.select([i for i, identity in enumerate(new.ids) if identity not in placed]),
+        scored.examples,
+        scored.values,
+        coverage=config.coverage,
+        vulnerable=scored.vulnerable,
+        seed=config.seed,
+    )
+    by_id = {row.id: _noted(row) if row.id in probed else row for row in rows}
+    return Screen(
+        rows=tuple(probed[i] if i in placed else by_id[i] for i in new.ids),
+        coverage=config.coverage,
+        new_hash=new.hash,
+        data_hash=scored.examples.hash,
+        scores_hash=scored.scores.hash,
+        honesty=honesty,
+        facts=facts,
+    )
+
+
+def _noted(row: ScreenedRow) -> ScreenedRow:
+    return replace(row, note="; ".join(filter(None, (PROBE_FAILED, row.note))))
+
+
+def _probe(
+    config: ScreenConfig, new: Examples, scored: _Scored, resources: Mapping[str, Any]
+) -> tuple[dict[str, ScreenedRow], dict[str, Any]]:
+    """Run the estimator on new and scored rows together, and place the new ones among the scored.
+
+    Raises:
+        UsageError: No row has a response, or too few scored rows can be probed.
+    """
+    if not len(new):
+        raise UsageError(
+            "no new row has a response, and the probe reads the response that is wanted. Add "
+            "responses, or leave --model out to judge the prompts alone."
+        )
+    sample = _sample(config, scored)
+    together = Examples([*new, *scored.examples.select(sample)], name="new and scored rows")
+    estimator: Estimator = plugins.make("estimators", config.estimator, **resources)
+    loaded = models.load(cast(str, config.model), device=config.device)
+    estimate = estimator.score(loaded.model, loaded.tokenizer, together, seed=config.seed)
+    values = _checked(estimate, len(together))
+    mine, theirs = values[: len(new)], values[len(new) :]
+    finite = np.isfinite(theirs)
+    if finite.sum() < FEWEST_PROBED:
+        raise UsageError(
+            f"the probe could score {int(finite.sum())} of {len(sample)} scored rows beside the "
+            f"new ones; {FEWEST_PROBED} are needed to place these. Raise --sample, or check the "
+            "model."
+        )
+    agreement = bootstrap(
+        spearman, scored.values[sample][finite], theirs[finite], seed=config.seed, resamples=500
+    )
+    note = "" if agreement.low > 0 else DISAGREES
+    places = place(mine, theirs[finite], config.coverage).tolist()
+    rows = {
+        identity: ScreenedRow(identity, rank, low, high, "probe", note)
+        for identity, (rank, low, high) in zip(new.ids, places, strict=True)
+    }
+    facts = {
+        "estimator": config.estimator,
+        "sample": int(finite.sum()),
+        "agreement": str(agreement),
+        **estimate.facts,
+    }
+    return rows, facts
+
+
+def _sample(config: ScreenConfig, scored: _Scored) -> list[int]:
+    known = np.flatnonzero(np.isfinite(scored.values))
+    if config.sample and config.sample < len(known):
+        known = np.random.default_rng(config.seed).choice(known, config.sample, replace=False)
+    return sorted(known.tolist())
+
+
+def _checked(estimate: Estimate, rows: int) -> np.ndarray:
+    if estimate.values.shape != (rows,):
+        raise HoldfastError(
+            f"the estimator returned shape {estimate.values.shape} for {rows} examples"
+        )
+    return estimate.values
+
+
+# ---------------------------------------------------------------------------------------- inputs
+
+
+def _scored(config: ScreenConfig) -> tuple[_Scored, dict[str, str]]:
+    entry = _only(config, "score", config.scores)
+    scores = Scores.load(config.run.result(entry))
+    examples = config.read(config.data)
+    if scores.data_hash != examples.hash:
+        raise MismatchError(
+            f"the scores {entry.name!r} were made from other rows than {config.data} "
+            f"({len(scores.ids)} rows, hash {scores.data_hash[:12]}; here {len(examples)}, "
+            f"{examples.hash[:12]}). Run `holdfast score` on this data first."
+        )
+    inputs = {"scores": scores.hash, "data": examples.hash}
+    vulnerable = None
+    if config.groups is not None:
+        groups = Groups.load(config.run.result(_only(config, "group", config.groups)))
+        if len(groups.names) != 2:
+            raise UsageError(
+                f"--groups {config.groups!r} has {len(groups.names)} groups; give one of two, "
+                "invulnerable and vulnerable: `holdfast group` makes it"
+            )
+        vulnerable = groups.aligned_to(examples.ids) == 1
+        inputs["groups"] = groups.hash
+    return _Scored(examples, scores.aligned_to(examples.ids), scores, vulnerable), inputs
+
+
+def _only(config: ScreenConfig, stage: str, name: str | None) -> Entry:
+    entries = config.run.require(stage, name)
+    if len(entries) > 1:
+        names = ", ".join(entry.name for entry in entries)
+        raise UsageError(f"{config.out} has several {stage}s ({names}); choose with --{stage}s")
+    return entries[0]
+
+
+def _categories(rows: Examples) -> str:
+    """Hash the one provenance column that is read: the rows' own hash is of their texts only."""
+    return sha256_json(sorted([row.id, row.provenance.get("category", "")] for row in rows))
+
+
+def _score_config(config: ScreenConfig) -> ScoreConfig:
+    """Return the options that the probe would have as a stage of its own."""
+    own = ScoreConfig.model_fields.keys() & ScreenConfig.model_fields.keys()
+    return ScoreConfig(**{name: getattr(config, name) for name in own})

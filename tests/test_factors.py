@@ -1,0 +1,296 @@
+"""Effect sizes against pair counts, corrections against scipy, planted factors, false findings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from holdfast.analyses.factors import Factors
+from holdfast.artifacts import RunDir, Scores
+from holdfast.errors import MismatchError, UsageError
+from holdfast.examples import Example, Examples
+from holdfast.factors import (
+    Effect,
+    Factor,
+    benjamini_hochberg,
+    cliffs_delta,
+    describe,
+    effects,
+    p_value,
+    rarity,
+)
+from holdfast.stats import Interval
+
+NAN = math.nan
+
+# ------------------------------------------------------------------------------------ statistics
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cliffs_delta_is_a_pair_count(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(0, 6, rng.integers(1, 12)).astype(float) for _ in range(2))
+    pairs = [np.sign(x - y) for x, y in itertools.product(a.tolist(), b.tolist())]
+    assert cliffs_delta(a, b) == pytest.approx(np.mean(pairs))
+
+
+def test_cliffs_delta_of_nothing_is_unknown() -> None:
+    assert math.isnan(cliffs_delta(np.array([]), np.array([1.0])))
+    assert math.isnan(cliffs_delta(np.array([1.0]), np.array([])))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_benjamini_hochberg_is_scipys(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = rng.uniform(0, 1, rng.integers(1, 30)) ** 3
+    p[rng.uniform(size=len(p)) < 0.2] = 0.04  # ties
+    np.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p))
+
+
+def test_what_was_not_tested_is_not_counted() -> None:
+    # Two tests: 0.02 * 2 / 1, 0.5 * 2 / 2.
+    np.testing.assert_allclose(benjamini_hochberg(np.array([NAN, 0.5, 0.02])), [NAN, 0.5, 0.04])
+    assert np.isnan(benjamini_hochberg(np.array([NAN]))).all()
+    assert benjamini_hochberg(np.array([])).size == 0
+
+
+def test_permutation_p_agrees_with_all_permutations() -> None:
+    x, y = np.array([1.0, 2, 3, 4, 5, 6]), np.array([2.0, 1, 4, 3, 6, 5])
+    observed = abs(stats.spearmanr(x, y).statistic)
+    as_extreme = [
+        abs(stats.spearmanr(x, y[list(order)]).statistic) >= observed - 1e-9
+        for order in itertools.permutations(range(6))
+    ]
+    # 4999 draws: three standard errors are 3 sqrt(p (1 - p) / 4999) < 0.013.
+    assert p_value(x, y, is_level=False) == pytest.approx(np.mean(as_extreme), abs=0.013)
+
+
+def test_p_of_levels_and_of_many_rows_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=600), rng.normal(size=600)
+    assert p_value(x, y, is_level=False) == pytest.approx(stats.spearmanr(x, y).pvalue)
+    member = (x > 1).astype(float)
+    expected = stats.mannwhitneyu(y[x > 1], y[x <= 1]).pvalue
+    assert p_value(member, y, is_level=True) == pytest.approx(expected)
+    assert math.isnan(p_value(np.ones(600), y, is_level=True))
+
+
+# ------------------------------------------------------------------------------------ properties
+
+
+def by_label(factors: list[Factor]) -> dict[str, Factor]:
+    return {factor.label: factor for factor in factors}
+
+
+def test_describe_by_hand() -> None:
+    rows = [
+        Example("How do I bake bread?", "I can't bake bread.", {"category": "food"}),
+        Example("How do I fly", "Sorry, no. I would be happy to talk about birds instead."),
+        Example("of the", "I can't bake that.", {"category": "other"}),
+    ]
+    found = by_label(describe(rows, [Example("how do i fly", "flap")]))
+    assert found["prompt length"].values.tolist() == [5, 4, 2]
+    assert found["response length"].values.tolist() == [4, 11, 4]
+    # Content words: {bake, bread}, both taken up; {fly}, not; none, so unknown.
+    np.testing.assert_array_equal(found["request taken up"].values, [1.0, 0.0, NAN])
+    np.testing.assert_array_equal(found["category: food"].values, [1, NAN, 0])
+    assert found["prompt begins: how do"].values.tolist() == [1, 1, 0]
+    assert found["response begins: i can't bake"].values.tolist() == [1, 0, 1]
+    assert found["response: offers help"].values.tolist() == [0, 1, 0]
+    near = found["nearest benign prompt"].values
+    assert near[1] == pytest.approx(1.0)
+    assert 0 < near[0] < 1
+    assert near[2] == 0
+    assert "nearest benign prompt" not in by_label(describe(rows))
+
+
+def test_only_the_most_frequent_beginnings_are_levels() -> None:
+    rows = [Example(f"{'ask' if i < 3 else f'word{i}'} me {i}", "no") for i in range(20)]
+    labels = [f.level for f in describe(rows) if f.name == "prompt begins"]
+    assert len(labels) == 10
+    assert labels[0] == "ask me"
+
+
+def test_rarity_by_hand() -> None:
+    # In three texts: a; in one: b, c (tied at ranks 2 and 3, of 3 words).
+    found = rarity(["a b", "a a", "a c", "!"])
+    np.testing.assert_allclose(found, [(1 + 2.5) / 2 / 3, 1 / 3, (1 + 2.5) / 2 / 3, NAN])
+
+
+def made(n: int, seed: int) -> tuple[list[Example], np.ndarray]:
+    """Make rows whose words, category and response have nothing to do with the score."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        Example(
+            " ".join(
+                rng.choice(["tell", "how", "give", "me", "the", "red", "cat"], rng.integers(3, 9))
+            )
+            + f" {i}",
+            " ".join(rng.choice(["no", "sorry", "never", "cat", "red"], rng.integers(2, 8))),
+            {"category": str(rng.choice(["a", "b", "c"]))},
+        )
+        for i in range(n)
+    ]
+    return rows, rng.normal(size=n)
+
+
+def test_a_planted_factor_is_found_and_noise_is_not() -> None:
+    rows, noise = made(200, 0)
+    member = np.array([row.provenance["category"] == "b" for row in rows])
+    found = effects(noise + 1.5 * member, describe(rows), resamples=50)
+    standing = [e for e in found if e.stands_out()]
+    # Fewer "b" elsewhere makes "a" and "c" less vulnerable than the rest: no noise factor.
+    assert {e.factor.name for e in standing} == {"category"}
+    top = max(standing, key=lambda e: e.interval.value)
+    assert top.factor.level == "b"
+    assert top.members == member.sum()
+    scores = noise + 1.5 * member
+    assert top.interval.value == pytest.approx(cliffs_delta(scores[member], scores[~member]))
+    assert top.interval.low > 0.4
+    assert "of category 'b' are scored more vulnerable than the rest" in top.sentence()
+    assert f"n={member.sum()} of 200" in top.sentence()
+
+
+def test_false_findings_are_as_rare_as_stated() -> None:
+    """Nothing but noise: a run with any finding has a chance of 0.05 at most."""
+    runs = 60
+    false = 0
+    for seed in range(runs):
+        rows, noise = made(60, 100 + seed)
+        found = effects(noise, describe(rows), resamples=2)
+        assert sum(not math.isnan(e.p) for e in found) >= 6
+        false += any(e.stands_out(alpha=0.05, smallest=0.0) for e in found)
+    # P(more than 7 of 60 at 0.05) = 0.01.
+    assert stats.binom.sf(7, runs, 0.05) < 0.02
+    assert false <= 7
+
+
+def test_rare_levels_and_rows_without_scores_are_left_out() -> None:
+    scores = np.arange(40.0)
+    scores[:10] = NAN
+    few, enough = np.zeros(40), np.zeros(40)
+    few[8:14], enough[20:25] = 1, 1  # of the six, two have no score
+    constant = Factor("length", "", np.ones(40), "")
+    found = effects(
+        scores, [Factor("f", "few", few, ""), Factor("f", "enough", enough, ""), constant]
+    )
+    assert [e.factor.label for e in found] == ["f: enough", "length"]
+    assert found[0].interval.n == 30
+    assert math.isnan(found[1].p)
+    assert math.isnan(found[1].corrected)
+    assert not found[1].stands_out()
+    assert found[0].corrected == pytest.approx(found[0].p)  # the only test
+
+
+def test_a_number_in_plain_words() -> None:
+    factor = Factor("prompt length", "", np.arange(3.0), "with longer prompts")
+    effect = Effect(factor, "Spearman", Interval(-0.31, -0.4, -0.2, 90), None, 1e-6, 1e-5)
+    assert effect.sentence() == (
+        "Examples with longer prompts are scored less vulnerable: rank correlation -0.31 "
+        "[-0.40, -0.20], n=90, corrected p < 0.001."
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([1.0] * 10 + [2.0] * 9 + [NAN], r"19 scored rows \(of 20\): 20 at least"),
+        ([3.0] * 25, "all 25 scores equal 3"),
+    ],
+)
+def test_bad_scores(scores: list[float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        effects(np.array(scores), [])
+
+
+# -------------------------------------------------------------------------------------- analysis
+
+
+def recorded(
+    tmp_path: Path, rows: list[Example], scores: np.ndarray, benign: list[Example] | None = None
+) -> RunDir:
+    """Write rows and scores as the stage `score` leaves them."""
+    specs: dict[str, Any] = {"columns": {}, "drop_invalid": False, "limit": None}
+    inputs: dict[str, str] = {}
+    for name, some in (("data", rows), ("benign", benign)):
+        specs[name] = None
+        if some is None:
+            continue
+        path = tmp_path / f"{name}.jsonl"
+        lines = [{"prompt": r.prompt, "response": r.response, **r.provenance} for r in some]
+        path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        specs[name], inputs[name] = str(path), Examples(some).hash
+    run = RunDir(tmp_path / "run")
+    with run.step("score", "toy", config=specs, inputs=inputs) as step:
+        examples = Examples(rows)
+        path = run.path("scores", "toy.json")
+        Scores(examples.ids, scores, "toy", examples.hash, "").save(path)
+        step.outputs.append(path)
+    return run
+
+
+def test_the_analysis_says_what_stands_out(tmp_path: Path) -> None:
+    rows, scores = made(100, 1)
+    scores += 2 * np.array([row.provenance["category"] == "b" for row in rows])
+    scores[0] = NAN
+    run = recorded(tmp_path, rows, scores, [Example("red cat", "yes")])
+    section = Factors(resamples=50).run(run)
+    assert any("'b' are scored more" in sentence for sentence in section.findings)
+    table = next(iter(section.tables.values()))
+    assert "nearest benign prompt" in set(table["factor"])
+    assert table["effect"].dropna().abs().is_monotonic_decreasing
+    assert "Correlation is not cause" in section.note
+    assert "1 rows without a score" in section.note
+    assert "1 rows of 'toy'" in section.note
+    for figure in section.figures.values():
+        assert ElementTree.fromstring(figure).tag.endswith("svg")
+
+
+def test_the_analysis_says_when_nothing_does(tmp_path: Path) -> None:
+    rows, scores = made(40, 2)
+    section = Factors(resamples=50).run(recorded(tmp_path, rows, scores))
+    assert len(section.findings) == 1
+    assert section.findings[0].startswith("Nothing stands out among ")
+    assert "n=40" in section.findings[0]
+    assert "the run names no benign rows" in section.note
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [(np.arange(12.0), "12 scored rows"), (np.ones(30), "all 30 scores equal 1")],
+)
+def test_too_little_is_unknown(tmp_path: Path, scores: np.ndarray, why: str) -> None:
+    rows, _ = made(len(scores), 3)
+    section = Factors().run(recorded(tmp_path, rows, scores))
+    assert "unknown" in section.findings[0]
+    assert why in section.findings[0]
+
+
+def test_other_rows_than_were_scored(tmp_path: Path) -> None:
+    rows, scores = made(30, 4)
+    run = recorded(tmp_path, rows, scores)
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"prompt": "one more", "response": "no"}\n')
+    with pytest.raises(MismatchError, match="other rows than the scores 'toy'"):
+        Factors().run(run)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_benign_rows_that_changed_are_left_out_and_that_is_said(tmp_path: Path, gone: bool) -> None:
+    rows, scores = made(30, 5)
+    run = recorded(tmp_path, rows, scores, [Example("red cat", "yes")])
+    if gone:
+        (tmp_path / "benign.jsonl").unlink()
+    else:
+        (tmp_path / "benign.jsonl").write_text('{"prompt": "blue", "response": "no"}\n')
+    section = Factors(resamples=20).run(run)
+    assert "Benign neighbours skipped" in section.note
+    assert "nearest benign prompt" not in set(next(iter(section.tables.values()))["factor"])
