@@ -24,7 +24,8 @@ from holdfast.finetune import FinetuneConfig, finetune
 from holdfast.generate import generate
 from holdfast.judges.refusal import Refusal
 from holdfast.proxy_attack import attack_seeds
-from holdfast.stages.score import ScoreConfig, _resources
+from holdfast.stages.estimating import estimator_of
+from holdfast.stages.score import ScoreConfig
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
@@ -344,11 +345,12 @@ def test_the_stage_hands_over_all_proxies(
 ) -> None:
     files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     config = stage(estimator="forget_count", proxies=files, benign="no such file")
-    resources, inputs = _resources(config)
+    estimator, inputs = estimator_of(config, config.estimator)
     expected = [Examples([Example(f"say {name}", name)]) for name in ("a", "b")]
-    assert [rows.ids for rows in resources["proxies"]] == [rows.ids for rows in expected]
+    assert isinstance(estimator, ForgetCount)
+    assert [rows.ids for rows in estimator.proxies] == [rows.ids for rows in expected]
     assert [inputs[f"proxy {i}"] for i in (1, 2)] == [rows.hash for rows in expected]
-    assert "benign" not in resources
+    assert estimator.benign is None
 
 
 def test_proxies_for_an_estimator_that_has_no_use_for_them(
@@ -356,4 +358,4 @@ def test_proxies_for_an_estimator_that_has_no_use_for_them(
 ) -> None:
     config = stage(estimator="attack_direction", proxies=[str(tmp_path / "a.jsonl")])
     with pytest.raises(UsageError, match="'attack_direction' averages over no proxy tasks"):
-        _resources(config)
+        estimator_of(config, config.estimator)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from holdfast.stages.group import GroupConfig, group
     from holdfast.stages.report import ReportConfig, report
     from holdfast.stages.score import ScoreConfig, score
+    from holdfast.stages.screen import ScreenConfig, screen
     from holdfast.stages.validate import ValidateConfig, validate
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "stages.group": ("GroupConfig", "group"),
     "stages.report": ("ReportConfig", "report"),
     "stages.score": ("ScoreConfig", "score"),
+    "stages.screen": ("ScreenConfig", "screen"),
     "stages.validate": ("ValidateConfig", "validate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -51,6 +53,7 @@ __all__ = [
     "RunDir",
     "ScoreConfig",
     "Scores",
+    "ScreenConfig",
     "ValidateConfig",
     "align",
     "analyze",
@@ -60,6 +63,7 @@ __all__ = [
     "read",
     "report",
     "score",
+    "screen",
     "validate",
 ]
 

@@ -86,7 +86,8 @@ class Estimator(ABC):
 
     Attributes:
         needs: What `holdfast score` must hand over as fields of the same name, a subset of
-            {"harmful", "benign", "judge"}.
+            {"harmful", "benign", "judge", "base" (how to load the model before its alignment),
+            "proxies" (several sets of benign rows, as a tuple)}.
         accepts: What it can use when the user has it, same names.
     """
 

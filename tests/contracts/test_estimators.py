@@ -48,6 +48,7 @@ def make(request: pytest.FixtureRequest, rows: Any) -> Make:
             "harmful": rows.harmful,
             "benign": rows.benign,
             "base": "world",
+            "proxies": (),
             "judge": Refusal(),  # more easily set off than the exact one
             **resources,
         }

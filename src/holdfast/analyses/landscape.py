@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -111,7 +111,7 @@ def _scored(run: RunDir) -> tuple[Entry, Scores, Groups]:
     groupings = [Groups.load(run.path(next(iter(e.outputs)))) for e in run.require("group")]
     for entry in run.require("score"):
         scores = Scores.load(run.path(next(iter(entry.outputs))))
-        if "step" not in scores.facts:
+        if scores.estimator.partition(",")[0] != "attack_direction" or "step" not in scores.facts:
             continue
         for groups in groupings:
             if groups.data_hash == scores.data_hash:
@@ -126,9 +126,10 @@ def _examples(entry: Entry) -> Examples:
     return _read(entry, entry.config["data"])
 
 
-def _resources(entry: Entry) -> dict[str, Examples]:
+def _resources(entry: Entry) -> dict[str, Any]:
     specs = {key: entry.config[key] for key in ("harmful", "benign")}
-    return {key: _read(entry, spec) for key, spec in specs.items() if spec is not None}
+    rows = {key: _read(entry, spec) for key, spec in specs.items() if spec is not None}
+    return {**rows, "base": entry.config.get("base")}
 
 
 def _read(entry: Entry, spec: str) -> Examples:

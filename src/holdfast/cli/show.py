@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from holdfast.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.contracts import Section
+    from holdfast.screening import Screen
     from holdfast.stages.pipeline import Call
+    from holdfast.stages.validate import Validation
 
 Row = dict[str, Any]
 Told = Mapping[str, Any] | Sequence[Row]
@@ -122,6 +124,36 @@ def announcing(as_json: bool, calls: Sequence[Call]) -> Callable[[Call], None]:
 def scores(result: Scores) -> Row:
     """Tell what was scored, and what it cost."""
     return {"scores": len(result.ids), "estimator": result.estimator, **result.facts}
+
+
+def validation(result: Validation) -> list[Row]:
+    """Tell how well each estimator and variant agrees with the attacks, the ceiling last."""
+
+    def shown(row: Mapping[str, Any], key: str) -> str:
+        known = [row[key], row[f"{key}_low"], row[f"{key}_high"]]
+        if any(value is None for value in known):
+            return "unknown"
+        return f"{known[0]:.2f} [{known[1]:.2f}, {known[2]:.2f}]"
+
+    found: list[Row] = [
+        {
+            "estimator": row["estimator"],
+            "variant": row["variant"] or f"seed {row['seed']}",
+            "AUROC": shown(row, "auroc"),
+            "Spearman": shown(row, "spearman"),
+            "above the free margin": shown(row, "gain"),
+            "seconds": f"{row['seconds']:.1f}",
+        }
+        for row in result.rows
+    ]
+    best = {k: "unknown" if v is None else f"{v:.2f}" for k, v in result.ceiling.items()}
+    last: Row = {"estimator": "another attack (ceiling)"}
+    return [*found, {**last, "AUROC": best["auroc"], "Spearman": best["spearman"]}]
+
+
+def screened(result: Screen) -> Row:
+    """Tell how the new rows were placed, and how far their places can be trusted."""
+    return {**result.counts, "honesty": [str(one) for one in result.honesty]}
 
 
 def groups(result: Groups) -> Row:

@@ -56,6 +56,19 @@ STAGES: dict[str, Stage] = {
         example="group --data rows.jsonl --out runs/a --rule otsu",
         told=show.groups,
     ),
+    "validate-estimator": Stage(
+        "Find out how well estimators foresee what attacks made a model forget.",
+        ("holdfast.stages.validate", "ValidateConfig", "validate"),
+        example="validate-estimator --model sft-s0 --data rows.jsonl --base base "
+        "--vary source=base,mismatched --out runs/a",
+        told=show.validation,
+    ),
+    "screen": Stage(
+        "Say how vulnerable new examples would be, before anything is trained on them.",
+        ("holdfast.stages.screen", "ScreenConfig", "screen"),
+        example="screen --new new.jsonl --data rows.jsonl --csv screened.csv --out runs/a",
+        told=show.screened,
+    ),
     "align": Stage(
         "Align a model with a method.",
         ("holdfast.stages.align", "AlignConfig", "align"),

@@ -36,16 +36,20 @@ class Ensemble(Estimator):
     Attributes:
         harmful: Rows for members that use them.
         benign: Rows for members that use them.
+        proxies: Rows for members that average over proxy tasks.
+        base: The model before its alignment, for members that ask it.
         judge: For members that need one.
         members: At least two names separated by "+"; a member's options follow it after "/":
             "attack_direction/variant=critical_step/rows=16+loss/quantity=first_token". So an
             option whose value holds one of "+/," cannot be given here.
     """
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "judge"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "proxies", "base", "judge"})
 
     harmful: Examples | None = None
     benign: Examples | None = None
+    proxies: tuple[Examples, ...] = ()
+    base: str | None = None
     judge: Judge | None = None
     members: str = "attack_direction+loss"
 

@@ -53,7 +53,7 @@ class ForgetCount(ProxyAttack, Estimator):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful", "judge"})
-    accepts: ClassVar[frozenset[str]] = frozenset({"benign"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"benign", "proxies"})
 
     judge: Judge = field(kw_only=True)
     count: str = "harmful_steps"

@@ -61,7 +61,7 @@ class LossDrift(ProxyAttack, Estimator):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
-    accepts: ClassVar[frozenset[str]] = frozenset({"benign"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"benign", "proxies"})
 
     quantity: str = "margin"
     tokens: int = 0

@@ -239,6 +239,7 @@ def _scores(config: RunConfig, seed: int) -> list[Call]:
                 "data": config.data.alignment,
                 "benign": config.data.proxy or config.data.benign,
                 "harmful": config.data.known_harmful,
+                "base": config.model,
                 "judge": config.judges[0],
                 "seed": seed,
                 "name": f"{name}-s{seed}",

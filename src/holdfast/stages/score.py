@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 from pydantic import Field
@@ -13,33 +15,33 @@ from holdfast.artifacts import Scores
 from holdfast.contracts import Estimate, Estimator
 from holdfast.cost import metered
 from holdfast.data import provenance_table
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
-from holdfast.stages.config import StageConfig
+from holdfast.stages.estimating import EstimatorConfig, estimator_of
+from holdfast.stats import bootstrap, spearman
+
+CHECKED = 64
+"""Rows scored anew to see whether another model's scores hold."""
 
 
-class ScoreConfig(StageConfig):
+class ScoreConfig(EstimatorConfig):
     """Options of the stage.
 
     Attributes:
         model: An aligned model: "world", a directory, or a hub id.
         data: The alignment rows to score.
         estimator: Name and options, e.g. "attack_direction,variant=critical_step".
-        benign: Ordinary rows, for estimators that use them.
-        proxies: Ordinary rows of several kinds, instead of `benign`, for estimators that run a
-            proxy attack on each and average.
-        harmful: Harmful rows, for estimators that use them.
-        judge: Name and options of the judge, for estimators that use one.
+        reuse: A file of scores of the same rows made on another model, to be kept if a quick check
+            finds that they hold on this one.
+        agreement: Rank correlation that the check's lower end must reach.
         name: Label of the result; the estimator's name if empty.
     """
 
     model: str
     data: str
     estimator: str = "attack_direction"
-    benign: str | None = None
-    proxies: list[str] = Field(default_factory=list)
-    harmful: str | None = None
-    judge: str = "refusal"
+    reuse: Path | None = None
+    agreement: float = Field(default=0.7, ge=-1, le=1)
     name: str = ""
 
     @property
@@ -55,71 +57,78 @@ def score(config: ScoreConfig) -> Scores:
         UsageError: Rows, model and estimator do not fit together.
     """
     examples = config.read(config.data)
-    estimator, inputs = estimator_of(config)
+    estimator, inputs = estimator_of(config, config.estimator)
     inputs |= {
         "model": models.hash_model(models.resolve(config.model)),
         "data": examples.hash,
     }
+    if config.reuse:
+        inputs["reuse"] = Scores.load(config.reuse).hash
     path = config.run.path("scores", f"{config.label}.json")
     with config.run.step("score", config.label, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
-            loaded = models.load(config.model, device=config.device)
-            with metered(loaded.model) as cost:
-                estimate = estimator.score(
-                    loaded.model, loaded.tokenizer, examples, seed=config.seed
-                )
-            _check(estimate, examples)
-            facts = {**estimate.facts, **asdict(cost)}
-            Scores(
-                ids=examples.ids,
-                values=estimate.values,
-                estimator=config.estimator,
-                data_hash=examples.hash,
-                model_hash=inputs["model"],
-                seed=config.seed,
-                errors=estimate.errors,
-                details=estimate.details,
-                facts=facts,
-            ).save(path)
+            found = _reused(config, estimator, examples, inputs) if config.reuse else None
+            found = found or _scored(config, estimator, examples, inputs)
+            found.save(path)
             step.outputs.append(path)
-            step.facts |= {**facts, "provenance": provenance_table(examples)}
+            step.facts |= {**found.facts, "provenance": provenance_table(examples)}
     return Scores.load(path)
 
 
-def estimator_of(config: ScoreConfig) -> tuple[Estimator, dict[str, str]]:
-    """Build the estimator with the rows and the judge that it needs or can use.
+def _scored(
+    config: ScoreConfig, estimator: Estimator, examples: Examples, inputs: Mapping[str, str]
+) -> Scores:
+    loaded = models.load(config.model, device=config.device)
+    with metered(loaded.model) as cost:
+        estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=config.seed)
+    _check(estimate, examples)
+    return Scores(
+        ids=examples.ids,
+        values=estimate.values,
+        estimator=config.estimator,
+        data_hash=examples.hash,
+        model_hash=inputs["model"],
+        seed=config.seed,
+        errors=estimate.errors,
+        details=estimate.details,
+        facts={**estimate.facts, **asdict(cost)},
+    )
 
-    Returns:
-        The estimator, and the hash of every set of rows it was given.
+
+def _reused(
+    config: ScoreConfig, estimator: Estimator, examples: Examples, inputs: Mapping[str, str]
+) -> Scores:
+    """Return another model's scores, if a sample scored anew orders the same way.
 
     Raises:
-        UsageError: It is unknown, or lacks something.
+        MismatchError: They are of other rows or by another estimator.
+        HoldfastError: They do not hold on this model.
     """
-    name, _ = plugins.parse(config.estimator)
-    cls: type[Estimator] = plugins.find("estimators", name)
-    resources: dict[str, Any] = {}
-    inputs: dict[str, str] = {}
-    if config.proxies:
-        if "proxies" not in getattr(cls, "__dataclass_fields__", {}):
-            raise UsageError(
-                f"estimator {name!r} averages over no proxy tasks: leave out --proxy "
-                "(and give --benign where it uses ordinary rows)"
-            )
-        resources["proxies"] = tuple(config.read(spec) for spec in config.proxies)
-        inputs |= {f"proxy {i}": rows.hash for i, rows in enumerate(resources["proxies"], 1)}
-    for need in sorted((cls.needs | cls.accepts) - ({"benign"} if config.proxies else set())):
-        spec = getattr(config, need)
-        if spec is None:
-            if need in cls.needs:
-                raise UsageError(f"estimator {name!r} needs --{need}")
-            continue
-        if need == "judge":
-            resources[need] = plugins.make("judges", spec)
-        else:
-            rows = config.read(spec)
-            resources[need], inputs[need] = rows, rows.hash
-    made: Estimator = plugins.make("estimators", config.estimator, **resources)
-    return made, inputs
+    old = Scores.load(cast(Path, config.reuse))
+    if old.data_hash != examples.hash or old.estimator != config.estimator:
+        raise MismatchError(
+            f"{config.reuse}: scores by {old.estimator!r} of rows {old.data_hash[:12]}, asked for "
+            f"{config.estimator!r} of {examples.hash[:12]}: only the same may be used again"
+        )
+    if old.model_hash == inputs["model"]:
+        return replace(old, facts={**old.facts, "reused_from": old.model_hash})
+    known = np.flatnonzero(np.isfinite(old.values))
+    rng = np.random.default_rng(config.seed)
+    chosen = sorted(rng.choice(known, min(CHECKED, len(known)), replace=False).tolist())
+    fresh = _scored(config, estimator, examples.select(chosen), inputs)
+    found = bootstrap(spearman, old.values[chosen], fresh.values, seed=config.seed)
+    if not found.low >= config.agreement:
+        raise HoldfastError(
+            f"the scores of {config.reuse} do not hold on {config.model}: on {len(chosen)} rows "
+            f"scored anew the ranks correlate at {found}, and the lower end must reach "
+            f"{config.agreement:g}. Score this model without --reuse."
+        )
+    facts = {
+        "reused_from": old.model_hash,
+        "drift_check": str(found),
+        **{k: fresh.facts[k] for k in ("seconds", "forward_tokens", "backward_tokens")},
+    }
+    return replace(old, model_hash=inputs["model"], errors=None, details={}, facts=facts)
 
 
 def _check(estimate: Estimate, examples: Examples) -> None:

@@ -13,16 +13,14 @@ from typing import Any, cast
 import numpy as np
 from pydantic import Field
 
-from holdfast import models, plugins
+from holdfast import models
 from holdfast.artifacts import Entry, Groups, Scores, sha256_json, write_text
 from holdfast.contracts import Estimate, Estimator
 from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
-from holdfast.stages.config import StageConfig
-from holdfast.stages.score import ScoreConfig
-from holdfast.stages.score import _resources as estimator_resources
+from holdfast.stages.estimating import EstimatorConfig, estimator_of
 from holdfast.stats import bootstrap, spearman
 
 FEWEST_PROBED = 20
@@ -30,7 +28,7 @@ DISAGREES = "the probe does not order the scored rows as their scores do: compar
 PROBE_FAILED = "the probe could not score it"
 
 
-class ScreenConfig(StageConfig):
+class ScreenConfig(EstimatorConfig):
     """Options of the stage.
 
     Attributes:
@@ -43,9 +41,6 @@ class ScreenConfig(StageConfig):
         model: An aligned model to run the full probe on: "world", a directory, or a hub id. Only
             the text is read if None.
         estimator: The probe: name and options of an estimator.
-        benign: Ordinary rows, for probes that use them.
-        harmful: Harmful rows, for probes that use them.
-        judge: Name and options of the judge, for probes that use one.
         sample: Scored rows probed beside the new ones, so that ranks can be compared; 0 for all.
         name: Label of the result; taken from `new` if empty.
         csv: File for a table of the result, most vulnerable rows first.
@@ -58,9 +53,6 @@ class ScreenConfig(StageConfig):
     groups: str | None = None
     model: str | None = None
     estimator: str = "attack_direction"
-    benign: str | None = None
-    harmful: str | None = None
-    judge: str = "refusal"
     sample: int = Field(default=200, ge=0)
     name: str = ""
     csv: Path | None = None
@@ -98,16 +90,16 @@ def screen(config: ScreenConfig) -> Screen:
     """
     new = config.read(config.new, needs_response=False)
     scored, inputs = _scored(config)
-    resources: dict[str, Any] = {}
+    probe: Estimator | None = None
     inputs |= {"new": new.hash, "new categories": _categories(new)}
     inputs["categories"] = _categories(scored.examples)
     if config.model is not None:
-        resources, used = estimator_resources(_score_config(config))
+        probe, used = estimator_of(config, config.estimator)
         inputs |= {**used, "model": models.hash_model(models.resolve(config.model))}
     path = config.run.path("screens", f"{config.label}.json")
     with config.run.step("screen", config.label, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
-            found = _screen(config, new, scored, resources, inputs)
+            found = _screen(config, new, scored, probe, inputs)
             found.save(path)
             step.outputs.append(path)
             step.facts |= {"counts": found.counts, "provenance": provenance_table(new)}
@@ -139,16 +131,16 @@ def _screen(
     config: ScreenConfig,
     new: Examples,
     scored: _Scored,
-    resources: Mapping[str, Any],
+    probe: Estimator | None,
     inputs: Mapping[str, str],
 ) -> Screen:
     known = set(np.array(scored.examples.ids)[np.isfinite(scored.values)].tolist())
     probed: dict[str, ScreenedRow] = {}
     facts: dict[str, Any] = {}
     unknown = [i for i, identity in enumerate(new.ids) if identity not in known]
-    if config.model is not None and unknown:
+    if probe is not None and unknown:
         asked = new.select([i for i in unknown if new[i].response.strip()])
-        probed, facts = _probe(config, asked, scored, resources)
+        probed, facts = _probe(config, asked, scored, probe)
         facts["model_hash"] = inputs["model"]
     placed = {identity for identity, row in probed.items() if not math.isnan(row.rank)}
     rows, honesty = screen_text(
@@ -176,7 +168,7 @@ def _noted(row: ScreenedRow) -> ScreenedRow:
 
 
 def _probe(
-    config: ScreenConfig, new: Examples, scored: _Scored, resources: Mapping[str, Any]
+    config: ScreenConfig, new: Examples, scored: _Scored, estimator: Estimator
 ) -> tuple[dict[str, ScreenedRow], dict[str, Any]]:
     """Run the estimator on new and scored rows together, and place the new ones among the scored.
 
@@ -190,7 +182,6 @@ def _probe(
         )
     sample = _sample(config, scored)
     together = Examples([*new, *scored.examples.select(sample)], name="new and scored rows")
-    estimator: Estimator = plugins.make("estimators", config.estimator, **resources)
     loaded = models.load(cast(str, config.model), device=config.device)
     estimate = estimator.score(loaded.model, loaded.tokenizer, together, seed=config.seed)
     values = _checked(estimate, len(together))
@@ -273,9 +264,3 @@ def _only(config: ScreenConfig, stage: str, name: str | None) -> Entry:
 def _categories(rows: Examples) -> str:
     """Hash the one provenance column that is read: the rows' own hash is of their texts only."""
     return sha256_json(sorted([row.id, row.provenance.get("category", "")] for row in rows))
-
-
-def _score_config(config: ScreenConfig) -> ScoreConfig:
-    """Return the options that the probe would have as a stage of its own."""
-    own = ScoreConfig.model_fields.keys() & ScreenConfig.model_fields.keys()
-    return ScoreConfig(**{name: getattr(config, name) for name in own})

@@ -17,8 +17,7 @@ from holdfast.artifacts import SCHEMA, read_json, sha256_json, write_json
 from holdfast.cost import metered
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.stages.config import StageConfig
-from holdfast.stages.score import ScoreConfig, estimator_of
+from holdfast.stages.estimating import EstimatorConfig, estimator_of
 from holdfast.stages.subjects import subject
 from holdfast.stats import Interval, mean_interval, spearman
 from holdfast.validation import Case, cases
@@ -29,7 +28,7 @@ SMALLEST = 20
 """Categories and samples of fewer examples say nothing."""
 
 
-class ValidateConfig(StageConfig):
+class ValidateConfig(EstimatorConfig):
     """Options of the stage.
 
     Attributes:
@@ -37,9 +36,6 @@ class ValidateConfig(StageConfig):
             directory, or a hub id.
         data: The alignment rows that were tracked.
         estimators: Names and options of the estimators to judge.
-        benign: Ordinary rows, for estimators that use them.
-        harmful: Harmful rows, for estimators that use them; not the attacker's.
-        judge: Name and options of the judge, for estimators that use one.
         vary: Options to vary one at a time, e.g. rows=8,16,64 or source=harmful,mismatched, on
             every estimator that has the option.
         seeds: Number of seeds: how stable are the scores?
@@ -50,9 +46,6 @@ class ValidateConfig(StageConfig):
     model: str
     data: str
     estimators: list[str] = Field(default=["attack_direction"], min_length=1)
-    benign: str | None = None
-    harmful: str | None = None
-    judge: str = "refusal"
     vary: list[str] = Field(default=["rows=8,16,64"])
     seeds: int = Field(default=3, ge=1)
     examples: list[int] = Field(default=[50, 100, 200, 400])
@@ -115,9 +108,8 @@ def validate(config: ValidateConfig) -> Validation:
     path = config.run.path("validations", f"{name}.json")
     inputs = {"model": target.hash, "data": examples.hash}
     inputs |= {f"attack {k}": sha256_json([case.ids, v]) for k, v in case.attacks.items()}
-    for need in ("benign", "harmful"):
-        rows = config.read_if(getattr(config, need))
-        inputs |= {} if rows is None else {need: rows.hash}
+    for spec in config.estimators:
+        inputs |= estimator_of(config, spec)[1]
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             loaded = models.load(target.source, device=config.device)
@@ -192,13 +184,7 @@ def _score(
     """Return the scores of the case's examples, and what they cost."""
     spec, variant, seed = key
     full = f"{spec},{variant}" if variant else spec
-    asked = ScoreConfig(
-        **config.model_dump(include=set(StageConfig.model_fields) | {"benign", "harmful", "judge"}),
-        model=config.model,
-        data=config.data,
-        estimator=full,
-    )
-    estimator, _ = estimator_of(asked)
+    estimator, _ = estimator_of(config, full)
     with metered(loaded.model) as cost:
         estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=seed)
     known = dict(zip(examples.ids, estimate.values.tolist(), strict=True))

@@ -1,0 +1,69 @@
+"""What the stages that use an estimator have in common: its rows, its judge, its making."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from holdfast import models, plugins
+from holdfast.contracts import Estimator
+from holdfast.errors import UsageError
+from holdfast.stages.config import StageConfig
+
+
+class EstimatorConfig(StageConfig):
+    """What an estimator is given; each takes what it uses.
+
+    Attributes:
+        benign: Ordinary rows.
+        proxies: Ordinary rows of several kinds, instead of `benign`, for estimators that run a
+            proxy attack on each and average.
+        harmful: Harmful rows; not the attacker's.
+        base: The model before its alignment: "world", a directory, or a hub id.
+        judge: Name and options of the judge.
+    """
+
+    benign: str | None = None
+    proxies: list[str] = Field(default_factory=list)
+    harmful: str | None = None
+    base: str | None = None
+    judge: str = "refusal"
+
+
+def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[str, str]]:
+    """Build an estimator with what it needs or can use.
+
+    Returns:
+        The estimator, and the hash of everything it was given.
+
+    Raises:
+        UsageError: It is unknown, or lacks something.
+    """
+    name, _ = plugins.parse(spec)
+    cls: type[Estimator] = plugins.find("estimators", name)
+    given: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    if config.proxies:
+        if "proxies" not in cls.accepts:
+            raise UsageError(
+                f"estimator {name!r} averages over no proxy tasks: leave out --proxy "
+                "(and give --benign where it uses ordinary rows)"
+            )
+        given["proxies"] = tuple(config.read(rows) for rows in config.proxies)
+        inputs |= {f"proxy {i}": rows.hash for i, rows in enumerate(given["proxies"], 1)}
+    for need in sorted((cls.needs | cls.accepts) - {"proxies"}):
+        value = getattr(config, need)
+        if value is None or (need == "benign" and config.proxies):
+            if need in cls.needs:
+                raise UsageError(f"estimator {name!r} needs --{need}")
+            continue
+        if need == "judge":
+            given[need] = plugins.make("judges", value)
+        elif need == "base":
+            given[need], inputs[need] = value, models.hash_model(models.resolve(value))
+        else:
+            given[need] = config.read(value)
+            inputs[need] = given[need].hash
+    made: Estimator = plugins.make("estimators", spec, **given)
+    return made, inputs
