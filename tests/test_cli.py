@@ -91,8 +91,8 @@ def flags(name: str) -> dict[str, Any]:
 
 def test_every_stage_is_a_command() -> None:
     found = set()
-    for info in iter_modules(stage_modules.__path__):
-        module = import_module(f"holdfast.stages.{info.name}")
+    names = [info.name for info in iter_modules(stage_modules.__path__)]
+    for module in [import_module(f"holdfast.stages.{name}") for name in names]:
         found |= {
             (module.__name__, name)
             for name, value in vars(module).items()
