@@ -31,6 +31,24 @@ if TYPE_CHECKING:
 REFERENCE = "forget_count"
 VARIANTS = ("half_flip", "critical_step")
 FREE = "free_margin"
+# What the direction is made of: label, source, options.
+ABLATIONS = (
+    ("half_flip-harmful-8rows", "harmful", "rows=8"),
+    ("half_flip-harmful-l2", "harmful", "geometry=l2"),
+    ("half_flip-harmful-10steps", "harmful", "steps=10"),
+    ("half_flip-base-8rows", "base", "rows=8"),
+    ("half_flip-base-4draws", "base", "repeats=4"),
+    ("half_flip-base-prefix", "base", "quantity=prefix"),
+    ("derivative-harmful", "harmful", "variant=derivative"),
+)
+OTHERS = {
+    "loss": "loss,quantity=loss",
+    "loss-first_token": "loss,quantity=first_token",
+    "weight_noise": "weight_noise",
+    "gradient_norm": "gradient_norm",
+    "sam_gap": "gradient_norm,kind=sam_gap",
+}
+MEMBERS = ("attack_direction/source=base", "weight_noise", "loss")
 CEILING = "ceiling"
 POOLING = (
     "value: mean over seeds, beside it the median; interval: Student's t over the seeds, cut to "
@@ -73,7 +91,7 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
     changes: dict[str, Any] = {
         "methods": {"sft": {}},
         "score": {k: {**v, **limit} for k, v in _estimators(base, options.quick).items()},
-        "group": {"scores": "half_flip-mismatched", **limit},
+        "group": {"scores": "half_flip-base", **limit},
         "attack": {
             "poison_ratios": [0.1],
             **(WORLD_ATTACK if base.name == "world" else {}),
@@ -87,21 +105,38 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
 
 
 def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
+    """Return name -> options of the score stage, the free margin and the reference first."""
     reference, probe = base.config.score[REFERENCE], base.config.score["attack_direction"]
     count = f"{reference['estimator']},{QUICK_COUNT if quick else FULL_COUNT}"
     length = probe["estimator"].partition(",")[2]
     found: dict[str, dict[str, Any]] = {
-        "free_margin": {"estimator": ",".join(filter(None, ["loss,quantity=margin", length]))},
+        FREE: {"estimator": _spec("loss", "quantity=margin", length)},
         REFERENCE: {**reference, "estimator": count},
     }
+    sources = {source: f"source={source}" for source in ("base", *base.sources)}
+    if base.prefix:
+        sources["affirmative"] += f",prefix={base.prefix}"
     for variant in VARIANTS:
-        for source in base.sources:
-            spec = f"{probe['estimator']},variant={variant},source={source}"
-            if source == "affirmative":
-                spec += f",prefix={base.prefix}"
-            harmful = {"harmful": base.probe} if source == "harmful" else {}
-            found[f"{variant}-{source}"] = {"estimator": spec, **harmful}
-    return found
+        for source, words in sources.items():
+            spec = _spec(probe["estimator"], f"variant={variant}", words)
+            found[f"{variant}-{source}"] = {"estimator": spec, **_harmful(base, source)}
+    for label, source, words in ABLATIONS:
+        spec = _spec(probe["estimator"], f"source={source}", words)
+        found[label] = {"estimator": spec, **_harmful(base, source)}
+    drift = count.replace(REFERENCE, "loss_drift", 1)
+    drift = ",".join(part for part in drift.split(",") if not part.startswith("max_new_tokens"))
+    found["loss_drift"] = {**reference, "estimator": drift}
+    members = "+".join("/".join(filter(None, (member, length))) for member in MEMBERS)
+    found["ensemble"] = {"estimator": f"ensemble,members={members}"}
+    return found | {label: {"estimator": _spec(spec, length)} for label, spec in OTHERS.items()}
+
+
+def _spec(*parts: str) -> str:
+    return ",".join(part for part in parts if part)
+
+
+def _harmful(base: Setting, source: str) -> dict[str, str]:
+    return {"harmful": base.probe} if source == "harmful" else {}
 
 
 # ----------------------------------------------------------------------------------------- rows

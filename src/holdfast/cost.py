@@ -55,8 +55,9 @@ def metered(model: nn.Module) -> Iterator[Cost]:
         cost.forward_tokens += ids.numel()
         if torch.is_grad_enabled():
             cost.backward_tokens += ids.numel()
-        cache = kwargs.get("past_key_values")
-        if cache is not None and ids.shape[-1] == 1 and cache.get_seq_length() > 0:
+        mask: Tensor | None = kwargs.get("attention_mask")
+        # A mask that is longer than the ids covers what a cache already holds.
+        if mask is not None and mask.shape[-1] > ids.shape[-1]:
             cost.generated_tokens += ids.numel()
 
     device = next(model.parameters()).device
