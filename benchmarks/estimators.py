@@ -19,6 +19,7 @@ import numpy as np
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
 from holdfast.artifacts import RunDir, Scores
+from holdfast.errors import UsageError
 from holdfast.stats import Interval, mean_interval
 from holdfast.validation import Case, cases
 
@@ -90,8 +91,8 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
     limit = {"limit": 160} if options.quick else {}
     changes: dict[str, Any] = {
         "methods": {"sft": {}},
-        "score": {k: {**v, **limit} for k, v in _estimators(base, options.quick).items()},
-        "group": {"scores": "half_flip-base", **limit},
+        "score": {k: {**v, **limit} for k, v in _wanted(base, options).items()},
+        "group": {"scores": FREE, **limit},
         "attack": {
             "poison_ratios": [0.1],
             **(WORLD_ATTACK if base.name == "world" else {}),
@@ -102,6 +103,17 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
         "track": True,
     }
     return configured(base, options, out, changes)
+
+
+def _wanted(base: Setting, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the estimators asked for; the free margin and the reference are always among them."""
+    found = _estimators(base, options.quick)
+    if not options.estimators:
+        return found
+    asked = {FREE, REFERENCE, *options.estimators.split(",")}
+    if unknown := asked - found.keys():
+        raise UsageError(f"--estimators {', '.join(sorted(unknown))}: none of {', '.join(found)}")
+    return {name: spec for name, spec in found.items() if name in asked}
 
 
 def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
@@ -234,6 +246,7 @@ def run_benchmark() -> None:
     """Score, attack, compare, write."""
     options = parser(__doc__)
     add_setting(options)
+    options.add_argument("--estimators", help="only these rows, separated by commas")
     chosen = options.parse_args()
     if chosen.quick:
         chosen.seeds = 1

@@ -75,7 +75,7 @@ def test_without_an_accelerator_gpu_says_so_and_exits_with_2(
 
 
 def options(**changes: Any) -> argparse.Namespace:
-    values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu"}
+    values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu", "estimators": None}
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -106,6 +106,15 @@ def test_estimators_score_one_model_and_attack_it_with_other_rows(
     assert len(config.attack["tasks"]) == (2 if name == "world" else 4)
     assert config.attack["poison_ratios"] == [0.1]
     assert len(config.attack["learning_rates"]) == (2 if name == "world" else 1)
+
+
+def test_estimators_can_be_chosen(bench: SimpleNamespace, tmp_path: Path) -> None:
+    base = settings(bench, tmp_path)["world"]
+    asked = options(estimators="loss,half_flip-base")
+    config = bench.estimators.configuration(base, asked, tmp_path)
+    assert set(config.score) == {"free_margin", "forget_count", "loss", "half_flip-base"}
+    with pytest.raises(UsageError, match="--estimators best: none of free_margin"):
+        bench.estimators.configuration(base, options(estimators="best"), tmp_path)
 
 
 @pytest.mark.parametrize("quick", [False, True])
