@@ -103,7 +103,7 @@ def test_estimators_score_one_model_and_attack_it_with_other_rows(
     } - {None}
     assert used == {base.probe}
     assert config.data.harmful not in used
-    assert len(config.attack["tasks"]) == (2 if name == "world" else 4)
+    assert len(config.attack["tasks"]) == 2
     assert config.attack["poison_ratios"] == [0.1]
     assert len(config.attack["learning_rates"]) == (2 if name == "world" else 1)
 
