@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast import models
 from holdfast.directions import forward_derivative
 from holdfast.errors import UsageError
-from holdfast.estimators.attack_direction import AttackDirection, critical_steps, linearized
+from holdfast.estimators.attack_direction import AttackDirection, critical_steps
 from holdfast.examples import Example, Examples
 from holdfast.finetune import FinetuneConfig, finetune
 from holdfast.half_flip import half_flip_step
@@ -191,7 +191,7 @@ def test_nothing_is_left_behind(
     before, state = weights_of(aligned), torch.get_rng_state()
     numpy_state = str(np.random.get_state())  # noqa: NPY002  # that it is not used
     estimator = AttackDirection(
-        rows.harmful, rows.benign, base="world", variant=variant, source=source, flip=0.2
+        rows.harmful, rows.benign, base="world", variant=variant, source=source
     )
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     assert found.values.shape == (24,)
@@ -277,21 +277,9 @@ def test_the_derivative_is_exact(
     torch.testing.assert_close(value, read.tensor(range(24)), atol=1e-4, rtol=1e-4)
     # Float32 margins around 5 are good to 1e-6 of that, over 2e-2.
     torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-2, atol=2e-2, rtol=2e-2)
-    estimator = replace(estimator, variant="derivative", flip=0.2)
-    found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
-    scores, step = linearized(value.double().numpy(), slope.double().numpy(), 0.2)
-    np.testing.assert_allclose(found.values, scores, atol=1e-3)
-    assert found.facts["step"] == pytest.approx(step, rel=1e-3)
-
-
-def test_linearized_margins_by_hand() -> None:
-    # 2 - a, 3 - a, 4 - 4a, and one that rises: crossings 2, 3, 1, never; half is the second: 2.
-    margins, slopes = np.array([2.0, 3.0, 4.0, 1.0]), np.array([-1.0, -1.0, -4.0, 1.0])
-    scores, step = linearized(margins, slopes, 0.5)
-    assert step == 2
-    assert scores.tolist() == [0, -1, 4, -3]
-    with pytest.raises(UsageError, match="75% of the margins fall .* flip=1; use variant"):
-        linearized(margins, slopes, 1.0)
+    found = replace(estimator, variant="derivative").score(aligned, tokenizer, rows.safety, seed=0)
+    np.testing.assert_allclose(found.values, -slope.double().numpy(), atol=1e-3)
+    assert found.facts["step"] == 0
 
 
 def test_several_directions_give_a_standard_error(

@@ -47,8 +47,8 @@ class AttackDirection(Estimator):
       position; every example's margin there, negated, is its score. One pass and some.
     - critical_step: each example's own a, where its margin changes sign; the score is -log a.
       Two to three passes: outward from the half-flip step, only those still undecided.
-    - derivative: the margin's exact derivative along d, by forward-mode differentiation; the
-      score is the linearized margin where half have flipped. It sees no curve: an ablation.
+    - derivative: the margin's exact derivative along d at the aligned weights, negated, by
+      forward-mode differentiation. It sees neither margin nor curve: an ablation.
 
     It is not a per-example gradient method, and no influence function: the margin is measured
     where the attack leads. The size of the step has no free constant.
@@ -159,10 +159,12 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> tuple[np.ndarray, float]:
         """Return the scores along one direction, and the step they were taken at."""
+        from holdfast.directions import forward_derivative
         from holdfast.weights import restored, trainable
 
         if self.variant == "derivative":
-            return linearized(*self._derivative(model, read, direction, n), self.flip)
+            _, slopes = forward_derivative(model, direction, lambda: read.tensor(range(n)))
+            return -slopes.double().numpy(), 0.0
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
             with restored(trainable(model)) as add:
@@ -176,14 +178,6 @@ class AttackDirection(Estimator):
         if self.variant == "half_flip":
             return -margins(step, range(n)), step
         return critical_steps(margins, n, step), step
-
-    def _derivative(
-        self, model: PreTrainedModel, read: _Reader, direction: Sequence[torch.Tensor], n: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        from holdfast.directions import forward_derivative
-
-        value, slope = forward_derivative(model, direction, lambda: read.tensor(range(n)))
-        return value.double().numpy(), slope.double().numpy()
 
     def _what(self) -> str:
         return f"this direction (source {self._source()!r}); try another source"
@@ -307,29 +301,6 @@ class _Reader:
         if self.quantity == "prefix":
             return prefix_margins(self.model, rows, PREFIX, pad=self.pad)
         return first_margins(self.model, rows, self.tokens, pad=self.pad)
-
-
-def linearized(margins: np.ndarray, slopes: np.ndarray, flip: float) -> tuple[np.ndarray, float]:
-    """Return -(m + a m') with the step a at which a share `flip` crosses zero, (n,), and a.
-
-    Args:
-        margins: (n,) m at step 0.
-        slopes: (n,) m', the derivative along the direction.
-        flip: Share in (0, 1].
-
-    Raises:
-        UsageError: Fewer margins than that fall at all.
-    """
-    crossings = np.full(len(margins), np.inf)
-    falling = slopes < 0
-    crossings[falling] = np.maximum(margins[falling], 0) / -slopes[falling]
-    step = float(np.quantile(crossings, flip, method="inverted_cdf"))
-    if not math.isfinite(step):
-        raise UsageError(
-            f"{falling.mean():.0%} of the margins fall along this direction, fewer than "
-            f"flip={flip:g}; use variant=half_flip"
-        )
-    return -(margins + step * slopes), step
 
 
 def critical_steps(margins: Margins, n: int, half: float) -> np.ndarray:
