@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from holdfast.validation import Case, cases
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from holdfast.stages.pipeline import RunConfig
 
@@ -247,9 +247,16 @@ def run_benchmark() -> None:
     options = parser(__doc__)
     add_setting(options)
     options.add_argument("--estimators", help="only these rows, separated by commas")
+    options.add_argument("--run", type=Path, help="make the rows from this run, as it stands")
     chosen = options.parse_args()
     if chosen.quick:
         chosen.seeds = 1
+    if chosen.run is not None:
+        asked = tuple(filter(None, (chosen.estimators or "").split(",")))
+        found = [c for c in cells(cases(RunDir(chosen.run))) if _asked(c.estimator, asked)]
+        facts = {"setting": chosen.setting, "pooling": POOLING, **made_by(RunDir(chosen.run))}
+        write(chosen.json, "estimators", facts, rows(found, asked))
+        return
     with folder(chosen.work) as work:
         base = setting(chosen, work)
         config = configuration(base, chosen, work / "run")
@@ -266,6 +273,20 @@ def run_benchmark() -> None:
             "run": config.model_dump(mode="json", exclude={"out", "device", "report"}),
         }
         write(chosen.json, "estimators", facts, rows(cells(cases(run)), tuple(config.score)))
+
+
+def _asked(estimator: str, asked: Sequence[str]) -> bool:
+    return not asked or estimator in {*asked, FREE, REFERENCE, CEILING}
+
+
+def made_by(run: RunDir) -> Row:
+    """Return what a run that stands already says of its making."""
+    entries = [e for stage in ("align", "score", "attack") for e in run.entries(stage)]
+    return {
+        "commits": sorted({str(e.commit) for e in entries}),
+        "scores": {e.name: e.config["estimator"] for e in run.entries("score")},
+        "attacks": sorted({e.name.partition("/")[2] for e in run.entries("attack")}),
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS.parents[1] / "docs" / "figures"
 NAMED = (
     *("free_margin", "forget_count", "loss_drift", "weight_noise", "gradient_norm", "ensemble"),
-    *("half_flip-harmful", "half_flip-base", "critical_step-harmful"),
+    *("half_flip-base", "half_flip-base-4draws"),
 )
 """Estimators that are named in the figure; variants and ablations are dots only."""
 
@@ -37,9 +37,9 @@ def agreement_against_cost(result: dict[str, Any]) -> str:
     return scatter(
         dots,
         title="Agreement with held-out attacks against cost",
-        x_label="log10 of the share of ForgotNum's time (-2: a hundredth)",
+        x_label="log10 of the share of ForgotNum's time (-1: a tenth)",
         y_label="AUROC, first half to be forgotten (0.5 is chance)",
-        options=ChartOptions(height=360, mark=0.5),
+        options=ChartOptions(width=640, height=320, mark=0.5, y_range=(0.2, 1.0)),
     )
 
 
