@@ -247,6 +247,10 @@ def test_the_analysis_says_what_stands_out(tmp_path: Path) -> None:
     table = next(iter(section.tables.values()))
     assert "nearest benign prompt" in set(table["factor"])
     assert table["effect"].dropna().abs().is_monotonic_decreasing
+    lengths = table[table["factor"] == "prompt length"]
+    assert lengths["with it"].tolist() == [""]  # every row has a length
+    assert set(table["p"]) > {"< 0.001"}  # planted; and never a plain 0
+    assert "0" not in {*table["p"], *table["corrected p"]}
     assert "Correlation is not cause" in section.note
     assert "1 rows without a score" in section.note
     assert "1 rows of 'toy'" in section.note

@@ -569,6 +569,7 @@ def test_the_stage_does_not_overwrite_edits(scored_run: tuple[Path, Path], tmp_p
     table.write_text("id,group\n")
     with pytest.raises(UsageError, match="may hold edits"):
         stage(GroupConfig(out=out, data=str(data), csv=table))
+    assert RunDir(out).entries("group") == []
     with pytest.raises(UsageError, match="--edited .*none.csv: no such file"):
         stage(GroupConfig(out=out, data=str(data), edited=tmp_path / "none.csv"))
 

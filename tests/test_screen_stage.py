@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
 from holdfast.artifacts import Groups, RunDir, Scores
+from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
@@ -114,6 +116,18 @@ def test_by_text(setting: Setting) -> None:
     assert "entirely" not in table.read_text()
 
 
+def test_what_is_told(setting: Setting) -> None:
+    new = [Example("tell me now"), setting.rows[29], *setting.rows[:6]]
+    told = show.screened(screen(setting.config(new, groups="two")))
+    assert (told["rows"], told["placed by scored"], told["placed by text"]) == (8, 7, 1)
+    # Rank 1 first, in the vulnerable group; of the others the guess is somewhere.
+    assert told["most vulnerable"][0] == "row 2: rank 1.00 [1.00, 1.00], vulnerable with 100%"
+    assert len(told["most vulnerable"]) == show.FIRST
+    assert any(note.startswith("1 of 8: no response") for note in told["notes"])
+    assert "probe agrees with the scores" not in told
+    assert len(told["honesty"]) == 1
+
+
 def test_done_once_and_again_when_something_read_changes(setting: Setting) -> None:
     def started(new: list[Example]) -> str:
         screen(setting.config(new, name="again"))
@@ -152,6 +166,15 @@ def test_by_the_probe(setting: Setting, tiny: str) -> None:
     assert found.facts["sample"] == 30
     assert found.facts["agreement"].startswith("1.00")
     assert found.facts["model_hash"]
+    assert show.screened(found)["probe agrees with the scores"].startswith("1.00")
+
+
+def test_the_model_goes_by_its_label(setting: Setting, tiny: str) -> None:
+    shutil.copytree(tiny, setting.run.path("models", "sft-s0"))
+    with setting.run.step("align", "sft-s0", config={"seed": 0}, inputs={}):
+        pass
+    found = screen(setting.config([Example("short", "no")], model="sft-s0", estimator=PROBE))
+    assert found.facts["model_hash"] == models.hash_model(Path(tiny))
 
 
 def test_a_sample_of_the_scored_rows_is_probed(setting: Setting, tiny: str) -> None:

@@ -145,15 +145,20 @@ def _table(found: list[Effect]) -> pd.DataFrame:
             "low": e.interval.low,
             "high": e.interval.high,
             "n": e.interval.n,
-            "with it": None if e.members is None else e.members,
-            "p": e.p,
-            "corrected p": e.corrected,
+            # A length is no property that some rows have: the cell is empty, not unknown.
+            "with it": "" if e.members is None else str(e.members),
+            "p": _written(e.p),
+            "corrected p": _written(e.corrected),
         }
         for e in found
     ]
-    frame = pd.DataFrame(rows)
-    frame["with it"] = frame["with it"].astype("Int64")
-    return frame.round(4)
+    return pd.DataFrame(rows).round(3)
+
+
+def _written(p: float) -> str:
+    if np.isnan(p):
+        return "unknown"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _chart(found: list[Effect]) -> str:

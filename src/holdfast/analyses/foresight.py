@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,12 +56,12 @@ class Foresight(Analysis):
                     "models": rows["model"].nunique(),
                 }
             )
-            bars.append(Bar(str(name), area.value, area.low, area.high))
+            if not np.isnan(area.value):
+                bars.append(Bar(str(name), area.value, area.low, area.high))
             if name != CEILING:
                 findings.append(
-                    f"{name} foresaw the first half to be forgotten with AUROC "
-                    f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}], "
-                    f"n={rows['n'].max()} examples, {rows['model'].nunique()} models (0.5 is "
+                    f"{name} foresaw the first half to be forgotten with AUROC {_written(area)}, "
+                    f"n={rows['n'].max()} examples, {_models(rows['model'].nunique())} (0.5 is "
                     "chance)."
                 )
         return Section(
@@ -74,7 +75,9 @@ class Foresight(Analysis):
                 "AUROC with 95 % intervals": bar_chart(
                     bars, title="AUROC of each estimator", x_label="AUROC (0.5 is chance)"
                 )
-            },
+            }
+            if bars
+            else {},
             note=(
                 "An attack's own ForgotNum is noisy: another attack's count predicts it with less "
                 "than certainty, which is the ceiling for any score. The interval is a bootstrap "
@@ -95,8 +98,13 @@ def _rows(case: Case) -> list[dict[str, object]]:
 
 
 def _by_estimator(case: Case) -> dict[str, Scores]:
-    """Name scores alike in all seeds: by the label within the run without the seed's suffix."""
-    return {name.removesuffix(f"-s{s.seed}"): s for name, s in case.scores.items()}
+    """Name scores alike in all seeds: by the label within the run without the seed's suffix.
+
+    Where that would give two scores of one model the same name, both keep their own.
+    """
+    short = {name: name.removesuffix(f"-s{s.seed}") for name, s in case.scores.items()}
+    times = Counter(short.values())
+    return {short[name] if times[short[name]] == 1 else name: s for name, s in case.scores.items()}
 
 
 def _row(
@@ -119,3 +127,15 @@ def _row(
 
 def _pooled(found: Sequence[Interval]) -> Interval:
     return found[0] if len(found) == 1 else mean_interval([i.value for i in found])
+
+
+def _written(found: Interval) -> str:
+    """Return value and interval; one model of several that could be compared has no interval."""
+    value, low, high = (
+        "unknown" if np.isnan(x) else f"{x:.2f}" for x in (found.value, found.low, found.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _models(number: int) -> str:
+    return f"{number} model{'' if number == 1 else 's'}"

@@ -68,13 +68,19 @@ def _findings(validation: dict[str, Any]) -> list[str]:
         found.append(
             f"On {model}, {name} agrees with the mean of {attacks} attacks at AUROC "
             f"{_interval(row, 'auroc')} and Spearman {_interval(row, 'spearman')}, "
-            f"n={row['n']}; between its seeds its ranks correlate at {_number(stability)}."
+            f"n={row['n']}; {_stable(stability)}."
         )
         found.append(
             f"On {model}, {name} is above the free margin by {_interval(row, 'gain')} AUROC, "
             f"n={row['n']}."
         )
     return found
+
+
+def _stable(stability: float | None) -> str:
+    if stability is None:
+        return "whether its seeds agree is unknown"
+    return f"between its seeds its ranks correlate at {stability:.2f}"
 
 
 def _interval(row: dict[str, Any], key: str) -> str:

@@ -51,7 +51,7 @@ STAGES: dict[str, Stage] = {
         told=show.scores,
     ),
     "group": Stage(
-        "Split the scored examples into an invulnerable and a vulnerable group.",
+        "Split the scored examples into groups by vulnerability.",
         ("holdfast.stages.group", "GroupConfig", "group"),
         example="group --data rows.jsonl --out runs/a --rule otsu",
         told=show.groups,

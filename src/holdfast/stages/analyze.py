@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from pydantic import Field
 
 from holdfast import plugins, progress
 from holdfast.contracts import Analysis, Section
+from holdfast.errors import UsageError
 from holdfast.sections import load_section, save_section
 from holdfast.stages.config import StageConfig
+
+logger = logging.getLogger(__name__)
 
 
 class AnalyzeConfig(StageConfig):
@@ -23,30 +28,44 @@ class AnalyzeConfig(StageConfig):
 def analyze(config: AnalyzeConfig) -> list[Section]:
     """Run the analyses and save `sections/<name>.json`.
 
+    Of all that ship with holdfast, those that lack something are left out, with a warning that says
+    what: their stages may have run and still have left too little.
+
     Raises:
         UsageError: An analysis that was asked for lacks what it needs.
     """
-    run = config.run
     wanted = config.analyses or _possible(config)
     found = []
     for done, spec in enumerate(wanted):
         name = plugins.parse(spec)[0].rpartition(":")[2]
-        analysis: Analysis = plugins.make("analyses", spec)
-        inputs = {
-            f"{entry.stage} {entry.name}": entry.key
-            for need in analysis.needs
-            for entry in run.require(need)
-        }
-        progress.report(f"analyze {name}", done, len(wanted))
-        path = run.path("sections", f"{name}.json")
-        keyed = {"analysis": spec, "seed": config.seed}
-        with run.step("analyze", name, config=keyed, inputs=inputs) as step:
-            if step.done is None:
-                save_section(path, analysis.run(run))
-                step.outputs.append(path)
-        found.append(load_section(path))
+        progress.report("analyses", done, len(wanted))
+        try:
+            found.append(_section(config, spec, name))
+        except UsageError as error:
+            if config.analyses:
+                raise
+            logger.warning("analysis %s left out: %s", name, error)
     progress.report("analyses", len(wanted), len(wanted))
+    if not found:
+        logger.warning("%s: nothing could be analyzed; run `holdfast score` first", config.out)
     return found
+
+
+def _section(config: AnalyzeConfig, spec: str, name: str) -> Section:
+    run = config.run
+    analysis: Analysis = plugins.make("analyses", spec)
+    inputs = {
+        f"{entry.stage} {entry.name}": entry.key
+        for need in analysis.needs
+        for entry in run.require(need)
+    }
+    path = run.path("sections", f"{name}.json")
+    keyed = {"analysis": spec, "seed": config.seed}
+    with run.step("analyze", name, config=keyed, inputs=inputs) as step:
+        if step.done is None:
+            save_section(path, analysis.run(run))
+            step.outputs.append(path)
+    return load_section(path)
 
 
 def _possible(config: AnalyzeConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pydantic import Field
@@ -40,8 +41,12 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
     Raises:
         UsageError: It is unknown, or lacks something.
     """
-    name, _ = plugins.parse(spec)
+    name, options = plugins.parse(spec)
     cls: type[Estimator] = plugins.find("estimators", name)
+    handed = [need for need in options if need in cls.needs | cls.accepts]
+    if handed:
+        # Given as an option it would neither be read nor become part of the result's key.
+        raise UsageError(f"{spec!r}: {handed[0]} is no option of {name!r}; give {_flag(handed[0])}")
     given: dict[str, Any] = {}
     inputs: dict[str, str] = {}
     if config.proxies:
@@ -67,3 +72,16 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             inputs[need] = given[need].hash
     made: Estimator = plugins.make("estimators", spec, **given)
     return made, inputs
+
+
+def options_of(spec: str) -> list[str]:
+    """Return the options of an estimator, without what a stage hands over."""
+    name, _ = plugins.parse(spec)
+    cls = plugins.find("estimators", name)
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    handed = cls.needs | cls.accepts
+    return [f.name for f in fields if f.init and f.name not in handed]
+
+
+def _flag(need: str) -> str:
+    return "--proxy" if need == "proxies" else f"--{need}"

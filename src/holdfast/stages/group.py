@@ -73,16 +73,16 @@ def group(config: GroupConfig) -> Groups:
     path = config.run.path("groups", f"{name}.json")
     inputs = _inputs(config, scores, examples)
     with config.run.step("group", name, config=config.keyed(), inputs=inputs) as step:
+        groups = _made(config, scores, examples) if step.done is None else Groups.load(path)
+        if config.csv is not None:
+            # No output of the step: it is there to be changed. And first, since it can be refused:
+            # a command that fails leaves no groups.
+            groups_to_csv(groups, scores, examples, config.csv)
         if step.done is None:
-            groups = _made(config, scores, examples)
             groups.save(path)
             step.outputs.append(path)
             step.facts |= {"sizes": groups.sizes, "rule": groups.rule, **groups.facts}
-    groups = Groups.load(path)
-    if config.csv is not None:
-        # Not an output of the step: it is there to be changed.
-        groups_to_csv(groups, scores, examples, config.csv)
-    return groups
+    return Groups.load(path)
 
 
 def _inputs(config: GroupConfig, scores: Scores, examples: Examples) -> dict[str, str]:

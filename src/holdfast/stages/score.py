@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -18,17 +17,19 @@ from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
 from holdfast.stages.estimating import EstimatorConfig, estimator_of
+from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import bootstrap, spearman
 
-CHECKED = 64
-"""Rows scored anew to see whether another model's scores hold."""
+CHECKED, FEWEST = 64, 20
+"""Rows scored anew to see whether another model's scores hold, and how many of them must have a
+score on both models: a handful of ranks agrees by chance."""
 
 
 class ScoreConfig(EstimatorConfig):
     """Options of the stage.
 
     Attributes:
-        model: An aligned model: "world", a directory, or a hub id.
+        model: An aligned model: its label in the run, a directory, or a hub id.
         data: The alignment rows to score.
         estimator: Name and options, e.g. "attack_direction,variant=critical_step".
         reuse: A file of scores of the same rows made on another model, to be kept if a quick check
@@ -58,17 +59,15 @@ def score(config: ScoreConfig) -> Scores:
     """
     examples = config.read(config.data)
     estimator, inputs = estimator_of(config, config.estimator)
-    inputs |= {
-        "model": models.hash_model(models.resolve(config.model)),
-        "data": examples.hash,
-    }
+    target = subject(config.run, config.model)
+    inputs |= {"model": target.hash, "data": examples.hash}
     if config.reuse:
         inputs["reuse"] = Scores.load(config.reuse).hash
     path = config.run.path("scores", f"{config.label}.json")
     with config.run.step("score", config.label, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
-            found = _reused(config, estimator, examples, inputs) if config.reuse else None
-            found = found or _scored(config, estimator, examples, inputs)
+            make = _reused if config.reuse else _scored
+            found = make(config, estimator, examples, target)
             found.save(path)
             step.outputs.append(path)
             step.facts |= {**found.facts, "provenance": provenance_table(examples)}
@@ -76,9 +75,9 @@ def score(config: ScoreConfig) -> Scores:
 
 
 def _scored(
-    config: ScoreConfig, estimator: Estimator, examples: Examples, inputs: Mapping[str, str]
+    config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
-    loaded = models.load(config.model, device=config.device)
+    loaded = models.load(target.source, device=config.device)
     with metered(loaded.model) as cost:
         estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=config.seed)
     _check(estimate, examples)
@@ -87,7 +86,7 @@ def _scored(
         values=estimate.values,
         estimator=config.estimator,
         data_hash=examples.hash,
-        model_hash=inputs["model"],
+        model_hash=target.hash,
         seed=config.seed,
         errors=estimate.errors,
         details=estimate.details,
@@ -96,7 +95,7 @@ def _scored(
 
 
 def _reused(
-    config: ScoreConfig, estimator: Estimator, examples: Examples, inputs: Mapping[str, str]
+    config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
     """Return another model's scores, if a sample scored anew orders the same way.
 
@@ -108,27 +107,47 @@ def _reused(
     if old.data_hash != examples.hash or old.estimator != config.estimator:
         raise MismatchError(
             f"{config.reuse}: scores by {old.estimator!r} of rows {old.data_hash[:12]}, asked for "
-            f"{config.estimator!r} of {examples.hash[:12]}: only the same may be used again"
+            f"{config.estimator!r} of {examples.hash[:12]}: only the same may be used again. "
+            "Score this model without --reuse."
         )
-    if old.model_hash == inputs["model"]:
-        return replace(old, facts={**old.facts, "reused_from": old.model_hash})
-    known = np.flatnonzero(np.isfinite(old.values))
+    # Scores that were reused before say where they come from; drift must not be lost in a chain.
+    made_on = old.facts.get("reused_from", old.model_hash)
+    if old.model_hash == target.hash:
+        return replace(old, facts={**old.facts, "reused_from": made_on})
+    values = old.aligned_to(examples.ids)
+    known = np.flatnonzero(np.isfinite(values))
     rng = np.random.default_rng(config.seed)
-    chosen = sorted(rng.choice(known, min(CHECKED, len(known)), replace=False).tolist())
-    fresh = _scored(config, estimator, examples.select(chosen), inputs)
-    found = bootstrap(spearman, old.values[chosen], fresh.values, seed=config.seed)
-    if not found.low >= config.agreement:
-        raise HoldfastError(
-            f"the scores of {config.reuse} do not hold on {config.model}: on {len(chosen)} rows "
-            f"scored anew the ranks correlate at {found}, and the lower end must reach "
-            f"{config.agreement:g}. Score this model without --reuse."
-        )
+    chosen = np.sort(rng.choice(known, min(CHECKED, len(known)), replace=False))
+    fresh = _scored(config, estimator, examples.select(chosen.tolist()), target)
     facts = {
-        "reused_from": old.model_hash,
-        "drift_check": str(found),
+        "reused_from": made_on,
+        "drift_check": _held(config, values[chosen], fresh.values),
         **{k: fresh.facts[k] for k in ("seconds", "forward_tokens", "backward_tokens")},
     }
-    return replace(old, model_hash=inputs["model"], errors=None, details={}, facts=facts)
+    return replace(old, model_hash=target.hash, errors=None, details={}, facts=facts)
+
+
+def _held(config: ScoreConfig, old: np.ndarray, fresh: np.ndarray) -> str:
+    """Return the rank correlation of old and fresh scores of the rows checked, in words.
+
+    Raises:
+        HoldfastError: It is too low, or too few rows could be scored anew to tell.
+    """
+    both = np.isfinite(fresh)
+    way_out = "Score this model without --reuse."
+    if both.sum() < FEWEST:
+        raise HoldfastError(
+            f"the scores of {config.reuse} cannot be checked on {config.model}: of {len(old)} rows "
+            f"{int(both.sum())} could be scored anew, and {FEWEST} are needed. {way_out}"
+        )
+    found = bootstrap(spearman, old[both], fresh[both], seed=config.seed)
+    if not found.low >= config.agreement:
+        raise HoldfastError(
+            f"the scores of {config.reuse} do not hold on {config.model}: on {found.n} rows "
+            f"scored anew the ranks correlate at {found}, and the lower end must reach "
+            f"{config.agreement:g}. {way_out}"
+        )
+    return str(found)
 
 
 def _check(estimate: Estimate, examples: Examples) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
 from holdfast.stages.estimating import EstimatorConfig, estimator_of
+from holdfast.stages.subjects import subject
 from holdfast.stats import bootstrap, spearman
 
 FEWEST_PROBED = 20
@@ -38,8 +39,8 @@ class ScreenConfig(EstimatorConfig):
         coverage: Share of the time that a row's interval is meant to hold its rank.
         groups: Name of a grouping of the scored rows in the run, to give each new row the
             probability of the most vulnerable group; none if None.
-        model: An aligned model to run the full probe on: "world", a directory, or a hub id. Only
-            the text is read if None.
+        model: An aligned model to run the full probe on: its label in the run, a directory, or a
+            hub id. Only the text is read if None.
         estimator: The probe: name and options of an estimator.
         sample: Scored rows probed beside the new ones, so that ranks can be compared; 0 for all.
         name: Label of the result; taken from `new` if empty.
@@ -78,6 +79,14 @@ class _Scored:
     vulnerable: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """An estimator, and where the model lies that it is to be run on."""
+
+    estimator: Estimator
+    source: str
+
+
 def screen(config: ScreenConfig) -> Screen:
     """Screen the new rows and save `screens/<label>.json`.
 
@@ -90,12 +99,14 @@ def screen(config: ScreenConfig) -> Screen:
     """
     new = config.read(config.new, needs_response=False)
     scored, inputs = _scored(config)
-    probe: Estimator | None = None
+    probe: _Probe | None = None
     inputs |= {"new": new.hash, "new categories": _categories(new)}
     inputs["categories"] = _categories(scored.examples)
     if config.model is not None:
-        probe, used = estimator_of(config, config.estimator)
-        inputs |= {**used, "model": models.hash_model(models.resolve(config.model))}
+        estimator, used = estimator_of(config, config.estimator)
+        target = subject(config.run, config.model)
+        probe = _Probe(estimator, target.source)
+        inputs |= {**used, "model": target.hash}
     path = config.run.path("screens", f"{config.label}.json")
     with config.run.step("screen", config.label, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
@@ -131,7 +142,7 @@ def _screen(
     config: ScreenConfig,
     new: Examples,
     scored: _Scored,
-    probe: Estimator | None,
+    probe: _Probe | None,
     inputs: Mapping[str, str],
 ) -> Screen:
     known = set(np.array(scored.examples.ids)[np.isfinite(scored.values)].tolist())
@@ -168,7 +179,7 @@ def _noted(row: ScreenedRow) -> ScreenedRow:
 
 
 def _probe(
-    config: ScreenConfig, new: Examples, scored: _Scored, estimator: Estimator
+    config: ScreenConfig, new: Examples, scored: _Scored, probe: _Probe
 ) -> tuple[dict[str, ScreenedRow], dict[str, Any]]:
     """Run the estimator on new and scored rows together, and place the new ones among the scored.
 
@@ -182,8 +193,8 @@ def _probe(
         )
     sample = _sample(config, scored)
     together = Examples([*new, *scored.examples.select(sample)], name="new and scored rows")
-    loaded = models.load(cast(str, config.model), device=config.device)
-    estimate = estimator.score(loaded.model, loaded.tokenizer, together, seed=config.seed)
+    loaded = models.load(probe.source, device=config.device)
+    estimate = probe.estimator.score(loaded.model, loaded.tokenizer, together, seed=config.seed)
     values = _checked(estimate, len(together))
     mine, theirs = values[: len(new)], values[len(new) :]
     finite = np.isfinite(theirs)

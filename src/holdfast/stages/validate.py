@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from holdfast import models, plugins, progress
+from holdfast import models, progress
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
 from holdfast.artifacts import SCHEMA, read_json, sha256_json, write_json
 from holdfast.cost import metered
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.stages.estimating import EstimatorConfig, estimator_of
+from holdfast.stages.estimating import EstimatorConfig, estimator_of, options_of
 from holdfast.stages.subjects import subject
 from holdfast.stats import Interval, mean_interval, spearman
 from holdfast.validation import Case, cases
@@ -26,6 +26,11 @@ FREE = "loss"
 """The free refusal margin, which every estimator must beat."""
 SMALLEST = 20
 """Categories and samples of fewer examples say nothing."""
+VARIED = ("rows=8,16,64",)
+"""Varied unless told otherwise, and no mistake where no estimator has that option."""
+
+Tried = tuple[str, str, int]
+"""Estimator, the option that is varied ("" for none), and seed."""
 
 
 class ValidateConfig(EstimatorConfig):
@@ -46,7 +51,7 @@ class ValidateConfig(EstimatorConfig):
     model: str
     data: str
     estimators: list[str] = Field(default=["attack_direction"], min_length=1)
-    vary: list[str] = Field(default=["rows=8,16,64"])
+    vary: list[str] = Field(default=list(VARIED))
     seeds: int = Field(default=3, ge=1)
     examples: list[int] = Field(default=[50, 100, 200, 400])
     name: str = ""
@@ -99,8 +104,10 @@ def validate(config: ValidateConfig) -> Validation:
     The result is `validations/<name>.json`.
 
     Raises:
-        UsageError: The model was not attacked with these rows tracked, or an option is unknown.
+        UsageError: The model was not attacked with these rows tracked, an estimator lacks what it
+            needs, or an option is varied that none of them has.
     """
+    tried = _tried(config)
     examples = config.read(config.data)
     target = subject(config.run, config.model)
     case = _case(config, target.hash, examples)
@@ -108,12 +115,13 @@ def validate(config: ValidateConfig) -> Validation:
     path = config.run.path("validations", f"{name}.json")
     inputs = {"model": target.hash, "data": examples.hash}
     inputs |= {f"attack {k}": sha256_json([case.ids, v]) for k, v in case.attacks.items()}
-    for spec in config.estimators:
-        inputs |= estimator_of(config, spec)[1]
+    for spec, variant, _ in tried:
+        # All are built before the first is run: a wrong value is said at once.
+        inputs |= estimator_of(config, _full(spec, variant))[1]
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             loaded = models.load(target.source, device=config.device)
-            found = _validation(config, case, examples, loaded)
+            found = _validation(config, case, examples, loaded, tried)
             found.save(path)
             step.outputs.append(path)
             step.facts |= {"ceiling": found.ceiling, "stability": found.stability}
@@ -123,7 +131,7 @@ def validate(config: ValidateConfig) -> Validation:
 def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
     found = [case for case in cases(config.run) if case.model_hash == model_hash]
     known = set(examples.ids)
-    if not found or not known.issuperset(found[0].ids):
+    if not found or not found[0].ids or not known.issuperset(found[0].ids):
         raise UsageError(
             f"{config.out}: no attack on {config.model} tracked the rows of {config.data}; run "
             f"`holdfast attack --model {config.model} --track {config.data}` first, with tasks, "
@@ -133,11 +141,14 @@ def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
 
 
 def _validation(
-    config: ValidateConfig, case: Case, examples: Examples, loaded: models.Loaded
+    config: ValidateConfig,
+    case: Case,
+    examples: Examples,
+    loaded: models.Loaded,
+    tried: Sequence[Tried],
 ) -> Validation:
-    tried = list(_variants(config))
-    values: dict[tuple[str, str, int], np.ndarray] = {}
-    costs: dict[tuple[str, str, int], Mapping[str, Any]] = {}
+    values: dict[Tried, np.ndarray] = {}
+    costs: dict[Tried, Mapping[str, Any]] = {}
     for done, (spec, variant, seed) in enumerate(tried):
         progress.report("validate", done, len(tried))
         key = (spec, variant, seed)
@@ -159,19 +170,40 @@ def _validation(
     )
 
 
-def _variants(config: ValidateConfig) -> Iterator[tuple[str, str, int]]:
-    """Yield estimator, options that are varied, and seed; the plain estimator first."""
-    for spec in config.estimators:
-        cls = plugins.find("estimators", plugins.parse(spec)[0])
-        for seed in range(config.seed, config.seed + config.seeds):
-            yield spec, "", seed
-        for text in config.vary:
-            option, _, listed = text.partition("=")
-            if not listed:
-                raise UsageError(f"--vary {text!r} must be OPTION=VALUE,VALUE,...")
-            if option in cls.__dataclass_fields__:
-                for value in listed.split(","):
-                    yield spec, f"{option}={value.strip()}", config.seed
+def _tried(config: ValidateConfig) -> list[Tried]:
+    """List what is tried, the plain estimators first.
+
+    Raises:
+        UsageError: An estimator is unknown, --vary cannot be read, or no estimator has the option.
+    """
+    options = {spec: options_of(spec) for spec in config.estimators}
+    varied = [_varied(text, options) for text in config.vary]
+    found: list[Tried] = []
+    for spec in options:
+        found += [(spec, "", config.seed + i) for i in range(config.seeds)]
+        for option, values in varied:
+            if option in options[spec]:
+                found += [(spec, f"{option}={value}", config.seed) for value in values]
+    return list(dict.fromkeys(found))
+
+
+def _varied(text: str, options: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
+    option, _, listed = text.partition("=")
+    values = [value.strip() for value in listed.split(",") if value.strip()]
+    option = option.strip()
+    if not option or not values:
+        raise UsageError(f"--vary {text!r} must be OPTION=VALUE,VALUE,...")
+    if text not in VARIED and not any(option in mine for mine in options.values()):
+        raise UsageError(
+            f"--vary {text!r}: {' and '.join(options)} {'have' if len(options) > 1 else 'has'} no "
+            f"option {option!r}; there is "
+            f"{', '.join(sorted(set().union(*options.values()))) or 'none'}"
+        )
+    return option, values
+
+
+def _full(spec: str, variant: str) -> str:
+    return f"{spec},{variant}" if variant else spec
 
 
 def _score(
@@ -179,12 +211,11 @@ def _score(
     case: Case,
     examples: Examples,
     loaded: models.Loaded,
-    key: tuple[str, str, int],
+    key: Tried,
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Return the scores of the case's examples, and what they cost."""
     spec, variant, seed = key
-    full = f"{spec},{variant}" if variant else spec
-    estimator, _ = estimator_of(config, full)
+    estimator, _ = estimator_of(config, _full(spec, variant))
     with metered(loaded.model) as cost:
         estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=seed)
     known = dict(zip(examples.ids, estimate.values.tolist(), strict=True))
@@ -193,7 +224,7 @@ def _score(
 
 def _row(
     case: Case,
-    key: tuple[str, str, int],
+    key: Tried,
     values: np.ndarray,
     free: np.ndarray,
     cost: Mapping[str, Any],
@@ -233,7 +264,7 @@ def _ceiling(case: Case) -> dict[str, float]:
     }
 
 
-def _stability(values: Mapping[tuple[str, str, int], np.ndarray], spec: str) -> float:
+def _stability(values: Mapping[Tried, np.ndarray], spec: str) -> float:
     mine = [v for (name, variant, _), v in values.items() if name == spec and not variant]
     return mean_interval([spearman(a, b) for a, b in combinations(mine, 2)]).value
 

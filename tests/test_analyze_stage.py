@@ -1,0 +1,73 @@
+"""The stage `analyze`: what it runs when nothing is named, and what it says of the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from holdfast.artifacts import AttackResult, Counts, Point, RunDir, Scores
+from holdfast.errors import UsageError
+from holdfast.examples import Example, Examples
+from holdfast.stages.analyze import AnalyzeConfig, analyze
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Return a run with scores of six rows, and one attack that tracked none of them."""
+    rows = Examples(Example(f"ask {i}", "no") for i in range(6))
+    data = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": r.prompt, "response": r.response}) for r in rows]
+    data.write_text("\n".join(lines) + "\n")
+    made = RunDir(tmp_path / "run")
+    config = {"data": str(data), "columns": {}, "drop_invalid": False, "limit": None}
+    scores = Scores(rows.ids, np.arange(6.0), "toy", rows.hash, "m")
+    settings = {"task": "t", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    points = (Point(0, {"j": Counts(0, 4, 0)}),)
+    attack = AttackResult("sft-s0", "m", "sft", 0, settings, "j", points, math.nan, True)
+    with made.step("score", "toy", config=config, inputs={"data": rows.hash}) as step:
+        scores.save(made.path("scores", "toy.json"))
+        step.outputs.append(made.path("scores", "toy.json"))
+    with made.step("attack", "one", config={}, inputs={}) as step:
+        attack.save(made.path("attacks", "one.json"))
+        step.outputs.append(made.path("attacks", "one.json"))
+    return made
+
+
+def test_an_analysis_that_lacks_something_is_left_out_and_that_is_said(
+    run: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scores and an attack are there, so `overlap` and `foresight` are tried; no row is tracked."""
+    with caplog.at_level(logging.WARNING):
+        found = analyze(AnalyzeConfig(out=run.root))
+    assert [section.title for section in found] == [
+        "What do the vulnerable examples have in common?"
+    ]
+    assert [entry.name for entry in run.entries("analyze")] == ["factors"]
+    said = {record.args[0]: record.getMessage() for record in caplog.records if record.args}  # type: ignore[index]
+    assert set(said) == {"foresight", "overlap"}
+    assert "analysis overlap left out: " in said["overlap"]
+    assert "two or more attacks" in said["overlap"]
+    assert "\n" not in said["overlap"]
+
+
+@pytest.mark.parametrize("name", ["foresight", "overlap"])
+def test_one_that_was_asked_for_is_missed(run: RunDir, name: str) -> None:
+    with pytest.raises(UsageError, match="holdfast attack --track DATA"):
+        analyze(AnalyzeConfig(out=run.root, analyses=["factors", name]))
+
+
+def test_an_unknown_one(run: RunDir) -> None:
+    with pytest.raises(UsageError, match="'nothing' is not one of the analyses"):
+        analyze(AnalyzeConfig(out=run.root, analyses=["nothing"]))
+
+
+def test_a_run_in_which_nothing_is_possible(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert analyze(AnalyzeConfig(out=tmp_path / "empty")) == []
+    assert "nothing could be analyzed" in caplog.text

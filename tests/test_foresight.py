@@ -1,0 +1,98 @@
+"""What the chapter on foresight says of scores and attacks whose agreement is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from holdfast import agreement
+from holdfast.analyses.foresight import CEILING, Foresight
+from holdfast.artifacts import AttackResult, Counts, Point, RunDir, Scores
+from holdfast.contracts import Section
+from holdfast.stats import Interval, bootstrap
+
+IDS = tuple(f"row {i}" for i in range(10))
+UP = np.arange(10.0)
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    def brief(*args: Any, **options: Any) -> Interval:
+        return bootstrap(*args, **{**options, "resamples": 20})
+
+    monkeypatch.setattr(agreement, "bootstrap", brief)
+
+
+def attack(model: str, task: str, counts: np.ndarray) -> AttackResult:
+    settings = {"task": task, "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    points = (Point(0, {"j": Counts(0, 4, 0)}),)
+    tracked = dict(zip(IDS, counts.astype(int).tolist(), strict=True))
+    return AttackResult(
+        model, model, "sft", 0, settings, "j", points, math.nan, True, tracked=tracked
+    )
+
+
+def section(root: Path, *artifacts: tuple[str, Scores | AttackResult]) -> Section:
+    run = RunDir(root)
+    for name, artifact in artifacts:
+        stage = "score" if isinstance(artifact, Scores) else "attack"
+        with run.step(stage, name, config={"seed": 0}, inputs={}) as step:
+            artifact.save(run.path(stage, f"{name}.json"))
+            step.outputs.append(run.path(stage, f"{name}.json"))
+    return Foresight().run(run)
+
+
+def scores(values: np.ndarray, *, model: str = "a", seed: int = 0) -> Scores:
+    return Scores(IDS, values, "toy", "d", model, seed=seed)
+
+
+def test_one_line_per_estimator_and_the_ceiling(tmp_path: Path) -> None:
+    found = section(
+        tmp_path,
+        ("up-s0", scores(UP)),
+        ("down-s0", scores(-UP)),
+        ("one", attack("a", "one", UP)),
+        ("two", attack("a", "two", UP)),
+    )
+    table = found.tables["Agreement with the attacks' ForgotNum"].set_index("estimator")
+    assert table["AUROC"].to_dict() == {"up": 1.0, "down": 0.0, CEILING: 1.0}
+    assert table["Spearman"].to_dict() == {"up": 1.0, "down": -1.0, CEILING: 1.0}
+    assert len(found.findings) == 2
+    (up,) = [words for words in found.findings if words.startswith("up foresaw")]
+    assert "AUROC 1.00 [1.00, 1.00], n=10 examples, 1 model (0.5" in up
+
+
+def test_seeds_of_an_estimator_are_one_line(tmp_path: Path) -> None:
+    found = section(
+        tmp_path,
+        ("up-s0", scores(UP)),
+        ("up-s1", scores(-UP, model="b", seed=1)),
+        ("one", attack("a", "one", UP)),
+        ("two", attack("b", "one", UP)),
+    )
+    table = found.tables["Agreement with the attacks' ForgotNum"].set_index("estimator")
+    assert table["AUROC"].to_dict() == {"up": 0.5}  # mean of 1 and 0
+    assert "2 models" in found.findings[0]
+
+
+def test_two_scores_of_a_model_are_two_lines(tmp_path: Path) -> None:
+    """Without the seed's suffix both would be called "up", and one would be lost."""
+    found = section(
+        tmp_path,
+        ("up-s0", scores(UP)),
+        ("up", scores(-UP)),
+        ("one", attack("a", "one", UP)),
+    )
+    table = found.tables["Agreement with the attacks' ForgotNum"].set_index("estimator")
+    assert table["AUROC"].to_dict() == {"up": 0.0, "up-s0": 1.0}
+
+
+def test_a_score_that_says_nothing_is_unknown(tmp_path: Path) -> None:
+    nothing = scores(np.array([1.0, *[math.nan] * 9]))
+    found = section(tmp_path, ("few", nothing), ("one", attack("a", "one", UP)))
+    assert "AUROC unknown [unknown, unknown]" in found.findings[0]
+    assert dict(found.figures) == {}
