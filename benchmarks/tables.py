@@ -37,6 +37,7 @@ COLUMNS = {
         ("model", "model"),
         ("batch", "batch"),
         ("time", "time_ratio"),
+        ("processor time", "cpu_time_ratio"),
         ("memory", "memory_ratio"),
         ("extra copies", "extra_parameter_copies"),
     ),
