@@ -30,6 +30,12 @@ COLUMNS = {
         ("FA", "fa"),
         ("over-refusal", "over_refusal"),
     ),
+    "judge": (
+        ("seed of the split", "seed"),
+        ("accuracy", "accuracy"),
+        ("among those it decides", "decided_accuracy"),
+        ("n", "n"),
+    ),
     "step_time": (
         ("method", "method"),
         ("mode", "mode"),

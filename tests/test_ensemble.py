@@ -146,7 +146,7 @@ def test_options_of_members_survive_the_command_line() -> None:
 def test_members_get_what_they_ask_for_and_no_more(rows: Any) -> None:
     judge = Refusal()
     spec = f"{__name__}:Needy + loss"
-    made = Ensemble(rows.harmful, rows.benign, judge, members=spec)._members()
+    made = Ensemble(rows.harmful, rows.benign, judge=judge, members=spec)._members()
     first = made[f"{__name__}:Needy"]
     assert isinstance(first, Needy)
     assert first.harmful is rows.harmful
