@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerBase]:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
-    """Return a builder of tiny random models of four architectures, in eval mode."""
+    """Return a builder of tiny random models of nine architectures, in eval mode."""
 
     def make(
         architecture: str = "llama",
@@ -101,15 +102,17 @@ def make_model() -> Callable[..., PreTrainedModel]:
             "bos_token_id": None,
             "eos_token_id": 1,
         }
+        own: dict[str, Any] = {"intermediate_size": 2 * width}
         if architecture == "opt":
-            config: Any = t.OPTConfig(
-                **common, ffn_dim=2 * width, word_embed_proj_dim=width, dropout=dropout
-            )
-        elif architecture == "gpt_neox":
-            config = t.GPTNeoXConfig(**common, intermediate_size=2 * width)
-        else:
-            kind = {"llama": t.LlamaConfig, "qwen2": t.Qwen2Config}[architecture]
-            config = kind(**common, intermediate_size=2 * width, num_key_value_heads=2)
+            own = {"ffn_dim": 2 * width, "word_embed_proj_dim": width, "dropout": dropout}
+        elif architecture not in ("gpt_neox", "phi"):
+            own["num_key_value_heads"] = 2
+        if architecture in ("qwen3", "gemma2", "gemma3_text"):
+            own["head_dim"] = width // 2
+        if architecture in ("gemma2", "gemma3_text"):
+            # Shorter than the rows, so that both kinds of layers' masks are at work.
+            own |= {"query_pre_attn_scalar": width // 2, "sliding_window": 8}
+        config = t.AutoConfig.for_model(architecture, **common, **own)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made: PreTrainedModel = t.AutoModelForCausalLM.from_config(config).eval()
@@ -206,6 +209,41 @@ def _aligned(
 def aligned(_aligned: PreTrainedModel) -> PreTrainedModel:
     """Return a tiny model that refuses the safety rows, a copy of its own for every test."""
     return copy.deepcopy(_aligned)
+
+
+@dataclass(frozen=True)
+class Refusing:
+    """A tiny model before and after it learned to refuse."""
+
+    base: PreTrainedModel
+    model: PreTrainedModel
+
+
+@pytest.fixture(scope="session")
+def refusing(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., PreTrainedModel]
+) -> Callable[[str], Refusing]:
+    """Return a maker of models of any architecture that refuse most safety rows.
+
+    Each is trained once, for about two seconds; do not change what you get.
+    """
+    from holdfast.finetune import FinetuneConfig, finetune
+
+    def learn(model: PreTrainedModel, parts: Sequence[Examples], steps: int) -> PreTrainedModel:
+        taught = copy.deepcopy(model)
+        pool = Examples([row for part in parts for row in part], name="pool")
+        config = FinetuneConfig(learning_rate=1e-2, steps=steps, batch_size=32)
+        finetune(taught, tokenizer, pool, config)
+        return taught
+
+    @functools.cache
+    def make(architecture: str) -> Refusing:
+        model = make_model(architecture, vocab=len(tokenizer), width=32)
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        base = learn(model, [rows.harmful, rows.obliging, rows.benign], 30)
+        return Refusing(base, learn(base, [rows.safety, rows.benign], 50))
+
+    return make
 
 
 # -------------------------------------------------------------------------------------- alignment

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.finetune import FinetuneConfig, finetune
 from holdfast.losses import chunks
@@ -95,6 +96,9 @@ def forward_derivative(
         model: The model that `read` uses.
         direction: One tensor per trainable parameter.
         read: Computes a tensor (n,) from the model by differentiable operations.
+
+    Raises:
+        UsageError: An operation of the model has no forward derivative.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     inside = _Reading(model, read)
@@ -103,7 +107,14 @@ def forward_derivative(
             f"model.{name}": forward_ad.make_dual(p.detach(), d)
             for name, p, d in zip(names, trainable(model), direction, strict=True)
         }
-        found = functional_call(inside, duals, ())
+        try:
+            found = functional_call(inside, duals, ())
+        except NotImplementedError as error:
+            raise UsageError(
+                f"{type(model).__name__} has an operation without forward derivative "
+                f"({str(error).splitlines()[0]}); load the model with attn_implementation='eager', "
+                "or use variant=half_flip, which needs none"
+            ) from error
         value, slope = forward_ad.unpack_dual(found)
         return value.detach(), torch.zeros_like(value) if slope is None else slope.detach()
 

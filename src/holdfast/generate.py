@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from holdfast.errors import UsageError
-from holdfast.models import encode_prompts
+from holdfast.models import encode_prompts, evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,9 +35,7 @@ def generate(
     _check_fits(model, prompts, encoded, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), i))
     answers = [""] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             ids, mask = _pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
@@ -52,8 +50,6 @@ def generate(
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(indices, texts, strict=True):
                 answers[i] = text.strip()
-    finally:
-        model.train(was_training)
     return answers
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,17 +128,6 @@ def attack_seeds(seed: int, n: int) -> list[int]:
     """Return `n` seeds of which the first is `seed`; asking for more leaves the first ones."""
     derived = np.random.SeedSequence(seed).generate_state(max(n - 1, 1))
     return [seed, *(int(s) for s in derived[: n - 1])]
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Hold a model in eval mode inside the block and put its mode back."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def mean_error(values: list[np.ndarray]) -> np.ndarray | None:

@@ -109,16 +109,14 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example; the weights are restored exactly, and the mode is put back."""
+        from holdfast.models import evaluating
+
         self._check("variant", VARIANTS)
         self._check("source", SOURCES)
         self._check("geometry", GEOMETRIES)
         self._check("quantity", QUANTITIES)
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             return self._estimate(model, tokenizer, examples, seed)
-        finally:
-            model.train(was_training)
 
     def _estimate(
         self,
@@ -169,7 +167,7 @@ class AttackDirection(Estimator):
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
             with restored(trainable(model)) as add:
                 if size:
-                    add([size * d for d in direction])
+                    add(size * d for d in direction)  # one at a time: no third copy of the weights
                 return read(positions)
 
         step = half_flip_step(

@@ -11,7 +11,7 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.proxy_attack import ProxyAttack, evaluating, mean_error
+from holdfast.proxy_attack import ProxyAttack, mean_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,7 +81,7 @@ class LossDrift(ProxyAttack, Estimator):
             UsageError: The options or the rows do not do, or (margin) the model does not refuse.
         """
         from holdfast.losses import first_margins, refusal_tokens
-        from holdfast.models import encode
+        from holdfast.models import encode, evaluating
 
         self._check_options(examples)
         plan = self.plan(examples, seed)
