@@ -41,7 +41,7 @@ WORLD: dict[str, Any] = {
         "steps": 120,
         "max_length": 64,
         "max_new_tokens": 20,
-        "track_rows": 400,
+        "track_rows": 300,
         "task_rows": 100,
     },
     "evaluate": {"tasks": ["world_general"], "max_new_tokens": 20},
