@@ -44,7 +44,8 @@ class Foresight(Analysis):
         table = pd.DataFrame([row for case in scored for row in _rows(case)])
         summary, bars, findings = [], [], []
         for name, rows in table.groupby("estimator", sort=False):
-            area, rank = _pooled(rows["_auroc"].tolist()), _pooled(rows["_spearman"].tolist())
+            area = _pooled(rows["_auroc"].tolist(), least=0.0)
+            rank = _pooled(rows["_spearman"].tolist(), least=-1.0)
             summary.append(
                 {
                     "estimator": name,
@@ -125,8 +126,13 @@ def _row(
     }
 
 
-def _pooled(found: Sequence[Interval]) -> Interval:
-    return found[0] if len(found) == 1 else mean_interval([i.value for i in found])
+def _pooled(found: Sequence[Interval], *, least: float) -> Interval:
+    """Return the mean with its interval, cut to the range that the statistic can have."""
+    if len(found) == 1:
+        return found[0]
+    over = mean_interval([i.value for i in found])
+    low, high = np.clip([over.low, over.high], least, 1.0).tolist()
+    return Interval(over.value, low, high, over.n, over.level)
 
 
 def _written(found: Interval) -> str:
