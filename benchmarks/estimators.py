@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
+from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings, pooled
 from holdfast.artifacts import RunDir, Scores
 from holdfast.errors import UsageError
-from holdfast.stats import Interval, mean_interval
+from holdfast.stats import Interval
 from holdfast.validation import Case, cases
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def cells(found: Sequence[Case]) -> list[Cell]:
 
 
 def _cells(case: Case) -> list[Cell]:
-    named = {name.removesuffix(f"-s{s.seed}"): s for name, s in case.scores.items()}
+    named = case.by_estimator
     free = case.values(named[FREE]) if FREE in named else np.full(len(case.ids), np.nan)
     found = [_cell(case, name, scores, free) for name, scores in named.items()]
     if len(case.attacks) > 1:
@@ -198,12 +198,12 @@ def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
     made: Row = {"estimator": mine[0].estimator}
     for name, least in (("auroc", 0.0), ("spearman", -1.0), ("auprc", 0.0)):
         values = [getattr(c.found, name) for c in mine]
-        made |= _interval(name, pooled(values, least))
+        made |= pooled(values, least=least).fields(name)
         made[f"{name}_median"] = median(v.value for v in values)
         single = [getattr(one, name).value for c in mine for one in c.single]
         made[f"single_{name}"] = mean(single)
     return made | {
-        **_interval("gain", pooled([c.gain for c in mine], -1.0)),
+        **pooled([c.gain for c in mine], least=-1.0).fields("gain"),
         "base_rate": mean(c.found.base_rate for c in mine),
         "seconds": _mean(mine, "seconds"),
         "reference_seconds": reference_seconds,
@@ -217,19 +217,6 @@ def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
     }
 
 
-def pooled(found: Sequence[Interval], least: float) -> Interval:
-    """Return the mean over cells with its interval, see `POOLING`."""
-    if len(found) == 1:
-        return found[0]
-    over = mean_interval([one.value for one in found])
-    low, high = np.clip([over.low, over.high], least, 1.0).tolist()
-    return Interval(over.value, low, high, over.n, over.level)
-
-
-def _interval(name: str, found: Interval) -> Row:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
 def _mean(mine: Sequence[Cell], fact: str) -> float:
     known = [float(c.facts[fact]) for c in mine if c.facts.get(fact) is not None]
     return mean(known) if known else float("nan")
@@ -238,8 +225,8 @@ def _mean(mine: Sequence[Cell], fact: str) -> float:
 def _detail(cell: Cell) -> Row:
     detail: Row = {"seed": cell.seed, "n": cell.found.n, "base_rate": cell.found.base_rate}
     for name in ("auroc", "spearman", "auprc"):
-        detail |= _interval(name, getattr(cell.found, name))
-    return detail | _interval("gain", cell.gain)
+        detail |= getattr(cell.found, name).fields(name)
+    return detail | cell.gain.fields("gain")
 
 
 def run_benchmark() -> None:

@@ -7,13 +7,9 @@ its figures on the others, split by prompt.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from common import Row, add_setting, folder, main, parser, setting, write
 from holdfast.judges.classifier import read_labelled, train_classifier
-
-if TYPE_CHECKING:
-    from holdfast.stats import Interval
 
 
 def run_benchmark() -> None:
@@ -30,18 +26,14 @@ def run_benchmark() -> None:
     rows: list[Row] = [
         {
             "seed": seed,
-            **_interval("accuracy", report.accuracy),
-            **_interval("decided_accuracy", report.decided_accuracy),
+            **report.accuracy.fields("accuracy"),
+            **report.decided_accuracy.fields("decided_accuracy"),
             "n": report.accuracy.n,
             "confusion": asdict(report)["confusion"],
         }
         for seed, report in zip(seeds, made, strict=True)
     ]
     write(chosen.json, "judge", {"setting": "text", "quick": chosen.quick}, rows)
-
-
-def _interval(name: str, found: Interval) -> Row:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 if __name__ == "__main__":

@@ -354,3 +354,17 @@ def test_agreement_of_nothing_is_unknown_and_undecided_is_refused() -> None:
         stats.mcnemar(np.array([1.0, NAN]), np.array([True, False]))
     with pytest.raises(UsageError, match="equal length"):
         stats.kappa([True], [True, False])
+
+
+def test_the_standard_error_of_repetitions() -> None:
+    values = [np.array([1.0, 2.0, NAN]), np.array([3.0, 2.0, 1.0]), np.array([2.0, 5.0, 1.0])]
+    found = stats.standard_error(values)
+    assert found is not None
+    # Deviations of 1, 2, 3 and of 2, 2, 5 are 1 and sqrt(3); over sqrt(3) repetitions.
+    np.testing.assert_allclose(found, [1 / math.sqrt(3), 1.0, NAN])
+    assert stats.standard_error(values[:1]) is None
+
+
+def test_the_fields_of_an_interval() -> None:
+    interval = stats.Interval(0.5, 0.4, 0.6, 10)
+    assert interval.fields("auroc") == {"auroc": 0.5, "auroc_low": 0.4, "auroc_high": 0.6}

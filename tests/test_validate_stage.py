@@ -19,8 +19,9 @@ from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.stages.validate import VARIED, ValidateConfig, Validation, validate
+from holdfast.stages.validate import VARIED, ValidateConfig, validate
 from holdfast.stats import Interval, bootstrap
+from holdfast.validation import Validation
 
 NAN = float("nan")
 

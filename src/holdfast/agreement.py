@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from holdfast.stats import Interval, auprc, auroc, bootstrap, spearman
+from holdfast.stats import Interval, auprc, auroc, bootstrap, mean_interval, spearman
 
 
 def first_half(counts: np.ndarray) -> np.ndarray:
@@ -105,6 +105,20 @@ def auroc_gain(
         return auroc(labels, x) - auroc(labels, y)
 
     return bootstrap(gain, early, scores[known], baseline[known], seed=seed, resamples=resamples)
+
+
+def pooled(found: Sequence[Interval], *, least: float) -> Interval:
+    """Return the mean over models with its t interval; a single model keeps its own.
+
+    Args:
+        found: One interval per model.
+        least: Smallest value that the statistic can have (the greatest is 1); ends are cut to it.
+    """
+    if len(found) == 1:
+        return found[0]
+    over = mean_interval([one.value for one in found])
+    low, high = np.clip([over.low, over.high], least, 1.0).tolist()
+    return Interval(over.value, low, high, over.n, over.level)
 
 
 def mean_count(counts: Sequence[np.ndarray]) -> np.ndarray:

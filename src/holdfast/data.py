@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,11 @@ class ReadOptions:
     limit: int | None = None
     split: str = "train"
     needs_response: bool = True
+
+    @classmethod
+    def recorded(cls, config: Mapping[str, Any]) -> ReadOptions:
+        """Return the options with which a finished step read its rows, from its `Entry.config`."""
+        return cls(**{key: config[key] for key in ("columns", "drop_invalid", "limit")})
 
 
 _DEFAULTS = ReadOptions()

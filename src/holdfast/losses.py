@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
@@ -73,12 +73,12 @@ def first_margins(
     batch_size: int = 128,
 ) -> Tensor:
     """Return the refusal margin of every row at its first answer token, (n,) float32 on the CPU."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i].start)
-    margins = torch.empty(len(rows))
-    for indices in chunks(order, batch_size):
-        logits = _first_logits(model, [rows[i] for i in indices], pad)
-        margins[indices] = refusal_margin(logits, tokens.to(logits.device)).cpu()
-    return margins
+
+    def read(batch: list[Encoded]) -> Tensor:
+        logits = _first_logits(model, batch, pad)
+        return refusal_margin(logits, tokens.to(logits.device))
+
+    return _by_length(read, [row.start for row in rows], rows, batch_size)
 
 
 @torch.no_grad()
@@ -92,10 +92,9 @@ def prefix_margins(
     margin it needs no common way to begin, but it also counts another wording as forgetting.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: rows[i].start)
-    margins = torch.empty(len(rows))
-    for indices in chunks(order, batch_size):
-        cut = [Encoded(rows[i].ids[: rows[i].start + length], rows[i].start) for i in indices]
+
+    def read(few: list[Encoded]) -> Tensor:
+        cut = [Encoded(row.ids[: row.start + length], row.start) for row in few]
         batch = collate(cut, pad, device)
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1].float()
@@ -103,8 +102,9 @@ def prefix_margins(
         own = logits.gather(2, labels.clamp(min=0)[..., None])
         others = logits.scatter(2, labels.clamp(min=0)[..., None], -torch.inf).amax(2)
         gaps = torch.where(counted, own[..., 0] - others, 0.0)
-        margins[indices] = (gaps.sum(1) / counted.sum(1)).cpu()
-    return margins
+        return gaps.sum(1) / counted.sum(1)
+
+    return _by_length(read, [row.start for row in rows], rows, batch_size)
 
 
 @torch.no_grad()
@@ -164,11 +164,24 @@ def nearness(
 
     Arguments and errors as for `nearness_of_batch`; one forward pass in all.
     """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+
+    def read(batch: list[Encoded]) -> Tensor:
+        return nearness_of_batch(model, batch, quantity, tokens, pad=pad)
+
+    return _by_length(read, [len(row.ids) for row in rows], rows, batch_size)
+
+
+def _by_length(
+    read: Callable[[list[Encoded]], Tensor],
+    lengths: Sequence[int],
+    rows: Sequence[Encoded],
+    batch_size: int,
+) -> Tensor:
+    """Read every row, in batches of like length; return (n,) float32 on the CPU, in their order."""
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     found = torch.empty(len(rows))
     for indices in chunks(order, batch_size):
-        batch = [rows[i] for i in indices]
-        found[indices] = nearness_of_batch(model, batch, quantity, tokens, pad=pad).cpu()
+        found[indices] = read([rows[i] for i in indices]).cpu()
     return found
 
 

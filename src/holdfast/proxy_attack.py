@@ -130,20 +130,6 @@ def attack_seeds(seed: int, n: int) -> list[int]:
     return [seed, *(int(s) for s in derived[: n - 1])]
 
 
-def mean_error(values: list[np.ndarray]) -> np.ndarray | None:
-    """Return the standard error of the mean over attacks, (n,); None if there is only one.
-
-    Attacks on different proxies count like repeats: the error is that of having drawn these tasks,
-    rows and orders. What is nan in one attack is nan.
-
-    Args:
-        values: One array (n,) per attack.
-    """
-    if len(values) < 2:
-        return None
-    return np.asarray(np.std(np.stack(values), axis=0, ddof=1) / math.sqrt(len(values)))
-
-
 def _check_examples(examples: Examples, harmful: Examples) -> None:
     if len(examples) < 2:
         raise UsageError(

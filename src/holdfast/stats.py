@@ -44,6 +44,10 @@ class Interval:
             ends = "unknown"
         return f"{self.value:.2f} [{ends}], n={self.n}"
 
+    def fields(self, name: str) -> dict[str, float]:
+        """Return the value under a name and the ends under name_low and name_high."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 @dataclass(frozen=True, slots=True)
 class HalfLife:
@@ -143,6 +147,17 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 
     half = float(stats.t.ppf(0.5 + level / 2, n - 1) * known.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, level)
+
+
+def standard_error(values: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return the standard error of a mean over repetitions, (n,); None if there is only one.
+
+    Args:
+        values: One array (n,) per repetition; what is nan in one of them is nan.
+    """
+    if len(values) < 2:
+        return None
+    return np.asarray(np.std(np.stack(values), axis=0, ddof=1) / math.sqrt(len(values)))
 
 
 def geometric_ratio(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:

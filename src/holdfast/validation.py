@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from holdfast.agreement import mean_count
-from holdfast.artifacts import AttackResult, RunDir, Scores
+from holdfast.artifacts import SCHEMA, AttackResult, RunDir, Scores, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,18 @@ class Case:
     def mean(self) -> np.ndarray:
         """Mean ForgotNum over the attacks, (n,): the label with the least noise."""
         return mean_count(list(self.attacks.values()))
+
+    @property
+    def by_estimator(self) -> dict[str, Scores]:
+        """Scores, named alike in all seeds: by their name within the run without the seed's suffix.
+
+        Where that would give two scores of one model the same name, both keep their own.
+        """
+        short = {name: name.removesuffix(f"-s{s.seed}") for name, s in self.scores.items()}
+        times = Counter(short.values())
+        return {
+            short[name] if times[short[name]] == 1 else name: s for name, s in self.scores.items()
+        }
 
     def values(self, scores: Scores) -> np.ndarray:
         """Return scores in the order of `ids`, (n,); nan where an example was not scored."""
@@ -94,3 +109,44 @@ def label(result: AttackResult) -> str:
     words = f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}"
     words += f" LoRA {a['lora_rank']}" if a.get("lora_rank") else ""
     return f"{words} draw {a['seed']}" if a["seed"] else words
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How far estimators agree with what attacks made a model forget.
+
+    Attributes:
+        model: Label of the model.
+        model_hash: Its hash.
+        data_hash: `Examples.hash` of the rows.
+        attacks: Labels of the attacks whose mean ForgotNum is the truth; none made a score.
+        n: Examples that all attacks tracked.
+        ceiling: How well the other attacks' mean foresees each attack: mean of spearman, auroc.
+        rows: One per estimator and variant: agreement, gain over the free margin, cost.
+        stability: Estimator -> mean rank correlation between its seeds; nan with one seed.
+        categories: One row per estimator and category of at least 20 examples.
+        sizes: One row per estimator and number of examples.
+    """
+
+    model: str
+    model_hash: str
+    data_hash: str
+    attacks: tuple[str, ...]
+    n: int
+    ceiling: Mapping[str, float]
+    rows: tuple[Mapping[str, Any], ...]
+    stability: Mapping[str, float]
+    categories: tuple[Mapping[str, Any], ...] = ()
+    sizes: tuple[Mapping[str, Any], ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "validation", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Validation:
+        """Read a file written by `save`."""
+        raw = read_json(path, "validation")
+        del raw["kind"], raw["schema"]
+        lists = {key: tuple(raw[key]) for key in ("attacks", "rows", "categories", "sizes")}
+        return cls(**{**raw, **lists})

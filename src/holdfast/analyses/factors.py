@@ -90,7 +90,7 @@ class Factors(Analysis):
 
 
 def _examples(entry: Entry, scores: Scores) -> Examples:
-    examples = _read(entry, entry.config["data"])
+    examples = read(entry.config["data"], ReadOptions.recorded(entry.config))
     if examples.hash != scores.data_hash:
         raise MismatchError(
             f"{entry.config['data']}: other rows than the scores {entry.name!r} were made from "
@@ -100,15 +100,6 @@ def _examples(entry: Entry, scores: Scores) -> Examples:
     return examples
 
 
-def _read(entry: Entry, spec: str) -> Examples:
-    options = ReadOptions(
-        columns=entry.config["columns"],
-        drop_invalid=entry.config["drop_invalid"],
-        limit=entry.config["limit"],
-    )
-    return read(spec, options)
-
-
 def _benign(run: RunDir, scored: Entry) -> tuple[Examples | None, str]:
     """Return the benign rows that the alignment or the scores used, and what was taken."""
     for entry in (*run.entries("align"), scored):
@@ -116,7 +107,7 @@ def _benign(run: RunDir, scored: Entry) -> tuple[Examples | None, str]:
         if spec is None or expected is None:
             continue
         try:
-            rows = _read(entry, spec)
+            rows = read(spec, ReadOptions.recorded(entry.config))
         except UsageError as error:
             return None, f"Benign neighbours skipped: {error}."
         if rows.hash != expected:

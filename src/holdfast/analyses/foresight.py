@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from holdfast.agreement import Agreement, agreement, ceilings
+from holdfast.agreement import Agreement, agreement, ceilings, pooled
 from holdfast.artifacts import RunDir, Scores
 from holdfast.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.stats import Interval, mean_interval
+from holdfast.stats import Interval
 from holdfast.validation import Case, cases
 
 CEILING = "another attack (ceiling)"
@@ -44,8 +42,8 @@ class Foresight(Analysis):
         table = pd.DataFrame([row for case in scored for row in _rows(case)])
         summary, bars, findings = [], [], []
         for name, rows in table.groupby("estimator", sort=False):
-            area = _pooled(rows["_auroc"].tolist(), least=0.0)
-            rank = _pooled(rows["_spearman"].tolist(), least=-1.0)
+            area = pooled(rows["_auroc"].tolist(), least=0.0)
+            rank = pooled(rows["_spearman"].tolist(), least=-1.0)
             summary.append(
                 {
                     "estimator": name,
@@ -91,21 +89,11 @@ def _rows(case: Case) -> list[dict[str, object]]:
     mean = case.mean
     found = [
         _row(case, name, agreement(case.values(scores), mean), scores)
-        for name, scores in _by_estimator(case).items()
+        for name, scores in case.by_estimator.items()
     ]
     if len(case.attacks) > 1:
         found += [_row(case, CEILING, one) for one in ceilings(list(case.attacks.values()))]
     return found
-
-
-def _by_estimator(case: Case) -> dict[str, Scores]:
-    """Name scores alike in all seeds: by the label within the run without the seed's suffix.
-
-    Where that would give two scores of one model the same name, both keep their own.
-    """
-    short = {name: name.removesuffix(f"-s{s.seed}") for name, s in case.scores.items()}
-    times = Counter(short.values())
-    return {short[name] if times[short[name]] == 1 else name: s for name, s in case.scores.items()}
 
 
 def _row(
@@ -124,15 +112,6 @@ def _row(
         "_auroc": found.auroc,
         "_spearman": found.spearman,
     }
-
-
-def _pooled(found: Sequence[Interval], *, least: float) -> Interval:
-    """Return the mean with its interval, cut to the range that the statistic can have."""
-    if len(found) == 1:
-        return found[0]
-    over = mean_interval([i.value for i in found])
-    low, high = np.clip([over.low, over.high], least, 1.0).tolist()
-    return Interval(over.value, low, high, over.n, over.level)
 
 
 def _written(found: Interval) -> str:

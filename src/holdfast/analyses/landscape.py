@@ -11,6 +11,7 @@ import pandas as pd
 from holdfast.artifacts import Entry, Groups, RunDir, Scores
 from holdfast.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
+from holdfast.data import ReadOptions, read
 from holdfast.errors import UsageError
 from holdfast.stats import wilson
 
@@ -123,24 +124,14 @@ def _scored(run: RunDir) -> tuple[Entry, Scores, Groups]:
 
 
 def _examples(entry: Entry) -> Examples:
-    return _read(entry, entry.config["data"])
+    return read(entry.config["data"], ReadOptions.recorded(entry.config))
 
 
 def _resources(entry: Entry) -> dict[str, Any]:
+    options = ReadOptions.recorded(entry.config)
     specs = {key: entry.config[key] for key in ("harmful", "benign")}
-    rows = {key: _read(entry, spec) for key, spec in specs.items() if spec is not None}
+    rows = {key: read(spec, options) for key, spec in specs.items() if spec is not None}
     return {**rows, "base": entry.config.get("base")}
-
-
-def _read(entry: Entry, spec: str) -> Examples:
-    from holdfast.data import ReadOptions, read
-
-    options = ReadOptions(
-        columns=entry.config["columns"],
-        drop_invalid=entry.config["drop_invalid"],
-        limit=entry.config["limit"],
-    )
-    return read(spec, options)
 
 
 def _chart(table: pd.DataFrame, column: str, label: str, mark: float | None = None) -> str:

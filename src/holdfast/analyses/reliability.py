@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
 
-from holdfast.artifacts import RunDir, read_json
+from holdfast.artifacts import RunDir
 from holdfast.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
+from holdfast.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,11 @@ class Reliability(Analysis):
 
     def run(self, run: RunDir) -> Section:
         """Return the findings of every validation of the run."""
-        found = [read_json(run.result(e), "validation") for e in run.require("validate-estimator")]
+        found = [Validation.load(run.result(e)) for e in run.require("validate-estimator")]
         bars = [
             Bar(_name(row, v, len(found) > 1), row["auroc"], row["auroc_low"], row["auroc_high"])
             for v in found
-            for row in v["rows"]
+            for row in v.rows
             if row["auroc"] is not None
         ]
         return Section(
@@ -37,7 +39,7 @@ class Reliability(Analysis):
                     ("By category", "categories", ("estimator", "category")),
                     ("With fewer examples", "sizes", ("estimator", "examples")),
                 )
-                if any(v[part] for v in found)
+                if any(getattr(v, part) for v in found)
             },
             figures={
                 "AUROC with 95 % intervals": bar_chart(
@@ -55,16 +57,16 @@ class Reliability(Analysis):
         )
 
 
-def _name(row: dict[str, Any], validation: dict[str, Any], several: bool) -> str:
+def _name(row: Mapping[str, Any], validation: Validation, several: bool) -> str:
     words = [row["estimator"], row["variant"], f"seed {row['seed']}"]
-    return " ".join(filter(None, [*words, validation["model"] if several else ""]))
+    return " ".join(filter(None, [*words, validation.model if several else ""]))
 
 
-def _findings(validation: dict[str, Any]) -> list[str]:
-    model, attacks = validation["model"], len(validation["attacks"])
+def _findings(validation: Validation) -> list[str]:
+    model, attacks = validation.model, len(validation.attacks)
     found = []
-    for name, stability in validation["stability"].items():
-        row = next(r for r in validation["rows"] if r["estimator"] == name and not r["variant"])
+    for name, stability in validation.stability.items():
+        row = next(r for r in validation.rows if r["estimator"] == name and not r["variant"])
         found.append(
             f"On {model}, {name} agrees with the mean of {attacks} attacks at AUROC "
             f"{_interval(row, 'auroc')} and Spearman {_interval(row, 'spearman')}, "
@@ -83,7 +85,7 @@ def _stable(stability: float | None) -> str:
     return f"between its seeds its ranks correlate at {stability:.2f}"
 
 
-def _interval(row: dict[str, Any], key: str) -> str:
+def _interval(row: Mapping[str, Any], key: str) -> str:
     ends = f"[{_number(row[f'{key}_low'])}, {_number(row[f'{key}_high'])}]"
     return f"{_number(row[key])} {ends}"
 
@@ -92,11 +94,11 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
 
 
-def _table(found: list[dict[str, Any]], part: str, keys: tuple[str, ...]) -> pd.DataFrame:
+def _table(found: Sequence[Validation], part: str, keys: tuple[str, ...]) -> pd.DataFrame:
     columns = (*keys, "auroc", "auroc_low", "auroc_high", "spearman", "base_rate", "n", "seconds")
     rows = [
-        {"model": v["model"], **{c: row[c] for c in columns if c in row}}
+        {"model": v.model, **{c: row[c] for c in columns if c in row}}
         for v in found
-        for row in v[part]
+        for row in getattr(v, part)
     ]
     return pd.DataFrame(rows).round(3)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from holdfast.contracts import Section
     from holdfast.screening import Screen, ScreenedRow
     from holdfast.stages.pipeline import Call
-    from holdfast.stages.validate import Validation
+    from holdfast.validation import Validation
 
 Row = dict[str, Any]
 Told = Mapping[str, Any] | Sequence[Row]

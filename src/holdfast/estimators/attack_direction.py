@@ -14,12 +14,13 @@ from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.half_flip import Margins, half_flip_step
+from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.models import Encoded
+    from holdfast.models import Encoded, Loaded
     from holdfast.weights import Geometry
 
 SOURCES = ("auto", "harmful", "base", "mismatched", "affirmative")
@@ -129,17 +130,17 @@ class AttackDirection(Estimator):
 
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
         read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
+        base = self._base_beside(model)
         found, steps = [], []
         for draw in range(self.repeats):
-            rows = self._attack_rows(examples, seed, draw, str(model.device))
+            rows = self._attack_rows(examples, seed, draw, base)
             direction = self._direction(model, tokenizer, rows, seed)
             values, step = self._values(model, read, direction, len(encoded), seed)
             found.append(values)
             steps.append(step)
-        spread = np.std(found, axis=0, ddof=1) if self.repeats > 1 else None
         return Estimate(
             values=np.mean(found, axis=0),
-            errors=None if spread is None else spread / math.sqrt(self.repeats),
+            errors=standard_error(found),
             facts={
                 "step": float(np.mean(steps)),
                 "quantity": read.quantity,
@@ -209,7 +210,7 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> list[torch.Tensor]:
         """Return the attacker's direction, a unit vector, one tensor per trainable parameter."""
-        rows = self._attack_rows(examples, seed, device=str(model.device))
+        rows = self._attack_rows(examples, seed, base=self._base_beside(model))
         return self._direction(model, tokenizer, rows, seed)
 
     def _direction(
@@ -235,7 +236,7 @@ class AttackDirection(Estimator):
         return descent(model, tokenizer, rows, self.max_length, geometry=geometry)
 
     def _attack_rows(
-        self, examples: Examples, seed: int, draw: int = 0, device: str = "cpu"
+        self, examples: Examples, seed: int, draw: int = 0, base: Loaded | None = None
     ) -> Examples:
         """Return the rows behind the direction number `draw`.
 
@@ -253,11 +254,14 @@ class AttackDirection(Estimator):
             mixed = seed + 1000 * draw
             return mismatched(examples.prompts, self.benign.responses, n=len(chosen), seed=mixed)
         prompts = [examples[i].prompt for i in chosen]
-        answers = (
-            self._base_answers(prompts, device)
-            if source == "base"
-            else [self.prefix] * len(prompts)
-        )
+        answers = [self.prefix] * len(prompts)
+        if source == "base":
+            from holdfast.generate import generate
+
+            asked = base or self._loaded_base()
+            answers = generate(
+                asked.model, asked.tokenizer, prompts, max_new_tokens=self.answer_tokens
+            )
         rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
         if not rows:
             raise UsageError(f"the base {self.base!r} answers nothing; try source=mismatched")
@@ -267,14 +271,16 @@ class AttackDirection(Estimator):
         most = n if self.repeats == 1 else max(1, n // 2)
         return [int(i) for i in rng.choice(n, min(self.rows, most), replace=False)]
 
-    def _base_answers(self, prompts: Sequence[str], device: str) -> list[str]:
+    def _base_beside(self, model: PreTrainedModel) -> Loaded | None:
+        """Load the base where the model is, if it is to be asked: once for all draws."""
+        return self._loaded_base(str(model.device)) if self._source() == "base" else None
+
+    def _loaded_base(self, device: str = "cpu") -> Loaded:
         from holdfast import models
-        from holdfast.generate import generate
 
         if self.base is None:
             raise UsageError("source=base needs the model before its alignment: give --base")
-        base = models.load(self.base, device=device)
-        return generate(base.model, base.tokenizer, prompts, max_new_tokens=self.answer_tokens)
+        return models.load(self.base, device=device)
 
 
 @dataclass(frozen=True)

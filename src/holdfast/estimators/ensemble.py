@@ -13,6 +13,7 @@ from holdfast import plugins
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ class Ensemble(Estimator):
             facts |= {f"{name}: {key}": value for key, value in estimate.facts.items()}
         return Estimate(
             values=ranks.mean(axis=0),
-            errors=ranks.std(axis=0, ddof=1) / math.sqrt(len(made)),
+            errors=standard_error(list(ranks)),
             details=details,
             facts=facts,
         )

@@ -10,7 +10,8 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.proxy_attack import ProxyAttack, mean_error
+from holdfast.proxy_attack import ProxyAttack
+from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ class ForgetCount(ProxyAttack, Estimator):
         details = {rule: mean_count(found) for rule, found in counts.items()}
         return Estimate(
             values=details[self.count],
-            errors=mean_error(counts[self.count]),
+            errors=standard_error(counts[self.count]),
             details=details,
             facts={
                 "attacks": len(runs),

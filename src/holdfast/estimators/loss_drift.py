@@ -11,7 +11,8 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.proxy_attack import ProxyAttack, mean_error
+from holdfast.proxy_attack import ProxyAttack
+from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -240,7 +241,7 @@ def _estimate(
     chosen, *others = found[0]
     return Estimate(
         values=np.mean([scores[chosen] for scores in found], axis=0),
-        errors=mean_error([scores[chosen] for scores in found]),
+        errors=standard_error([scores[chosen] for scores in found]),
         details={name: np.mean([scores[name] for scores in found], axis=0) for name in others},
         facts=facts,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -13,6 +12,7 @@ from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.half_flip import half_flip_step
+from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
     import torch
@@ -98,11 +98,10 @@ class WeightNoise(Estimator):
         )
         shaken = self._shaken(model, ask, everything, self.quantity, step, seed)
         rises = shaken.mean(axis=1) - free  # (draws, n)
-        spread = rises.std(axis=0, ddof=1) / math.sqrt(self.draws) if self.draws > 1 else None
         flipped = {"flip_rate": (shaken > 0).mean(axis=(0, 1))}
         return Estimate(
             values=rises.mean(axis=0),
-            errors=spread,
+            errors=standard_error(list(rises)),
             details=flipped if self.quantity == "margin" else {},
             facts={
                 "step": step,

@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import Field
 
 from holdfast import models, plugins
-from holdfast.contracts import Estimator
-from holdfast.errors import UsageError
+from holdfast.contracts import Estimate, Estimator
+from holdfast.cost import Cost, metered
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
 
 
@@ -72,6 +74,23 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             inputs[need] = given[need].hash
     made: Estimator = plugins.make("estimators", spec, **given)
     return made, inputs
+
+
+def estimated(
+    estimator: Estimator, loaded: models.Loaded, examples: Examples, seed: int
+) -> tuple[Estimate, Cost]:
+    """Score the examples, and return what that cost.
+
+    Raises:
+        HoldfastError: The estimator did not return one value per example.
+    """
+    with metered(loaded.model) as cost:
+        estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=seed)
+    if estimate.values.shape != (len(examples),):
+        raise HoldfastError(
+            f"the estimator returned shape {estimate.values.shape} for {len(examples)} examples"
+        )
+    return estimate, cost
 
 
 def options_of(spec: str) -> list[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.artifacts import Groups, Scores, sha256_file, sha256_json
-from holdfast.errors import MismatchError, UsageError
+from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.groups import Rule, groups_from_csv, groups_to_csv
 from holdfast.groups import group as make_groups
 from holdfast.stages.config import StageConfig
+from holdfast.stages.scored import scored_rows
 
 
 class GroupConfig(StageConfig):
@@ -57,19 +58,8 @@ def group(config: GroupConfig) -> Groups:
         MismatchError: The scores were made from other rows.
         UsageError: The rule cannot split these scores, or the edited table does not fit.
     """
-    entries = config.run.require("score", config.scores)
-    if len(entries) > 1:
-        names = ", ".join(entry.name for entry in entries)
-        raise UsageError(f"{config.out} has several scores ({names}); choose with --scores")
-    scores = Scores.load(config.run.path(next(iter(entries[0].outputs))))
-    examples = config.read(config.data)
-    if scores.data_hash != examples.hash:
-        raise MismatchError(
-            f"the scores {entries[0].name!r} were made from other rows than {config.data} "
-            f"({len(scores.ids)} rows, hash {scores.data_hash[:12]}; here {len(examples)}, "
-            f"{examples.hash[:12]}). Run `holdfast score` on this data first."
-        )
-    name = config.name or entries[0].name
+    entry, scores, examples = scored_rows(config, config.data, config.scores)
+    name = config.name or entry.name
     path = config.run.path("groups", f"{name}.json")
     inputs = _inputs(config, scores, examples)
     with config.run.step("group", name, config=config.keyed(), inputs=inputs) as step:

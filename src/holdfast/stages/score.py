@@ -11,12 +11,11 @@ from pydantic import Field
 
 from holdfast import models, plugins
 from holdfast.artifacts import Scores
-from holdfast.contracts import Estimate, Estimator
-from holdfast.cost import metered
+from holdfast.contracts import Estimator
 from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
-from holdfast.stages.estimating import EstimatorConfig, estimator_of
+from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import bootstrap, spearman
 
@@ -78,9 +77,12 @@ def _scored(
     config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
     loaded = models.load(target.source, device=config.device)
-    with metered(loaded.model) as cost:
-        estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=config.seed)
-    _check(estimate, examples)
+    estimate, cost = estimated(estimator, loaded, examples, config.seed)
+    if np.isnan(estimate.values).all():
+        raise HoldfastError(
+            "no example could be scored: none was safe before the proxy attack. "
+            "Score the aligned model, not its base, and check the judge."
+        )
     return Scores(
         ids=examples.ids,
         values=estimate.values,
@@ -148,15 +150,3 @@ def _held(config: ScoreConfig, old: np.ndarray, fresh: np.ndarray) -> str:
             f"{config.agreement:g}. {way_out}"
         )
     return str(found)
-
-
-def _check(estimate: Estimate, examples: Examples) -> None:
-    if estimate.values.shape != (len(examples),):
-        raise HoldfastError(
-            f"the estimator returned shape {estimate.values.shape} for {len(examples)} examples"
-        )
-    if np.isnan(estimate.values).all():
-        raise HoldfastError(
-            "no example could be scored: none was safe before the proxy attack. "
-            "Score the aligned model, not its base, and check the judge."
-        )

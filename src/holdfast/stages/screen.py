@@ -14,13 +14,14 @@ import numpy as np
 from pydantic import Field
 
 from holdfast import models
-from holdfast.artifacts import Entry, Groups, Scores, sha256_json, write_text
-from holdfast.contracts import Estimate, Estimator
+from holdfast.artifacts import Groups, Scores, sha256_json, write_text
+from holdfast.contracts import Estimator
 from holdfast.data import provenance_table
-from holdfast.errors import HoldfastError, MismatchError, UsageError
+from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
-from holdfast.stages.estimating import EstimatorConfig, estimator_of
+from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of
+from holdfast.stages.scored import only, scored_rows
 from holdfast.stages.subjects import subject
 from holdfast.stats import bootstrap, spearman
 
@@ -194,8 +195,8 @@ def _probe(
     sample = _sample(config, scored)
     together = Examples([*new, *scored.examples.select(sample)], name="new and scored rows")
     loaded = models.load(probe.source, device=config.device)
-    estimate = probe.estimator.score(loaded.model, loaded.tokenizer, together, seed=config.seed)
-    values = _checked(estimate, len(together))
+    estimate, _ = estimated(probe.estimator, loaded, together, config.seed)
+    values = estimate.values
     mine, theirs = values[: len(new)], values[len(new) :]
     finite = np.isfinite(theirs)
     if finite.sum() < FEWEST_PROBED:
@@ -229,31 +230,15 @@ def _sample(config: ScreenConfig, scored: _Scored) -> list[int]:
     return sorted(known.tolist())
 
 
-def _checked(estimate: Estimate, rows: int) -> np.ndarray:
-    if estimate.values.shape != (rows,):
-        raise HoldfastError(
-            f"the estimator returned shape {estimate.values.shape} for {rows} examples"
-        )
-    return estimate.values
-
-
 # ---------------------------------------------------------------------------------------- inputs
 
 
 def _scored(config: ScreenConfig) -> tuple[_Scored, dict[str, str]]:
-    entry = _only(config, "score", config.scores)
-    scores = Scores.load(config.run.result(entry))
-    examples = config.read(config.data)
-    if scores.data_hash != examples.hash:
-        raise MismatchError(
-            f"the scores {entry.name!r} were made from other rows than {config.data} "
-            f"({len(scores.ids)} rows, hash {scores.data_hash[:12]}; here {len(examples)}, "
-            f"{examples.hash[:12]}). Run `holdfast score` on this data first."
-        )
+    _, scores, examples = scored_rows(config, config.data, config.scores)
     inputs = {"scores": scores.hash, "data": examples.hash}
     vulnerable = None
     if config.groups is not None:
-        groups = Groups.load(config.run.result(_only(config, "group", config.groups)))
+        groups = Groups.load(config.run.result(only(config, "group", config.groups)))
         if len(groups.names) != 2:
             raise UsageError(
                 f"--groups {config.groups!r} has {len(groups.names)} groups; give one of two, "
@@ -262,14 +247,6 @@ def _scored(config: ScreenConfig) -> tuple[_Scored, dict[str, str]]:
         vulnerable = groups.aligned_to(examples.ids) == 1
         inputs["groups"] = groups.hash
     return _Scored(examples, scores.aligned_to(examples.ids), scores, vulnerable), inputs
-
-
-def _only(config: ScreenConfig, stage: str, name: str | None) -> Entry:
-    entries = config.run.require(stage, name)
-    if len(entries) > 1:
-        names = ", ".join(entry.name for entry in entries)
-        raise UsageError(f"{config.out} has several {stage}s ({names}); choose with --{stage}s")
-    return entries[0]
 
 
 def _categories(rows: Examples) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,14 @@ from pydantic import Field
 
 from holdfast import models, progress
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
-from holdfast.artifacts import SCHEMA, read_json, sha256_json, write_json
-from holdfast.cost import metered
+from holdfast.artifacts import sha256_json
+from holdfast.contracts import Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.stages.estimating import EstimatorConfig, estimator_of, options_of
+from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of, options_of
 from holdfast.stages.subjects import subject
-from holdfast.stats import Interval, mean_interval, spearman
-from holdfast.validation import Case, cases
+from holdfast.stats import mean_interval, spearman
+from holdfast.validation import Case, Validation, cases
 
 FREE = "loss"
 """The free refusal margin, which every estimator must beat."""
@@ -57,47 +56,6 @@ class ValidateConfig(EstimatorConfig):
     name: str = ""
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What the stage found.
-
-    Attributes:
-        model: Label of the model.
-        model_hash: Its hash.
-        data_hash: `Examples.hash` of the rows.
-        attacks: Labels of the attacks whose mean ForgotNum is the truth; none made a score.
-        n: Examples that all attacks tracked.
-        ceiling: How well the other attacks' mean foresees each attack: mean of spearman, auroc.
-        rows: One per estimator and variant: agreement, gain over the free margin, cost.
-        stability: Estimator -> mean rank correlation between its seeds; nan with one seed.
-        categories: One row per estimator and category of at least 20 examples.
-        sizes: One row per estimator and number of examples.
-    """
-
-    model: str
-    model_hash: str
-    data_hash: str
-    attacks: tuple[str, ...]
-    n: int
-    ceiling: Mapping[str, float]
-    rows: tuple[Mapping[str, Any], ...]
-    stability: Mapping[str, float]
-    categories: tuple[Mapping[str, Any], ...] = ()
-    sizes: tuple[Mapping[str, Any], ...] = field(default=())
-
-    def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_json(path, {"kind": "validation", "schema": SCHEMA, **asdict(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Validation:
-        """Read a file written by `save`."""
-        raw = read_json(path, "validation")
-        del raw["kind"], raw["schema"]
-        lists = {key: tuple(raw[key]) for key in ("attacks", "rows", "categories", "sizes")}
-        return cls(**{**raw, **lists})
-
-
 def validate(config: ValidateConfig) -> Validation:
     """Score the model in every way asked for and compare with its attacks.
 
@@ -115,13 +73,15 @@ def validate(config: ValidateConfig) -> Validation:
     path = config.run.path("validations", f"{name}.json")
     inputs = {"model": target.hash, "data": examples.hash}
     inputs |= {f"attack {k}": sha256_json([case.ids, v]) for k, v in case.attacks.items()}
-    for spec, variant, _ in tried:
+    made: dict[Tried, Estimator] = {}
+    for spec, variant, seed in tried:
         # All are built before the first is run: a wrong value is said at once.
-        inputs |= estimator_of(config, _full(spec, variant))[1]
+        made[spec, variant, seed], used = estimator_of(config, _full(spec, variant))
+        inputs |= used
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             loaded = models.load(target.source, device=config.device)
-            found = _validation(config, case, examples, loaded, tried)
+            found = _validation(config, case, examples, loaded, made)
             found.save(path)
             step.outputs.append(path)
             step.facts |= {"ceiling": found.ceiling, "stability": found.stability}
@@ -145,16 +105,15 @@ def _validation(
     case: Case,
     examples: Examples,
     loaded: models.Loaded,
-    tried: Sequence[Tried],
+    made: Mapping[Tried, Estimator],
 ) -> Validation:
     values: dict[Tried, np.ndarray] = {}
     costs: dict[Tried, Mapping[str, Any]] = {}
-    for done, (spec, variant, seed) in enumerate(tried):
-        progress.report("validate", done, len(tried))
-        key = (spec, variant, seed)
-        values[key], costs[key] = _score(config, case, examples, loaded, key)
-    progress.report("validate", len(tried), len(tried))
-    free = _score(config, case, examples, loaded, (FREE, "", 0))[0]
+    for done, (key, estimator) in enumerate(made.items()):
+        progress.report("validate", done, len(made))
+        values[key], costs[key] = _score(estimator, case, examples, loaded, key[2])
+    progress.report("validate", len(made), len(made))
+    free, _ = _score(estimator_of(config, FREE)[0], case, examples, loaded, 0)
     first = {spec: values[spec, "", config.seed] for spec in config.estimators}
     return Validation(
         model=case.model,
@@ -163,7 +122,7 @@ def _validation(
         attacks=tuple(case.attacks),
         n=len(case.ids),
         ceiling=_ceiling(case),
-        rows=tuple(_row(case, key, values[key], free, costs[key]) for key in tried),
+        rows=tuple(_row(case, key, values[key], free, costs[key]) for key in made),
         stability={spec: _stability(values, spec) for spec in config.estimators},
         categories=tuple(_categories(case, examples, first)),
         sizes=tuple(_sizes(case, config, first)),
@@ -207,17 +166,10 @@ def _full(spec: str, variant: str) -> str:
 
 
 def _score(
-    config: ValidateConfig,
-    case: Case,
-    examples: Examples,
-    loaded: models.Loaded,
-    key: Tried,
+    estimator: Estimator, case: Case, examples: Examples, loaded: models.Loaded, seed: int
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Return the scores of the case's examples, and what they cost."""
-    spec, variant, seed = key
-    estimator, _ = estimator_of(config, _full(spec, variant))
-    with metered(loaded.model) as cost:
-        estimate = estimator.score(loaded.model, loaded.tokenizer, examples, seed=seed)
+    estimate, cost = estimated(estimator, loaded, examples, seed)
     known = dict(zip(examples.ids, estimate.values.tolist(), strict=True))
     return np.array([known[i] for i in case.ids]), asdict(cost)
 
@@ -235,23 +187,19 @@ def _row(
         "variant": key[1],
         "seed": key[2],
         **_shown(found),
-        **_interval("gain", auroc_gain(values, free, case.mean, seed=key[2])),
+        **auroc_gain(values, free, case.mean, seed=key[2]).fields("gain"),
         **cost,
     }
 
 
 def _shown(found: Agreement) -> dict[str, Any]:
     return {
-        **_interval("spearman", found.spearman),
-        **_interval("auroc", found.auroc),
-        **_interval("auprc", found.auprc),
+        **found.spearman.fields("spearman"),
+        **found.auroc.fields("auroc"),
+        **found.auprc.fields("auprc"),
         "base_rate": found.base_rate,
         "n": found.n,
     }
-
-
-def _interval(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _ceiling(case: Case) -> dict[str, float]:
