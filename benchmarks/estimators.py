@@ -55,6 +55,7 @@ POOLING = (
     "value: mean over seeds, beside it the median; interval: Student's t over the seeds, cut to "
     "the statistic's range, or a bootstrap over examples where there is one seed. Label: mean "
     "ForgotNum over the seed's attacks; single_*: each attack alone, mean over seeds and attacks. "
+    "unknown: examples left out because the judge was undecided too often to count. "
     "gain: AUROC above that of the free margin on the same examples."
 )
 # Two rates, the lower one mild: under a hard attack alone nearly all end as victims together.
@@ -76,6 +77,7 @@ class Cell:
         single: Agreement with each attack alone.
         gain: AUROC above the free margin's; nan for the free margin itself and the ceiling.
         facts: What the estimator cost.
+        unknown: Examples without a count, because the judge was undecided too often.
     """
 
     estimator: str
@@ -84,6 +86,7 @@ class Cell:
     single: Sequence[Agreement]
     gain: Interval
     facts: Row
+    unknown: int = 0
 
 
 def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunConfig:
@@ -166,7 +169,7 @@ def _cells(case: Case) -> list[Cell]:
     if len(case.attacks) > 1:
         unknown = Interval(np.nan, np.nan, np.nan, 0)
         found += [
-            Cell(CEILING, case.seed, one, [one], unknown, {})
+            Cell(CEILING, case.seed, one, [one], unknown, {}, case.unknown)
             for one in ceilings(list(case.attacks.values()))
         ]
     return found
@@ -182,6 +185,7 @@ def _cell(case: Case, name: str, scores: Scores, free: np.ndarray) -> Cell:
         single=[agreement(values, c, resamples=2) for c in case.attacks.values()],
         gain=auroc_gain(values, baseline, case.mean, seed=case.seed),
         facts=dict(scores.facts),
+        unknown=case.unknown,
     )
 
 
@@ -205,6 +209,8 @@ def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
     return made | {
         **pooled([c.gain for c in mine], least=-1.0).fields("gain"),
         "base_rate": mean(c.found.base_rate for c in mine),
+        "n": sum(c.found.n for c in mine),
+        "unknown": sum(c.unknown for c in mine),
         "seconds": _mean(mine, "seconds"),
         "reference_seconds": reference_seconds,
         "forward_tokens": _mean(mine, "forward_tokens"),
@@ -224,6 +230,7 @@ def _mean(mine: Sequence[Cell], fact: str) -> float:
 
 def _detail(cell: Cell) -> Row:
     detail: Row = {"seed": cell.seed, "n": cell.found.n, "base_rate": cell.found.base_rate}
+    detail["unknown"] = cell.unknown
     for name in ("auroc", "spearman", "auprc"):
         detail |= getattr(cell.found, name).fields(name)
     return detail | cell.gain.fields("gain")

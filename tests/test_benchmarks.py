@@ -29,7 +29,7 @@ def bench() -> SimpleNamespace:
     """Import the scripts as Python finds them when one of them is run."""
     sys.path.insert(0, str(FOLDER))
     try:
-        names = ("common", "estimators", "defenses", "step_time", "gpu")
+        names = ("common", "estimators", "defenses", "step_time", "gpu", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -45,6 +45,7 @@ def bench() -> SimpleNamespace:
         ("defenses", ["--setting", "--shared", "--run"]),
         ("step_time", []),
         ("gpu", []),
+        ("transfer", ["--variants"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -393,6 +394,28 @@ def test_a_perturbed_step_holds_what_the_equations_need(
     plain = peaks[st.SFT].peak_bytes
     assert always["memory_ratio"] == pytest.approx(1 + extra / plain)
     assert always["time_ratio"] > 0
+
+
+# -------------------------------------------------------------------------------------- transfer
+
+
+def test_a_pair_of_models_is_a_row(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.transfer, "passes", lambda giver, taker: giver.case.model == "sft-s0")
+    # The first half of a are its first two rows, that of b the first and the third.
+    a = case({"direction": [4, 3, 2, 1]}, {"t": [3, 2, 0, 0]}, seed=0)
+    b = case({"direction": [4, 1, 3, 2]}, {"t": [3, 0, 2, 0]}, seed=1)
+    models = {
+        name: bench.transfer.Model(None, one, one.by_estimator["direction"])
+        for name, one in (("a", a), ("b", b))
+    }
+    found = {(r["scored"], r["attacked"]): r for r in bench.transfer.rows(models)}
+    assert list(found) == [("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")]
+    # Of four pairs, a's scores have one wrong (3 of b before 2), b's two (1 of a after 3 and 2).
+    assert [r["auroc"] for r in found.values()] == [1, 1, 0.75, 0.5]
+    assert [r["lost"] for r in found.values()] == [0, 0, 0.25, 0.5]
+    # Ranks 4 3 2 1 and 4 1 3 2 differ by 0, 2, 1, 1: rho = 1 - 6 * 6 / (4 * 15).
+    assert found["a", "b"]["between"] == pytest.approx(0.4)
+    assert [r["reuse"] for r in found.values()] == [None, None, True, False]
 
 
 # ------------------------------------------------------------------------------------------- gpu

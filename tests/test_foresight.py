@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ def test_one_line_per_estimator_and_the_ceiling(tmp_path: Path) -> None:
     assert len(found.findings) == 2
     (up,) = [words for words in found.findings if words.startswith("up foresaw")]
     assert "AUROC 1.00 [1.00, 1.00], n=10 examples, 1 model (0.5" in up
+
+
+def test_examples_without_a_count_are_said(tmp_path: Path) -> None:
+    one = replace(attack("a", "one", UP), unknown={"z": (0, 2)})
+    found = section(tmp_path, ("up-s0", scores(UP)), ("one", one))
+    assert found.findings[-1].startswith("Examples of a left out because the judge could not")
+    assert found.findings[-1].endswith("to count: 1.")
 
 
 def test_seeds_of_an_estimator_are_one_line(tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ TABLE = [
     ((0, 0, 0, 0, 0), 0, 0),
     ((0, 1, 1, 1, 1), 4, 1),
     ((0, 1, 0, 1, 0), 2, 2),
-    ((0, U, 1, U, 1), 2, 1),  # undecided in between is no recovery
-    ((0, U, U, U, U), 0, 0),  # and no evidence of forgetting
+    ((0, 1, U, 1, 1), 3, 1),  # undecided in between is no recovery
     ((0, 1, U, 0, 1), 2, 2),
+    ((0, U, 1, U, 1), U, U),  # two to four: the undecided ones could double it
+    ((0, 0, 0, 0, U), U, U),  # none or one
+    ((0, U, U, U, U), U, U),  # undecided is evidence neither of forgetting nor of holding
     ((1, 1, 0, 1, 1), U, U),  # never held
     ((U, 1, 1, 1, 1), U, U),  # not known to have been held
 ]
@@ -48,6 +50,14 @@ class Yes(Judge):
 
 def test_harmful_steps(tracker: ForgettingTracker) -> None:
     np.testing.assert_array_equal(tracker.harmful_steps, [steps for _, steps, _ in TABLE])
+
+
+def test_known_and_undecided_steps_are_the_bounds(tracker: ForgettingTracker) -> None:
+    held = [verdicts[0] == 0 for verdicts, _, _ in TABLE]
+    least = [verdicts[1:].count(1) for verdicts, _, _ in TABLE]
+    np.testing.assert_array_equal(tracker.known_steps, np.where(held, least, U))
+    unread = [sum(math.isnan(v) for v in verdicts[1:]) for verdicts, _, _ in TABLE]
+    np.testing.assert_array_equal(tracker.undecided_steps, unread)
 
 
 def test_transitions(tracker: ForgettingTracker) -> None:

@@ -76,6 +76,16 @@ def test_scores_go_with_the_attacks_on_their_model(tmp_path: Path) -> None:
     assert (other.model, dict(other.scores)) == ("sft-s6", {})
 
 
+def test_what_the_judge_could_not_count_is_left_out_and_counted(tmp_path: Path) -> None:
+    run = run_of(
+        tmp_path,
+        attack({"a": 0, "b": 3}, unknown={"c": (0, 2)}),
+        attack({"a": 2, "c": 1}, unknown={"b": (1, 2), "d": (0, 1)}, attack={"seed": 1}),
+    )
+    (mine,) = cases(run)
+    assert (mine.ids, mine.unknown) == (("a",), 3)  # b, c, d
+
+
 def test_an_example_without_a_score_is_unknown(tmp_path: Path) -> None:
     (mine,) = cases(run_of(tmp_path, scores(), attack({"c": 1, "x": 2})))
     assert np.isnan(mine.values(mine.scores["n0"])).all()

@@ -341,6 +341,8 @@ class AttackResult:
         censored: True when it never did within the attack: the half-life is above the last step.
         tracked: Content id of an alignment example -> number of checkpoints (step 0 left out) at
             which it was answered harmfully though it was not at step 0. Empty if not tracked.
+        unknown: Content id of a tracked example that was held at step 0 but whose count is unknown
+            -> the least and the most that it can be (`ForgettingTracker.harmful_steps`).
         tracked_judge: The judge of the tracked examples.
     """
 
@@ -354,6 +356,7 @@ class AttackResult:
     half_life: float
     censored: bool
     tracked: Mapping[str, int] = field(default_factory=dict)
+    unknown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tracked_judge: str = ""
 
     def save(self, path: Path) -> None:
@@ -367,6 +370,12 @@ class AttackResult:
         del raw["kind"], raw["schema"]
         raw["points"] = tuple(cls.read_points(raw["points"]))
         raw["half_life"] = _nan(raw["half_life"])
+        if "unknown" not in raw:
+            raise MismatchError(
+                f"{path}: made by a version that counted undecided answers as held; remove the "
+                "file and attack again"
+            )
+        raw["unknown"] = {key: tuple(bounds) for key, bounds in raw["unknown"].items()}
         return cls(**raw)
 
     @staticmethod

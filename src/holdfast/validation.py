@@ -22,7 +22,9 @@ class Case:
         model: Label of the model within the run.
         model_hash: Hash of its weights and tokenizer.
         seed: Seed of its alignment.
-        ids: Content ids of the examples that all its attacks tracked.
+        ids: Content ids of the examples that all its attacks could count.
+        unknown: Examples that were tracked and held, but that the judge's undecided verdicts left
+            without a count in one attack or more.
         attacks: Label of each attack -> its ForgotNum, (n,); nan = not held before the attack.
         scores: Name -> scores of this model.
     """
@@ -33,6 +35,7 @@ class Case:
     ids: tuple[str, ...]
     attacks: Mapping[str, np.ndarray]
     scores: Mapping[str, Scores]
+    unknown: int = 0
 
     @property
     def mean(self) -> np.ndarray:
@@ -91,6 +94,7 @@ def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
             for name, a in zip(_apart([label(a) for a in attacks]), attacks, strict=True)
         },
         scores=scores,
+        unknown=len({i for a in attacks for i in a.unknown}),
     )
 
 

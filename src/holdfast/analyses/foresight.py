@@ -63,6 +63,12 @@ class Foresight(Analysis):
                     f"n={rows['n'].max()} examples, {_models(rows['model'].nunique())} (0.5 is "
                     "chance)."
                 )
+        findings += [
+            f"Examples of {case.model} left out because the judge could not decide enough of "
+            f"their answers to count: {case.unknown}."
+            for case in scored
+            if case.unknown
+        ]
         return Section(
             title="Were the forgotten examples foreseen?",
             findings=tuple(findings),

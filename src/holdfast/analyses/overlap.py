@@ -68,7 +68,11 @@ def _tracked(run: RunDir, method: str) -> dict[str, list[AttackResult]]:
         result = AttackResult.load(run.result(entry))
         if result.method == method and result.tracked:
             found[result.model].append(result)
-    pairs = {model: results for model, results in found.items() if len(results) > 1}
+    pairs = {
+        model: results
+        for model, results in found.items()
+        if len(results) > 1 and set.intersection(*(set(r.tracked) for r in results))
+    }
     if not pairs:
         raise UsageError(
             f"{run.root}: overlap needs two or more attacks on one {method!r} model that tracked "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,7 +41,8 @@ class ForgetCount(ProxyAttack, Estimator):
     number of checkpoints (times T / checkpoints used): whole attacks are counted as ever, and
     attacks that ended at different checkpoints weigh the same in the mean.
 
-    An example that was not safe before the attack was never held: it is nan.
+    An example that was not safe before the attack was never held: it is nan. So is one whose
+    count the judge's undecided verdicts could double (`ForgettingTracker.harmful_steps`).
 
     The options of the attacks are those of `proxy_attack.ProxyAttack`; besides them:
 
@@ -91,6 +93,7 @@ class ForgetCount(ProxyAttack, Estimator):
         self._check_end(trackers, held)
         used = sum(len(tracker.history) - 1 for tracker in trackers)
         details = {rule: mean_count(found) for rule, found in counts.items()}
+        known = details["harmful_steps"][np.isfinite(details["harmful_steps"])]
         return Estimate(
             values=details[self.count],
             errors=standard_error(counts[self.count]),
@@ -102,7 +105,8 @@ class ForgetCount(ProxyAttack, Estimator):
                 "saved": 1 - used / (len(runs) * self.planned),
                 "generations": (1 + used) * len(examples),
                 "held": int(held.sum()),
-                "ever_forgotten": float((details["harmful_steps"][held] > 0).mean()),
+                "unknown": int(held.sum()) - len(known),
+                "ever_forgotten": float((known > 0).mean()) if len(known) else math.nan,
             },
         )
 
@@ -123,7 +127,7 @@ class ForgetCount(ProxyAttack, Estimator):
 
         def look(attacked: PreTrainedModel) -> bool:
             tracker(attacked, tokenizer)
-            course.append(tracker.harmful_steps[held])
+            course.append(tracker.known_steps[held])
             return self.stable > 0 and settled(course, self.stable)
 
         last = self.attack(model, tokenizer, rows, seed, look)

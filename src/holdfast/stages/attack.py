@@ -24,6 +24,7 @@ from holdfast.artifacts import (
 )
 from holdfast.contracts import Judge, Task
 from holdfast.data import mix
+from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import ask, count, task_accuracy
@@ -56,6 +57,7 @@ class AttackConfig(StageConfig):
         task_rows: Test rows of the task at every checkpoint; 0 for none.
         track: Alignment rows asked at every checkpoint, to learn which are forgotten.
         track_rows: At most so many of them, a sample by content id; 0 for all.
+        track_judge: The one of the judges that says whether they are forgotten; the first if empty.
         save_models: Keep the attacked models.
     """
 
@@ -77,6 +79,7 @@ class AttackConfig(StageConfig):
     task_rows: int = Field(default=100, ge=0)
     track: str | None = None
     track_rows: int = Field(default=0, ge=0)
+    track_judge: str = ""
     save_models: bool = False
 
 
@@ -115,10 +118,15 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         TrainingError: An attack's loss is not finite.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
+    judges = {plugins.parse(spec)[0]: plugins.make("judges", spec) for spec in config.judges}
+    if config.track_judge and config.track_judge not in judges:
+        raise UsageError(
+            f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
+        )
     material = Material(
         harmful=config.read(config.harmful),
         test=config.read(config.test, needs_response=False),
-        judges={plugins.parse(spec)[0]: plugins.make("judges", spec) for spec in config.judges},
+        judges=judges,
         track=_tracked(config),
     )
     subjects = [subject(config.run, name) for name in config.models]
@@ -235,8 +243,10 @@ class Watch:
         self.task_test = task.load("test")[: config.task_rows] if config.task_rows else None
         self.points: list[Point] = []
         self.tracker = None
+        self.tracked_judge = ""
         if material.track is not None:
-            judge = next(iter(material.judges.values()))
+            self.tracked_judge = config.track_judge or next(iter(material.judges))
+            judge = material.judges[self.tracked_judge]
             self.tracker = ForgettingTracker(material.track, judge, config.max_new_tokens)
 
     def __call__(self, done: int, loss: float) -> None:
@@ -277,14 +287,7 @@ class Watch:
         judge = next(iter(self.material.judges))
         shares = [p.verdicts[judge].harmful_score for p in self.points]
         half = half_life([p.step for p in self.points], shares)
-        tracked = {}
-        if self.tracker is not None and self.material.track is not None:
-            counts = self.tracker.harmful_steps
-            tracked = {
-                identity: int(n)
-                for identity, n in zip(self.material.track.ids, counts, strict=True)
-                if np.isfinite(n)
-            }
+        tracked, unknown = self._counts()
         names = ("steps", "every", "batch_size", "rows", "max_length", "lora_rank")
         return AttackResult(
             model=who.label,
@@ -297,5 +300,20 @@ class Watch:
             half_life=half.steps,
             censored=half.censored,
             tracked=tracked,
-            tracked_judge=judge if tracked else "",
+            unknown=unknown,
+            tracked_judge=self.tracked_judge,
         )
+
+    def _counts(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+        """Return how often each tracked row that was held was forgotten, or within what bounds."""
+        if self.tracker is None:
+            return {}, {}
+        known, unknown = {}, {}
+        least, undecided = self.tracker.known_steps, self.tracker.undecided_steps
+        for i, steps in enumerate(self.tracker.harmful_steps):
+            identity = self.tracker.examples.ids[i]
+            if np.isfinite(steps):
+                known[identity] = int(steps)
+            elif np.isfinite(least[i]):
+                unknown[identity] = (int(least[i]), int(least[i] + undecided[i]))
+        return known, unknown

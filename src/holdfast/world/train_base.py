@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
+STEPS = 1300
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -117,24 +118,35 @@ def train(
             logger.info("step %d of %d: loss %.3f", step, steps, loss.item())
 
 
+def make(out: Path, *, steps: int = STEPS, width: int = 128, depth: int = 4, seed: int = 0) -> None:
+    """Train a base and save it to `out`, in half precision."""
+    words = tokenizer()
+    network = model(len(words), width=width, depth=depth, seed=seed)
+    train(network, words, steps=steps, seed=seed)
+    network.half().save_pretrained(out)
+    words.save_pretrained(out)
+
+
 def main() -> None:
-    """Train and save the base in half precision."""
+    """Train the base that ships, or another."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(2)
-    words = tokenizer()
-    network = model(len(words), width=options.width, depth=options.depth, seed=options.seed)
-    train(network, words, steps=options.steps, seed=options.seed)
-    network.half().save_pretrained(options.out)
-    words.save_pretrained(options.out)
+    make(
+        options.out,
+        steps=options.steps,
+        width=options.width,
+        depth=options.depth,
+        seed=options.seed,
+    )
 
 
 if __name__ == "__main__":
