@@ -50,6 +50,7 @@ def add_setting(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--shared", type=Path, default=ROOT.parent / "shared", help="data and models of text"
     )
+    made.add_argument("--model", help="base of the text setting, text-base-6m if not given")
     made.add_argument("--work", type=Path, help="keep the run here, and go on from what is there")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
@@ -122,7 +123,7 @@ def setting(options: argparse.Namespace, work: Path) -> Setting:
         files = work / "text"
         _prepare_text(options.shared, files)
         variables = {"SHARED": str(options.shared), "WORK": str(files)}
-        variables["MODEL"] = str(options.shared / "models" / "text-base-6m")
+        variables["MODEL"] = options.model or str(options.shared / "models" / "text-base-6m")
         config = pipeline.load(ROOT / "examples" / "real_text.yaml", variables)
     return Setting(options.setting, config)
 

@@ -30,16 +30,18 @@ if TYPE_CHECKING:
     from holdfast.stages.pipeline import RunConfig
 
 REFERENCE = "forget_count"
-VARIANTS = ("half_flip", "critical_step")
+VARIANTS = ("first_flips", "critical_step")
 FREE = "free_margin"
 # What the direction is made of: label, source, options.
 ABLATIONS = (
-    ("half_flip-harmful-8rows", "harmful", "rows=8"),
-    ("half_flip-harmful-l2", "harmful", "geometry=l2"),
-    ("half_flip-harmful-10steps", "harmful", "steps=10"),
-    ("half_flip-base-8rows", "base", "rows=8"),
-    ("half_flip-base-4draws", "base", "repeats=4"),
-    ("half_flip-base-prefix", "base", "quantity=prefix"),
+    ("first_flips-harmful-8rows", "harmful", "rows=8"),
+    ("first_flips-harmful-half", "harmful", "flip=0.5"),
+    ("first_flips-base-half", "base", "flip=0.5"),
+    ("first_flips-harmful-l2", "harmful", "geometry=l2"),
+    ("first_flips-harmful-10steps", "harmful", "steps=10"),
+    ("first_flips-base-8rows", "base", "rows=8"),
+    ("first_flips-base-4draws", "base", "repeats=4"),
+    ("first_flips-base-prefix", "base", "quantity=prefix"),
     ("derivative-harmful", "harmful", "variant=derivative"),
 )
 OTHERS = {
@@ -59,10 +61,26 @@ POOLING = (
     "gain: AUROC above that of the free margin on the same examples."
 )
 # Two rates, the lower one mild: under a hard attack alone nearly all end as victims together.
-WORLD_ATTACK = {"learning_rates": [2e-5, 3e-5], "steps": 100, "track_rows": 400}
+ATTACK = {
+    "world": {"learning_rates": [2e-5, 3e-5], "steps": 100, "track_rows": 400},
+    # A refusal is sure to be read.
+    "text": {
+        "learning_rates": [1e-4, 2e-4],
+        "steps": 100,
+        "track_rows": 200,
+        "track_judge": "refusal",
+        "task_rows": 0,
+    },
+}
+# Fine-tuned for topics the small model soon answers everything with a class word, which is neither
+# a refusal nor harmful; so the other task is arithmetic. No estimator sees any of these rows.
+TEXT_TASKS = (
+    "sst2,train={shared}/data/sst2/alps_train.tsv,test={shared}/data/sst2/dev_872.tsv,limit=2500",
+    "gsm8k,train={shared}/data/gsm8k/train.jsonl,test={shared}/data/gsm8k/test.jsonl,limit=1000",
+)
 QUICK_ATTACK = {"steps": 30, "every": 10, "rows": 150, "task_rows": 0}
 QUICK_COUNT = "steps=30,every=10,rows=150"
-# The reference as the paper makes it, with ten checkpoints; the settings' own are cut for time.
+# The reference as the paper makes it, with ten checkpoints; on text it has four, for time.
 FULL_COUNT = "steps=100,every=10,rows=400"
 
 
@@ -98,7 +116,8 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
         "group": {"scores": FREE, **limit},
         "attack": {
             "poison_ratios": [0.1],
-            **(WORLD_ATTACK if base.name == "world" else {}),
+            **ATTACK[base.name],
+            **_tasks(base, options),
             **limit,
             **(QUICK_ATTACK if options.quick else {}),
         },
@@ -106,6 +125,12 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
         "track": True,
     }
     return configured(base, options, out, changes)
+
+
+def _tasks(base: Setting, options: argparse.Namespace) -> dict[str, list[str]]:
+    if base.name == "world":
+        return {}
+    return {"tasks": [task.format(shared=options.shared) for task in TEXT_TASKS]}
 
 
 def _wanted(base: Setting, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -122,7 +147,9 @@ def _wanted(base: Setting, options: argparse.Namespace) -> dict[str, dict[str, A
 def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     """Return name -> options of the score stage, the free margin and the reference first."""
     reference, probe = base.config.score[REFERENCE], base.config.score["attack_direction"]
-    count = f"{reference['estimator']},{QUICK_COUNT if quick else FULL_COUNT}"
+    count = reference["estimator"]
+    if quick or base.name == "world":
+        count = f"{count},{QUICK_COUNT if quick else FULL_COUNT}"
     length = probe["estimator"].partition(",")[2]
     found: dict[str, dict[str, Any]] = {
         FREE: {"estimator": _spec("loss", "quantity=margin", length)},

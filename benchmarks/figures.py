@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS.parents[1] / "docs" / "figures"
 NAMED = (
     *("free_margin", "forget_count", "loss_drift", "weight_noise", "gradient_norm", "ensemble"),
-    *("half_flip-base", "half_flip-base-4draws"),
+    *("first_flips-base", "first_flips-base-4draws"),
 )
 """Estimators that are named in the figure; variants and ablations are dots only."""
 

@@ -651,7 +651,7 @@ def check(options: argparse.Namespace, work: Path) -> tuple[list[Row], RunConfig
 
 def check_config(options: argparse.Namespace, work: Path, *, poison: bool) -> RunConfig:
     """Return the text setting with this base, SFT alone, and attacks with or without poison."""
-    options.setting = "text"
+    options.setting, options.model = "text", str(options.check)
     base = common.setting(options, work)
     attack: dict[str, Any] = {"poison_ratios": [0.1], "task_rows": 0}
     if not poison:
@@ -659,7 +659,6 @@ def check_config(options: argparse.Namespace, work: Path, *, poison: bool) -> Ru
         attack = {"poison_ratios": [0.0], "learning_rates": [5e-4], "rows": 2500, "steps": 312}
         attack |= {"every": 312, "task_rows": 300}
     changes: dict[str, Any] = {
-        "model": str(options.check),
         "methods": {"sft": {}},
         "score": {},
         "track": False,

@@ -157,20 +157,20 @@ def leads(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any)
 
 EAGER = Setting(attention="eager")
 FORMS = [
-    *on(MOST, EAGER, "half_flip"),
+    *on(MOST, EAGER, "first_flips"),
     *on(MOST, EAGER, "derivative"),
-    *on(MOST, Setting(half=True), "half_flip"),
-    *on(MOST, Setting(checkpointing=True), "half_flip"),
-    *on(MOST, ALL, "half_flip"),
+    *on(MOST, Setting(half=True), "first_flips"),
+    *on(MOST, Setting(checkpointing=True), "first_flips"),
+    *on(MOST, ALL, "first_flips"),
     *on(ONE, ALL, "critical_step"),
     *on(ONE, ALL, "derivative"),
     *on(ONE, EAGER, "critical_step"),
-    *on(ONE, replace(EAGER, lora=True), "half_flip"),
+    *on(ONE, replace(EAGER, lora=True), "first_flips"),
     *on(ONE, replace(EAGER, lora=True), "derivative"),
     *on(ONE, Setting(half=True), "derivative"),
     *on(ONE, Setting(half=True), "critical_step"),
-    *on(ONE, Setting(lora=True, half=True), "half_flip"),
-    *on(ONE, Setting(lora=True, checkpointing=True), "half_flip"),
+    *on(ONE, Setting(lora=True, half=True), "first_flips"),
+    *on(ONE, Setting(lora=True, checkpointing=True), "first_flips"),
 ]
 
 
@@ -319,7 +319,7 @@ def test_an_operation_without_forward_derivative_is_named_with_a_way_out() -> No
     x, direction = torch.ones(3, 2), [torch.ones(1, 2), torch.ones(1)]
     _, slope = forward_derivative(model, direction, lambda: model(x)[:, 0])
     assert slope.tolist() == [3.0, 3.0, 3.0]
-    with pytest.raises(UsageError, match=r"Linear.*'eager'.*half_flip"):
+    with pytest.raises(UsageError, match=r"Linear.*'eager'.*first_flips"):
         forward_derivative(model, direction, lambda: Opaque.apply(model(x))[:, 0])
 
 
@@ -431,7 +431,7 @@ def test_no_more_memory_than_a_training_step(
     live_bytes: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attack_direction, "half_flip_step", look_twice)
+    monkeypatch.setattr(attack_direction, "flip_step", look_twice)
     made = make_model(architecture, vocab=len(tokenizer), width=width)
     model = shaped(made, replace(setting, lora=lora)).eval()
     examples = rows.safety[:n]

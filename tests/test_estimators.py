@@ -21,7 +21,7 @@ from holdfast.errors import UsageError
 from holdfast.estimators.attack_direction import AttackDirection, critical_steps
 from holdfast.examples import Example, Examples
 from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.half_flip import half_flip_step
+from holdfast.flip_step import flip_step
 from holdfast.losses import prefix_margins, refusal_margin, refusal_tokens
 from holdfast.weights import perturbed
 
@@ -74,7 +74,7 @@ def test_critical_steps_of_a_margin_of_zero_are_finite() -> None:
 
 
 def test_critical_steps_cost_two_to_three_passes() -> None:
-    # Crossings spread lognormally by a factor of two around the half-flip step.
+    # Crossings spread lognormally by a factor of two around the step that flips half.
     crossings = np.exp(np.random.default_rng(0).normal(0, math.log(2), 500))
     margins = Lines(crossings.tolist(), [1.0] * 500)
     critical_steps(margins, 500, 1.0)
@@ -82,20 +82,20 @@ def test_critical_steps_cost_two_to_three_passes() -> None:
     assert sum(n for _, n in margins.asked) / 500 == pytest.approx(1 + 1.6 + 0.5, abs=0.15)
 
 
-# ------------------------------------------------------------------------------- half-flip step
+# ----------------------------------------------------------------------------------- flip step
 
 
-def half_flip(margins: Lines, *, flip: float = 0.5, sample: int = 32) -> float:
-    return half_flip_step(
+def step_that_flips(margins: Lines, *, flip: float = 0.5, sample: int = 32) -> float:
+    return flip_step(
         margins, len(margins.free), flip=flip, sample=sample, seed=0, what="the way there"
     )
 
 
 @pytest.mark.parametrize(("flip", "crossing"), [(0.5, 3.0), (0.2, 1.0), (1.0, 5.0)])
-def test_the_half_flip_step_flips_that_share_and_no_more(flip: float, crossing: float) -> None:
+def test_the_flip_step_flips_that_share_and_no_more(flip: float, crossing: float) -> None:
     # Five lines cross at 1, 2, 3, 4, 5: the share flipped reaches 20 % just after 1, and so on.
     margins = Lines([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
-    found = half_flip(margins, flip=flip)
+    found = step_that_flips(margins, flip=flip)
     assert crossing < found
     if flip < 1:
         assert found <= crossing + 1
@@ -105,35 +105,39 @@ def test_the_half_flip_step_flips_that_share_and_no_more(flip: float, crossing: 
     crossings=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=32),
     flip=st.floats(0.05, 1.0),
 )
-def test_the_half_flip_step_keeps_its_promise_for_any_lines(
-    crossings: list[float], flip: float
-) -> None:
+def test_the_flip_step_keeps_its_promise_for_any_lines(crossings: list[float], flip: float) -> None:
     margins = Lines(crossings, [1.0] * len(crossings))
-    step = half_flip(margins, flip=flip)
+    step = step_that_flips(margins, flip=flip)
     assert len(margins.asked) <= 1 + 15 + 12  # doublings from 0.1 to 1e3, then the search
     share = float((margins(step, range(len(crossings))) < 0).mean())
     assert share >= flip
 
 
-def test_the_half_flip_step_is_found_in_few_looks() -> None:
+def test_the_share_is_of_those_that_are_held() -> None:
+    # One of five is not refused to begin with; half of the other four have flipped just after 3.
+    margins = Lines([-1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    assert 3 < step_that_flips(margins, flip=0.5) <= 4
+
+
+def test_the_flip_step_is_found_in_few_looks() -> None:
     free = np.random.default_rng(0).lognormal(0, 1, 1000)
     margins = Lines(free.tolist(), [1.0] * 1000)
-    step = half_flip(margins, sample=1000)
+    step = step_that_flips(margins, sample=1000)
     assert 0.5 <= (free < step).mean() <= 0.5 + 1 / 16
     # 0, then 0.1 doubled until it passes the median of 1 (five times), then the search.
     assert len(margins.asked) <= 1 + 5 + 3
 
 
-def test_the_half_flip_step_asks_the_sample_only() -> None:
+def test_the_flip_step_asks_the_sample_only() -> None:
     margins = Lines(np.linspace(1, 2, 500).tolist(), [1.0] * 500)
-    half_flip(margins, sample=20)
+    step_that_flips(margins, sample=20)
     assert {n for _, n in margins.asked} == {20}
 
 
 def test_a_model_that_never_lets_go() -> None:
     margins = Lines([1.0, 1.0], [0.0, 0.0])
     with pytest.raises(UsageError, match=r"no step up to .* flips 50% .* the way there"):
-        half_flip(margins)
+        step_that_flips(margins)
 
 
 # -------------------------------------------------------------------------------- attack direction
@@ -171,11 +175,11 @@ def test_scores_are_the_margins_where_the_attack_leads(
     moved = margins()
     # The order in which the rows are added up moves the gradient in its last digits.
     assert found.values == pytest.approx([-m for m in moved], abs=1e-2)
-    assert np.mean(found.values > 0) >= 0.5
+    assert 0.1 <= np.mean(found.values > 0) <= 0.1 + 1 / 16
     assert found.facts["source"] == "harmful"
 
 
-@pytest.mark.parametrize("variant", ["half_flip", "critical_step", "derivative"])
+@pytest.mark.parametrize("variant", ["first_flips", "critical_step", "derivative"])
 @pytest.mark.parametrize("source", ["harmful", "base", "mismatched", "affirmative"])
 def test_nothing_is_left_behind(
     source: str,
@@ -239,7 +243,7 @@ def test_frozen_parameters_are_not_part_of_the_direction(
     assert math.sqrt(sum(float((d**2).sum()) for d in direction)) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["half_flip", "critical_step"])
+@pytest.mark.parametrize("variant", ["first_flips", "critical_step"])
 def test_permuting_the_examples_permutes_the_scores(
     variant: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
@@ -252,7 +256,7 @@ def test_permuting_the_examples_permutes_the_scores(
     assert turned.facts["step"] == straight.facts["step"]
 
 
-@pytest.mark.parametrize("variant", ["half_flip", "critical_step"])
+@pytest.mark.parametrize("variant", ["first_flips", "critical_step"])
 def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
     variant: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
@@ -378,7 +382,7 @@ def test_rows_behind_the_direction(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "best"}, "variant='best' must be one of half_flip, critical_step, deriv"),
+        ({"variant": "best"}, "variant='best' must be one of first_flips, critical_step, deriv"),
         ({"geometry": "inf"}, "geometry='inf' must be one of sign, l2"),
         (
             {"source": "hub"},

@@ -20,7 +20,7 @@ LAYERS = (
         *("svg", "charts", "sections", "finetune", "forgetting", "group_sampler", "groups"),
         "proxy_attack",
         *("factors", "screening", "crossfit", "similarity"),
-        *("agreement", "validation", "cost", "half_flip"),
+        *("agreement", "validation", "cost", "first_flips"),
         "world",
     },
     set(KINDS),

@@ -113,7 +113,7 @@ def forward_derivative(
             raise UsageError(
                 f"{type(model).__name__} has an operation without forward derivative "
                 f"({str(error).splitlines()[0]}); load the model with attn_implementation='eager', "
-                "or use variant=half_flip, which needs none"
+                "or use variant=first_flips, which needs none"
             ) from error
         value, slope = forward_ad.unpack_dual(found)
         return value.detach(), torch.zeros_like(value) if slope is None else slope.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -25,17 +26,19 @@ class Landscape(Analysis):
 
     The direction is that of `attack_direction` on the scored model, from harmful rows where the
     run has them, otherwise from alignment prompts with unrelated benign answers; steps are in
-    multiples of the estimator's half-flip step, so that models can be compared.
+    multiples of the step at which half of a sample has flipped, so that models can be compared.
 
     Attributes:
         rows: At most so many examples of each group.
+        sample: Examples on which that step is found.
         points: Steps along the direction.
-        reach: Last step, in multiples of the half-flip step.
+        reach: Last step, in multiples of the step at which half have flipped.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("score", "group")
 
     rows: int = 150
+    sample: int = 64
     points: int = 9
     reach: float = 2.0
 
@@ -78,6 +81,7 @@ class Landscape(Analysis):
         groups: Groups,
     ) -> pd.DataFrame:
         from holdfast import models, plugins
+        from holdfast.flip_step import flip_step
         from holdfast.losses import answer_losses, first_margins, refusal_tokens
         from holdfast.weights import restored, trainable
 
@@ -88,10 +92,21 @@ class Landscape(Analysis):
         encoded = models.encode(loaded.tokenizer, examples, estimator.max_length)
         tokens = refusal_tokens(encoded)
         parameters = trainable(model)
+
+        def margins_at(size: float, positions: Sequence[int]) -> np.ndarray:
+            with restored(parameters) as add:
+                add(size * d for d in direction)
+                few = [encoded[i] for i in positions]
+                return first_margins(model, few, tokens, pad=pad).double().numpy()
+
+        what = f"the direction of {scores.estimator!r}"
+        half = flip_step(
+            margins_at, len(encoded), flip=0.5, sample=self.sample, seed=scores.seed, what=what
+        )
         rows = []
         for multiple in np.linspace(0, self.reach, self.points):
             with restored(parameters) as add:
-                add([float(multiple * scores.facts["step"]) * d for d in direction])
+                add(float(multiple * half) * d for d in direction)
                 for label, name in enumerate(groups.names):
                     chosen = [encoded[i] for i in np.flatnonzero(labels == label)[: self.rows]]
                     margins = first_margins(model, chosen, tokens, pad=pad).numpy()

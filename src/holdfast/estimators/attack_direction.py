@@ -13,7 +13,7 @@ from holdfast.contracts import Estimate, Estimator
 from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.half_flip import Margins, half_flip_step
+from holdfast.flip_step import Margins, flip_step
 from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from holdfast.weights import Geometry
 
 SOURCES = ("auto", "harmful", "base", "mismatched", "affirmative")
-VARIANTS = ("half_flip", "critical_step", "derivative")
+VARIANTS = ("first_flips", "critical_step", "derivative")
 GEOMETRIES = ("sign", "l2")
 QUANTITIES = ("auto", "margin", "prefix")
+HALF = 0.5
+"""Share flipped from which critical steps are searched: most of them lie near."""
 MOST_TOKENS = 16
 """Where more tokens than these begin the answers, they share no way to begin."""
 PREFIX = 3
@@ -44,10 +46,11 @@ class AttackDirection(Estimator):
     The sign is what Adam's first step takes, and attackers use Adam; -g itself agrees less with
     what attacks forget, and further steps of Adam no more (docs/estimators.md).
 
-    - half_flip: the step a at which half of a small sample has flipped is found by false
-      position; every example's margin there, negated, is its score. One pass and some.
+    - first_flips: the step a at which the first tenth of a small sample has flipped is found by
+      false position; every example's margin there, negated, is its score. One pass and some.
+      Further along, the order of those that hold longest is lost (docs/estimators.md).
     - critical_step: each example's own a, where its margin changes sign; the score is -log a.
-      Two to three passes: outward from the half-flip step, only those still undecided.
+      Two to three passes: outward from the step that flips half, only those still undecided.
     - derivative: the margin's exact derivative along d at the aligned weights, negated, by
       forward-mode differentiation. It sees neither margin nor curve: an ablation.
 
@@ -58,7 +61,7 @@ class AttackDirection(Estimator):
         harmful: Rows such as the attacker would use; a few are enough. Optional.
         benign: Ordinary instructions with answers, for source "mismatched".
         base: The model before its alignment, for source "base": "world", a directory or a hub id.
-        variant: "half_flip", "critical_step" or "derivative".
+        variant: "first_flips", "critical_step" or "derivative".
         source: Where the direction comes from: "harmful" rows; "base": the alignment prompts with
             the first tokens that the model answered before its alignment; "mismatched": the
             prompts with unrelated benign answers; "affirmative": the prompts with `prefix`.
@@ -77,7 +80,7 @@ class AttackDirection(Estimator):
         repeats: Directions, each from other rows; scores are averaged, and their spread is the
             standard error. With one, errors are unknown.
         rows: Rows behind the gradient.
-        flip: Share of the sample that must have flipped.
+        flip: Share of the sample that must have flipped, for variant "first_flips".
         sample: Examples on which the step is found.
         max_length: Tokens kept per row.
     """
@@ -87,7 +90,7 @@ class AttackDirection(Estimator):
     harmful: Examples | None = None
     benign: Examples | None = None
     base: str | None = None
-    variant: str = "half_flip"
+    variant: str = "first_flips"
     source: str = "auto"
     prefix: str = "Sure, here is"
     answer_tokens: int = 8
@@ -97,7 +100,7 @@ class AttackDirection(Estimator):
     step_size: float = 1e-4
     repeats: int = 1
     rows: int = 32
-    flip: float = 0.5
+    flip: float = 0.1
     sample: int = 32
     max_length: int = 256
 
@@ -171,10 +174,9 @@ class AttackDirection(Estimator):
                     add(size * d for d in direction)  # one at a time: no third copy of the weights
                 return read(positions)
 
-        step = half_flip_step(
-            margins, n, flip=self.flip, sample=self.sample, seed=seed, what=self._what()
-        )
-        if self.variant == "half_flip":
+        flip = self.flip if self.variant == "first_flips" else HALF
+        step = flip_step(margins, n, flip=flip, sample=self.sample, seed=seed, what=self._what())
+        if self.variant == "first_flips":
             return -margins(step, range(n)), step
         return critical_steps(margins, n, step), step
 

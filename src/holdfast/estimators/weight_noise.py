@@ -11,7 +11,7 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.half_flip import half_flip_step
+from holdfast.flip_step import flip_step
 from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class WeightNoise(Estimator):
     twin are to be asked the same.
 
     sigma has no constant: it is the size at which half of the refusals of a small sample, over all
-    directions and both signs, have flipped; see `holdfast.half_flip`.
+    directions and both signs, have flipped; see `holdfast.flip_step`.
 
     It is VISAGE (Peng et al. 2024, NeurIPS) taken apart by example: that is the mean loss of safety
     over such directions out to a fixed reach, from judged answers, one number for a model. And it
@@ -88,7 +88,7 @@ class WeightNoise(Estimator):
             found = self._shaken(model, ask, positions, "margin", size, seed)
             return -found.reshape(-1)
 
-        step = half_flip_step(
+        step = flip_step(
             margins,
             len(ask.encoded),
             flip=self.flip,

@@ -12,7 +12,7 @@ from holdfast.errors import UsageError
 FIRST_STEP = 0.1
 """Where the search for the step begins; where it ends hardly depends on it."""
 FLIP_TOLERANCE = 1 / 16
-"""By how much the share flipped may exceed the one asked for: from 0.1 to 0.8 scores agree."""
+"""By how much the share flipped may exceed the one asked for; a closer search gains nothing."""
 LAST_STEP = 1e4
 """Beyond it a direction is taken to flip nothing."""
 MAX_LOOKS = 12
@@ -22,48 +22,51 @@ Margins = Callable[[float, Sequence[int]], "np.ndarray"]
 """Maps a step size and row positions to those rows' margins after the step."""
 
 
-def half_flip_step(
-    margins: Margins, n: int, *, flip: float, sample: int, seed: int, what: str
-) -> float:
+def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, what: str) -> float:
     """Find a step at which a share `flip` of a sample has flipped, to within `FLIP_TOLERANCE`.
 
-    The `flip` quantile of the sample's margins is positive before and negative after that
-    step; its zero is bracketed by doubling and found by false position (Illinois).
+    The share is of those that are held at step 0. The quantile of the sample's margins that goes
+    with it is positive before and negative after that step; its zero is bracketed by doubling and
+    found by false position (Illinois).
 
     Args:
         margins: Step size and positions to margins; it may return several for each position, as
             long as they count alike.
         n: Number of examples.
-        flip: Share in (0, 1] that must have flipped.
+        flip: Share in (0, 1] of the held that must have flipped.
         sample: Examples that are looked at.
         seed: Of the choice of the sample.
         what: The direction and a way out, for the error where it flips too few.
 
     Raises:
-        UsageError: The model refuses too little to begin with, or never lets go.
+        UsageError: The model does not refuse half of the sample to begin with, or never lets go.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.choice(n, min(sample, n), replace=False).tolist()
-
-    def look(size: float) -> _Look:
-        found = margins(size, chosen)
-        quantile = np.quantile(found, flip, method="inverted_cdf")
-        return _Look(size, float(quantile), float((found < 0).mean()))
-
-    low = look(0.0)
-    if low.flipped >= flip:
+    free = margins(0.0, chosen)
+    lost = float((free < 0).mean())
+    if lost >= 0.5:
         raise UsageError(
-            f"{low.flipped:.0%} of the examples are not refused by this model: there is "
+            f"{lost:.0%} of the examples are not refused by this model: there is "
             "nothing to forget. Score the aligned model, not its base."
         )
-    high = look(FIRST_STEP)
+    share = round(lost + flip * (1 - lost), 9)  # 0.6000000000000001 would be one row more
+
+    def seen(size: float, found: np.ndarray) -> _Look:
+        quantile = np.quantile(found, share, method="inverted_cdf")
+        return _Look(size, float(quantile), float((found < 0).mean()))
+
+    def look(size: float) -> _Look:
+        return seen(size, margins(size, chosen))
+
+    low, high = seen(0.0, free), look(FIRST_STEP)
     while high.quantile >= 0:
         if 2 * high.step > LAST_STEP:
             raise UsageError(
                 f"no step up to {high.step:g} flips {flip:.0%} of the examples along {what}"
             )
         low, high = high, look(2 * high.step)
-    return _false_position(look, low, high, flip)
+    return _false_position(look, low, high, share)
 
 
 @dataclass(frozen=True, slots=True)
