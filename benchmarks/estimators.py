@@ -9,6 +9,7 @@ the other attacks' mean foresees each attack: the label itself is worth no more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 REFERENCE = "forget_count"
 VARIANTS = ("first_flips", "critical_step")
 FREE = "free_margin"
+TIME = "processor_seconds"
 # What the direction is made of: label, source, options.
 ABLATIONS = (
     ("first_flips-harmful-8rows", "harmful", "rows=8"),
@@ -57,7 +59,9 @@ POOLING = (
     "value: mean over seeds, beside it the median; interval: Student's t over the seeds, cut to "
     "the statistic's range, or a bootstrap over examples where there is one seed. Label: mean "
     "ForgotNum over the seed's attacks; single_*: each attack alone, mean over seeds and attacks. "
-    "unknown: examples left out because the judge was undecided too often to count. "
+    "over_bare: processor time over that of the same passes alone, at the free margin's time a "
+    "token, a backward pass taken for two forward ones. unknown: examples left out because the "
+    "judge was undecided too often to count. "
     "gain: AUROC above that of the free margin on the same examples."
 )
 # Two rates, the lower one mild: under a hard attack alone nearly all end as victims together.
@@ -218,14 +222,22 @@ def _cell(case: Case, name: str, scores: Scores, free: np.ndarray) -> Cell:
 
 def rows(found: Sequence[Cell], order: Sequence[str] = ()) -> list[Row]:
     """Return one row per estimator, in this order, others as they come."""
-    reference = [c.facts["seconds"] for c in found if c.estimator == REFERENCE]
     labels = dict.fromkeys([*order, *(c.estimator for c in found)])
-    mine = [[c for c in found if c.estimator == label] for label in labels]
-    return [row(part, mean(reference or [np.nan])) for part in mine if part]
+    parts = {label: [c for c in found if c.estimator == label] for label in labels}
+    reference = _mean(parts.get(REFERENCE, []), TIME)
+    pace = _bare(parts.get(FREE, []))
+    return [row(part, reference, pace) for part in parts.values() if part]
 
 
-def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
-    """Pool one estimator's cells."""
+def row(mine: Sequence[Cell], reference: float, pace: float) -> Row:
+    """Pool one estimator's cells.
+
+    Args:
+        mine: One for every seed.
+        reference: Processor seconds of the reference.
+        pace: Processor seconds of a token of a bare forward pass.
+    """
+    bare = pace * (_mean(mine, "forward_tokens") + 2 * _mean(mine, "backward_tokens"))
     made: Row = {"estimator": mine[0].estimator}
     for name, least in (("auroc", 0.0), ("spearman", -1.0), ("auprc", 0.0)):
         values = [getattr(c.found, name) for c in mine]
@@ -239,7 +251,9 @@ def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
         "n": sum(c.found.n for c in mine),
         "unknown": sum(c.unknown for c in mine),
         "seconds": _mean(mine, "seconds"),
-        "reference_seconds": reference_seconds,
+        TIME: _mean(mine, TIME),
+        f"reference_{TIME}": reference,
+        "over_bare": _mean(mine, TIME) / bare if bare else math.nan,
         "forward_tokens": _mean(mine, "forward_tokens"),
         "backward_tokens": _mean(mine, "backward_tokens"),
         "generated_tokens": _mean(mine, "generated_tokens"),
@@ -248,6 +262,11 @@ def row(mine: Sequence[Cell], reference_seconds: float) -> Row:
         "attacks": sum(len(c.single) for c in mine),
         "cells": [_detail(c) for c in mine],
     }
+
+
+def _bare(free: Sequence[Cell]) -> float:
+    tokens = _mean(free, "forward_tokens")
+    return _mean(free, TIME) / tokens if tokens else math.nan
 
 
 def _mean(mine: Sequence[Cell], fact: str) -> float:

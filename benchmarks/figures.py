@@ -24,7 +24,7 @@ def agreement_against_cost(result: dict[str, Any]) -> str:
     """Return a scatter plot: AUROC with its interval over the share of ForgotNum's time."""
     dots = [
         Dot(
-            math.log10(row["seconds"] / row["reference_seconds"]),
+            math.log10(row["processor_seconds"] / row["reference_processor_seconds"]),
             row["auroc"],
             row["estimator"] if row["estimator"] in NAMED else "",
             row["auroc_low"],
@@ -32,7 +32,7 @@ def agreement_against_cost(result: dict[str, Any]) -> str:
             1 if row["estimator"] in NAMED else 0,
         )
         for row in result["rows"]
-        if row["seconds"] and row["auroc"] is not None
+        if row["processor_seconds"] and row["auroc"] is not None
     ]
     return scatter(
         dots,

@@ -18,8 +18,9 @@ COLUMNS = {
         ("AUROC above the free margin", "gain"),
         ("one attack alone: AUROC", "single_auroc"),
         ("Spearman", "single_spearman"),
-        ("seconds", "seconds"),
-        ("share of ForgotNum's time", "time_share"),
+        ("processor seconds", "processor_seconds"),
+        ("share of ForgotNum's", "time_share"),
+        ("over the bare passes", "over_bare"),
     ),
     "defenses": (
         ("method", "method"),
@@ -29,6 +30,15 @@ COLUMNS = {
         ("half-life (median, steps)", "half_life_median"),
         ("FA", "fa"),
         ("over-refusal", "over_refusal"),
+    ),
+    "transfer": (
+        ("scores of", "scored"),
+        ("forgotten by", "attacked"),
+        ("AUROC", "auroc"),
+        ("Spearman", "spearman"),
+        ("AUROC lost", "lost"),
+        ("rank correlation of the scores", "between"),
+        ("re-use allowed", "reuse"),
     ),
     "judge": (
         ("seed of the split", "seed"),
@@ -53,8 +63,8 @@ COLUMNS = {
 def cell(row: dict[str, Any], key: str) -> str:
     """Write a value with its interval where the row has one."""
     value = row.get(key)
-    if key == "time_share" and row.get("seconds") and row.get("reference_seconds"):
-        return f"1/{row['reference_seconds'] / row['seconds']:.0f}"
+    if key == "time_share" and row.get("processor_seconds"):
+        return f"1/{row['reference_processor_seconds'] / row['processor_seconds']:.0f}"
     if not isinstance(value, float):
         return "" if value is None else str(value)
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")

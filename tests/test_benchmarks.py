@@ -161,14 +161,24 @@ def case(
     )
 
 
+def cost(seconds: float) -> dict[str, float]:
+    """Return what a score says of its cost: 100 tokens forward, half of them backward as well."""
+    return {
+        "seconds": 2 * seconds,
+        "processor_seconds": seconds,
+        "forward_tokens": 100,
+        "backward_tokens": 50,
+    }
+
+
 def test_a_row_pools_the_seeds_of_an_estimator(bench: SimpleNamespace) -> None:
     # Two forgotten rows (counts 3 and 1), two kept: four pairs to order.
     found = [
-        case({"e": [4, 3, 2, 1]}, {"a": [3, 1, 0, 0]}, seed=0, seconds=2.0),  # all four right: 1
-        case({"e": [4, 2, 3, 1]}, {"a": [3, 1, 0, 0]}, seed=1, seconds=4.0),  # one wrong: 3/4
-        case({"e": [4, 1, 3, 2]}, {"a": [3, 1, 0, 0]}, seed=2, seconds=3.0),  # two wrong: 2/4
+        case({"e": [4, 3, 2, 1]}, {"a": [3, 1, 0, 0]}, seed=0, **cost(2)),  # all four right: 1
+        case({"e": [4, 2, 3, 1]}, {"a": [3, 1, 0, 0]}, seed=1, **cost(4)),  # one wrong: 3/4
+        case({"e": [4, 1, 3, 2]}, {"a": [3, 1, 0, 0]}, seed=2, **cost(3)),  # two wrong: 2/4
     ]
-    row = bench.estimators.row(bench.estimators.cells(found), 30.0)
+    row = bench.estimators.row(bench.estimators.cells(found), 30.0, 0.01)
     assert row["auroc"] == pytest.approx(0.75)
     half = T_975[2] * 0.25 / math.sqrt(3)
     assert row["auroc_low"] == pytest.approx(0.75 - half, rel=1e-4)
@@ -177,8 +187,9 @@ def test_a_row_pools_the_seeds_of_an_estimator(bench: SimpleNamespace) -> None:
     # Precision at the two hits: 1, 1; 1, 2/3; 1, 2/4.
     assert row["auprc"] == pytest.approx((1 + (1 + 2 / 3) / 2 + (1 + 2 / 4) / 2) / 3)
     assert row["base_rate"] == 0.5
-    assert row["seconds"] == 3.0
-    assert (row["reference_seconds"], row["seeds"], row["attacks"]) == (30.0, 3, 3)
+    assert (row["seconds"], row["processor_seconds"]) == (6.0, 3.0)
+    assert row["over_bare"] == pytest.approx(1.5)  # 3 s for 100 + 2 * 50 tokens at 0.01 s
+    assert (row["reference_processor_seconds"], row["seeds"], row["attacks"]) == (30.0, 3, 3)
     assert [c["n"] for c in row["cells"]] == [4, 4, 4]
     assert math.isnan(row["gain"])  # no free margin to compare with
 
@@ -193,7 +204,7 @@ def test_the_label_is_the_mean_over_attacks_and_the_ceiling_another_attack(
     assert mine.found.base_rate == 0.25
     # The free margin puts two of three others above b: 1/3 of the pairs right.
     assert mine.gain.value == pytest.approx(1 - 1 / 3)
-    ceiling = bench.estimators.row([c for c in found if c.estimator == "ceiling"], math.nan)
+    ceiling = bench.estimators.row([c for c in found if c.estimator == "ceiling"], 1, 1)
     # a: 4, 3 | 0, 0 by b's counts 0, 3 | 4, 0: pairs 0>4, 0>0, 3>4, 3>0 = 0, 1/2, 0, 1 of 4. And
     # b's first half {b, c} by a's counts the same way.
     assert ceiling["auroc"] == pytest.approx(1.5 / 4)
@@ -202,7 +213,7 @@ def test_the_label_is_the_mean_over_attacks_and_the_ceiling_another_attack(
 
 def test_an_attack_that_nothing_forgot_leaves_the_area_unknown(bench: SimpleNamespace) -> None:
     found = bench.estimators.cells([case({"e": [1, 2, 3, 4]}, {"a": [0, 0, 0, 0]})])
-    row = bench.estimators.row(found, 30.0)
+    row = bench.estimators.row(found, 30.0, 0.01)
     assert math.isnan(row["auroc"])
     assert math.isnan(row["auroc_median"])
     assert row["base_rate"] == 0.0
@@ -210,10 +221,10 @@ def test_an_attack_that_nothing_forgot_leaves_the_area_unknown(bench: SimpleName
 
 def test_rows_keep_the_order_asked_for(bench: SimpleNamespace) -> None:
     scores = {e: [4.0, 3, 2, 1] for e in ("b", "forget_count", "a")}
-    found = bench.estimators.cells([case(scores, {"t": [3, 1, 0, 0]}, seconds=1.0)])
+    found = bench.estimators.cells([case(scores, {"t": [3, 1, 0, 0]}, **cost(1.0))])
     rows = bench.estimators.rows(found, ("a", "b"))
     assert [row["estimator"] for row in rows] == ["a", "b", "forget_count"]
-    assert {row["reference_seconds"] for row in rows} == {1.0}
+    assert {row["reference_processor_seconds"] for row in rows} == {1.0}
 
 
 def saved(run: RunDir, stage: str, name: str, path: Path, artifact: Any) -> None:

@@ -31,6 +31,7 @@ def test_tokens_with_and_without_gradients(model: PreTrainedModel) -> None:
             model(IDS)
     assert (cost.forward_tokens, cost.backward_tokens, cost.generated_tokens) == (24, 12, 0)
     assert cost.seconds > 0
+    assert cost.processor_seconds > 0
 
 
 def test_generated_tokens(

@@ -25,6 +25,7 @@ class Cost:
         generated_tokens: Tokens that were fed one at a time to continue an answer, a subset of
             forward_tokens; the first token of every answer comes from its prompt's pass.
         seconds: Wall clock.
+        processor_seconds: Of all threads of this process: on a shared machine the steadier one.
         peak_bytes: Peak of the allocated memory on an accelerator, above what was held before, or
             of the process's resident memory on Linux; nan where it cannot be known.
     """
@@ -33,6 +34,7 @@ class Cost:
     backward_tokens: int = 0
     generated_tokens: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     peak_bytes: float = math.nan
 
 
@@ -63,11 +65,12 @@ def metered(model: nn.Module) -> Iterator[Cost]:
     device = next(model.parameters()).device
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
     before = _start_peak(device)
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     try:
         yield cost
     finally:
         cost.seconds = time.monotonic() - started
+        cost.processor_seconds = time.process_time() - worked
         cost.peak_bytes = _peak(device) - before
         handle.remove()
 

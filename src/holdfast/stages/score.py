@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from holdfast import models, plugins
 from holdfast.artifacts import Scores
 from holdfast.contracts import Estimator
+from holdfast.cost import Cost
 from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
@@ -124,7 +125,7 @@ def _reused(
     facts = {
         "reused_from": made_on,
         "drift_check": _held(config, values[chosen], fresh.values),
-        **{k: fresh.facts[k] for k in ("seconds", "forward_tokens", "backward_tokens")},
+        **{field.name: fresh.facts[field.name] for field in fields(Cost)},
     }
     return replace(old, model_hash=target.hash, errors=None, details={}, facts=facts)
 
