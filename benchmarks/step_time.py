@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from common import Row, main, parser, write
 from holdfast import data, models, plugins
 from holdfast.artifacts import Groups
-from holdfast.methods.base import AlignmentData, AlignmentTrainer
+from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
 from holdfast.stats import Interval, bootstrap
 from holdfast.weights import trainable
 
@@ -266,11 +266,16 @@ def turn(bench: Bench, variant: Variant, seed: int, *, metered: bool = False) ->
             "logging_steps": 10,
             "save_strategy": "no",
             "dataloader_pin_memory": False,
-            **variant.options,
         }
         callback: TrainerCallback = meter if metered else clock
-        config = method.Config(**settings)
-        method(model, config, bench.data, bench.tokenizer, callbacks=[callback]).train()
+        method(
+            model,
+            AlignConfig(**settings),
+            data=bench.data,
+            options=method.Options(**variant.options),
+            processing_class=bench.tokenizer,
+            callbacks=[callback],
+        ).train()
     wall, cpu = clock.seconds
     return Turn(
         seconds=wall,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -278,8 +279,10 @@ def make_trainer(
         method: str, model: PreTrainedModel, rows: AlignmentData = data, **options: Any
     ) -> AlignmentTrainer:
         from holdfast import plugins
+        from holdfast.methods.base import AlignConfig
 
         cls = plugins.find("methods", method)
+        own = {f.name for f in dataclasses.fields(cls.Options)}
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "work"),
             "max_steps": 3,
@@ -298,8 +301,13 @@ def make_trainer(
             "logging_nan_inf_filter": False,
             "dataloader_pin_memory": False,
         }
+        args = AlignConfig(**{**settings, **{k: v for k, v in options.items() if k not in own}})
         trainer: AlignmentTrainer = cls(
-            model, cls.Config(**{**settings, **options}), rows, tokenizer
+            model,
+            args,
+            data=rows,
+            options=cls.Options(**{k: v for k, v in options.items() if k in own}),
+            processing_class=tokenizer,
         )
         return trainer
 

@@ -83,7 +83,7 @@ def test_a_file_is_a_plug_in(package: Path) -> None:
     (package / "mine.py").write_text(
         "from pathlib import Path\n"  # imported classes, private ones and configs do not count
         "class _Helper: ...\n"
-        "class MineConfig: ...\n"
+        "class MineOptions: ...\n"
         "class Mine: ...\n"
     )
     for name in ("base.py", "_private.py"):

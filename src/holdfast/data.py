@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -303,6 +303,33 @@ def _encodable(where: str, column: str, value: str) -> str:
             f"{error.start + 1}; the text was cut inside a surrogate pair, write it again"
         ) from error
     return value
+
+
+def from_dataset(dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset") -> Examples:
+    """Return the rows of a dataset in one of TRL's forms, in its order.
+
+    Conversational or plain: messages; prompt and completion; or, for preferences, prompt, chosen
+    and rejected, where the response is the chosen one. The prompt may be part of the chosen turns.
+
+    Raises:
+        DataError: A row has another form, more than one exchange, or is there twice.
+    """
+    return Examples((_from_trl(_Raw(f"{name}: row {i + 1}", r)) for i, r in enumerate(dataset)))
+
+
+def _from_trl(raw: _Raw) -> Example:
+    row = raw.row
+    answer = next((row[c] for c in ("completion", "chosen", "messages") if c in row), None)
+    prompt = row.get("prompt", "" if isinstance(answer, str) else [])
+    if isinstance(prompt, str) and isinstance(answer, str) and prompt:
+        return Example(prompt, answer)
+    if not isinstance(prompt, list) or not isinstance(answer, list):
+        raise DataError(
+            f"{raw.where}: has the columns {', '.join(row)}; wanted are messages, prompt and "
+            "completion, or prompt, chosen and rejected, all text or all turns"
+        )
+    turns = _Raw(raw.where, {"messages": [*prompt, *answer]})
+    return Example(*_turns(turns, "messages", needs_response=True))
 
 
 def _turns(raw: _Raw, column: str, *, needs_response: bool) -> tuple[str, str]:

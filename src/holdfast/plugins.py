@@ -54,7 +54,7 @@ def find(kind: str, name: str) -> type[Any]:
         if inspect.isclass(value)
         and value.__module__ == module_name
         and not key.startswith("_")
-        and not key.endswith("Config")
+        and not key.endswith("Options")
     ]
     if len(classes) != 1:
         raise UsageError(f"{module_name} must define exactly one public class, not {len(classes)}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from holdfast.distributed import is_sharded, local, mean_, total
 
 Geometry = Literal["l2", "sign"]
 
@@ -26,11 +29,51 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
+def gradients_everywhere(
+    model: nn.Module, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """Return the gradient of a loss that is a mean over all processes, `.grad` left as it was.
+
+    `torch.autograd.grad` leaves accumulated gradients alone, but goes round FSDP2's hooks, which
+    gather the weights' pieces and scatter the gradient's. Where weights are sharded the gradients
+    are therefore set aside, and the loss is back-propagated as usual. Under DDP the forward pass
+    must not get the reducer ready, or the next backward pass would be taken for this one's.
+
+    Args:
+        model: As the loss calls it, wrapped or not.
+        loss: Computes this process's loss; the mean over processes is the loss that is meant.
+        parameters: What to differentiate by; zeros where the loss does not reach.
+    """
+    if is_sharded(parameters):
+        return _set_aside(loss, parameters)
+    wrapped = isinstance(model, DistributedDataParallel)
+    with cast(DistributedDataParallel, model).no_sync() if wrapped else nullcontext():
+        grads = gradients(loss(), parameters)
+    mean_(grads)
+    return grads
+
+
+def _set_aside(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    kept = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        loss().backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    finally:
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm over all tensors together, a float32 scalar (float64 if they are)."""
+    """Return the L2 norm over all tensors together, a float32 scalar (float64 if they are).
+
+    Of sharded tensors every process adds up its own pieces, and the sum goes over all of them.
+    """
     kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    norms = torch.stack([torch.linalg.vector_norm(t.to(kind)) for t in tensors])
-    return cast(Tensor, torch.linalg.vector_norm(norms))
+    norms = torch.stack([torch.linalg.vector_norm(local(t).to(kind)) for t in tensors])
+    norm = cast(Tensor, torch.linalg.vector_norm(norms))
+    return total(norm.square()).sqrt() if is_sharded(tensors) else norm
 
 
 def step_along(

@@ -1,14 +1,16 @@
 """What every alignment method shares: a Trainer with four hooks, and the rows it trains on.
 
-A method is a subclass that overrides the hooks it changes, usually one. The hooks are a mixin over
-`transformers.Trainer`; its training loop is never overridden.
+A method is a subclass that overrides the hooks it changes, usually one. The training loop is never
+overridden, and whatever is overridden calls on to the next class, so that a method also goes before
+a trainer of TRL's: `class VaaSft(Vaa, SFTTrainer)`, see `AlignmentTrainer`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -20,19 +22,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from holdfast import progress
+from holdfast import distributed, progress
 from holdfast.artifacts import Groups, to_json, write_json
-from holdfast.errors import HoldfastError, TrainingError, UsageError
+from holdfast.data import from_dataset
+from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
 from holdfast.models import IGNORE, Encoded, collate, encode
-from holdfast.weights import trainable
+from holdfast.weights import gradients_everywhere, trainable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState
+    import datasets
+    from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
 
 Batch = dict[str, Tensor]
 STATE_FILE = "method_state.json"
+LONGEST = 2**20
+"""Tokens kept per row where the run sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,40 @@ class AlignmentData:
     groups: Groups | None = None
     harmful: Examples | None = None
 
+    @classmethod
+    def of(
+        cls, dataset: datasets.Dataset, groups: Groups, harmful: Examples | None = None
+    ) -> AlignmentData:
+        """Part a dataset of your own: rows that are in the groups are safety rows, others benign.
+
+        Args:
+            dataset: Rows as TRL takes them; see `holdfast.data.from_dataset`.
+            groups: Made of the same rows by `holdfast group`; a row is found by its content.
+            harmful: Harmful rows.
+
+        Raises:
+            MismatchError: No row of the dataset is in the groups.
+        """
+        rows = from_dataset(dataset)
+        known = set(groups.ids)
+        safety = [row for row in rows if row.id in known]
+        if not safety:
+            raise MismatchError(
+                f"none of the {len(rows)} rows of the dataset is in the groups, which hold "
+                f"{len(groups.ids)} others; group the rows that you train on"
+            )
+        benign = [row for row in rows if row.id not in known]
+        return cls(
+            Examples(safety, name="safety"),
+            Examples(benign, name="benign") if benign else None,
+            groups,
+            harmful,
+        )
+
 
 @dataclass
 class AlignConfig(TrainingArguments):
-    """Options of an alignment run: all of TrainingArguments, and these."""
+    """Options of an alignment run: all of TrainingArguments, and the length of the rows."""
 
     max_length: int = field(default=256, metadata={"help": "Tokens kept per row."})
 
@@ -64,54 +100,88 @@ class AlignConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
+@dataclass(frozen=True)
+class Options:
+    """Options of a method that has none of its own."""
+
+
 class AlignmentTrainer(Trainer):
     """Base of all methods; as it is, plain supervised fine-tuning.
 
+    On its own it trains on the rows of `data`:
+
+        Vaa(model, AlignConfig(...), data=data, processing_class=tokenizer)
+
+    With a script that uses TRL, put it before the trainer there and say which rows are which; the
+    dataset, its processing and its loss stay TRL's:
+
+        class VaaSft(Vaa, SFTTrainer):
+            pass
+
+        VaaSft(model, SFTConfig(...), train_dataset=dataset, processing_class=tokenizer,
+               data=AlignmentData.of(dataset, Groups.load("groups.json")))
+
     Attributes:
-        Config: The method's options.
+        Options: The method's options, a dataclass.
         needs: Subset of {"groups", "harmful"}; checked before the model loads.
         neutral: Option values at which the gradient must equal plain supervised fine-tuning's.
     """
 
-    Config: ClassVar[type[AlignConfig]] = AlignConfig
+    Options: ClassVar[type[Any]] = Options
     needs: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        config: AlignConfig,
-        data: AlignmentData,
-        tokenizer: PreTrainedTokenizerBase,
+        model: Any,
+        args: TrainingArguments,
         *,
-        callbacks: list[TrainerCallback] | None = None,
+        data: AlignmentData,
+        options: Any = None,
+        **kwargs: Any,
     ) -> None:
         for need in sorted(self.needs):
             if getattr(data, need) is None:
                 raise UsageError(f"{type(self).__name__} needs --{need}")
-        if config.world_size > 1:
-            raise UsageError(
-                f"{config.world_size} processes: alignment runs on one process in this version; "
-                "start it without torchrun"
-            )
-        self.data, self.tokenizer = data, tokenizer
-        self.rows = encode(tokenizer, data.safety, config.max_length)
-        self.n_safety = len(self.rows)
-        if data.benign is not None:
-            self.rows += encode(tokenizer, data.benign, config.max_length)
-        self.pad = cast(int, tokenizer.pad_token_id)
+        self.options = self.Options() if options is None else options
+        self.data = data
+        self.n_safety = len(data.safety)
+        self.n_rows = self.n_safety + len(data.benign or ())
         self._micro_losses: list[Tensor] = []
-        super().__init__(
-            model=model,
-            args=config,
-            train_dataset=_Positions(len(self.rows)),
-            processing_class=tokenizer,
-            data_collator=self.collate_positions,
-            callbacks=[*(callbacks or []), _Progress()],
-        )
-        self.remove_callback(PrinterCallback)
+        given: datasets.Dataset | None = kwargs.pop("train_dataset", None)
+        if given is None:
+            kwargs |= {"train_dataset": _Positions(self.n_rows)}
+            kwargs |= {"data_collator": self.collate_positions}
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), _Progress()]
+            super().__init__(model=model, args=args, **kwargs)
+            self.remove_callback(PrinterCallback)
+            parts = [data.safety, *([data.benign] if data.benign else [])]
+            self.rows = [row for part in parts for row in self.encode(part)]
+        else:
+            _refuse_packing(args)
+            super().__init__(model=model, args=args, train_dataset=given, **kwargs)
+            self._adopt(given)
+        self.prepare()
+
+    def _adopt(self, given: datasets.Dataset) -> None:
+        """Take over the rows that the next trainer has made of a dataset, and its collator."""
+        made: Any = self.train_dataset
+        if len(made) != len(given):
+            raise UsageError(
+                f"the trainer made {len(made)} rows of {len(given)}: a row must stay a row. Raise "
+                "max_length if long ones were dropped"
+            )
+        places = {identity: i for i, identity in enumerate(from_dataset(given).ids)}
+        own = [*self.data.safety.ids, *(self.data.benign.ids if self.data.benign else ())]
+        self.rows = [made[places[identity]] for identity in own]
+        self._collate = self.data_collator  # type: ignore[assignment, method-assign]
+        self.train_dataset = _Positions(self.n_rows)
+        self.data_collator = self.collate_positions
 
     # ------------------------------------------------------------------------------- hooks
+
+    def prepare(self) -> None:
+        """Set up what the method needs, before training and before a checkpoint is loaded."""
 
     def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
         """Return the micro-batches of the next optimizer step; default: the loader's next n."""
@@ -149,12 +219,43 @@ class AlignmentTrainer(Trainer):
         `batch` may be a part of a micro-batch. With `num_items` None it is the batch's own mean.
         """
         inputs = {k: v for k, v in batch.items() if k != "is_safety"}
+        # Preference losses, and some models, give the mean of what they were given, whatever the
+        # step has.
+        told = self.model_accepts_loss_kwargs and "labels" in batch
+        count = num_items if told else None
         with self.compute_loss_context_manager():
-            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=num_items))
-        if num_items is not None and not self.model_accepts_loss_kwargs:
-            # Such a model divides by the tokens of what it was given, whatever the step has.
-            loss = loss * (answer_tokens(batch) / num_items)
+            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=count))
+        if num_items is not None and not told:
+            loss = loss * (size(batch) * distributed.world() / num_items)
         return loss
+
+    def answer_loss(self, model: nn.Module, rows: Sequence[Encoded]) -> Tensor:
+        """Return the mean answer loss of rows of the method's own, e.g. an attacker's."""
+        batch = collate(rows, self.pad, self.args.device)
+        with self.compute_loss_context_manager():
+            return cast(Tensor, model(**batch, use_cache=False).loss)
+
+    def gradient_of(self, model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
+        """Return a loss's gradient by the trainable parameters over all processes.
+
+        Gradients accumulated so far stay as they are; see `weights.gradients_everywhere`.
+        """
+        return gradients_everywhere(model, loss, self.trainable_parameters())
+
+    def encode(self, examples: Examples) -> list[Encoded]:
+        """Turn rows into tokens as the run's options say."""
+        length = getattr(self.args, "max_length", None)
+        return encode(self.tokenizer, examples, length or LONGEST)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return cast("PreTrainedTokenizerBase", self.processing_class)
+
+    @property
+    def pad(self) -> int:
+        """Id of the padding token."""
+        return cast(int, self.tokenizer.pad_token_id)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes."""
@@ -162,19 +263,18 @@ class AlignmentTrainer(Trainer):
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
         """Build a batch from row positions, with `is_safety` (B,) beside the model's inputs."""
-        batch = collate([self.rows[i] for i in positions], self.pad)
+        batch: Batch = dict(self._collate([self.rows[i] for i in positions]))
         batch["is_safety"] = torch.tensor([i < self.n_safety for i in positions])
         return batch
 
-    def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
-        """Build a batch of other rows (an attacker's) on the training device."""
-        return collate(rows, self.pad, self.args.device)
+    def _collate(self, rows: Sequence[Any]) -> Batch:
+        return collate(rows, self.pad)
 
     @property
     def benign_per_batch(self) -> int:
         """Benign rows in a batch whose mix follows the data's."""
-        benign = len(self.rows) - self.n_safety
-        return round(self.args.train_batch_size * benign / len(self.rows))
+        benign = self.n_rows - self.n_safety
+        return round(self.args.train_batch_size * benign / self.n_rows)
 
     # --------------------------------------------------------------- where Trainer calls us
 
@@ -188,14 +288,18 @@ class AlignmentTrainer(Trainer):
         """
         batches = self.draw_batches(epoch_iterator, num_batches)
         count = self._get_num_items_in_batch(batches, device)
-        return batches, sum(map(answer_tokens, batches)) if count is None else count
+        if count is None:
+            count = distributed.total(torch.tensor(sum(map(size, batches)), device=device))
+        return batches, count
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Accumulate one micro-batch; on the last one, let the method see the losses."""
         model.train()
-        loss = self.accumulate(model, self._prepare_inputs(inputs), num_items_in_batch)
+        offload = getattr(self, "maybe_activation_offload_context", contextlib.nullcontext())
+        with offload:  # TRL's
+            loss = self.accumulate(model, self._prepare_inputs(inputs), num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
@@ -231,6 +335,35 @@ class AlignmentTrainer(Trainer):
 def answer_tokens(batch: Batch) -> int:
     """Count the tokens of a batch that its loss is a mean of; the first is never predicted."""
     return int((batch["labels"][:, 1:] != IGNORE).sum())
+
+
+def size(batch: Batch) -> int:
+    """Count what a batch's loss is a mean of: answer tokens, or rows where there are no labels."""
+    return answer_tokens(batch) if "labels" in batch else len(batch["is_safety"])
+
+
+def part(batch: Batch) -> tuple[Batch, Batch | None]:
+    """Part a batch into its safety and its benign rows; None where there are no benign ones.
+
+    A preference batch holds the chosen answers of all rows, then the rejected ones.
+    """
+    safe = batch["is_safety"]
+    if bool(safe.all()):
+        return batch, None
+
+    def chosen(mask: Tensor) -> Batch:
+        return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
+
+    return chosen(safe), chosen(~safe)
+
+
+def _refuse_packing(args: TrainingArguments) -> None:
+    """Refuse options under which a row of the dataset is no row of a batch any more."""
+    for option in ("packing", "padding_free"):
+        if getattr(args, option, False):
+            raise UsageError(
+                f"{option}=True puts several rows into one, and groups are of rows; leave it out"
+            )
 
 
 class _Positions(Dataset[int]):

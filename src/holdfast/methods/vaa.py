@@ -29,15 +29,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from holdfast.artifacts import Groups
 from holdfast.data import mismatched
+from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.group_sampler import GroupSampler
-from holdfast.methods.base import AlignConfig, AlignmentTrainer, Batch, Stream, answer_tokens
-from holdfast.models import encode
-from holdfast.weights import Geometry, consumed, gradients, restored, step_along
+from holdfast.methods.base import AlignmentTrainer, Batch, Stream, part, size
+from holdfast.weights import Geometry, consumed, restored, step_along
 
 CHOICES = {
     "curriculum": ("linear", "constant"),
@@ -48,8 +50,8 @@ CHOICES = {
 }
 
 
-@dataclass
-class VaaConfig(AlignConfig):
+@dataclass(frozen=True)
+class VaaOptions:
     """Options of VAA; the defaults are the published ones for Llama-2-7B."""
 
     rho: float = field(default=0.4, metadata={"help": "Size of the perturbation."})
@@ -66,7 +68,6 @@ class VaaConfig(AlignConfig):
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(
@@ -81,50 +82,40 @@ class VaaConfig(AlignConfig):
 class Vaa(AlignmentTrainer):
     """Group DRO with a perturbation; 1 + lambda backward passes, one copy of the weights."""
 
-    Config: ClassVar[type[AlignConfig]] = VaaConfig
+    Options: ClassVar[type[Any]] = VaaOptions
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
+    options: VaaOptions
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        config, groups = self.config, self.data.groups
-        if groups is None:
-            raise UsageError("vaa needs groups: run `holdfast group` first")
+    def prepare(self) -> None:
+        """Make the sampler, the coin and the streams of rows."""
+        options, seed, groups = self.options, self.args.seed, cast(Groups, self.data.groups)
         labels = groups.aligned_to(self.data.safety.ids)
         sizes = np.bincount(labels, minlength=len(groups.names))
         if (sizes == 0).any():
             empty = groups.names[int(np.argmin(sizes))]
             raise UsageError(f"group {empty!r} is empty: choose another rule with `holdfast group`")
-        start = None if config.start == "uniform" else (sizes / sizes.sum()).tolist()
+        start = None if options.start == "uniform" else (sizes / sizes.sum()).tolist()
         self.sampler = GroupSampler(
-            len(sizes),
-            step_size=config.step_size,
-            floor=config.floor,
-            start=start,
-            seed=config.seed,
+            len(sizes), step_size=options.step_size, floor=options.floor, start=start, seed=seed
         )
         self.names = groups.names
-        seeds = iter(np.random.SeedSequence(config.seed).generate_state(len(sizes) + 3).tolist())
+        seeds = iter(np.random.SeedSequence(seed).generate_state(len(sizes) + 3).tolist())
         self.coin = np.random.default_rng(next(seeds))
         self.streams = {
-            "benign": Stream(range(self.n_safety, len(self.rows)), next(seeds)),
+            "benign": Stream(range(self.n_safety, self.n_rows), next(seeds)),
             "attack": Stream((), next(seeds)),
             **{
                 f"group {i}": Stream(np.flatnonzero(labels == i).tolist(), next(seeds))
                 for i in range(len(sizes))
             },
         }
-        if config.perturbation == "attack":
-            self.attack = encode(self.tokenizer, self._attack_rows(), config.max_length)
+        if options.perturbation == "attack":
+            self.attack = self.encode(self._attack_rows())
             self.streams["attack"].positions = list(range(len(self.attack)))
         self.group = 0
         self.perturb = False
         self._nll, self._tokens = 0.0, 0
-
-    @property
-    def config(self) -> VaaConfig:
-        """The options."""
-        return cast(VaaConfig, self.args)
 
     # ------------------------------------------------------------------------------- hooks
 
@@ -132,25 +123,29 @@ class Vaa(AlignmentTrainer):
         """Draw a group, and all micro-batches of the step from it; toss the curriculum's coin."""
         del epoch_iterator
         self.group = self.sampler.draw()
-        self.perturb = self.config.rho > 0 and self.coin.random() < self.curriculum()
+        self.perturb = self.options.rho > 0 and self.coin.random() < self.curriculum()
         self._nll, self._tokens = 0.0, 0
         benign = self.benign_per_batch
         safety = self.args.train_batch_size - benign
         return [
             self.collate_positions(
-                self.streams[f"group {self.group}"].take(safety)
-                + (self.streams["benign"].take(benign) if benign else [])
+                self.take(f"group {self.group}", safety)
+                + (self.take("benign", benign) if benign else [])
             )
             for _ in range(n)
         ]
 
+    def take(self, stream: str, n: int) -> list[int]:
+        """Return this process's next n positions of a stream that all processes share."""
+        every = self.streams[stream].take(n * world())
+        return every[rank() * n : (rank() + 1) * n]
+
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """Back-propagate the safety rows, perturbed if the coin said so, and the benign rows."""
-        safety, benign = _split(batch)
+        safety, benign = part(batch)
         if self.perturb:
-            parameters = self.trainable_parameters()
-            with restored(parameters) as move:
-                move(consumed(self._steps(model, safety, num_items, parameters)))
+            with restored(self.trainable_parameters()) as move:
+                move(consumed(self._steps(model, safety, num_items)))
                 loss = super().accumulate(model, safety, num_items)
         else:
             loss = super().accumulate(model, safety, num_items)
@@ -161,7 +156,8 @@ class Vaa(AlignmentTrainer):
 
     def before_update(self, losses: Tensor) -> None:
         """Move the distribution over groups by the safety loss that was back-propagated."""
-        loss = self._nll / max(self._tokens, 1)
+        nll, tokens = total(torch.tensor([self._nll, self._tokens], dtype=torch.float64)).tolist()
+        loss = nll / max(tokens, 1)
         self.sampler.update(self.group, loss)
         probs = self.sampler.probs
         self.log(
@@ -192,51 +188,36 @@ class Vaa(AlignmentTrainer):
 
     def curriculum(self) -> float:
         """Return lambda_t, the probability of a perturbed step."""
-        if self.config.curriculum == "constant":
-            return self.config.lam
-        return self.config.lam * self.state.global_step / self.state.max_steps
+        if self.options.curriculum == "constant":
+            return self.options.lam
+        return self.options.lam * self.state.global_step / self.state.max_steps
 
     def _steps(
-        self,
-        model: nn.Module,
-        safety: Batch,
-        num_items: Tensor | int | None,
-        parameters: list[nn.Parameter],
+        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
     ) -> list[Tensor]:
         """Return eps: up the safety loss, or down the attacker's."""
-        rho, geometry = self.config.rho, cast(Geometry, self.config.geometry)
-        if self.config.perturbation == "own_loss":
-            grads = gradients(self.scaled_loss(model, safety, num_items), parameters)
+        rho, geometry = self.options.rho, cast(Geometry, self.options.geometry)
+        if self.options.perturbation == "own_loss":
+            grads = self.gradient_of(model, lambda: self.scaled_loss(model, safety, num_items))
             return step_along(grads, rho, geometry=geometry, in_place=True)
-        chosen = self.streams["attack"].take(len(safety["labels"]))
-        attack = self.collate_rows([self.attack[i] for i in chosen])
-        grads = gradients(self.scaled_loss(model, attack, None), parameters)
+        rows = [self.attack[i] for i in self.take("attack", len(safety["is_safety"]))]
+        grads = self.gradient_of(model, lambda: self.answer_loss(model, rows))
         return step_along(grads, -rho, geometry=geometry, in_place=True)
 
     def _count(self, safety: Batch, loss: float, num_items: Tensor | int | None) -> None:
         """Add a micro-batch to the step's safety loss, undoing the scaling of `scaled_loss`."""
-        tokens = answer_tokens(safety)
-        self._nll += loss * (tokens if num_items is None else float(num_items))
-        self._tokens += tokens
+        n = size(safety)
+        self._nll += loss * (n if num_items is None else float(num_items) / world())
+        self._tokens += n
 
     def _attack_rows(self) -> Examples:
         prompts = self.data.safety.prompts
-        if self.config.attack_rows == "harmful":
+        if self.options.attack_rows == "harmful":
             if self.data.harmful is None:
                 raise UsageError("attack_rows=harmful needs --harmful")
             return self.data.harmful
-        if self.config.attack_rows == "affirmative":
-            return Examples((Example(p, self.config.prefix) for p in prompts), name="affirmative")
+        if self.options.attack_rows == "affirmative":
+            return Examples((Example(p, self.options.prefix) for p in prompts), name="affirmative")
         if self.data.benign is None:
             raise UsageError("attack_rows=mismatched needs --benign")
-        return mismatched(
-            prompts, self.data.benign.responses, n=len(prompts), seed=self.config.seed
-        )
-
-
-def _split(batch: Batch) -> tuple[Batch, Batch | None]:
-    """Part a batch into its safety and its benign rows; None where there are no benign ones."""
-    safe = batch["is_safety"]
-    if bool(safe.all()):
-        return batch, None
-    return {k: v[safe] for k, v in batch.items()}, {k: v[~safe] for k, v in batch.items()}
+        return mismatched(prompts, self.data.benign.responses, n=len(prompts), seed=self.args.seed)

@@ -16,6 +16,8 @@ from holdfast.errors import UsageError
 from holdfast.stages.config import StageConfig
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from holdfast.methods.base import AlignmentData, AlignmentTrainer
 
 
@@ -121,10 +123,15 @@ def _train(
     if config.lora_rank:
         model = models.add_lora(model, config.lora_rank, seed=config.seed)
     work = config.run.path("work", step.key)
-    options = _trainer_options(config, method, work, loaded.model.device.type)
+    args, options = _options(config, method, work, loaded.model.device.type)
     with deferred_interrupt() as interrupt:
         trainer = method(
-            model, options, data, loaded.tokenizer, callbacks=[StopOnInterrupt(interrupt)]
+            model,
+            args,
+            data=data,
+            options=options,
+            processing_class=loaded.tokenizer,
+            callbacks=[StopOnInterrupt(interrupt)],
         )
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
         if interrupt.requested:
@@ -137,17 +144,17 @@ def _train(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _trainer_options(
+def _options(
     config: AlignConfig, method: type[AlignmentTrainer], work: Path, device: str
-) -> Any:
-    known = {f.name for f in fields(method.Config) if f.init}
-    unknown = sorted(set(config.options) - known)
-    if unknown:
-        from transformers import TrainingArguments
+) -> tuple[TrainingArguments, Any]:
+    """Part the options given into the Trainer's and the method's own."""
+    from holdfast.methods import base
 
-        own = sorted(known - {f.name for f in fields(TrainingArguments)})
+    own = {f.name for f in fields(method.Options) if f.init}
+    shared = {f.name for f in fields(base.AlignConfig) if f.init}
+    if unknown := sorted(set(config.options) - own - shared):
         raise UsageError(
-            f"{config.method}: unknown option {unknown[0]!r}; it has {', '.join(own)}, "
+            f"{config.method}: unknown option {unknown[0]!r}; it has {', '.join(sorted(own))}, "
             "and those of transformers.TrainingArguments"
         )
     settings: dict[str, Any] = {
@@ -169,8 +176,10 @@ def _trainer_options(
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
     }
+    settings |= {k: v for k, v in config.options.items() if k not in own}
     try:
-        return method.Config(**{**settings, **config.options})
+        args = base.AlignConfig(**settings)
+        return args, method.Options(**{k: v for k, v in config.options.items() if k in own})
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
 
