@@ -40,6 +40,7 @@ def parser(description: str | None, *, seeds: int = 3) -> argparse.ArgumentParse
     )
     made.add_argument("--json", type=Path, help="file for the results")
     made.add_argument("--seeds", type=int, default=seeds, help="number of seeds")
+    made.add_argument("--first-seed", type=int, default=0, help="where they begin")
     made.add_argument("--quick", action="store_true", help="same rows, far less work")
     return made
 
@@ -138,7 +139,7 @@ def configured(
     for key, value in {
         "out": out,
         "device": options.device,
-        "seeds": list(range(options.seeds)),
+        "seeds": list(range(options.first_seed, options.first_seed + options.seeds)),
         **changes,
     }.items():
         merge = isinstance(value, Mapping) and key not in ("methods", "score")

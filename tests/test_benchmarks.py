@@ -77,7 +77,7 @@ def test_without_an_accelerator_gpu_says_so_and_exits_with_2(
 
 def options(**changes: Any) -> argparse.Namespace:
     values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu", "estimators": None}
-    values |= {"shared": Path("s"), "model": None}
+    values |= {"shared": Path("s"), "model": None, "first_seed": 0}
     return argparse.Namespace(**{**values, **changes})
 
 

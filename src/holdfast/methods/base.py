@@ -312,6 +312,9 @@ class AlignmentTrainer(Trainer):
             self.before_update(losses)
         return loss
 
+    def _send_telemetry(self) -> None:
+        """TRL's trainers report every run to the hub; ours report nothing."""
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
