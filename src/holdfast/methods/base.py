@@ -37,6 +37,15 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 STATE_FILE = "method_state.json"
+UNSUPPORTED = {
+    "packing": "puts several rows into one, and groups are of rows; leave it out",
+    "padding_free": "puts several rows into one, and groups are of rows; leave it out",
+    "deepspeed": "keeps weights where they cannot be moved and put back; use DDP or FSDP2",
+    "torch_compile": "compiles a step, and weights move in the middle of it; leave it out",
+    "parallelism_config": "parts a row over processes; use DDP or FSDP2",
+    "ddp_static_graph": "expects one backward pass a step, and there are more; leave it out",
+}
+"""Options under which a method would be silently wrong, and why."""
 LONGEST = 2**20
 """Tokens kept per row where the run sets no limit."""
 
@@ -143,6 +152,7 @@ class AlignmentTrainer(Trainer):
         for need in sorted(self.needs):
             if getattr(data, need) is None:
                 raise UsageError(f"{type(self).__name__} needs --{need}")
+        _refuse(args)
         self.options = self.Options() if options is None else options
         self.data = data
         self.n_safety = len(data.safety)
@@ -158,7 +168,6 @@ class AlignmentTrainer(Trainer):
             parts = [data.safety, *([data.benign] if data.benign else [])]
             self.rows = [row for part in parts for row in self.encode(part)]
         else:
-            _refuse_packing(args)
             super().__init__(model=model, args=args, train_dataset=given, **kwargs)
             self._adopt(given)
         self.prepare()
@@ -360,13 +369,20 @@ def part(batch: Batch) -> tuple[Batch, Batch | None]:
     return chosen(safe), chosen(~safe)
 
 
-def _refuse_packing(args: TrainingArguments) -> None:
-    """Refuse options under which a row of the dataset is no row of a batch any more."""
-    for option in ("packing", "padding_free"):
-        if getattr(args, option, False):
-            raise UsageError(
-                f"{option}=True puts several rows into one, and groups are of rows; leave it out"
-            )
+def _refuse(args: TrainingArguments) -> None:
+    """Refuse what would be silently wrong.
+
+    Raises:
+        UsageError: Naming the option, why not, and what to do.
+    """
+    for option, why in UNSUPPORTED.items():
+        if value := getattr(args, option, None):
+            raise UsageError(f"{option}={value!r} {why}")
+    if args.n_gpu > 1:
+        raise UsageError(
+            f"{args.n_gpu} accelerators in one process: the model would be copied to them at every "
+            "step. Start a process for each with torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
 
 
 class _Positions(Dataset[int]):

@@ -1,0 +1,71 @@
+"""Two processes take the steps that one takes with the same rows: DDP, and FSDP2 in pieces.
+
+Each case starts processes of its own, half a minute for both; the one-process run is the twin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+VAA = {"method": "vaa", "options": {"rho": 0.3, "curriculum": "constant", "step_size": 0.05}}
+CASES = {
+    "ddp": {**VAA, "accumulation": 2},
+    "ddp lora clipped": {**VAA, "lora": True, "clip": 0.5},
+    "ddp attack": {
+        **VAA,
+        "options": {**VAA["options"], "perturbation": "attack", "attack_rows": "harmful"},  # type: ignore[dict-item]
+    },
+    "fsdp": {**VAA, "fsdp": True, "accumulation": 2, "clip": 0.5},
+}
+SLOW = {"ddp lora clipped", "ddp attack"}
+
+
+def run(out: Path, case: dict[str, Any], processes: int) -> dict[str, Any]:
+    script = [str(WORKER), str(out), json.dumps({"batch": 8, **case})]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    alone = [sys.executable]
+    local = [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        "--local-addr",
+        "127.0.0.1",
+    ]
+    command = [*torchrun, *local, *script] if processes > 1 else [*alone, *script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    # A rank sometimes aborts at exit, with its results written: the file says.
+    assert out.is_file(), done.stderr[-3000:]
+    facts: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
+    return facts
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+)
+def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
+    case = dict(CASES[name])
+    two = run(tmp_path / "two.safetensors", case, 2)
+    alone = {k: v for k, v in case.items() if k != "fsdp"}
+    one = run(tmp_path / "one.safetensors", alone, 1)
+    assert two["sharded"] == ("fsdp" in case)
+    assert len(one["log"]) == 3
+    for a, b in zip(one["log"], two["log"], strict=True):
+        assert (a["group"], a["perturbed"]) == (b["group"], b["perturbed"]) == (a["group"], 1)
+        assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-6)
+    mine, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))
+    assert mine.keys() == theirs.keys()
+    for key, value in mine.items():
+        # transformers takes the loss in float32, whatever the weights are.
+        torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-6)
