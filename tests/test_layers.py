@@ -17,6 +17,7 @@ LAYERS = (
     {"errors", "examples", "contracts", "artifacts", "plugins", "interrupt", "progress"},
     {
         *("data", "text", "models", "losses", "weights", "directions", "generate", "stats"),
+        "attention",
         *("svg", "charts", "sections", "finetune", "forgetting", "group_sampler", "groups"),
         "proxy_attack",
         *("factors", "screening", "crossfit", "similarity"),

@@ -101,3 +101,16 @@ def perturbed(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> It
     with restored(parameters) as add:
         add(steps)
         yield
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let parameters need no gradient inside the block; their `.grad` is left as it is."""
+    held = [p for p in parameters if p.requires_grad]
+    try:
+        for p in held:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)

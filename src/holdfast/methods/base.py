@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -228,9 +229,46 @@ class AlignmentTrainer(Trainer):
             self.load_method_state(json.loads(path.read_text(encoding="utf-8")))
 
 
+class PerturbingTrainer(AlignmentTrainer):
+    """Takes the gradient of safety rows under a perturbation, that of benign rows without.
+
+    The perturbation is made anew for every micro-batch: m-SAM, m being the micro-batch's safety
+    rows. One for the whole update would need a pass over all its micro-batches before the first of
+    them could be trained on, and Foret et al. (2021, section 4.1) generalize better with small m.
+    So rho is of a micro-batch, and an update accumulated over several is not that of one large
+    batch.
+    """
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
+    ) -> AbstractContextManager[None]:
+        """Return a context to train the safety rows in, which leaves all as it was on any way out.
+
+        It may take gradients, but must not touch `.grad`: it holds what was accumulated so far.
+        """
+        raise NotImplementedError
+
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """Back-propagate the safety rows under the perturbation, then the benign rows."""
+        safety, benign = by_safety(batch)
+        losses = []
+        if len(safety["labels"]):
+            with self.perturbation(model, safety, num_items):
+                losses.append(super().accumulate(model, safety, num_items))
+        if len(benign["labels"]):
+            losses.append(super().accumulate(model, benign, num_items))
+        return torch.stack(losses).sum()
+
+
 def answer_tokens(batch: Batch) -> int:
     """Count the tokens of a batch that its loss is a mean of; the first is never predicted."""
     return int((batch["labels"][:, 1:] != IGNORE).sum())
+
+
+def by_safety(batch: Batch) -> tuple[Batch, Batch]:
+    """Part a batch into its safety and its benign rows; either may have none."""
+    safe = batch["is_safety"]
+    return {k: v[safe] for k, v in batch.items()}, {k: v[~safe] for k, v in batch.items()}
 
 
 class _Positions(Dataset[int]):

@@ -35,7 +35,14 @@ from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.group_sampler import GroupSampler
-from holdfast.methods.base import AlignConfig, AlignmentTrainer, Batch, Stream, answer_tokens
+from holdfast.methods.base import (
+    AlignConfig,
+    AlignmentTrainer,
+    Batch,
+    Stream,
+    answer_tokens,
+    by_safety,
+)
 from holdfast.models import encode
 from holdfast.weights import Geometry, consumed, gradients, restored, step_along
 
@@ -146,7 +153,7 @@ class Vaa(AlignmentTrainer):
 
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """Back-propagate the safety rows, perturbed if the coin said so, and the benign rows."""
-        safety, benign = _split(batch)
+        safety, benign = by_safety(batch)
         if self.perturb:
             parameters = self.trainable_parameters()
             with restored(parameters) as move:
@@ -155,7 +162,7 @@ class Vaa(AlignmentTrainer):
         else:
             loss = super().accumulate(model, safety, num_items)
         self._count(safety, float(loss), num_items)
-        if benign is not None:
+        if len(benign["labels"]):
             loss = loss + super().accumulate(model, benign, num_items)
         return loss
 
@@ -232,11 +239,3 @@ class Vaa(AlignmentTrainer):
         return mismatched(
             prompts, self.data.benign.responses, n=len(prompts), seed=self.config.seed
         )
-
-
-def _split(batch: Batch) -> tuple[Batch, Batch | None]:
-    """Part a batch into its safety and its benign rows; None where there are no benign ones."""
-    safe = batch["is_safety"]
-    if bool(safe.all()):
-        return batch, None
-    return {k: v[safe] for k, v in batch.items()}, {k: v[~safe] for k, v in batch.items()}
