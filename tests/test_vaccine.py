@@ -1,4 +1,4 @@
-"""Vaccine against the equations written out, on every architecture, and what it must leave alone."""
+"""Vaccine against the equations, on every architecture, and what it must leave alone."""
 
 from __future__ import annotations
 
