@@ -128,14 +128,19 @@ def test_every_field_of_an_artifact_is_described(cls: type[Any]) -> None:
     assert {f.name for f in fields(cls)} - named == set()
 
 
-def test_published_defaults_are_those_of_the_method() -> None:
-    from holdfast.methods.vaa import VaaConfig
+@pytest.mark.parametrize("name", sorted({*plugins.available("methods")} - {"sft"}))
+def test_published_defaults_are_those_of_the_method(name: str) -> None:
+    from holdfast.methods.base import AlignConfig
 
     text = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
-    defaults = {f.name: f.default for f in fields(VaaConfig)}
-    for name in ("rho", "lam", "curriculum", "step_size", "floor", "start"):
-        (shown,) = re.findall(rf"\| `{name}` \| ([\w.]+) \|", text)
-        assert shown == str(defaults[name])
+    sections = re.split(r"^#+ ", text, flags=re.MULTILINE)
+    (section,) = (part for part in sections if f"Code: `methods/{name}.py`" in part)
+    known = {f.name: f.default for f in fields(plugins.find("methods", name).Config)}
+    own = known.keys() - {f.name for f in fields(AlignConfig)}
+    shown = {k: v for k, v in re.findall(r"\| `(\w+)` \| ([\w.]+)", section) if k in own}
+    assert "rho" in shown
+    for option, value in shown.items():
+        assert value == str(known[option]).lower(), option
 
 
 def test_every_direct_dependency_has_one_exact_version() -> None:

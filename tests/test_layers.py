@@ -17,10 +17,11 @@ LAYERS = (
     {"errors", "examples", "contracts", "artifacts", "plugins", "interrupt", "progress"},
     {
         *("data", "text", "models", "losses", "weights", "directions", "generate", "stats"),
+        "attention",
         *("svg", "charts", "sections", "finetune", "forgetting", "group_sampler", "groups"),
         "proxy_attack",
         *("factors", "screening", "crossfit", "similarity"),
-        *("agreement", "validation", "cost", "first_flips"),
+        *("agreement", "validation", "cost", "flip_step", "distributed", "trl_rows"),
         "world",
     },
     set(KINDS),

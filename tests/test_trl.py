@@ -211,13 +211,12 @@ def test_preferences_are_learnt(
 def test_preference_batches_part_pairs_and_not_halves(
     make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset, data: AlignmentData
 ) -> None:
-    from holdfast.methods.base import part
+    from holdfast.methods.base import by_safety
 
     trainer = make(VaaDpo, model, preferences)
     batch = trainer.collate_positions([0, 1, 2, 3])
     batch["is_safety"] = torch.tensor([True, False, False, True])
-    safe, other = part(batch)
-    assert other is not None
+    safe, other = by_safety(batch)
     assert torch.equal(safe["input_ids"], batch["input_ids"][[0, 3, 4, 7]])
     assert torch.equal(other["completion_mask"], batch["completion_mask"][[1, 2, 5, 6]])
 

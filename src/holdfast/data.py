@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -263,8 +263,10 @@ def _names(where: str, found: Sequence[str], options: ReadOptions) -> dict[str, 
 def _example(raw: _Raw, names: Mapping[str, str], *, needs_response: bool) -> Example:
     provenance = _provenance(raw, names)
     if "messages" in names:
-        prompt, response = _turns(raw, names["messages"], needs_response=needs_response)
-        return Example(prompt, response, provenance)
+        column = names["messages"]
+        where = f"{raw.where}: {column}"
+        both = exchange(where, raw.row.get(column), needs_response=needs_response)
+        return Example(*both, provenance)
     prompt = _text(raw, names["prompt"])
     if names.get("input") in raw.row:
         extra = _text(raw, names["input"])
@@ -305,48 +307,23 @@ def _encodable(where: str, column: str, value: str) -> str:
     return value
 
 
-def from_dataset(dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset") -> Examples:
-    """Return the rows of a dataset in one of TRL's forms, in its order.
-
-    Conversational or plain: messages; prompt and completion; or, for preferences, prompt, chosen
-    and rejected, where the response is the chosen one. The prompt may be part of the chosen turns.
+def exchange(where: str, turns: object, *, needs_response: bool = True) -> tuple[str, str]:
+    """Return prompt and response of a list of {"role", "content"}, with or without a system turn.
 
     Raises:
-        DataError: A row has another form, more than one exchange, or is there twice.
+        DataError: It is no such list, or holds more than one exchange; `where` it stands is said.
     """
-    return Examples((_from_trl(_Raw(f"{name}: row {i + 1}", r)) for i, r in enumerate(dataset)))
-
-
-def _from_trl(raw: _Raw) -> Example:
-    row = raw.row
-    answer = next((row[c] for c in ("completion", "chosen", "messages") if c in row), None)
-    prompt = row.get("prompt", "" if isinstance(answer, str) else [])
-    if isinstance(prompt, str) and isinstance(answer, str) and prompt:
-        return Example(prompt, answer)
-    if not isinstance(prompt, list) or not isinstance(answer, list):
-        raise DataError(
-            f"{raw.where}: has the columns {', '.join(row)}; wanted are messages, prompt and "
-            "completion, or prompt, chosen and rejected, all text or all turns"
-        )
-    turns = _Raw(raw.where, {"messages": [*prompt, *answer]})
-    return Example(*_turns(turns, "messages", needs_response=True))
-
-
-def _turns(raw: _Raw, column: str, *, needs_response: bool) -> tuple[str, str]:
-    turns = raw.row.get(column)
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns
     ):
-        raise DataError(
-            f"{raw.where}: {column} must be a list of {{role, content}}, not {turns!r:.60}"
-        )
+        raise DataError(f"{where} must be a list of {{role, content}}, not {turns!r:.60}")
     roles = [str(turn["role"]) for turn in turns]
-    texts = [_text(_Raw(raw.where, turn), "content") for turn in turns]
+    texts = [_text(_Raw(where, turn), "content") for turn in turns]
     system = texts.pop(0) if roles[:1] == ["system"] else ""
     asked = roles[1:] if roles[:1] == ["system"] else roles
     if asked != ["user", "assistant"] and (needs_response or asked != ["user"]):
         raise DataError(
-            f"{raw.where}: {column} has the turns {', '.join(roles) or 'none'}; one user turn "
+            f"{where} has the turns {', '.join(roles) or 'none'}; one user turn "
             "and one answer are wanted. Keep one exchange of the conversation."
         )
     prompt = f"{system}\n\n{texts[0]}" if system.strip() and texts[0].strip() else texts[0]

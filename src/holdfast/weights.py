@@ -65,15 +65,16 @@ def _set_aside(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -
             p.grad = grad
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def global_norm(tensors: Sequence[Tensor], *, of_batch: bool = False) -> Tensor:
     """Return the L2 norm over all tensors together, a float32 scalar (float64 if they are).
 
-    Of sharded tensors every process adds up its own pieces, and the sum goes over all of them.
+    Of sharded tensors every process adds up its own pieces, and the sum goes over all of them; so
+    it does where the tensors are of this process's rows of a batch (`of_batch`).
     """
     kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     norms = torch.stack([torch.linalg.vector_norm(local(t).to(kind)) for t in tensors])
     norm = cast(Tensor, torch.linalg.vector_norm(norms))
-    return total(norm.square()).sqrt() if is_sharded(tensors) else norm
+    return total(norm.square()).sqrt() if of_batch or is_sharded(tensors) else norm
 
 
 def step_along(
@@ -83,6 +84,7 @@ def step_along(
     geometry: Geometry = "l2",
     eps: float = 1e-7,
     in_place: bool = False,
+    of_batch: bool = False,
 ) -> list[Tensor]:
     """Return a step of a given size along a gradient; a negative size descends.
 
@@ -95,9 +97,10 @@ def step_along(
         geometry: l2 or sign.
         eps: Keeps a gradient of zero from dividing by zero.
         in_place: Turn the gradients themselves into the step, which saves a copy of them.
+        of_batch: The gradients are those of this process's rows, see `global_norm`.
     """
     steps = list(grads) if in_place else [g.clone() for g in grads]
-    scale = size / (global_norm(grads) + eps) if geometry == "l2" else None
+    scale = size / (global_norm(grads, of_batch=of_batch) + eps) if geometry == "l2" else None
     for step in steps:
         if scale is None:
             step.sign_().mul_(size)
@@ -144,3 +147,16 @@ def perturbed(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> It
     with restored(parameters) as add:
         add(steps)
         yield
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let parameters need no gradient inside the block; their `.grad` is left as it is."""
+    held = [p for p in parameters if p.requires_grad]
+    try:
+        for p in held:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -24,11 +25,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from holdfast import distributed, progress
 from holdfast.artifacts import Groups, to_json, write_json
-from holdfast.data import from_dataset
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
 from holdfast.models import IGNORE, Encoded, collate, encode
+from holdfast.trl_rows import from_dataset
 from holdfast.weights import gradients_everywhere, trainable
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class AlignmentData:
         """Part a dataset of your own: rows that are in the groups are safety rows, others benign.
 
         Args:
-            dataset: Rows as TRL takes them; see `holdfast.data.from_dataset`.
+            dataset: Rows as TRL takes them; see `trl_rows.from_dataset`.
             groups: Made of the same rows by `holdfast group`; a row is found by its content.
             harmful: Harmful rows.
 
@@ -344,6 +345,37 @@ class AlignmentTrainer(Trainer):
             self.load_method_state(json.loads(path.read_text(encoding="utf-8")))
 
 
+class PerturbingTrainer(AlignmentTrainer):
+    """Takes the gradient of safety rows under a perturbation, that of benign rows without.
+
+    The perturbation is made anew for every micro-batch: m-SAM, m being the micro-batch's safety
+    rows. One for the whole update would need a pass over all its micro-batches before the first of
+    them could be trained on, and Foret et al. (2021, section 4.1) generalize better with small m.
+    So rho is of a micro-batch, and an update accumulated over several is not that of one large
+    batch.
+    """
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
+    ) -> AbstractContextManager[None]:
+        """Return a context to train the safety rows in, which leaves all as it was on any way out.
+
+        It may take gradients, but must not touch `.grad`: it holds what was accumulated so far.
+        """
+        raise NotImplementedError
+
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """Back-propagate the safety rows under the perturbation, then the benign rows."""
+        safety, benign = by_safety(batch)
+        losses = []
+        if rows_of(safety):
+            with self.perturbation(model, safety, num_items):
+                losses.append(super().accumulate(model, safety, num_items))
+        if rows_of(benign):
+            losses.append(super().accumulate(model, benign, num_items))
+        return torch.stack(losses).sum()
+
+
 def answer_tokens(batch: Batch) -> int:
     """Count the tokens of a batch that its loss is a mean of; the first is never predicted."""
     return int((batch["labels"][:, 1:] != IGNORE).sum())
@@ -351,22 +383,25 @@ def answer_tokens(batch: Batch) -> int:
 
 def size(batch: Batch) -> int:
     """Count what a batch's loss is a mean of: answer tokens, or rows where there are no labels."""
-    return answer_tokens(batch) if "labels" in batch else len(batch["is_safety"])
+    return answer_tokens(batch) if "labels" in batch else rows_of(batch)
 
 
-def part(batch: Batch) -> tuple[Batch, Batch | None]:
-    """Part a batch into its safety and its benign rows; None where there are no benign ones.
+def by_safety(batch: Batch) -> tuple[Batch, Batch]:
+    """Part a batch into its safety and its benign rows; either may have none.
 
     A preference batch holds the chosen answers of all rows, then the rejected ones.
     """
     safe = batch["is_safety"]
-    if bool(safe.all()):
-        return batch, None
 
     def chosen(mask: Tensor) -> Batch:
         return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
 
     return chosen(safe), chosen(~safe)
+
+
+def rows_of(batch: Batch) -> int:
+    """Return how many rows a batch has."""
+    return len(batch["is_safety"])
 
 
 def _refuse(args: TrainingArguments) -> None:

@@ -38,7 +38,7 @@ from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.group_sampler import GroupSampler
-from holdfast.methods.base import AlignmentTrainer, Batch, Stream, part, size
+from holdfast.methods.base import AlignmentTrainer, Batch, Stream, by_safety, rows_of, size
 from holdfast.weights import Geometry, consumed, restored, step_along
 
 CHOICES = {
@@ -142,7 +142,7 @@ class Vaa(AlignmentTrainer):
 
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
         """Back-propagate the safety rows, perturbed if the coin said so, and the benign rows."""
-        safety, benign = part(batch)
+        safety, benign = by_safety(batch)
         if self.perturb:
             with restored(self.trainable_parameters()) as move:
                 move(consumed(self._steps(model, safety, num_items)))
@@ -150,7 +150,7 @@ class Vaa(AlignmentTrainer):
         else:
             loss = super().accumulate(model, safety, num_items)
         self._count(safety, float(loss), num_items)
-        if benign is not None:
+        if rows_of(benign):
             loss = loss + super().accumulate(model, benign, num_items)
         return loss
 
@@ -200,7 +200,7 @@ class Vaa(AlignmentTrainer):
         if self.options.perturbation == "own_loss":
             grads = self.gradient_of(model, lambda: self.scaled_loss(model, safety, num_items))
             return step_along(grads, rho, geometry=geometry, in_place=True)
-        rows = [self.attack[i] for i in self.take("attack", len(safety["is_safety"]))]
+        rows = [self.attack[i] for i in self.take("attack", rows_of(safety))]
         grads = self.gradient_of(model, lambda: self.answer_loss(model, rows))
         return step_along(grads, -rho, geometry=geometry, in_place=True)
 

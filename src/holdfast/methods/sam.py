@@ -1,0 +1,78 @@
+"""Sharpness-aware minimization: the gradient of the worst weights nearby.
+
+Foret et al., ICLR 2021, arXiv 2010.01412; adaptive: ASAM, Kwon et al., ICML 2021, arXiv 2102.11600.
+The objective is min_theta max over ||eps|| <= rho of l(theta + eps), to first order
+
+    eps = rho g / ||g||,  g = grad l(theta),
+
+and with `adaptive` the ball is measured in units of the weights, ||T^-1 eps|| <= rho:
+
+    eps = rho T^2 g / ||T g||,  T = diag(|theta| + eta).
+
+What it changes against plain fine-tuning: the gradient is taken at theta + eps. It is VAA without
+groups and curriculum. Defaults are the papers': rho 0.05, for ASAM 0.5; eta 0.01.
+
+Deviations: only safety rows are perturbed, as everywhere in holdfast; without benign rows it is the
+published method. T is elementwise on all trainable tensors; ASAM's own code leaves biases at T = 1.
+Dropout is drawn anew in the second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import UsageError
+from holdfast.methods.base import Batch, PerturbingTrainer
+from holdfast.weights import consumed, perturbed, step_along
+
+
+@dataclass(frozen=True)
+class SamOptions:
+    """Options of SAM; the defaults are the published ones."""
+
+    rho: float = field(default=0.05, metadata={"help": "Size of the perturbation; ASAM: 0.5."})
+    adaptive: bool = field(default=False, metadata={"help": "ASAM: in units of the weights."})
+    eta: float = field(default=0.01, metadata={"help": "ASAM: added to |theta|."})
+
+    def __post_init__(self) -> None:
+        for name in ("rho", "eta"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}={getattr(self, name)} must not be negative")
+
+
+class Sam(PerturbingTrainer):
+    """SAM or ASAM; two backward passes over safety rows, one copy of the trained weights."""
+
+    Options: ClassVar[type[Any]] = SamOptions
+    neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
+    options: SamOptions
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
+    ) -> AbstractContextManager[None]:
+        """Hold the weights at theta + eps."""
+        options, parameters = self.options, self.trainable_parameters()
+        grads = self.gradient_of(model, lambda: self.scaled_loss(model, safety, num_items))
+        if options.adaptive:
+            steps = adaptive_step(grads, parameters, options.rho, eta=options.eta)
+        else:
+            steps = step_along(grads, options.rho, in_place=True)
+        return perturbed(parameters, consumed(steps))
+
+
+@torch.no_grad()
+def adaptive_step(
+    grads: Sequence[Tensor], parameters: Sequence[Tensor], rho: float, *, eta: float
+) -> list[Tensor]:
+    """Return rho T^2 g / ||T g||, that is T times SAM's step along T g, in the gradients' place."""
+
+    def scale(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [t.mul_(p.abs() + eta) for t, p in zip(tensors, parameters, strict=True)]
+
+    return list(scale(step_along(scale(grads), rho, in_place=True)))

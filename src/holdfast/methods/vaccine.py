@@ -1,0 +1,65 @@
+"""Vaccine: the gradient under the worst small drift of the hidden embeddings.
+
+Huang et al., NeurIPS 2024, arXiv 2402.01109. Fine-tuning on harmful rows lets the embeddings of
+alignment rows drift, so the alignment is trained to withstand a drift. With e_l the output of the
+attention module of layer l,
+
+    min_theta max over ||eps|| <= rho of l(theta; e_1 + eps_1, ..., e_L + eps_L),
+    eps_l = rho g_l / sqrt(sum_k ||g_k||^2),  g_l = grad of l with respect to e_l.
+
+What it changes against plain fine-tuning: a second forward pass has eps_l added to the outputs, as
+constants, and its gradient is the one that trains. It is not SAM: the weights never move. The rows
+of a micro-batch share one budget: eps has a part for each token of each of them, and rho is the
+norm of all parts together.
+
+Default rho 2, the paper's. Deviations: only safety rows are perturbed, as everywhere in holdfast;
+without benign rows it is the published method. The first pass computes no gradient of weights; the
+published code does, and clears it along with what was accumulated before. The norm is taken in
+float32. Dropout is drawn anew in the second pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from holdfast.attention import blocks, output_gradients, shifted
+from holdfast.errors import UsageError
+from holdfast.methods.base import Batch, PerturbingTrainer
+from holdfast.weights import step_along
+
+
+@dataclass(frozen=True)
+class VaccineOptions:
+    """Options of Vaccine; the default is the published one."""
+
+    rho: float = field(default=2.0, metadata={"help": "Size of the drift, over all layers."})
+
+    def __post_init__(self) -> None:
+        if not self.rho >= 0:
+            raise UsageError(f"rho={self.rho} must not be negative")
+
+
+class Vaccine(PerturbingTrainer):
+    """Perturbed embeddings; two backward passes, the first without weights, no copy of them."""
+
+    Options: ClassVar[type[Any]] = VaccineOptions
+    neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
+    options: VaccineOptions
+
+    def prepare(self) -> None:
+        """Find the attention modules."""
+        self.attentions = [block.attention for block in blocks(cast(nn.Module, self.model))]
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
+    ) -> AbstractContextManager[None]:
+        """Hold the attention outputs at e_l + eps_l."""
+        grads = output_gradients(
+            self.attentions, lambda: self.scaled_loss(model, safety, num_items)
+        )
+        return shifted(self.attentions, step_along(grads, self.options.rho, of_batch=True))
