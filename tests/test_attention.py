@@ -116,11 +116,11 @@ def test_gradients_predict_what_a_shift_does(make_model: Make) -> None:
     found = output_gradients(attentions(model), loss_of(model))
     directions = [torch.randn_like(g) for g in found]
     values = []
-    for h in (1e-5, -1e-5):
+    for h in (1e-4, -1e-4):
         with torch.no_grad(), shifted(attentions(model), [h * u for u in directions]):
             values.append(float(loss_of(model)()))
     slope = sum(float((g * u).sum()) for g, u in zip(found, directions, strict=True))
-    assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-4)
+    assert (values[0] - values[1]) / 2e-4 == pytest.approx(slope, rel=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "opt", "gpt_neox", "phi"])
