@@ -112,6 +112,7 @@ def test_gradients_are_those_of_the_outputs(architecture: str, make_model: Make)
 
 def test_gradients_predict_what_a_shift_does(make_model: Make) -> None:
     """The central difference of the loss along a random direction u is <g, u> + O(h^2)."""
+    torch.manual_seed(0)
     model = make_model().double()
     found = output_gradients(attentions(model), loss_of(model))
     directions = [torch.randn_like(g) for g in found]
@@ -125,6 +126,7 @@ def test_gradients_predict_what_a_shift_does(make_model: Make) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "opt", "gpt_neox", "phi"])
 def test_checkpointing_changes_no_gradient(architecture: str, make_model: Make) -> None:
+    torch.manual_seed(0)
     model = make_model(architecture)
     again = checkpointing(copy.deepcopy(model))
     found, shifts = [], None

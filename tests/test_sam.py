@@ -85,6 +85,7 @@ def test_an_adaptive_step_by_hand() -> None:
 
 def test_an_adaptive_step_at_equal_weights_is_sams() -> None:
     """With T = c 1 it is rho c g / ||g||: c times as long."""
+    torch.manual_seed(0)
     grads, weights = [torch.randn(3), torch.randn(2, 2)], [torch.ones(3), -torch.ones(2, 2)]
     wanted = step_along(grads, 2 * 0.3)
     for a, b in zip(adaptive_step(grads, weights, 0.3, eta=1.0), wanted, strict=True):
@@ -113,6 +114,7 @@ def test_no_other_step_of_the_length_climbs_more(
     model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
     """To first order the step gains rho ||g||, and by Cauchy-Schwarz no other gains more."""
+    torch.manual_seed(0)
     trainer = make_trainer("sam", model.double(), rho=1e-3)
     batch = micro_batch(trainer, benign=False)
     loss = partial(trainer.scaled_loss, model.train(), batch, 40)

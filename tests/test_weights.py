@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holdfast.weights import global_norm, gradients, perturbed, restored, step_along, trainable
+from holdfast.weights import (
+    frozen,
+    global_norm,
+    gradients,
+    perturbed,
+    restored,
+    step_along,
+    trainable,
+)
 
 
 def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -157,12 +165,12 @@ def test_nothing_is_copied_when_nothing_moves() -> None:
 def test_frozen_parameters_are_left_alone() -> None:
     model = net()
     model[0].requires_grad_(False)
-    frozen = copies(list(model[0].parameters()))
+    still = copies(list(model[0].parameters()))
     parameters = trainable(model)
     assert [p.shape for p in parameters] == [(2, 4), (2,)]
     with perturbed(parameters, [torch.ones_like(p) for p in parameters]):
-        assert equal(frozen, list(model[0].parameters()))
-    assert equal(frozen, list(model[0].parameters()))
+        assert equal(still, list(model[0].parameters()))
+    assert equal(still, list(model[0].parameters()))
 
 
 def test_gradients_flow_through_perturbed_weights() -> None:
@@ -172,3 +180,16 @@ def test_gradients_flow_through_perturbed_weights() -> None:
         (w**3).sum().backward()
     assert w.grad is not None
     assert (w.item(), w.grad.item()) == (2.0, 27.0)
+
+
+def test_what_is_frozen_needs_a_gradient_again_on_any_way_out() -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    flags = [p.requires_grad for p in model.parameters()]
+    with frozen(model[0].parameters()):
+        model(torch.ones(1, 3)).sum().backward()
+        assert [p.grad is None for p in model.parameters()] == [True, True, False, False]
+    assert [p.requires_grad for p in model.parameters()] == flags
+    with pytest.raises(ZeroDivisionError), frozen(model[0].parameters()):
+        1 / 0  # noqa: B018
+    assert [p.requires_grad for p in model.parameters()] == flags

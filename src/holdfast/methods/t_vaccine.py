@@ -21,6 +21,8 @@ a batch of the training size instead of one row, and without dropout. The rest a
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -139,12 +141,12 @@ class TVaccine(PerturbingTrainer):
             grads = output_gradients(
                 [block.attention for block in self.blocks], lambda: self.answer_loss(model, rows)
             )
-        norms = np.array([global_norm([grad]).item() for grad in grads])
-        if not np.isfinite(norms).all():
+        # The least number lets a layer without gradient be drawn, once no other is left.
+        norms = [float(global_norm([grad])) + sys.float_info.min for grad in grads]
+        total = sum(norms)
+        if not math.isfinite(total):
             raise TrainingError(
                 f"the harmful rows' gradient is not finite at step {self.state.global_step + 1}: "
                 "layers cannot be drawn by it. Lower the learning rate or rho."
             )
-        # A layer without gradient can be drawn when no other is left, and all can if none has any.
-        norms += np.finfo(np.float64).tiny
-        return cast("list[float]", (norms / norms.sum()).tolist())
+        return [norm / total for norm in norms]
