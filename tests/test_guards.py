@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,7 @@ def batch(tokenizer: PreTrainedTokenizerBase, rows: Any) -> dict[str, Tensor]:
 
 def moves(tuning: Tuning) -> list[Tensor]:
     """Return theta - theta_0 per parameter."""
-    start = tuning.memory.get("start") or tuning.memory["anchor"]
-    return [p.detach() - s for p, s in zip(tuning.parameters, start, strict=True)]
+    return [p.detach() - s for p, s in zip(tuning.parameters, tuning.memory["start"], strict=True)]
 
 
 # ------------------------------------------------------------------------------------ safe_instr
@@ -97,24 +97,22 @@ def test_lisa_equals_its_two_states_written_out(
     guard = Lisa(rows.safety, rho=0.3, safety_steps=2, user_steps=3)
     finetune(model, tokenizer, rows.benign[:4], replace(CONFIG, guard=guard))
 
-    def tuning(done: int) -> Any:
-        return Tuning(theirs, tokenizer, CONFIG, [], done)
-
-    user = {row.ids for row in models.encode(tokenizer, rows.benign[:4], 256)}
+    encoded = models.encode(tokenizer, rows.benign[:4], 256)
+    drawing = Tuning(theirs, tokenizer, CONFIG, [])
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(4)
     theirs.train()
-    for state, number in ("s0", "s1", "u0", "u0", "u0", "s2", "s3", "u0"):
-        if state + number in ("s0", "s2") or (state == "u" and previous == "s"):  # noqa: F821
+    # Where a state begins the anchor is taken anew; a number is that of a safety batch.
+    for begins, safety in (
+        *((True, 0), (False, 1), (True, None), (False, None), (False, None)),
+        *((True, 2), (False, 3), (True, None)),
+    ):
+        if begins:
             anchor = [p.detach().clone() for p in theirs.parameters()]
-        previous = state
-        if state == "s":
-            chosen = models.encode(tokenizer, guard._drawn(tuning(0), int(number)), 256)
+        if safety is None:
+            chosen = [encoded[i] for i in torch.randperm(4, generator=generator).tolist()]
         else:
-            order = torch.randperm(4, generator=generator).tolist()
-            every = models.encode(tokenizer, rows.benign[:4], 256)
-            chosen = [every[i] for i in order]
-            assert {row.ids for row in chosen} == user
+            chosen = models.encode(tokenizer, guard.drawn(drawing, safety), 256)
         pull = sum((p - a).square().sum() for p, a in zip(theirs.parameters(), anchor, strict=True))
         loss = theirs(**models.collate(chosen, 0)).loss + 0.15 * pull
         optimizer.zero_grad()
@@ -129,10 +127,10 @@ def test_lisa_draws_from_the_safety_rows_other_ones_each_time(
     tuned: Callable[..., Tuning], rows: Any
 ) -> None:
     guard = Lisa(rows.safety)
-    drawn = [guard._drawn(tuned(Guard(), moved=False), i).ids for i in range(8)]
+    drawn = [guard.drawn(tuned(Guard(), moved=False), i).ids for i in range(8)]
     assert len(set(drawn)) == 8
     assert all(len(ids) == 4 and set(ids) <= set(rows.safety.ids) for ids in drawn)
-    few = Lisa(rows.safety[:3])._drawn(tuned(Guard(), moved=False), 0)
+    few = Lisa(rows.safety[:3]).drawn(tuned(Guard(), moved=False), 0)
     assert set(few.ids) == set(rows.safety[:3].ids)
 
 
@@ -196,9 +194,7 @@ def test_ewc_equals_squared_gradients_by_hand(
     guard = Ewc(few, lam=20.0, fisher_batch=size)
     aligned = copy.deepcopy(model)
     tuning = tuned(guard)
-    order = torch.tensor(
-        __import__("numpy").random.default_rng(CONFIG.seed).permutation(3).tolist()
-    ).tolist()
+    order = np.random.default_rng(CONFIG.seed).permutation(3).tolist()
     encoded = [models.encode(tokenizer, few, 256)[i] for i in order]
     fisher = [torch.zeros_like(p) for p in aligned.parameters()]
     for group in groups:
@@ -380,11 +376,18 @@ def test_linear_layers_are_the_blocks_and_not_the_output(
     )
 
 
-def test_replaced_puts_back_on_any_way_out() -> None:
+def test_replaced_puts_back_also_what_is_named_twice_or_cut_short() -> None:
     p = nn.Parameter(torch.tensor([1.0, 2.0]))
-    with pytest.raises(RuntimeError, match="boom"), weights.replaced([(p, p * 2), (p, p * 3)]):
+    with weights.replaced([(p, p * 2), (p, p * 3)]):
         assert p.tolist() == [3.0, 6.0]
+    assert p.tolist() == [1.0, 2.0]
+
+    def cut_short() -> Iterator[tuple[nn.Parameter, Tensor]]:
+        yield p, p * 2
         raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"), weights.replaced(cut_short()):
+        pass
     assert p.tolist() == [1.0, 2.0]
 
 

@@ -79,7 +79,7 @@ class FinetuneConfig:
     clip: float = 1.0
     seed: int = 0
     every: int = 10
-    guard: Hooks = field(default_factory=Hooks)
+    guard: Hooks = Hooks()
 
 
 @dataclass

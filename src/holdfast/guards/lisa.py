@@ -63,7 +63,7 @@ class Lisa(Guard):
             return
         tuning.memory["anchor"] = copies(tuning.parameters)
         for i in range(self.safety_steps):
-            yield self._drawn(tuning, rounds * self.safety_steps + i)
+            yield self.drawn(tuning, rounds * self.safety_steps + i)
         tuning.memory["anchor"] = copies(tuning.parameters)
 
     def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
@@ -75,7 +75,8 @@ class Lisa(Guard):
         # mse_loss keeps no squares for the backward pass, as a product would.
         return loss + self.rho / 2 * sum(F.mse_loss(p, a, reduction="sum") for p, a in pairs)
 
-    def _drawn(self, tuning: Tuning, number: int) -> Examples:
+    def drawn(self, tuning: Tuning, number: int) -> Examples:
+        """Return the safety rows of the step of that number."""
         size = min(tuning.config.batch_size, len(self.safety))
         rng = np.random.default_rng([tuning.config.seed, number])
         return self.safety.select(rng.choice(len(self.safety), size, replace=False).tolist())

@@ -34,7 +34,7 @@ class SafeInstr(Guard):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety"})
-    neutral: ClassVar[Mapping[str, Any]] = {"share": 0.0}
+    neutral: ClassVar[Mapping[str, Any]] = {"share": 0.0, "number": 0}
 
     safety: Examples
     share: float = 0.03

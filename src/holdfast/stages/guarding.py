@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from holdfast import models, plugins
 from holdfast.errors import UsageError
 from holdfast.guards.base import Guard
@@ -23,10 +25,10 @@ class GuardConfig(StageConfig):
         guards: What the provider does about it: names and options, "none" for nothing.
         safety: Restricted prompts with the answers that are wanted, for guards that use them.
         known_harmful: Harmful rows that the provider has, never the attacker's.
-        base: The models before their alignment: "world", a directory, or a hub id.
+        base: The model before its alignment: "world", a directory, or a hub id.
     """
 
-    guards: list[str] = [NO_GUARD]
+    guards: list[str] = Field(default=[NO_GUARD], min_length=1)
     safety: str | None = None
     known_harmful: str | None = None
     base: str | None = None
