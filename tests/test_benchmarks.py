@@ -298,7 +298,10 @@ def test_defenses_pool_answers_and_compare_half_lives(bench: SimpleNamespace) ->
 
 def test_attacks_on_a_guard_are_never_pooled_with_others(bench: SimpleNamespace) -> None:
     on = {"guard": "lisa,rho=1"}
-    more = [attack("sft", 40, Counts(2, 8, 0), attack=on), attack("vaa", 60, Counts(1, 9, 0), attack=on)]
+    more = [
+        attack("sft", 40, Counts(2, 8, 0), attack=on),
+        attack("vaa", 60, Counts(1, 9, 0), attack=on),
+    ]
     rows = rows_of(bench, [*attacks(), *more])
     plain = rows_of(bench, attacks())
     assert {key: rows[key] for key in plain} == plain
