@@ -304,7 +304,7 @@ def test_attacks_on_a_guard_are_never_pooled_with_others(bench: SimpleNamespace)
     ]
     rows = rows_of(bench, [*attacks(), *more])
     plain = rows_of(bench, attacks())
-    assert {key: rows[key] for key in plain} == plain
+    assert repr({key: rows[key] for key in plain}) == repr(plain)  # nan is not equal to itself
     guarded = rows["vaa", "all guard=lisa,rho=1"]
     assert guarded["half_life_ratio"] == pytest.approx(1.5)  # 60 / 40
     assert (guarded["pairs"], guarded["n"]) == (1, 10)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,4 +83,4 @@ class ConstrainedSft(Guard):
 def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log pi of each label, (B, T - 1); 0 where there is none."""
     shifted = logits[:, :-1].float().transpose(1, 2)
-    return cast(Tensor, -F.cross_entropy(shifted, labels, ignore_index=IGNORE, reduction="none"))
+    return -F.cross_entropy(shifted, labels, ignore_index=IGNORE, reduction="none")

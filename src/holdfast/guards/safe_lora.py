@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,8 @@ class _Update:
     def projected(self) -> Tensor:
         """Return C left."""
         v = self.aligned.float() - self.base.to(self.aligned).float()
-        return torch.linalg.multi_dot([v, v.T, self.left]) / torch.linalg.matrix_norm(v)
+        product = cast(Tensor, torch.linalg.multi_dot([v, v.T, self.left]))
+        return product / torch.linalg.matrix_norm(v)
 
     def cosine(self) -> float:
         """Return cos(C U, U), nan if either is 0.
@@ -125,9 +126,12 @@ class _Update:
         With right = A, <X A, Y A> = <X, Y A A^T>: an inner product of matrices of r columns.
         """
         c, u = self.projected(), self.left
-        uu = u if self.right is None else u @ (self.right @ self.right.T)
-        cc = c if self.right is None else c @ (self.right @ self.right.T)
-        return float((c * uu).sum() / ((c * cc).sum().sqrt() * (u * uu).sum().sqrt()))
+        gram = None if self.right is None else self.right @ self.right.T
+
+        def inner(x: Tensor, y: Tensor) -> Tensor:
+            return (x * (y if gram is None else y @ gram)).sum()
+
+        return float(inner(c, u) / (inner(c, c).sqrt() * inner(u, u).sqrt()))
 
     def repaired(self) -> Tensor:
         """Return the new value of the parameter."""

@@ -162,9 +162,10 @@ def _tracked(config: AttackConfig) -> Examples | None:
 
 
 def _cells(config: AttackConfig) -> Iterator[Cell]:
-    lists = (config.tasks, config.poison_ratios, config.learning_rates, config.seeds, config.guards)
-    for settings in itertools.product(*lists):
-        yield Cell(*settings)
+    for task, ratio, rate, seed, guard in itertools.product(
+        config.tasks, config.poison_ratios, config.learning_rates, config.seeds, config.guards
+    ):
+        yield Cell(task, ratio, rate, seed, guard)
 
 
 def _attack(config: AttackConfig, material: Material, who: Subject, cell: Cell) -> AttackResult:
