@@ -147,12 +147,12 @@ def finetune(
     batches = _batches(len(encoded), config)
     losses: list[float] = []
     with deferred_interrupt() as interrupt, preserved_rng(config.seed):
-        if resume is not None and resume.exists():
-            losses = _load_state(resume, tuning, optimizer)
-        else:
-            guard.begin(tuning)
-        model.train()
         try:
+            if resume is not None and resume.exists():
+                losses = _load_state(resume, tuning, optimizer)
+            else:
+                guard.begin(tuning)
+            model.train()
             for step, indices in islice(enumerate(batches), tuning.done, config.steps):
                 for extra in guard.extra(tuning):
                     _step(tuning, encode(tokenizer, extra, config.max_length), optimizer)
