@@ -31,7 +31,8 @@ NOTES = (
     "the spread between seeds. half_life_ratio: geometric mean over attacks and seeds against "
     f"{BASELINE}, t interval. A half-life that was not reached (censored) enters as the last step: "
     "where only the method's are censored, the ratio is a lower bound. attack none: the aligned "
-    "model itself. over_refusal: before any attack."
+    "model itself. Attacks on a guard are compared with the same guard's on the baseline only. "
+    "over_refusal: before any attack."
 )
 QUICK: dict[str, dict[str, Any]] = {
     "align": {"epochs": 6, "learning_rate": 1e-3, "limit": 64},
@@ -93,7 +94,9 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         for label in dict.fromkeys(attack_label(a) for a in mine):
             chosen = [a for a in mine if attack_label(a) == label]
             found.append({**row(method, label, chosen, attacks), **refused})
-        found.append({**row(method, "all", mine, attacks), **refused})
+        for guard in dict.fromkeys(map(guarded, mine)):
+            chosen = [a for a in mine if guarded(a) == guard]
+            found.append({**row(method, f"all{guard}", chosen, attacks), **refused})
     return found
 
 
@@ -129,7 +132,12 @@ def attack_label(attack: AttackResult) -> str:
     """Return what the attack was, without its draw of rows."""
     a = attack.attack
     task = str(a["task"]).partition(",")[0]
-    return f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}"
+    return f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}{guarded(attack)}"
+
+
+def guarded(attack: AttackResult) -> str:
+    """Return which guard stood in the way, "" if there was none."""
+    return f" guard={attack.attack['guard']}" if "guard" in attack.attack else ""
 
 
 def _pair(attack: AttackResult) -> tuple[str, int, int]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
+from holdfast import models
 from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.guards.base import Guard
+from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
 from holdfast.stages.attack import AttackConfig, Cell, Material, Watch, attack
+from holdfast.stages.guarding import guard_of
 from holdfast.stages.subjects import Subject
 
 U = math.nan
@@ -88,3 +95,91 @@ def test_another_judge_may_say_what_is_forgotten(tmp_path: Path) -> None:
 def test_the_judge_of_what_is_tracked_must_be_one_of_the_judges(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="track_judge 'classifier' is none of .*world, refusal"):
         attack(config(tmp_path, track_judge="classifier"))
+
+
+# ---------------------------------------------------------------------------------------- guards
+
+
+def test_only_an_attack_on_a_guard_names_one() -> None:
+    plain = Cell("world_topic", 0.1, 1e-4, 0)
+    assert plain.label == "world_topic-p0.1-lr0.0001-s0"
+    four = {"task": "world_topic", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    assert plain.settings == four
+    on = [replace(plain, guard=guard) for guard in ("ewc", "ewc,lam=1", "ewc,lam=2")]
+    assert on[1].settings == {**four, "guard": "ewc,lam=1"}
+    assert on[0].label == f"{plain.label}-ewc"
+    assert len({cell.label for cell in on}) == 3
+
+
+def test_guards_do_not_change_the_key_of_other_attacks(tmp_path: Path) -> None:
+    plain = config(tmp_path).keyed()
+    assert not {"guards", "safety", "known_harmful", "base"} & plain.keys()
+    more = config(tmp_path, guards=["none", "ewc"], safety="a", known_harmful="b", base="c")
+    assert more.keyed() == plain
+
+
+def test_a_guard_is_given_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "safety.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "response": "r"}))
+    options = config(tmp_path, safety=str(path))
+    guard, inputs = guard_of(options, "safe_instr,number=1")
+    assert isinstance(guard, SafeInstr)
+    assert (guard.safety.prompts, guard.number) == (["p"], 1)
+    assert inputs == {"guard's safety": guard.safety.hash}
+    made, nothing = guard_of(options, "none")
+    assert (type(made), nothing) == (Guard, {})
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lisa", "guard 'lisa' needs --safety"),
+        ("antidote", "guard 'antidote' needs --known-harmful"),
+        ("safe_lora,base=x", "base is no option of 'safe_lora'; give --base"),
+        ("ldifs,lam=-1", "lam=-1.0 must be at least 0"),
+        ("shield", "'shield' is not one of the guards: antidote, constrained_sft"),
+    ],
+)
+def test_what_a_guard_lacks_is_named(spec: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        guard_of(config(tmp_path), spec)
+
+
+def test_an_attack_on_a_guard_beside_one_without(
+    tmp_path: Path, make_model: Any, tokenizer: Any, rows: Any
+) -> None:
+    """The guard is on the result and in its file's name; what went before is the same."""
+    model = make_model(vocab=len(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    models.save(model, tokenizer, tmp_path / "tiny")
+    models.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "base")
+    given = config(
+        tmp_path,
+        models=[str(tmp_path / "tiny")],
+        harmful="world:harmful",
+        test="world:test",
+        limit=4,
+        guards=["none", "safe_lora,number=14"],
+        base=str(tmp_path / "base"),
+        poison_ratios=[0.5],
+        rows=8,
+        steps=2,
+        every=1,
+        batch_size=4,
+        max_new_tokens=2,
+        device="cpu",
+        save_models=True,
+    )
+    plain, guarded = attack(given)
+    assert "guard" not in plain.attack
+    assert guarded.attack["guard"] == "safe_lora,number=14"
+    assert plain.points[0].verdicts == guarded.points[0].verdicts
+    assert plain.points[1].loss == guarded.points[1].loss  # it acts after the tuning
+    ends = [
+        models.load(str(path)).model.state_dict()
+        for path in sorted((tmp_path / "attacked").iterdir())
+    ]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(ends[0][name], ends[1][name])
+    assert torch.equal(ends[0]["model.norm.weight"], ends[1]["model.norm.weight"])
+    assert attack(given) == [plain, guarded]

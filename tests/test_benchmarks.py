@@ -307,6 +307,21 @@ def test_defenses_pool_answers_and_compare_half_lives(bench: SimpleNamespace) ->
     assert rows["sft", "all"]["half_life_ratio"] == 1
 
 
+def test_attacks_on_a_guard_are_never_pooled_with_others(bench: SimpleNamespace) -> None:
+    on = {"guard": "lisa,rho=1"}
+    more = [
+        attack("sft", 40, Counts(2, 8, 0), attack=on),
+        attack("vaa", 60, Counts(1, 9, 0), attack=on),
+    ]
+    rows = rows_of(bench, [*attacks(), *more])
+    plain = rows_of(bench, attacks())
+    assert repr({key: rows[key] for key in plain}) == repr(plain)  # nan is not equal to itself
+    guarded = rows["vaa", "all guard=lisa,rho=1"]
+    assert guarded["half_life_ratio"] == pytest.approx(1.5)  # 60 / 40
+    assert (guarded["pairs"], guarded["n"]) == (1, 10)
+    assert rows["vaa", "t p=0.1 lr=0.0001 guard=lisa,rho=1"]["hs"] == 0.1
+
+
 def test_before_the_attack_there_is_no_half_life(bench: SimpleNamespace) -> None:
     row = rows_of(bench, attacks())["vaa", "none"]
     assert (row["hs"], row["n"], row["fa"], row["over_refusal"]) == (0.1, 10, 0.9, 0.25)

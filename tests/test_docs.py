@@ -19,7 +19,7 @@ from holdfast.artifacts import AttackResult, Counts, Point, RunDir
 from holdfast.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("my_estimator", "my_method", "my_judge", "my_task", "my_analysis")
+MODULES = ("my_estimator", "my_method", "my_guard", "my_judge", "my_task", "my_analysis")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,27 @@ def test_the_method_is_plain_fine_tuning_without_noise(
         ends[name, options.get("sigma")] = weights_of(model)
     assert same(ends["sft", None], ends["my_method:Noisy", 0.0])
     assert not same(ends["sft", None], ends["my_method:Noisy", 0.05])
+
+
+def test_the_guard_prices_the_way_from_the_start(
+    make_model: Any, tokenizer: Any, rows: Any, weights_of: Any, same: Any
+) -> None:
+    from holdfast.finetune import FinetuneConfig, Hooks, finetune
+
+    def tuned(guard: Any, lam: float = 0.0) -> tuple[Any, float]:
+        model = make_model(vocab=len(tokenizer))
+        start = weights_of(model)
+        config = FinetuneConfig(learning_rate=3e-3, steps=6, batch_size=4, guard=guard)
+        finetune(model, tokenizer, rows.benign, config)
+        end = weights_of(model)
+        return end, sum(float((end[k] - start[k]).square().sum()) for k in end)
+
+    make = plugins.make
+    plain, far = tuned(Hooks())
+    free, _ = tuned(make("guards", "my_guard:StayNear,lam=0"))
+    _, near = tuned(make("guards", "my_guard:StayNear,lam=100"))
+    assert same(plain, free)
+    assert near < far
 
 
 def test_the_judge_has_three_answers() -> None:

@@ -334,7 +334,8 @@ class AttackResult:
         model_hash: Hash of its weights and tokenizer.
         method: Alignment method of the attacked model, e.g. "sft"; seeds share it.
         model_seed: Seed of its alignment.
-        attack: task, poison_ratio, learning_rate, steps, batch_size, rows, seed, trainable.
+        attack: task, poison_ratio, learning_rate, steps, batch_size, rows, seed, and the guard if
+            there was one.
         judge: The judge whose verdicts define the half-life.
         points: The checkpoints, step 0 first.
         half_life: Steps until the harmful score first reaches one half, interpolated; nan if never.

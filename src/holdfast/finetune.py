@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from holdfast import progress
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import deferred_interrupt
-from holdfast.models import collate, encode, preserved_rng
-from holdfast.weights import trainable
+from holdfast.models import Encoded, collate, encode, preserved_rng
+from holdfast.weights import replaced, trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Hooks:
+    """What may be done about a fine-tuning besides its steps; as it is, nothing.
+
+    The hooks are called in this order. `holdfast.guards` is what overrides them.
+    """
+
+    def rows(self, rows: Examples, *, seed: int) -> Examples:
+        """Return the rows to train on in place of the customer's."""
+        del seed
+        return rows
+
+    def begin(self, tuning: Tuning) -> None:
+        """See the model before its first step, and note in `tuning.memory` what is to be kept."""
+
+    def extra(self, tuning: Tuning) -> Iterable[Examples]:
+        """Yield the rows of steps that are taken before the customer's next one, not as his."""
+        del tuning
+        return ()
+
+    def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a step; default: the mean over the batch's answer tokens."""
+        return cast(Tensor, tuning.model(**batch).loss)
+
+    def repair(self, tuning: Tuning) -> Iterable[tuple[nn.Parameter, Tensor]]:
+        """Yield parameters with the values that they are to be measured and released at.
+
+        The tuned ones are put back after a checkpoint. Each parameter is replaced before the next
+        pair is asked for, so what a value depends on must be read before that is overwritten.
+        """
+        del tuning
+        return ()
 
 
 @dataclass(frozen=True)
@@ -35,6 +69,7 @@ class FinetuneConfig:
         clip: Largest global gradient norm.
         seed: Order of the rows (and dropout, where the model has any).
         every: Steps between checkpoints; the last step is always one.
+        guard: What is done about it.
     """
 
     learning_rate: float = 1e-4
@@ -44,6 +79,29 @@ class FinetuneConfig:
     clip: float = 1.0
     seed: int = 0
     every: int = 10
+    guard: Hooks = Hooks()
+
+
+@dataclass
+class Tuning:
+    """A fine-tuning in progress.
+
+    Attributes:
+        model: In training mode.
+        tokenizer: Its tokenizer.
+        config: How it is tuned.
+        parameters: What training changes.
+        done: Steps of the customer's that are done.
+        memory: What the guard keeps, e.g. one tensor per parameter. It is part of the state of an
+            interrupted run, and all of a guard that changes: a guard is an immutable value.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: FinetuneConfig
+    parameters: list[nn.Parameter]
+    done: int = 0
+    memory: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 Snapshot = Callable[[int, float], bool | None]
@@ -64,6 +122,8 @@ def finetune(
 ) -> None:
     """Train the model's trainable parameters in place on the rows' responses.
 
+    Checkpoints see the model as its guard would release it, and so it is left at the end.
+
     Args:
         model: Changed in place.
         tokenizer: Its tokenizer.
@@ -78,59 +138,61 @@ def finetune(
         TrainingError: The loss is not finite.
         KeyboardInterrupt: The user interrupted; the state is in `resume`.
     """
-    encoded = encode(tokenizer, rows, config.max_length)
-    if not encoded:
+    if not rows:
         raise UsageError(f"{rows.name}: no rows to train on")
-    parameters = trainable(model)
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    guard = config.guard
+    encoded = encode(tokenizer, guard.rows(rows, seed=config.seed), config.max_length)
+    tuning = Tuning(model, tokenizer, config, trainable(model))
+    optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
-    pad = cast(int, tokenizer.pad_token_id)
-    first, losses = 0, list[float]()
+    losses: list[float] = []
     with deferred_interrupt() as interrupt, preserved_rng(config.seed):
-        if resume is not None and resume.exists():
-            first, losses = _load_state(resume, parameters, optimizer)
-        model.train()
         try:
-            for step, indices in zip(range(config.steps), batches, strict=False):
-                if step < first:
-                    continue
-                losses.append(
-                    _step(model, collate([encoded[i] for i in indices], pad, model.device),
-                          optimizer, parameters, config.clip, step)
-                )  # fmt: skip
-                done, enough = step + 1, False
+            if resume is not None and resume.exists():
+                losses = _load_state(resume, tuning, optimizer)
+            else:
+                guard.begin(tuning)
+            model.train()
+            for step, indices in islice(enumerate(batches), tuning.done, config.steps):
+                for extra in guard.extra(tuning):
+                    _step(tuning, encode(tokenizer, extra, config.max_length), optimizer)
+                losses.append(_step(tuning, [encoded[i] for i in indices], optimizer))
+                tuning.done = done = step + 1
+                enough = False
                 if on_snapshot and (done % config.every == 0 or done == config.steps):
-                    enough = bool(on_snapshot(done, sum(losses) / len(losses)))
+                    with replaced(guard.repair(tuning)):
+                        enough = bool(on_snapshot(done, sum(losses) / len(losses)))
                     losses.clear()
                     model.train()
                 progress.report("fine-tuning", done, config.steps)
                 if interrupt.requested:
                     if resume is not None:
-                        _save_state(resume, done, losses, parameters, optimizer)
+                        _save_state(resume, tuning, losses, optimizer)
                     raise KeyboardInterrupt
                 if enough:
                     break
+            _release(tuning)
         finally:
             model.eval()
 
 
-def _step(
-    model: nn.Module,
-    batch: dict[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
-    clip: float,
-    step: int,
-) -> float:
-    loss = model(**batch).loss
+@torch.no_grad()
+def _release(tuning: Tuning) -> None:
+    for parameter, value in tuning.config.guard.repair(tuning):
+        parameter.copy_(value)
+
+
+def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
+    pad = cast(int, tuning.tokenizer.pad_token_id)
+    loss = tuning.config.guard.loss(tuning, collate(rows, pad, tuning.model.device))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss is {value} at step {step + 1}: training cannot go on. "
+            f"the loss is {value} at step {tuning.done + 1}: training cannot go on. "
             "Lower the learning rate, or look for rows with an empty response."
         )
     loss.backward()
-    clip_grad_norm_(parameters, clip)
+    clip_grad_norm_(tuning.parameters, tuning.config.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return value
@@ -146,16 +208,13 @@ def _batches(n: int, config: FinetuneConfig) -> Iterator[list[int]]:
 
 
 def _save_state(
-    path: Path,
-    done: int,
-    losses: Sequence[float],
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    path: Path, tuning: Tuning, losses: Sequence[float], optimizer: torch.optim.Optimizer
 ) -> None:
     from safetensors.torch import save_file
 
+    parameters = tuning.parameters
     tensors = {
-        "done": torch.tensor(done),
+        "done": torch.tensor(tuning.done),
         "losses": torch.tensor(losses, dtype=torch.float64),
         "rng": torch.get_rng_state(),
     }
@@ -165,19 +224,20 @@ def _save_state(
         tensors[f"parameter.{i}"] = p.detach().contiguous()
         for name, value in optimizer.state[p].items():
             tensors[f"optimizer.{i}.{name}"] = value.contiguous()
+    for name, kept in tuning.memory.items():
+        tensors[f"memory.{name}"] = torch.tensor(len(kept))
+        tensors |= {f"kept.{name}.{i}": value.contiguous() for i, value in enumerate(kept)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     save_file({k: v.clone() for k, v in tensors.items()}, temporary)
     temporary.replace(path)
 
 
-def _load_state(
-    path: Path, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[int, list[float]]:
-    """Put weights, optimizer and random state back; return the steps done and losses since."""
+def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) -> list[float]:
+    """Put weights, optimizer, memory and random state back; return the losses since."""
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    tensors, parameters = load_file(path), tuning.parameters
     with torch.no_grad():
         for i, p in enumerate(parameters):
             p.copy_(tensors[f"parameter.{i}"])
@@ -190,4 +250,9 @@ def _load_state(
     torch.set_rng_state(tensors["rng"])
     if "cuda_rng" in tensors:
         torch.cuda.set_rng_state(tensors["cuda_rng"], parameters[0].device)
-    return int(tensors["done"]), tensors["losses"].tolist()
+    tuning.done = int(tensors["done"])
+    device = parameters[0].device
+    for name in [key.removeprefix("memory.") for key in tensors if key.startswith("memory.")]:
+        kept = range(int(tensors[f"memory.{name}"]))
+        tuning.memory[name] = [tensors[f"kept.{name}.{i}"].to(device) for i in kept]
+    return cast("list[float]", tensors["losses"].tolist())

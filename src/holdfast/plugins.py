@@ -16,7 +16,7 @@ import yaml
 
 from holdfast.errors import UsageError
 
-KINDS = ("estimators", "methods", "judges", "tasks", "analyses")
+KINDS = ("estimators", "methods", "guards", "judges", "tasks", "analyses")
 
 
 def available(kind: str) -> list[str]:

@@ -72,7 +72,8 @@ def cases(run: RunDir) -> list[Case]:
     attacks: dict[str, list[AttackResult]] = {}
     for entry in run.require("attack"):
         result = AttackResult.load(run.result(entry))
-        if result.tracked:
+        # What is forgotten behind a guard says as much of the guard.
+        if result.tracked and "guard" not in result.attack:
             attacks.setdefault(result.model_hash, []).append(result)
     scores: dict[str, dict[str, Scores]] = {}
     for entry in run.entries("score"):

@@ -160,3 +160,23 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for p in held:
             p.requires_grad_(True)
+
+
+@contextmanager
+def replaced(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Hold parameters at other values inside the block; on exit they are bit for bit as before.
+
+    Costs a copy of the parameters that are named. The restore happens on any way out.
+    """
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for p, value in values:
+                kept.append((p, p.detach().clone()))
+                p.copy_(value)
+        yield
+    finally:
+        with torch.no_grad():
+            # Backwards: of a parameter that was named twice, the older copy is the right one.
+            for p, old in reversed(kept):
+                p.copy_(old)

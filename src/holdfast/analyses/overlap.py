@@ -85,7 +85,8 @@ def name(result: AttackResult) -> str:
     """Return what an attack is called in tables."""
     a = result.attack
     task = str(a["task"]).partition(",")[0]
-    return f"{task}, {a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g}, draw {a['seed']}"
+    name = f"{task}, {a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g}, draw {a['seed']}"
+    return f"{name}, guard {a['guard']}" if "guard" in a else name
 
 
 def _forgotten(result: AttackResult) -> set[str]:

@@ -107,7 +107,9 @@ def train_judge(
 
 @app.command(epilog="Example: holdfast plugins estimators")
 def plugins(
-    kind: Annotated[str, typer.Argument(help="estimators, methods, judges, tasks or analyses.")],
+    kind: Annotated[
+        str, typer.Argument(help="estimators, methods, guards, judges, tasks or analyses.")
+    ],
     as_json: Json = False,
 ) -> None:
     """List the plug-ins of a kind, with their first line of documentation."""

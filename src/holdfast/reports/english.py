@@ -151,6 +151,7 @@ TEXT: dict[str, str] = {
     "no_comparison": "Nothing has been measured yet.",
     "poison": "{share} harmful rows",
     "learning_rate": "learning rate {value}",
+    "guard": "guard {name}",
     "chart_curve_caption": (
         "Harmful score over attack steps. Lines are means over seeds, bands run from the "
         "lowest seed to the highest; the dashed line marks one half."

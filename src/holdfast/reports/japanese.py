@@ -147,6 +147,7 @@ TEXT: dict[str, str] = {
     "no_comparison": "まだ何も測定されていません。",
     "poison": "有害データ{share}",
     "learning_rate": "学習率{value}",
+    "guard": "防御{name}",
     "chart_curve_caption": (
         "攻撃ステップに対する有害回答率。線はシード間の平均、帯は最小のシードから最大のシードま"
         "での幅、破線は50%を示します。"

@@ -93,4 +93,6 @@ class Words:
             value = f"{rate:.3e}" if isinstance(rate, (int, float)) else str(rate)
             value = re.sub(r"\.?0*e([+-])0*(?=\d)", r"e\1", value).replace("e+", "e")
             parts.append(self.say("learning_rate", value=value))
+        if "guard" in settings:
+            parts.append(self.say("guard", name=settings["guard"]))
         return ", ".join(parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -26,16 +26,18 @@ from holdfast.contracts import Judge, Task
 from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import ask, count, task_accuracy
+from holdfast.stages.guarding import NO_GUARD, GuardConfig, guard_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import half_life
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from holdfast.guards.base import Guard
 
-class AttackConfig(StageConfig):
+
+class AttackConfig(GuardConfig):
     """Options of the stage; every combination of the lists is one attack.
 
     Attributes:
@@ -91,13 +93,25 @@ class Cell:
     poison_ratio: float
     learning_rate: float
     seed: int
+    guard: str = NO_GUARD
 
     @property
     def label(self) -> str:
         """Short name, unique within a configuration."""
-        name, _, options = self.task.partition(",")
-        mark = f"-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if options else ""
-        return f"{name}{mark}-p{self.poison_ratio:g}-lr{self.learning_rate:g}-s{self.seed}"
+        name = f"{_marked(self.task)}-p{self.poison_ratio:g}-lr{self.learning_rate:g}-s{self.seed}"
+        return name if self.guard == NO_GUARD else f"{name}-{_marked(self.guard)}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells the attack from others; only an attack on a guard names one."""
+        found = asdict(self)
+        return {k: v for k, v in found.items() if (k, v) != ("guard", NO_GUARD)}
+
+
+def _marked(spec: str) -> str:
+    """Return a plug-in's name with a short mark of its options, if it has any."""
+    name, _, options = spec.partition(",")
+    return f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if options else name
 
 
 @dataclass(frozen=True)
@@ -148,14 +162,15 @@ def _tracked(config: AttackConfig) -> Examples | None:
 
 
 def _cells(config: AttackConfig) -> Iterator[Cell]:
-    for task, ratio, rate, seed in itertools.product(
-        config.tasks, config.poison_ratios, config.learning_rates, config.seeds
+    for task, ratio, rate, seed, guard in itertools.product(
+        config.tasks, config.poison_ratios, config.learning_rates, config.seeds, config.guards
     ):
-        yield Cell(task, ratio, rate, seed)
+        yield Cell(task, ratio, rate, seed, guard)
 
 
 def _attack(config: AttackConfig, material: Material, who: Subject, cell: Cell) -> AttackResult:
     task: Task = plugins.make("tasks", cell.task)
+    guard, given = guard_of(config, cell.guard)
     name = f"{who.label}/{cell.label}"
     inputs = {
         "model": who.hash,
@@ -163,28 +178,30 @@ def _attack(config: AttackConfig, material: Material, who: Subject, cell: Cell) 
         "test": material.test.hash,
         "task": task.load("train").hash,
         **({"track": material.track.hash} if material.track else {}),
+        **given,
     }
     # A cell's key holds its own settings, not the lists it was chosen from, so that a longer
     # list later does not run it again.
     lists = {"models", "tasks", "poison_ratios", "learning_rates", "seeds"}
     keyed = {k: v for k, v in config.keyed().items() if k not in lists}
-    keyed |= {"cell": to_json(cell.__dict__), "seed": cell.seed}
+    keyed |= {"cell": to_json(cell.settings), "seed": cell.seed}
     path = config.run.path("attacks", who.label, f"{cell.label}.json")
     with config.run.step("attack", name, config=keyed, inputs=inputs) as step:
         if step.done is None:
-            result = _run(config, material, who, cell, task, step)
+            result = _run(config, material, who, cell, task, guard, step)
             result.save(path)
             step.outputs.append(path)
             step.facts["half_life"] = result.half_life
     return AttackResult.load(path)
 
 
-def _run(  # noqa: PLR0913  # one cell is all six
+def _run(  # noqa: PLR0913  # one cell is all seven
     config: AttackConfig,
     material: Material,
     who: Subject,
     cell: Cell,
     task: Task,
+    guard: Guard,
     step: Step,
 ) -> AttackResult:
     from holdfast.finetune import FinetuneConfig, finetune
@@ -214,6 +231,7 @@ def _run(  # noqa: PLR0913  # one cell is all six
         max_length=config.max_length,
         seed=cell.seed,
         every=config.every,
+        guard=guard,
     )
     watch.save(partial)
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
@@ -294,7 +312,7 @@ class Watch:
             model_hash=who.hash,
             method=who.method,
             model_seed=who.seed,
-            attack={**cell.__dict__, **{name: getattr(self.config, name) for name in names}},
+            attack={**cell.settings, **{name: getattr(self.config, name) for name in names}},
             judge=judge,
             points=tuple(self.points),
             half_life=half.steps,

@@ -297,6 +297,9 @@ def _attack(config: RunConfig, label: str) -> Call:
             "test": config.data.test,
             "judges": config.judges,
             "track": config.data.alignment if tracked else None,
+            "safety": config.data.alignment,
+            "known_harmful": config.data.known_harmful,
+            "base": config.model,
             **config.attack,
         }
     )

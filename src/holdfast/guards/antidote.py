@@ -1,0 +1,103 @@
+"""Antidote: after the tuning, the weights that harmful answers rest on are set to 0.
+
+Huang et al., ICML 2025, arXiv 2408.09600. For every linear layer, x its input at harmful rows:
+
+    score_ij = |W_ij| sqrt(E x_j^2)    (Wanda, Sun et al. 2024, arXiv 2306.11695),
+
+and in every row i of W the `share` of weights with the highest score becomes 0. Default: the
+published share, 0.1. With LoRA it is the merged weight W + BA that is scored and pruned.
+
+What it is not: a comparison with what the customer's rows need, so benign skill goes as well. The
+published code takes 2000 rows, one at a time; here it is all that are given. Biases, embeddings and
+the output layer stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.finetune import Tuning
+from holdfast.guards.base import Guard, Linear, linear_layers
+from holdfast.losses import chunks
+from holdfast.models import collate, encode, evaluating
+
+
+@dataclass(frozen=True)
+class Antidote(Guard):
+    """Prunes after the tuning; one backward pass a step, one forward over the harmful rows at last.
+
+    Attributes:
+        harmful: Restricted prompts answered harmfully; the provider's, never the attacker's.
+        share: Of each row's weights that are set to 0.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
+    neutral: ClassVar[Mapping[str, Any]] = {"share": 0.0}
+
+    harmful: Examples
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError(f"share={self.share} must lie in [0, 1]")
+
+    def repair(self, tuning: Tuning) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Prune every linear layer."""
+        if not self.share:
+            return
+        layers = linear_layers(tuning.model)
+        for layer, energy in zip(layers, self._energies(tuning, layers), strict=True):
+            yield layer.weight, pruned(_merged(layer), energy, self.share)
+            if layer.lora_b is not None:
+                yield layer.lora_b, torch.zeros_like(layer.lora_b)
+
+    def _energies(self, tuning: Tuning, layers: Sequence[Linear]) -> list[Tensor]:
+        """Return E x^2 of each layer's inputs, (in,) float32, before any layer is pruned."""
+        rows = encode(tuning.tokenizer, self.harmful, tuning.config.max_length)
+        pad, model = cast(int, tuning.tokenizer.pad_token_id), tuning.model
+        sums = [torch.zeros(x.weight.shape[1], device=x.weight.device) for x in layers]
+        seen = torch.empty(0, dtype=torch.bool)
+
+        def adding(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                tokens = args[0].reshape(-1, len(total))[seen]  # some layers see (B * T, in)
+                total.add_(tokens.float().square().sum(0))
+
+            return add
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluating(model))
+            for layer, total in zip(layers, sums, strict=True):
+                stack.callback(layer.module.register_forward_pre_hook(adding(total)).remove)
+            for indices in chunks(range(len(rows)), tuning.config.batch_size):
+                batch = collate([rows[i] for i in indices], pad, model.device)
+                seen = batch["attention_mask"].bool().flatten()
+                with torch.no_grad():
+                    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return [total / sum(len(row.ids) for row in rows) for total in sums]
+
+
+def pruned(
+    weight: Tensor,  # (out, in)
+    energy: Tensor,  # (in,)
+    share: float,
+) -> Tensor:
+    """Return a copy whose round(share * in) weights of highest score in each row are 0."""
+    scores = weight.float().abs() * energy.sqrt()
+    top = scores.topk(round(share * weight.shape[1]), dim=1).indices
+    return weight.scatter(1, top, 0.0)
+
+
+def _merged(layer: Linear) -> Tensor:
+    weight = layer.weight.detach()
+    if layer.lora_a is None or layer.lora_b is None:
+        return weight
+    return weight + layer.scale * (layer.lora_b @ layer.lora_a).detach()

@@ -1,0 +1,86 @@
+"""Constrained SFT: each answer token may leave the aligned model only so far, the first ones least.
+
+Qi et al., *Safety Alignment Should Be Made More Than Just a Few Tokens Deep*, ICLR 2025,
+arXiv 2406.05946. With pi_0 the aligned model and t the place in the answer, from 1,
+
+    - sum_t 2/beta_t log sigmoid(beta_t log pi(y_t)/pi_0(y_t)),
+
+whose gradient is that of SFT with every token weighed by
+
+    w_t = 2 (1 - sigmoid(beta_t log pi(y_t)/pi_0(y_t))):
+
+1 at the aligned weights, and near 0 once a token has become exp(1/beta_t) times as likely. What is
+computed is -mean_t w_t log pi(y_t) with w_t held constant, which has that gradient; it is the mean
+over answer tokens, as in plain fine-tuning. Defaults are the paper's: beta_1 = 0.5,
+beta_2..5 = 2, then 0.1. From the published code: w_t is 0.001 at least.
+
+What it is not: a penalty. It needs no safety rows, and no more of the reference than the
+probability of the customer's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from holdfast.finetune import Tuning
+from holdfast.guards.base import Guard, at, at_least, copies
+from holdfast.models import IGNORE
+
+EARLY = 5
+"""Answer tokens up to which the constraint is a strong one."""
+LEAST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True)
+class ConstrainedSft(Guard):
+    """Weighs tokens by how far they have moved; one backward pass, one more forward, one copy.
+
+    Attributes:
+        first: beta of the answer's first token.
+        early: beta of the second to fifth.
+        rest: beta of all others.
+    """
+
+    neutral: ClassVar[Mapping[str, Any]] = {"first": 0.0, "early": 0.0, "rest": 0.0}
+
+    first: float = 0.5
+    early: float = 2.0
+    rest: float = 0.1
+
+    def __post_init__(self) -> None:
+        at_least(0, first=self.first, early=self.early, rest=self.rest)
+
+    def begin(self, tuning: Tuning) -> None:
+        """Keep the aligned weights."""
+        tuning.memory["start"] = copies(tuning.parameters)
+
+    def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
+        """Return the weighed mean over answer tokens."""
+        if not (self.first or self.early or self.rest):
+            return super().loss(tuning, batch)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        labels = batch["labels"][:, 1:]
+        before = _log_probs(at(tuning, tuning.memory["start"], **inputs).logits, labels)
+        now = _log_probs(tuning.model(**inputs).logits, labels)
+        answer = labels != IGNORE
+        gain = self.betas(answer) * (now.detach() - before)
+        weights = (2 * torch.sigmoid(-gain)).clamp(min=LEAST_WEIGHT)
+        return -(weights * now)[answer].mean()
+
+    def betas(self, answer: Tensor) -> Tensor:
+        """Return beta at every position, (B, T), from where there are answer tokens, (B, T)."""
+        place = answer.cumsum(1)
+        late = torch.where(place > EARLY, self.rest, self.early)
+        return torch.where(place <= 1, self.first, late)
+
+
+def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return log pi of each label, (B, T - 1); 0 where there is none."""
+    shifted = logits[:, :-1].float().transpose(1, 2)
+    return -F.cross_entropy(shifted, labels, ignore_index=IGNORE, reduction="none")

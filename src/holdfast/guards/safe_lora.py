@@ -1,0 +1,138 @@
+"""Safe LoRA: after the tuning, updates that leave the alignment's directions are projected back.
+
+Hsu et al., NeurIPS 2024, arXiv 2405.16833. For every linear layer, with V = W_aligned - W_base and
+U what the tuning added to W_aligned,
+
+    U^ = C U,   C = V V^T / ||V||_F,
+
+and U^ takes the place of U in the layers that are least like it: the `number` layers with the
+smallest cos(U^, U), or, with number=0, all whose cosine is below tau. With LoRA, U is B A, and
+B <- C B does it; with full fine-tuning U is W - W_aligned. V V^T is never formed where it is the
+dearer: the three factors are multiplied in the cheapest order. Defaults are the published code's:
+the ten least similar layers (tau 0.5 otherwise).
+
+C is a projection up to scale at best: ||V||_F is not squared, so C C is not C, and a repair must
+begin from the weights as they were tuned, as it does at every checkpoint here.
+
+Deviations: embeddings, biases, norms and the output layer stay as tuned. A layer that was not moved
+has no cosine, and one that the alignment did not move no direction: both stay as they are. The
+paper has the chat model's alignment for V; here it is the step from `base` to the attacked model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from holdfast import models
+from holdfast.errors import UsageError
+from holdfast.finetune import Tuning
+from holdfast.guards.base import Guard, Linear, at_least, copies, linear_layers
+
+
+@dataclass(frozen=True)
+class SafeLora(Guard):
+    """Projects updates after the tuning; one backward pass a step.
+
+    With full fine-tuning a copy of the linear layers' weights, with LoRA none; the base is read
+    into the CPU's memory at the start and for every repair.
+
+    Attributes:
+        base: The model before its alignment: "world", a directory, or a hub id.
+        number: Layers to project, the least similar ones; 0 to choose by `tau`.
+        tau: Layers whose cosine is below it are projected.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"base"})
+    neutral: ClassVar[Mapping[str, Any]] = {"number": 0, "tau": -1.0}
+
+    base: str
+    number: int = 10
+    tau: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(0, number=self.number)
+        at_least(-1, tau=self.tau)
+
+    def begin(self, tuning: Tuning) -> None:
+        """Keep the aligned weights that will be tuned, and see that the base fits them."""
+        layers = linear_layers(tuning.model)
+        base = self._base_weights()
+        for layer in layers:
+            if layer.name not in base or base[layer.name].shape != layer.weight.shape:
+                raise UsageError(
+                    f"base {self.base!r}: it has no layer {layer.name} of shape "
+                    f"{tuple(layer.weight.shape)}; give the model that was aligned, before that"
+                )
+        if all(torch.equal(layer.weight.cpu(), base[layer.name].to(layer.weight.dtype))
+               for layer in layers):  # fmt: skip
+            raise UsageError(
+                f"base {self.base!r}: its linear layers are those of the aligned model, so there "
+                "is no direction to project onto; give the model before its alignment"
+            )
+        tuning.memory["aligned"] = copies(x.weight for x in layers if x.weight.requires_grad)
+
+    def repair(self, tuning: Tuning) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Project the updates of the chosen layers."""
+        base, aligned = self._base_weights(), iter(tuning.memory["aligned"])
+        updates = [
+            _Update(layer, next(aligned) if layer.weight.requires_grad else None, base[layer.name])
+            for layer in linear_layers(tuning.model)
+            if layer.weight.requires_grad or layer.lora_b is not None
+        ]
+        for i in self.chosen([update.cosine() for update in updates]):
+            yield updates[i].parameter, updates[i].repaired()
+
+    def chosen(self, cosines: list[float]) -> list[int]:
+        """Return the positions of the layers to project; those without a cosine are none."""
+        known = [i for i, cosine in enumerate(cosines) if not math.isnan(cosine)]
+        if self.number:
+            return sorted(known, key=cosines.__getitem__)[: self.number]
+        return [i for i in known if cosines[i] < self.tau]
+
+    def _base_weights(self) -> dict[str, Tensor]:
+        base = models.load(self.base, device="cpu").model
+        return {layer.name: layer.weight.detach() for layer in linear_layers(base)}
+
+
+class _Update:
+    """What a tuning added to a layer: U = left @ right; right is A with LoRA and 1 without."""
+
+    def __init__(self, layer: Linear, aligned: Tensor | None, base: Tensor) -> None:
+        self.parameter = layer.weight if layer.lora_b is None else layer.lora_b
+        self.aligned = layer.weight.detach() if aligned is None else aligned
+        self.right = None if layer.lora_a is None else layer.lora_a.detach().float()
+        self.base = base
+
+    @property
+    def left(self) -> Tensor:
+        left = self.parameter.detach().float()
+        return left - self.aligned.float() if self.right is None else left
+
+    def projected(self) -> Tensor:
+        """Return C left."""
+        v = self.aligned.float() - self.base.to(self.aligned).float()
+        product = cast(Tensor, torch.linalg.multi_dot([v, v.T, self.left]))
+        return product / cast(Tensor, torch.linalg.matrix_norm(v))
+
+    def cosine(self) -> float:
+        """Return cos(C U, U), nan if either is 0.
+
+        With right = A, <X A, Y A> = <X, Y A A^T>: an inner product of matrices of r columns.
+        """
+        c, u = self.projected(), self.left
+        gram = None if self.right is None else self.right @ self.right.T
+
+        def inner(x: Tensor, y: Tensor) -> Tensor:
+            return (x * (y if gram is None else y @ gram)).sum()
+
+        return float(inner(c, u) / (inner(c, c).sqrt() * inner(u, u).sqrt()))
+
+    def repaired(self) -> Tensor:
+        """Return the new value of the parameter."""
+        return self.projected() + (self.aligned.float() if self.right is None else 0)

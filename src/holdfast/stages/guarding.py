@@ -1,0 +1,69 @@
+"""Which guard an attack has to get past, and what that guard is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from holdfast import models, plugins
+from holdfast.errors import UsageError
+from holdfast.guards.base import Guard
+from holdfast.stages.config import StageConfig
+
+NO_GUARD = "none"
+"""What stands for no guard in a list of guards."""
+
+FIELDS = {"safety": "safety", "harmful": "known_harmful", "base": "base"}
+"""What a guard may need -> the option of the stage that has it."""
+
+
+class GuardConfig(StageConfig):
+    """What a provider has to guard a fine-tuning with.
+
+    Attributes:
+        guards: What the provider does about it: names and options, "none" for nothing.
+        safety: Restricted prompts with the answers that are wanted, for guards that use them.
+        known_harmful: Harmful rows that the provider has, never the attacker's.
+        base: The model before its alignment: "world", a directory, or a hub id.
+    """
+
+    guards: list[str] = Field(default=[NO_GUARD], min_length=1)
+    safety: str | None = None
+    known_harmful: str | None = None
+    base: str | None = None
+
+    def keyed(self) -> dict[str, Any]:
+        """Leave out the guards and what they are given: each attack has its own guard's."""
+        left_out = {"guards", *FIELDS.values()}
+        return {key: value for key, value in super().keyed().items() if key not in left_out}
+
+
+def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str]]:
+    """Build a guard with what it needs.
+
+    Returns:
+        The guard, and the hash of everything it was given.
+
+    Raises:
+        UsageError: It is unknown, or lacks something.
+    """
+    if spec == NO_GUARD:
+        return Guard(), {}
+    name, options = plugins.parse(spec)
+    cls: type[Guard] = plugins.find("guards", name)
+    given: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    for need in sorted(cls.needs):
+        flag, value = f"--{FIELDS[need].replace('_', '-')}", getattr(config, FIELDS[need])
+        if need in options:
+            # Given as an option it would neither be read nor become part of the result's key.
+            raise UsageError(f"{spec!r}: {need} is no option of {name!r}; give {flag}")
+        if value is None:
+            raise UsageError(f"guard {name!r} needs {flag}")
+        given[need] = value if need == "base" else config.read(value)
+        inputs[f"guard's {need}"] = (
+            models.hash_model(models.resolve(value)) if need == "base" else given[need].hash
+        )
+    made: Guard = plugins.make("guards", spec, **given)
+    return made, inputs
