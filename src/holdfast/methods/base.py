@@ -156,9 +156,28 @@ class AlignmentTrainer(Trainer):
             loss = loss * (answer_tokens(batch) / num_items)
         return loss
 
+    def check_finite(self, loss: Tensor) -> None:
+        """Raise TrainingError where a loss is nan or infinite, before the optimizer moves."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
+                "go on. Lower the learning rate or the size of the method's own steps (rho, alpha, "
+                "attack_lr). The last checkpoint is kept."
+            )
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes."""
         return trainable(cast(nn.Module, self.model))
+
+    def add_gradient(self, grads: Sequence[Tensor], weight: float) -> None:
+        """Add weight * grads, one tensor per trainable parameter, to what the optimizer will see.
+
+        What `accelerator.backward` has left there carries fp16's loss scale, so this must too.
+        """
+        scaler = self.accelerator.scaler
+        weight = weight if scaler is None else weight * scaler.get_scale()
+        for p, g in zip(self.trainable_parameters(), grads, strict=True):
+            p.grad = g * weight if p.grad is None else p.grad.add_(g, alpha=weight)
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
         """Build a batch from row positions, with `is_safety` (B,) beside the model's inputs."""
@@ -196,11 +215,7 @@ class AlignmentTrainer(Trainer):
         """Accumulate one micro-batch; on the last one, let the method see the losses."""
         model.train()
         loss = self.accumulate(model, self._prepare_inputs(inputs), num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
-                "go on. Lower the learning rate or rho. The last checkpoint is kept."
-            )
+        self.check_finite(loss)
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:
             losses = torch.stack(self._micro_losses)
@@ -226,6 +241,32 @@ class AlignmentTrainer(Trainer):
         if checkpoint is not None:
             path = Path(checkpoint, STATE_FILE)
             self.load_method_state(json.loads(path.read_text(encoding="utf-8")))
+
+
+class HarmfulTrainer(AlignmentTrainer):
+    """Base of the methods that see harmful rows: an endless shuffle, kept in every checkpoint."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows, config = cast(Examples, self.data.harmful), cast(AlignConfig, self.args)
+        self.harmful = encode(self.tokenizer, rows, config.max_length)
+        if not self.harmful:
+            raise UsageError(f"{rows.name}: no harmful rows; {type(self).__name__} needs some")
+        self.stream = Stream(range(len(self.harmful)), config.seed)
+
+    def harmful_batch(self, n: int) -> Batch:
+        """Return the next n harmful rows on the training device."""
+        return self.collate_rows([self.harmful[i] for i in self.stream.take(n)])
+
+    def method_state(self) -> dict[str, Any]:
+        """Return the stream of harmful rows."""
+        return {"stream": self.stream.state_dict()}
+
+    def load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `method_state`."""
+        self.stream.load_state_dict(state["stream"])
 
 
 def answer_tokens(batch: Batch) -> int:
