@@ -142,6 +142,18 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Iterable[
 
 
 @contextmanager
+def kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let the block move the weights as it likes; on any way out they are bit for bit as before."""
+    before = [p.detach().clone() for p in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(parameters, before, strict=True):
+                p.copy_(old)
+
+
+@contextmanager
 def perturbed(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> Iterator[None]:
     """Hold the weights at theta + steps inside the block."""
     with restored(parameters) as add:

@@ -239,11 +239,14 @@ class AlignmentTrainer(Trainer):
             loss = loss * (size(batch) * distributed.world() / num_items)
         return loss
 
-    def answer_loss(self, model: nn.Module, rows: Sequence[Encoded]) -> Tensor:
-        """Return the mean answer loss of rows of the method's own, e.g. an attacker's."""
-        batch = collate(rows, self.pad, self.args.device)
+    def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean answer loss of rows of the method's own, whatever the run's loss is."""
         with self.compute_loss_context_manager():
             return cast(Tensor, model(**batch, use_cache=False).loss)
+
+    def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
+        """Build a batch of other rows (an attacker's) on the training device."""
+        return collate(rows, self.pad, self.args.device)
 
     def gradient_of(self, model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
         """Return a loss's gradient by the trainable parameters over all processes.
@@ -267,9 +270,28 @@ class AlignmentTrainer(Trainer):
         """Id of the padding token."""
         return cast(int, self.tokenizer.pad_token_id)
 
+    def check_finite(self, loss: Tensor) -> None:
+        """Raise TrainingError where a loss is nan or infinite, before the optimizer moves."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
+                "go on. Lower the learning rate or the size of the method's own steps (rho, alpha, "
+                "attack_lr). The last checkpoint is kept."
+            )
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that training changes."""
         return trainable(cast(nn.Module, self.model))
+
+    def add_gradient(self, grads: Sequence[Tensor], weight: float) -> None:
+        """Add weight * grads, one tensor per trainable parameter, to what the optimizer will see.
+
+        What `accelerator.backward` has left there carries fp16's loss scale, so this must too.
+        """
+        scaler = self.accelerator.scaler
+        weight = weight if scaler is None else weight * scaler.get_scale()
+        for p, g in zip(self.trainable_parameters(), grads, strict=True):
+            p.grad = g * weight if p.grad is None else p.grad.add_(g, alpha=weight)
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
         """Build a batch from row positions, with `is_safety` (B,) beside the model's inputs."""
@@ -310,11 +332,7 @@ class AlignmentTrainer(Trainer):
         offload = getattr(self, "maybe_activation_offload_context", contextlib.nullcontext())
         with offload:  # TRL's
             loss = self.accumulate(model, self._prepare_inputs(inputs), num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
-                "go on. Lower the learning rate or rho. The last checkpoint is kept."
-            )
+        self.check_finite(loss)
         self._micro_losses.append(loss)
         if self.accelerator.sync_gradients:
             losses = torch.stack(self._micro_losses)
@@ -374,6 +392,37 @@ class PerturbingTrainer(AlignmentTrainer):
         if rows_of(benign):
             losses.append(super().accumulate(model, benign, num_items))
         return torch.stack(losses).sum()
+
+
+class HarmfulTrainer(AlignmentTrainer):
+    """Base of the methods that see harmful rows: an endless shuffle, kept in every checkpoint."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
+
+    def prepare(self) -> None:
+        """Encode the harmful rows and shuffle them."""
+        name, rows = type(self).__name__, cast(Examples, self.data.harmful)
+        if distributed.world() > 1:
+            raise UsageError(
+                f"{distributed.world()} processes: {name} goes back to its harmful rows after the "
+                "processes have added up their gradients; train on one process, or take vaa"
+            )
+        self.harmful = self.encode(rows)
+        if not self.harmful:
+            raise UsageError(f"{rows.name}: no harmful rows; {name} needs some")
+        self.stream = Stream(range(len(self.harmful)), self.args.seed)
+
+    def harmful_batch(self, n: int) -> Batch:
+        """Return the next n harmful rows on the training device."""
+        return self.collate_rows([self.harmful[i] for i in self.stream.take(n)])
+
+    def method_state(self) -> dict[str, Any]:
+        """Return the stream of harmful rows."""
+        return {"stream": self.stream.state_dict()}
+
+    def load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `method_state`."""
+        self.stream.load_state_dict(state["stream"])
 
 
 def answer_tokens(batch: Batch) -> int:

@@ -136,10 +136,10 @@ class TVaccine(PerturbingTrainer):
         """
         model = cast(nn.Module, self.model)
         chosen = self.stream.take(self.args.train_batch_size)
-        rows = [self.harmful[i] for i in chosen]
+        batch = self.collate_rows([self.harmful[i] for i in chosen])
         with evaluating(model):
             grads = output_gradients(
-                [block.attention for block in self.blocks], lambda: self.answer_loss(model, rows)
+                [block.attention for block in self.blocks], lambda: self.answer_loss(model, batch)
             )
         # The least number lets a layer without gradient be drawn, once no other is left.
         norms = [float(global_norm([grad])) + sys.float_info.min for grad in grads]

@@ -200,8 +200,9 @@ class Vaa(AlignmentTrainer):
         if self.options.perturbation == "own_loss":
             grads = self.gradient_of(model, lambda: self.scaled_loss(model, safety, num_items))
             return step_along(grads, rho, geometry=geometry, in_place=True)
-        rows = [self.attack[i] for i in self.take("attack", rows_of(safety))]
-        grads = self.gradient_of(model, lambda: self.answer_loss(model, rows))
+        chosen = self.take("attack", rows_of(safety))
+        batch = self.collate_rows([self.attack[i] for i in chosen])
+        grads = self.gradient_of(model, lambda: self.answer_loss(model, batch))
         return step_along(grads, -rho, geometry=geometry, in_place=True)
 
     def _count(self, safety: Batch, loss: float, num_items: Tensor | int | None) -> None:

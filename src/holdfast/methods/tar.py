@@ -1,0 +1,208 @@
+"""TAR: train for what the model will be after an attacker has fine-tuned it.
+
+Tamirisa et al., ICLR 2025, arXiv 2408.00761. Every optimizer step plays an attack: from theta, an
+adversary takes K steps of AdamW on harmful rows, theta = theta_0 -> theta_1 -> ... -> theta_K, and
+along that road the gradient of a tamper-resistance loss on harmful rows that it has not seen is
+gathered. The weights are put back, and the optimizer sees
+
+    g = c_tr sum_k w_k grad L_tr(theta_k) + c_ret grad [ l(theta) + rep d(theta) ],
+
+    L_tr = mean over answer tokens of sum_v p(v) log p(v)        (negative entropy),
+    w_k ~ exp(schedule (k - K)), sum_k w_k = 1,
+    d(theta) = mean over layers and tokens of ||h(theta) - h(start)||.
+
+First order: the gradient at theta_k stands for the one with respect to theta. Entropy rather than
+the negated loss, since that is what flattens the adversary's loss at a high value. l is the
+ordinary loss of safety and benign rows.
+
+Published (Llama-3-8B, the authors' scripts): K = 64 with the loss at every 4th step, c_tr = 4,
+c_ret = 1, schedule 0.0625, adversary's rate one of 2e-6, 2e-5, 4e-5, 750 steps at 2e-5, with
+rep = 1, from a model whose harmful representations were made random; K = 8 and c_tr = 0.1 with a
+preference loss in place of entropy for refusals. The defaults here are for small models and runs.
+
+What it is not, and what differs:
+
+- No preference loss: rows of other pairs would be needed.
+- rep is 0 unless asked for. The published runs start from a model that is good already and must not
+  lose it; here alignment is being learned, so holding the states at the start's works against it,
+  and the frozen start costs a whole further model.
+- Entropy is taken over answer tokens; published, over all positions, with prompt and padding.
+- The weights w_k add to 1, so that c_tr means the same for every K.
+- The adversary's rate is drawn log-uniformly over the span of the published three. It has no warmup
+  (in the published code a constant factor), no weight decay and no clipping.
+- The adversary keeps an optimizer of its own, forgotten after each attack.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import UsageError
+from holdfast.methods.base import Batch, HarmfulTrainer, Stream
+from holdfast.models import IGNORE
+from holdfast.weights import gradients, kept
+
+SPAN = 20.0
+"""Ratio of the adversary's largest to its smallest learning rate, 4e-5 to 2e-6 as published."""
+
+
+@dataclass(frozen=True)
+class TarOptions:
+    """Options of TAR, scaled to small models and runs."""
+
+    tamper: float = field(default=4.0, metadata={"help": "c_tr, weight of tamper resistance."})
+    retain: float = field(default=1.0, metadata={"help": "c_ret, weight of the ordinary loss."})
+    rep: float = field(default=0.0, metadata={"help": "Weight of staying at the start's states."})
+    inner_steps: int = field(default=8, metadata={"help": "K, steps of the adversary."})
+    every: int = field(default=2, metadata={"help": "Its steps between two looks at the loss."})
+    schedule: float = field(default=0.0625, metadata={"help": "Growth of w_k; 0 for equal ones."})
+    attack_lr: float = field(default=2e-4, metadata={"help": "Its largest learning rate."})
+    held_out: float = field(default=0.25, metadata={"help": "Share of rows that it never sees."})
+
+    def __post_init__(self) -> None:
+        for name in ("tamper", "retain", "rep", "schedule", "attack_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name)} must not be negative")
+        if not 1 <= self.every <= self.inner_steps:
+            raise UsageError(
+                f"every={self.every} must lie between 1 and inner_steps={self.inner_steps}, "
+                "or the loss is never looked at"
+            )
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"held_out={self.held_out} is a share: it must lie between 0 and 1")
+
+
+class Tar(HarmfulTrainer):
+    """SFT, and high entropy after simulated attacks.
+
+    1 + K + K / every backward passes and four copies of the trainable parameters: the weights
+    before the attack, the adversary's gradient and its two moments. With rep, a frozen model too.
+    """
+
+    Options: ClassVar[type[Any]] = TarOptions
+    neutral: ClassVar[Mapping[str, Any]] = {"tamper": 0.0}
+    options: TarOptions
+
+    def prepare(self) -> None:
+        """Hold some harmful rows out from the adversary, and keep the start if it is asked for."""
+        super().prepare()
+        n, options = len(self.harmful), self.options
+        held = max(1, round(options.held_out * n))
+        if held >= n:
+            raise UsageError(
+                f"held_out={options.held_out} of {n} harmful rows leaves the adversary none; "
+                "give more rows or hold out fewer"
+            )
+        order = np.random.default_rng(self.args.seed).permutation(n).tolist()
+        self.stream.positions = order[held:]
+        self.held_out = Stream(order[:held], self.args.seed + 1)
+        self.start: nn.Module | None = None
+        if options.rep > 0:
+            self.start = copy.deepcopy(cast(nn.Module, self.model)).requires_grad_(False).eval()
+
+    # ------------------------------------------------------------------------------- hooks
+
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+        """Back-propagate the retain loss, c_ret (l + rep d)."""
+        loss = self.scaled_loss(model, batch, num_items)
+        if self.start is not None:
+            share = self.options.rep / self.current_gradient_accumulation_steps
+            with self.compute_loss_context_manager():
+                loss = loss + share * drift(model, self.start, batch)
+        loss = self.options.retain * loss
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def before_update(self, losses: Tensor) -> None:
+        """Play an attack, and add the gradients of L_tr along it to that of the retain loss."""
+        if self.options.tamper == 0:
+            return
+        model, parameters = cast(nn.Module, self.model), self.trainable_parameters()
+        chosen = self.held_out.take(self.args.train_batch_size)
+        unseen = self.collate_rows([self.harmful[i] for i in chosen])
+        rate = self.options.attack_lr * SPAN ** -float(torch.rand(()))
+        share, mean = look_weights(self.options), 0.0
+        with kept(parameters):
+            # The same memory with a gradient of its own: the Trainer's is left alone.
+            leaves = [nn.Parameter(p.detach()) for p in parameters]
+            adversary = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
+            for k in range(1, self.options.inner_steps + 1):
+                attack = self._attack_step(model, leaves, adversary)
+                if k in share:
+                    loss = self._tamper_loss(model, unseen)
+                    self.add_gradient(gradients(loss, parameters), self.options.tamper * share[k])
+                    mean += share[k] * float(loss.detach())
+        self.log({"tamper_loss": mean, "attack_loss": attack, "attack_lr": rate})
+
+    def method_state(self) -> dict[str, Any]:
+        """Return both streams of harmful rows."""
+        return {**super().method_state(), "held_out": self.held_out.state_dict()}
+
+    def load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `method_state`."""
+        super().load_method_state(state)
+        self.held_out.load_state_dict(state["held_out"])
+
+    # ------------------------------------------------------------------------ the equations
+
+    def _attack_step(
+        self, model: nn.Module, leaves: list[nn.Parameter], adversary: torch.optim.Optimizer
+    ) -> float:
+        """Let the adversary move the weights once; return the loss that it saw."""
+        loss = self.answer_loss(model, self.harmful_batch(self.args.train_batch_size))
+        self.check_finite(loss)
+        grads = gradients(loss, self.trainable_parameters())
+        for p, grad in zip(leaves, grads, strict=True):
+            p.grad = grad
+        adversary.step()
+        adversary.zero_grad()
+        return float(loss.detach())
+
+    def _tamper_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        with self.compute_loss_context_manager():
+            logits = model(**_inputs(batch)).logits
+        loss = negative_entropy(logits, batch["labels"])
+        self.check_finite(loss)
+        return loss
+
+
+def look_weights(options: TarOptions) -> dict[int, float]:
+    """Return w_k for every adversary's step k = every, 2 every, ... after which L_tr is taken."""
+    steps = range(options.every, options.inner_steps + 1, options.every)
+    raw = {k: math.exp(options.schedule * (k - options.inner_steps)) for k in steps}
+    return {k: w / sum(raw.values()) for k, w in raw.items()}
+
+
+def negative_entropy(
+    logits: Tensor,  # (B, T, V)
+    labels: Tensor,  # (B, T)
+) -> Tensor:
+    """Return the mean over answer tokens of sum_v p log p, in [-log V, 0] nats."""
+    logp = logits[:, :-1][labels[:, 1:] != IGNORE].float().log_softmax(-1)
+    return (logp.exp() * logp).sum(-1).mean()
+
+
+def drift(model: nn.Module, start: nn.Module, batch: Batch) -> Tensor:
+    """Return how far the hidden states are from the start's, L2, mean over layers and tokens."""
+    with torch.no_grad():
+        anchors = start(**_inputs(batch), output_hidden_states=True).hidden_states
+    states = model(**_inputs(batch), output_hidden_states=True).hidden_states
+    real = batch["attention_mask"].bool()
+    gaps = [(h - a)[real].float().norm(dim=-1).mean() for h, a in zip(states, anchors, strict=True)]
+    return torch.stack(gaps).mean()
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "use_cache": False,
+    }
