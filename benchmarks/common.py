@@ -168,7 +168,7 @@ def _prepare_text(shared: Path, out: Path) -> None:
     rows = out / "judge_train.jsonl"
     if not rows.is_file():
         script = str(ROOT / "examples" / "prepare_real_text.py")
-        sizes = ["--alignment", "700", "--benign", "500", "--test", "120"]
+        sizes = ["--alignment", "700", "--benign", "1200", "--test", "120"]
         places = ["--shared", str(shared), "--out", str(out)]
         subprocess.run([sys.executable, script, *places, *sizes], check=True, stdout=sys.stderr)
     if not (out / "judge").is_dir():
