@@ -239,9 +239,10 @@ def test_every_source_gives_a_direction(
     assert found.facts["step"] > 0
     assert found.facts["source"] == options["source"]
     assert len(set(found.values)) > 1
-    # The step is found on all rows here, as half a sample of 32 would be: about half have flipped.
+    # The step is found on all 24 rows, which are held before it: a tenth of them flips, or a
+    # sixteenth of all more, and what padding rounds.
     if "repeats" not in options:
-        assert 0.5 <= (found.values > 0).mean() <= 0.75
+        assert 0.1 <= (found.values > 0).mean() <= 0.25
 
 
 @pytest.mark.parametrize("architecture", on(FEW))
@@ -255,7 +256,7 @@ def test_the_base_of_any_architecture_gives_a_direction(
     models.save(refusing(architecture).base, tokenizer, tmp_path / "base")
     estimator = AttackDirection(base=str(tmp_path / "base"), source="base", answer_tokens=4)
     found = score(estimator, architecture, PLAIN)
-    assert 0.5 <= (found.values > 0).mean() <= 0.75
+    assert 0.1 <= (found.values > 0).mean() <= 0.25
 
 
 # ------------------------------------------------------------------------------- other estimators

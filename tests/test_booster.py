@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
+from holdfast.batches import Batch
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.methods.base import AlignmentData, Batch
+from holdfast.methods.base import AlignmentData
 from holdfast.methods.booster import BoosterOptions
 
 Make = Callable[..., PreTrainedModel]

@@ -21,7 +21,7 @@ LAYERS = (
         *("svg", "charts", "sections", "finetune", "forgetting", "group_sampler", "groups"),
         "proxy_attack",
         *("factors", "screening", "crossfit", "similarity"),
-        *("agreement", "validation", "cost", "flip_step", "distributed", "trl_rows"),
+        *("agreement", "validation", "cost", "flip_step", "distributed", "trl_rows", "batches"),
         "world",
     },
     set(KINDS),

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
+from holdfast.batches import Batch
 from holdfast.errors import UsageError
 from holdfast.methods import repnoise
-from holdfast.methods.base import Batch
 from holdfast.methods.repnoise import RepNoiseOptions, answer_places, final_norm, mmd
 
 Make = Callable[..., PreTrainedModel]

@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
+from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.methods.base import AlignmentData, Batch, answer_tokens
+from holdfast.methods.base import AlignmentData
 from holdfast.methods.t_vaccine import TVaccine, TVaccineOptions
 from recorded_steps import accumulated, drifted, micro_batch, nll
 

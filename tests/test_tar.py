@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
+from holdfast.batches import Batch
 from holdfast.errors import UsageError
 from holdfast.methods import tar
-from holdfast.methods.base import AlignmentData, Batch
+from holdfast.methods.base import AlignmentData
 from holdfast.methods.tar import TarOptions, drift, look_weights, negative_entropy
 
 Make = Callable[..., PreTrainedModel]

@@ -211,7 +211,7 @@ def test_preferences_are_learnt(
 def test_preference_batches_part_pairs_and_not_halves(
     make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset, data: AlignmentData
 ) -> None:
-    from holdfast.methods.base import by_safety
+    from holdfast.batches import by_safety
 
     trainer = make(VaaDpo, model, preferences)
     batch = trainer.collate_positions([0, 1, 2, 3])

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, weights
 from holdfast.artifacts import Groups
+from holdfast.batches import Batch
 from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.methods import vaa
-from holdfast.methods.base import AlignmentData, Batch
+from holdfast.methods.base import AlignmentData
 from holdfast.methods.vaa import Vaa, VaaOptions
 
 Make = Callable[..., PreTrainedModel]
@@ -360,7 +361,7 @@ def test_no_step_mixes_groups(
 
 
 def test_streams_visit_every_row_once_a_round() -> None:
-    from holdfast.methods.base import Stream
+    from holdfast.batches import Stream
 
     stream = Stream([4, 7, 9], seed=0)
     taken = stream.take(2) + stream.take(5) + stream.take(2)

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, plugins
+from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
-from holdfast.methods.base import AlignmentData, AlignmentTrainer, Batch, answer_tokens
+from holdfast.methods.base import AlignmentData, AlignmentTrainer
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]

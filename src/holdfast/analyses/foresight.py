@@ -64,8 +64,8 @@ class Foresight(Analysis):
                     "chance)."
                 )
         findings += [
-            f"Examples of {case.model} left out because the judge could not decide enough of "
-            f"their answers to count: {case.unknown}."
+            f"Of {case.model}, n={case.unknown} examples are left out, their count unknown: the "
+            "judge could not decide enough of their answers."
             for case in scored
             if case.unknown
         ]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -25,10 +24,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from holdfast import distributed, progress
 from holdfast.artifacts import Groups, to_json, write_json
+from holdfast.batches import Batch, Stream, by_safety, rows_of, size
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
-from holdfast.models import IGNORE, Encoded, collate, encode
+from holdfast.models import Encoded, collate, encode
 from holdfast.trl_rows import from_dataset
 from holdfast.weights import gradients_everywhere, trainable
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
 
-Batch = dict[str, Tensor]
 STATE_FILE = "method_state.json"
 UNSUPPORTED = {
     "packing": "puts several rows into one, and groups are of rows; leave it out",
@@ -425,34 +424,6 @@ class HarmfulTrainer(AlignmentTrainer):
         self.stream.load_state_dict(state["stream"])
 
 
-def answer_tokens(batch: Batch) -> int:
-    """Count the tokens of a batch that its loss is a mean of; the first is never predicted."""
-    return int((batch["labels"][:, 1:] != IGNORE).sum())
-
-
-def size(batch: Batch) -> int:
-    """Count what a batch's loss is a mean of: answer tokens, or rows where there are no labels."""
-    return answer_tokens(batch) if "labels" in batch else rows_of(batch)
-
-
-def by_safety(batch: Batch) -> tuple[Batch, Batch]:
-    """Part a batch into its safety and its benign rows; either may have none.
-
-    A preference batch holds the chosen answers of all rows, then the rejected ones.
-    """
-    safe = batch["is_safety"]
-
-    def chosen(mask: Tensor) -> Batch:
-        return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
-
-    return chosen(safe), chosen(~safe)
-
-
-def rows_of(batch: Batch) -> int:
-    """Return how many rows a batch has."""
-    return len(batch["is_safety"])
-
-
 def _refuse(args: TrainingArguments) -> None:
     """Refuse what would be silently wrong.
 
@@ -504,32 +475,3 @@ class StopOnInterrupt(TrainerCallback):
         if self.interrupt.requested:
             control.should_save = True
             control.should_training_stop = True
-
-
-class Stream:
-    """An endless shuffle of positions: each round visits all of them once, in a new order."""
-
-    def __init__(self, positions: Sequence[int], seed: int) -> None:
-        self.positions = list(positions)
-        self.rng = np.random.default_rng(seed)
-        self.order: list[int] = []
-
-    def take(self, n: int) -> list[int]:
-        """Return the next n positions."""
-        taken: list[int] = []
-        while len(taken) < n:
-            if not self.order:
-                self.order = [self.positions[i] for i in self.rng.permutation(len(self.positions))]
-            wanted = n - len(taken)
-            taken += self.order[:wanted]
-            self.order = self.order[wanted:]
-        return taken
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
-        return {"rng": self.rng.bit_generator.state, "order": self.order}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.rng.bit_generator.state = state["rng"]
-        self.order = list(state["order"])

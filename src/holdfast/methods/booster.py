@@ -32,8 +32,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
-from holdfast.methods.base import Batch, HarmfulTrainer, answer_tokens
+from holdfast.methods.base import HarmfulTrainer
 from holdfast.models import evaluating
 from holdfast.weights import consumed, gradients, restored, step_along
 

@@ -42,8 +42,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from holdfast.batches import Batch
 from holdfast.errors import UsageError
-from holdfast.methods.base import Batch, HarmfulTrainer
+from holdfast.methods.base import HarmfulTrainer
 from holdfast.models import IGNORE
 
 KERNELS, FACTOR = 5, 2.0

@@ -27,8 +27,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from holdfast.batches import Batch
 from holdfast.errors import UsageError
-from holdfast.methods.base import Batch, PerturbingTrainer
+from holdfast.methods.base import PerturbingTrainer
 from holdfast.weights import consumed, perturbed, step_along
 
 

@@ -32,10 +32,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from holdfast.attention import blocks, output_gradients, shifted
+from holdfast.batches import Batch, Stream
 from holdfast.distributed import world
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.methods.base import Batch, PerturbingTrainer, Stream
+from holdfast.methods.base import PerturbingTrainer
 from holdfast.models import evaluating
 from holdfast.weights import frozen, global_norm, step_along, trainable
 

@@ -45,8 +45,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast.batches import Batch, Stream
 from holdfast.errors import UsageError
-from holdfast.methods.base import Batch, HarmfulTrainer, Stream
+from holdfast.methods.base import HarmfulTrainer
 from holdfast.models import IGNORE
 from holdfast.weights import gradients, kept
 

@@ -33,12 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.artifacts import Groups
+from holdfast.batches import Batch, Stream, by_safety, rows_of, size
 from holdfast.data import mismatched
 from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.group_sampler import GroupSampler
-from holdfast.methods.base import AlignmentTrainer, Batch, Stream, by_safety, rows_of, size
+from holdfast.methods.base import AlignmentTrainer
 from holdfast.weights import Geometry, consumed, restored, step_along
 
 CHOICES = {

@@ -28,8 +28,9 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from holdfast.attention import blocks, output_gradients, shifted
+from holdfast.batches import Batch
 from holdfast.errors import UsageError
-from holdfast.methods.base import Batch, PerturbingTrainer
+from holdfast.methods.base import PerturbingTrainer
 from holdfast.weights import step_along
 
 

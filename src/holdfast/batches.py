@@ -1,0 +1,71 @@
+"""Batches of alignment rows: what they hold, how they are parted, and endless shuffles of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from holdfast.models import IGNORE
+
+Batch = dict[str, Tensor]
+"""A model's inputs, with `is_safety` (B,) beside them."""
+
+
+def answer_tokens(batch: Batch) -> int:
+    """Count the tokens of a batch that its loss is a mean of; the first is never predicted."""
+    return int((batch["labels"][:, 1:] != IGNORE).sum())
+
+
+def size(batch: Batch) -> int:
+    """Count what a batch's loss is a mean of: answer tokens, or rows where there are no labels."""
+    return answer_tokens(batch) if "labels" in batch else rows_of(batch)
+
+
+def by_safety(batch: Batch) -> tuple[Batch, Batch]:
+    """Part a batch into its safety and its benign rows; either may have none.
+
+    A preference batch holds the chosen answers of all rows, then the rejected ones.
+    """
+    safe = batch["is_safety"]
+
+    def chosen(mask: Tensor) -> Batch:
+        return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
+
+    return chosen(safe), chosen(~safe)
+
+
+def rows_of(batch: Batch) -> int:
+    """Return how many rows a batch has."""
+    return len(batch["is_safety"])
+
+
+class Stream:
+    """An endless shuffle of positions: each round visits all of them once, in a new order."""
+
+    def __init__(self, positions: Sequence[int], seed: int) -> None:
+        self.positions = list(positions)
+        self.rng = np.random.default_rng(seed)
+        self.order: list[int] = []
+
+    def take(self, n: int) -> list[int]:
+        """Return the next n positions."""
+        taken: list[int] = []
+        while len(taken) < n:
+            if not self.order:
+                self.order = [self.positions[i] for i in self.rng.permutation(len(self.positions))]
+            wanted = n - len(taken)
+            taken += self.order[:wanted]
+            self.order = self.order[wanted:]
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"rng": self.rng.bit_generator.state, "order": self.order}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.rng.bit_generator.state = state["rng"]
+        self.order = list(state["order"])
