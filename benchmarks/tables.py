@@ -40,6 +40,22 @@ COLUMNS = {
         ("rank correlation of the scores", "between"),
         ("re-use allowed", "reuse"),
     ),
+    "train_text_base": (
+        ("step", "step"),
+        ("tokens", "tokens"),
+        ("loss", "loss"),
+        ("validation loss", "validation_loss"),
+        ("seconds", "seconds"),
+    ),
+    "check_text_base": (
+        ("measure", "measure"),
+        ("judge", "judge"),
+        ("found", "value"),
+        ("undecided", "undecided"),
+        ("n", "n"),
+        ("target", "target"),
+        ("reached", "reached"),
+    ),
     "judge": (
         ("seed of the split", "seed"),
         ("accuracy", "accuracy"),
@@ -60,6 +76,9 @@ COLUMNS = {
 }
 
 
+ENDS = ("low", "high")
+
+
 def cell(row: dict[str, Any], key: str) -> str:
     """Write a value with its interval where the row has one."""
     value = row.get(key)
@@ -67,7 +86,7 @@ def cell(row: dict[str, Any], key: str) -> str:
         return f"1/{row['reference_processor_seconds'] / row['processor_seconds']:.0f}"
     if not isinstance(value, float):
         return "" if value is None else str(value)
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    low, high = (row.get(f"{key}_{end}", row.get(end) if key == "value" else None) for end in ENDS)
     interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     return f"{value:.2f}{interval}"
 
