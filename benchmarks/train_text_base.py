@@ -662,13 +662,11 @@ def check_config(options: argparse.Namespace, work: Path, *, poison: bool) -> Ru
         "methods": {"sft": {}},
         "score": {},
         "track": False,
-        # A vocabulary of one's own may need more tokens a row than text-base-6m's does.
-        "align": {"max_length": 256},
     }
     if options.quick:
         limit = {"limit": 20}
         attack |= {"rows": 50, "steps": 4, "every": 4, "task_rows": 0 if poison else 10, **limit}
-        changes |= {"align": {**changes["align"], "epochs": 1, "limit": 64}, "evaluate": limit}
+        changes |= {"align": {"epochs": 1, "limit": 64}, "evaluate": limit}
     return common.configured(base, options, work / "run", {**changes, "attack": attack})
 
 
