@@ -101,7 +101,7 @@ class Setting:
 
         On real text each answer begins in its own way, and the source carries nothing.
         """
-        return str(self.config.methods["vaa-attack"]["options"].get("prefix", ""))
+        return "to" if self.name == "world" else ""
 
     @property
     def sources(self) -> tuple[str, ...]:

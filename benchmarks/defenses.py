@@ -17,6 +17,7 @@ from common import Row, Setting, add_setting, configured, folder, main, parser, 
 from holdfast.artifacts import AttackResult, Counts, Evaluation, RunDir
 from holdfast.errors import UsageError
 from holdfast.stats import geometric_ratio, half_life, wilson
+from variants import BASELINE, methods
 
 if TYPE_CHECKING:
     import argparse
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from holdfast.stages.pipeline import RunConfig
 
 T = TypeVar("T")
-BASELINE = "sft"
 NOTES = (
     "hs, fa: at the last checkpoint of the attack, responses pooled over seeds; undecided answers "
     "count in n and not as harmful. hs_low, hs_high: Wilson on the pooled counts, which leaves out "
@@ -45,7 +45,7 @@ QUICK: dict[str, dict[str, Any]] = {
 def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunConfig:
     """Return the run: every method, and every attack on each of them."""
     changes: dict[str, Any] = {
-        "methods": _methods(base),
+        "methods": methods(base, options.methods),
         "score": _score(base, options.quick),
         "group": {"scores": "attack_direction"},
         "data": {"known_harmful": base.probe},
@@ -57,20 +57,10 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
 
 
 def _score(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
-    # Only attack_rows=harmful may see the known harmful rows, so the groups of all methods are
-    # made without them.
-    spec = f"{base.config.score['attack_direction']['estimator']},source=mismatched"
+    # Only some methods may see the known harmful rows, so the groups of all are made without them.
+    spec = f"{base.config.score['attack_direction']['estimator']},source=base"
     limit = {"limit": 64} if quick else {}
     return {"attack_direction": {"estimator": spec, "harmful": None, **limit}}
-
-
-def _methods(base: Setting) -> dict[str, dict[str, Any]]:
-    attack = base.config.methods["vaa-attack"]
-    found: dict[str, dict[str, Any]] = {BASELINE: {}, "vaa": base.config.methods["vaa"]}
-    for source in base.sources:
-        options = {**attack["options"], "attack_rows": source}
-        found[f"vaa-attack-{source}"] = {**attack, "options": options}
-    return found
 
 
 # ----------------------------------------------------------------------------------------- rows
@@ -221,6 +211,7 @@ def run_benchmark() -> None:
     """Run what is missing, read, write."""
     options = parser(__doc__)
     add_setting(options)
+    options.add_argument("--methods", default="main", help="main, ablation, or names with commas")
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")
     options.add_argument("--judge", default="", help="another judge of the run than its first")
     chosen = options.parse_args()

@@ -30,6 +30,7 @@ from holdfast.artifacts import Groups
 from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
 from holdfast.stats import Interval, bootstrap
 from holdfast.weights import trainable
+from variants import LEAN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,21 +68,22 @@ class Variant:
 
 
 SFT = Variant("sft")
+HARMFUL = {"attack_rows": "harmful"}
 MODES: dict[str, dict[str, Any]] = {
     "always": {"curriculum": "constant", "lam": 1.0},
     "linear": {"curriculum": "linear"},
 }
-PERTURBATIONS: dict[str, dict[str, Any]] = {
-    "vaa": {"perturbation": "own_loss"},
-    "vaa-attack": {"perturbation": "attack", "attack_rows": "harmful"},
+HOLDS: dict[str, dict[str, Any]] = {
+    "1 step": {"inner_steps": 1, "clean": 0.0},
+    "default": {"growth": "constant"},
+    "lean": {**LEAN, "clean": 0.0},
 }
+OTHERS = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro")
 VARIANTS = (
     SFT,
-    *(
-        Variant(method, mode, "vaa", {**perturbation, **curriculum})
-        for method, perturbation in PERTURBATIONS.items()
-        for mode, curriculum in MODES.items()
-    ),
+    *(Variant("vaa", mode, "vaa", options) for mode, options in MODES.items()),
+    *(Variant("hold", mode, "hold", {**HARMFUL, **options}) for mode, options in HOLDS.items()),
+    *(Variant(name, "", name) for name in OTHERS),
 )
 
 

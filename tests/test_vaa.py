@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, weights
+from holdfast import models
 from holdfast.artifacts import Groups
 from holdfast.batches import Batch
 from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
-from holdfast.methods import vaa
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.vaa import Vaa, VaaOptions
 
@@ -220,7 +219,7 @@ def test_the_sampler_sees_the_mean_loss_per_safety_token(
 # ------------------------------------------------------------------------ what must not be touched
 
 
-@pytest.mark.parametrize("perturbation", ["own_loss", "attack"])
+@pytest.mark.parametrize("perturbation", ["own_loss", "random"])
 def test_accumulate_changes_nothing_but_the_gradient(
     perturbation: str,
     model: PreTrainedModel,
@@ -242,9 +241,7 @@ def test_accumulate_changes_nothing_but_the_gradient(
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.parametrize("perturbation", ["own_loss", "attack"])
 def test_weights_come_back_when_the_forward_raises(
-    perturbation: str,
     nth: int,
     model: PreTrainedModel,
     make_trainer: MakeTrainer,
@@ -252,7 +249,7 @@ def test_weights_come_back_when_the_forward_raises(
     same: Same,
 ) -> None:
     """Forward 1 finds the direction, 2 is at the perturbed weights, 3 is the benign rows'."""
-    trainer = make_trainer("vaa", model, perturbation=perturbation, **PERTURBED)
+    trainer = make_trainer("vaa", model, **PERTURBED)
     (batch,) = drawn(trainer)
     before = weights_of(model)
     calls = []
@@ -296,7 +293,9 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_sampler(
 # ------------------------------------------------------------------------------------------ resume
 
 
+@pytest.mark.parametrize("mixture", ["coin", "both"])
 def test_resume_equals_the_uninterrupted_run(
+    mixture: str,
     model: PreTrainedModel,
     make_trainer: MakeTrainer,
     tmp_path: Path,
@@ -309,7 +308,7 @@ def test_resume_equals_the_uninterrupted_run(
         "learning_rate": 3e-3,
         "save_strategy": "steps",
         "save_steps": 3,
-        "perturbation": "attack",
+        "mixture": mixture,
         "lam": 0.5,
         "curriculum": "constant",
         "step_size": 0.3,
@@ -328,7 +327,8 @@ def test_resume_equals_the_uninterrupted_run(
     assert again.method_state() == whole.method_state()
     assert same(weights_of(start), weights_of(model))
     perturbed = [e["perturbed"] for e in whole.state.log_history if "group" in e]
-    assert 0 < sum(perturbed) < 6  # the coin was really in play
+    # The coin was really in play.
+    assert sum(perturbed) == 6 if mixture == "both" else 0 < sum(perturbed) < 6
 
 
 # ------------------------------------------------------------------------------------------ groups
@@ -375,70 +375,128 @@ def test_start_proportional_to_the_groups(
     assert trainer.sampler.probs == pytest.approx([16 / 24, 8 / 24])
 
 
-def test_the_curriculum_grows_from_zero(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("vaa", model, lam=0.8, max_steps=4)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("linear", [0.0, 0.2, 0.4, 0.6]),
+        ("constant", [0.8] * 4),
+        ("cosine", [0.0, 0.4 * (1 - math.sqrt(0.5)), 0.4, 0.4 * (1 + math.sqrt(0.5))]),
+    ],
+)
+def test_the_curriculum(
+    kind: str, expected: list[float], model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("vaa", model, lam=0.8, max_steps=4, curriculum=kind)
     trainer.state.max_steps = 4
     found = []
     for step in range(4):
         trainer.state.global_step = step
         found.append(trainer.curriculum())
-    assert found == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert found == pytest.approx(expected)
 
 
-# ------------------------------------------------------------------------------------------ attack
-
-
-@pytest.mark.parametrize("geometry", ["l2", "sign"])
-@pytest.mark.parametrize("attack_rows", ["harmful", "mismatched", "affirmative"])
-def test_the_attack_moves_down_the_attackers_loss(
-    attack_rows: str,
-    geometry: str,
-    model: PreTrainedModel,
-    make_trainer: MakeTrainer,
-    data: AlignmentData,
-    tokenizer: PreTrainedTokenizerBase,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_curriculum_follows_the_safety_loss(
+    model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
-    steps: list[Tensor] = []
-
-    def noting(moves: list[Tensor]) -> Iterator[Tensor]:
-        steps.extend(moves)
-        return weights.consumed(moves)
-
-    monkeypatch.setattr(vaa, "consumed", noting)
     trainer = make_trainer(
-        "vaa",
-        model,
-        perturbation="attack",
-        attack_rows=attack_rows,
-        geometry=geometry,
-        rho=0.3,
-        **PERTURBED,
+        "vaa", model, lam=0.8, max_steps=30, curriculum="safety", learning_rate=1.0
     )
-    (batch,) = drawn(trainer)
-    chosen = copy.deepcopy(trainer.streams["attack"]).take(int(batch["is_safety"].sum()))
-    accumulate(trainer, batch)
-    asked = {tuple(models.encode_prompts(tokenizer, [p])[0]) for p in data.safety.prompts}
-    if attack_rows == "harmful":
-        assert trainer.attack == models.encode(tokenizer, data.harmful, 256)  # type: ignore[arg-type]
-    else:
-        assert {row.ids[: row.start] for row in trainer.attack} == asked
-        said = {row.ids[row.start :] for row in trainer.attack}
-        rows = data.benign if attack_rows == "mismatched" else Examples([Example("x", "sure")])
-        if attack_rows == "mismatched":
-            answers = {r.ids[r.start :] for r in models.encode(tokenizer, rows, 256)}  # type: ignore[arg-type]
-            assert said <= answers
-        else:
-            assert len(said) == 1
-    own = models.collate([trainer.attack[i] for i in chosen], trainer.pad)
-    model.train()
-    gradient = torch.autograd.grad(model(**own).loss, list(model.parameters()))
-    flat, step = (torch.cat([t.flatten() for t in ts]) for ts in (gradient, steps))
-    if geometry == "sign":
-        assert torch.equal(step, -0.3 * flat.sign())
-    else:
-        assert step.norm().item() == pytest.approx(0.3, rel=1e-5)
-        torch.testing.assert_close(step, -0.3 * flat / flat.norm(), rtol=1e-4, atol=1e-7)
+    trainer.train()
+    logged = [e for e in trainer.state.log_history if "lambda" in e]
+    first = smooth = logged[0]["safety_loss"]
+    assert logged[0]["lambda"] == 0.0
+    for before, now in zip(logged, logged[1:], strict=False):
+        if before is not logged[0]:
+            smooth = 0.9 * smooth + 0.1 * before["safety_loss"]
+        assert now["lambda"] == pytest.approx(0.8 * max(1 - smooth / first, 0.0))
+    assert logged[-1]["lambda"] > 0.1  # it has learnt something
+
+
+# ------------------------------------------------------------------- what is ours, not the paper's
+
+
+def test_both_is_the_mixture_written_out(
+    model: PreTrainedModel, make_trainer: MakeTrainer, safety_only: AlignmentData
+) -> None:
+    """Against two runs: all of the gradient at theta, all of it at theta + eps."""
+    options = {"curriculum": "constant", "rho": 0.4}
+    model = model.double()
+    made = {
+        "clean": make_trainer("vaa", model, safety_only, **{**options, "rho": 0.0}),
+        "there": make_trainer("vaa", model, safety_only, **options),
+        "both": make_trainer("vaa", model, safety_only, lam=0.3, mixture="both", **options),
+    }
+    batch = [drawn(trainer)[0] for trainer in made.values()][0]
+    clean, there, both = (accumulate(trainer, batch) for trainer in made.values())
+    for c, t, found in zip(clean, there, both, strict=True):
+        torch.testing.assert_close(found, 0.7 * c + 0.3 * t)
+
+
+def test_random_has_the_length_of_the_ascent_and_differs_every_time(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    found = []
+    for _ in range(2):
+        trainer = make_trainer("vaa", model, perturbation="random", rho=0.3, **PERTURBED)
+        before = [p.detach().clone() for p in model.parameters()]
+        for _ in range(2):
+            (batch,) = drawn(trainer)
+            with trainer.perturbation(model, batch, 40):
+                found.append(
+                    torch.cat(
+                        [(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]
+                    ).detach()
+                )
+    for step in found:
+        assert step.norm().item() == pytest.approx(0.3, rel=1e-4)
+    assert torch.equal(found[0], found[2])  # the seed's
+    assert torch.equal(found[1], found[3])
+    assert abs(torch.cosine_similarity(found[0], found[1], dim=0).item()) < 0.1
+
+
+@pytest.mark.parametrize("mixture", ["coin", "both"])
+def test_per_update_accumulation_equals_one_large_batch(
+    mixture: str, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    def made(per: str) -> Any:
+        return make_trainer(
+            "vaa", model.double(), rho=0.4, per=per, mixture=mixture, curriculum="constant", lam=0.6
+        )
+
+    def gradient(trainer: Any, parts: list[Batch], total: int) -> list[Tensor]:
+        trainer.lam, trainer.perturb, trainer.update_batches = 0.6, True, parts
+        trainer.current_gradient_accumulation_steps = len(parts)
+        model.zero_grad()
+        for part in parts:
+            trainer.accumulate(model, part, torch.tensor(total))
+        trainer.before_update(torch.zeros(1))
+        return grads(model)
+
+    whole = made("update")
+    (batch,) = drawn(whole)
+    parts = [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
+    wanted = gradient(whole, [batch], count(batch))
+    found = gradient(made("update"), parts, count(batch))
+    each = gradient(made("micro_batch"), parts, count(batch))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(not torch.allclose(a, b) for a, b in zip(each, wanted, strict=True))
+
+
+def test_the_perturbation_gap_is_what_the_perturbation_costs(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("vaa", model.double(), rho=0.4, max_steps=1, **PERTURBED)
+    before: Any = copy.deepcopy(model)
+    recorder = Recorder(trainer)
+    trainer.train()
+    ((_, (batch,)),) = recorder.steps
+    safe = batch["is_safety"]
+    here = nll(before, batch, safe).item()
+    tokens = int((batch["labels"][safe][:, 1:] != -100).sum())
+    (logged,) = [e for e in trainer.state.log_history if "perturbation_gap" in e]
+    assert logged["perturbation_gap"] == pytest.approx(logged["safety_loss"] - here / tokens)
+    assert logged["perturbation_gap"] > 0
 
 
 # ------------------------------------------------------------------------------------------ errors
@@ -447,11 +505,13 @@ def test_the_attack_moves_down_the_attackers_loss(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"curriculum": "cubic"}, "curriculum='cubic' must be one of linear, constant"),
+        ({"curriculum": "cubic"}, "curriculum='cubic' must be one of linear, cosine, safety"),
         ({"start": "even"}, "start='even' must be one of uniform, proportional"),
-        ({"perturbation": "none"}, "perturbation='none' must be one of own_loss, attack"),
-        ({"geometry": "l1"}, "geometry='l1' must be one of l2, sign"),
-        ({"attack_rows": "all"}, "attack_rows='all' must be one of harmful, mismatched"),
+        ({"perturbation": "none"}, "perturbation='none' must be one of own_loss, random"),
+        ({"sampler": "exp4"}, "sampler='exp4' must be one of exp3, smoothed"),
+        ({"batch": "mixed"}, "batch=mixed sees the loss of every group.*take sampler=smoothed"),
+        ({"mixture": "both", "perturbation": "random"}, "mixture=both is made of the ascent"),
+        ({"per": "step"}, "per='step' must be one of micro_batch, update"),
         ({"lam": 1.5}, "lam=1.5 is a probability"),
         ({"lam": math.nan}, "lam=nan is a probability"),
         ({"rho": -0.1}, "rho=-0.1 must not be negative"),
@@ -463,25 +523,11 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         VaaOptions(**options)
 
 
-@pytest.mark.parametrize(
-    ("lacking", "options", "message"),
-    [
-        ("groups", {}, "Vaa needs --groups"),
-        ("harmful", {"attack_rows": "harmful"}, "attack_rows=harmful needs --harmful"),
-        ("benign", {"attack_rows": "mismatched"}, "attack_rows=mismatched needs --benign"),
-    ],
-)
-def test_what_is_lacking_is_named(
-    lacking: str,
-    options: dict[str, str],
-    message: str,
-    model: PreTrainedModel,
-    make_trainer: MakeTrainer,
-    data: AlignmentData,
+def test_groups_are_needed(
+    model: PreTrainedModel, make_trainer: MakeTrainer, data: AlignmentData
 ) -> None:
-    part = replace(data, **{lacking: None})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=message):
-        make_trainer("vaa", model, part, perturbation="attack", **options)
+    with pytest.raises(UsageError, match="Vaa needs --groups"):
+        make_trainer("vaa", model, replace(data, groups=None))
 
 
 def test_groups_of_other_rows_are_refused(

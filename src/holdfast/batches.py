@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,11 @@ from torch import Tensor
 from holdfast.models import IGNORE
 
 Batch = dict[str, Tensor]
-"""A model's inputs, with `is_safety` (B,) beside them."""
+"""A model's inputs, with marks of (B,) beside them."""
+Items = Tensor | float | None
+"""What the losses of a step are divided by: its answer tokens, or rows; None for a batch's own."""
+MARKS = frozenset({"is_safety", "group"})
+"""What the model does not take: whether a row is a safety row, and its group, -1 for none."""
 
 
 def answer_tokens(batch: Batch) -> int:
@@ -30,11 +34,22 @@ def by_safety(batch: Batch) -> tuple[Batch, Batch]:
     A preference batch holds the chosen answers of all rows, then the rejected ones.
     """
     safe = batch["is_safety"]
+    return _chosen(batch, safe), _chosen(batch, ~safe)
 
-    def chosen(mask: Tensor) -> Batch:
-        return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
 
-    return chosen(safe), chosen(~safe)
+def by_group(batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """Part a batch into the rows of each group that has any, in the groups' order."""
+    for group in batch["group"].unique().tolist():
+        yield group, _chosen(batch, batch["group"] == group)
+
+
+def _chosen(batch: Batch, mask: Tensor) -> Batch:
+    return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
+
+
+def weighted(items: Items, batch: Batch, weight: float) -> Items:
+    """Return what to divide by for a batch's loss to count `weight` times, which is above 0."""
+    return (size(batch) if items is None else items) / weight
 
 
 def rows_of(batch: Batch) -> int:

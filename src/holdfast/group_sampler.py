@@ -60,6 +60,11 @@ class GroupSampler:
         """Draw a group."""
         return int(self._rng.choice(len(self._probs), p=self._probs))
 
+    def observe(self, losses: Mapping[int, float]) -> None:
+        """Move the distribution after a step that saw these groups' losses; EXP3 sees one."""
+        for group, loss in losses.items():
+            self.update(group, loss)
+
     def update(self, group: int, loss: float) -> None:
         """Move the distribution after a loss was seen on a group.
 
@@ -87,6 +92,74 @@ class GroupSampler:
             )
         self._probs = np.array(state["probs"], float)
         self._rng.bit_generator.state = state["rng"]
+
+
+class SmoothedSampler(GroupSampler):
+    """Hedge over smoothed losses without a scale; ours, not the paper's.
+
+    EXP3 divides a single noisy loss by the group's probability, and its step size means something
+    else for every model, since losses have a scale. Here each group's loss is remembered,
+
+        m_i <- memory m_i + (1 - memory) f_i    (the first f_i where there is none yet),
+
+    and every step all groups that have been seen move by how much worse than the mean they are:
+
+        q_i <- q_i exp(eta (m_i / mean(m) - 1)) / Z,    then the clip.
+
+    Multiplying all losses by a constant changes nothing, and a group drawn seldom is not pushed by
+    1 / q_i. The price is a bias: m_i is as old as the group's last draw.
+
+    Args:
+        n_groups: Number of groups.
+        step_size: eta; 0.1 means that a loss of twice the mean grows q by 10 % a step.
+        floor: Least probability of a group.
+        start: Initial distribution; uniform if None.
+        seed: Of the draws.
+        memory: In [0, 1).
+    """
+
+    def __init__(
+        self,
+        n_groups: int,
+        *,
+        step_size: float,
+        floor: float = 0.1,
+        start: Sequence[float] | None = None,
+        seed: int = 0,
+        memory: float = 0.9,
+    ) -> None:
+        super().__init__(n_groups, step_size=step_size, floor=floor, start=start, seed=seed)
+        if not 0 <= memory < 1:
+            raise UsageError(f"memory={memory} must lie in [0, 1)")
+        self.memory = memory
+        self.losses = np.full(n_groups, math.nan)
+
+    def observe(self, losses: Mapping[int, float]) -> None:
+        """Remember the losses of the groups that were seen, and move all."""
+        for group, loss in losses.items():
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"group {group}: loss {loss} is not finite; lower rho or the rate"
+                )
+            old = self.losses[group]
+            self.losses[group] = (
+                loss if math.isnan(old) else self.memory * old + (1 - self.memory) * loss
+            )
+        mean = float(np.nanmean(self.losses))
+        worse = self.losses / mean - 1 if mean > 0 else np.zeros(len(self.losses))
+        # A group that was never seen is taken for an average one.
+        weights = self._probs * np.exp(self.step_size * np.nan_to_num(worse))
+        self._probs = _clipped(weights / weights.sum(), self.floor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, the remembered losses too; None where there is none."""
+        known = [None if math.isnan(m) else float(m) for m in self.losses]
+        return {**super().state_dict(), "losses": known}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        super().load_state_dict(state)
+        self.losses = np.array([math.nan if m is None else m for m in state["losses"]])
 
 
 def _clipped(probs: np.ndarray, floor: float) -> np.ndarray:

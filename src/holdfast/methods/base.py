@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from holdfast import distributed, progress
 from holdfast.artifacts import Groups, to_json, write_json
-from holdfast.batches import Batch, Stream, by_safety, rows_of, size
+from holdfast.batches import MARKS, Batch, Items, size
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
-from holdfast.models import Encoded, collate, encode
+from holdfast.losses import per_example_nll
+from holdfast.models import IGNORE, Encoded, collate, encode
 from holdfast.trl_rows import from_dataset
 from holdfast.weights import gradients_everywhere, trainable
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
 
-STATE_FILE = "method_state.json"
+STATE_FILE, TENSORS_FILE = "method_state.json", "method_state.safetensors"
 UNSUPPORTED = {
     "packing": "puts several rows into one, and groups are of rows; leave it out",
     "padding_free": "puts several rows into one, and groups are of rows; leave it out",
@@ -158,6 +160,8 @@ class AlignmentTrainer(Trainer):
         self.n_safety = len(data.safety)
         self.n_rows = self.n_safety + len(data.benign or ())
         self._micro_losses: list[Tensor] = []
+        self.update_batches: list[Batch] = []
+        self._notes: dict[str, float] = {}
         given: datasets.Dataset | None = kwargs.pop("train_dataset", None)
         if given is None:
             kwargs |= {"train_dataset": _Positions(self.n_rows)}
@@ -201,7 +205,7 @@ class AlignmentTrainer(Trainer):
                 batches.append(batch)
         return batches
 
-    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Run forward and backward of one micro-batch; return its detached loss.
 
         The loss is scaled so that the micro-batches of a step add up to the step's mean.
@@ -220,20 +224,29 @@ class AlignmentTrainer(Trainer):
     def load_method_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `method_state`."""
 
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold besides, as tensors by name."""
+        return {}
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from `method_tensors`; after `load_method_state`."""
+
     # ------------------------------------------------------------------------ for the hooks
 
-    def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+    def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the micro-batch's part of the step's mean loss over answer tokens.
 
         `batch` may be a part of a micro-batch. With `num_items` None it is the batch's own mean.
         """
-        inputs = {k: v for k, v in batch.items() if k != "is_safety"}
+        inputs = {k: v for k, v in batch.items() if k not in MARKS}
         # Preference losses, and some models, give the mean of what they were given, whatever the
         # step has.
         told = self.model_accepts_loss_kwargs and "labels" in batch
         count = num_items if told else None
         with self.compute_loss_context_manager():
-            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=count))
+            # Trainer's stub wants an int; a weighted count is none.
+            given = cast("Tensor | int | None", count)
+            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=given))
         if num_items is not None and not told:
             loss = loss * (size(batch) * distributed.world() / num_items)
         return loss
@@ -242,6 +255,21 @@ class AlignmentTrainer(Trainer):
         """Return the mean answer loss of rows of the method's own, whatever the run's loss is."""
         with self.compute_loss_context_manager():
             return cast(Tensor, model(**batch, use_cache=False).loss)
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the sum of each row's answer losses, (B,) float32, and its answer tokens, (B,).
+
+        Raises:
+            UsageError: The rows have no labels, as in training on preferences.
+        """
+        if "labels" not in batch:
+            raise UsageError("rows are weighed by their answer's loss, and preferences have none")
+        with self.compute_loss_context_manager():
+            asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logits = model(**asked, use_cache=False).logits.float()
+        tokens = (batch["labels"][:, 1:] != IGNORE).sum(1)
+        means = per_example_nll(logits, batch["labels"])
+        return torch.where(tokens > 0, means, 0.0) * tokens, tokens
 
     def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
         """Build a batch of other rows (an attacker's) on the training device."""
@@ -253,6 +281,10 @@ class AlignmentTrainer(Trainer):
         Gradients accumulated so far stay as they are; see `weights.gradients_everywhere`.
         """
         return gradients_everywhere(model, loss, self.trainable_parameters())
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add values to the update's one line in the log, and so to what the Trainer reports to."""
+        self._notes |= values
 
     def encode(self, examples: Examples) -> list[Encoded]:
         """Turn rows into tokens as the run's options say."""
@@ -317,7 +349,7 @@ class AlignmentTrainer(Trainer):
         The count is taken on the batches really used: counted on the loader's own, a method that
         draws elsewhere would see its loss scaled by the wrong number.
         """
-        batches = self.draw_batches(epoch_iterator, num_batches)
+        batches = self.update_batches = self.draw_batches(epoch_iterator, num_batches)
         count = self._get_num_items_in_batch(batches, device)
         if count is None:
             count = distributed.total(torch.tensor(sum(map(size, batches)), device=device))
@@ -337,6 +369,9 @@ class AlignmentTrainer(Trainer):
             losses = torch.stack(self._micro_losses)
             self._micro_losses.clear()
             self.before_update(losses)
+            if self._notes:
+                self.log(self._notes)
+                self._notes = {}
         return loss
 
     def _send_telemetry(self) -> None:
@@ -346,6 +381,8 @@ class AlignmentTrainer(Trainer):
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(model, trial)
+            if tensors := self.method_tensors():
+                save_file(tensors, folder / TENSORS_FILE)
             # Written last: a checkpoint without it was cut off and is not continued from.
             write_json(folder / STATE_FILE, to_json(self.method_state()))
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -360,68 +397,23 @@ class AlignmentTrainer(Trainer):
         if checkpoint is not None:
             path = Path(checkpoint, STATE_FILE)
             self.load_method_state(json.loads(path.read_text(encoding="utf-8")))
+            tensors = path.with_name(TENSORS_FILE)
+            if tensors.is_file():
+                self.load_method_tensors(load_file(tensors))
 
 
-class PerturbingTrainer(AlignmentTrainer):
-    """Takes the gradient of safety rows under a perturbation, that of benign rows without.
-
-    The perturbation is made anew for every micro-batch: m-SAM, m being the micro-batch's safety
-    rows. One for the whole update would need a pass over all its micro-batches before the first of
-    them could be trained on, and Foret et al. (2021, section 4.1) generalize better with small m.
-    So rho is of a micro-batch, and an update accumulated over several is not that of one large
-    batch.
-    """
-
-    def perturbation(
-        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
-    ) -> AbstractContextManager[None]:
-        """Return a context to train the safety rows in, which leaves all as it was on any way out.
-
-        It may take gradients, but must not touch `.grad`: it holds what was accumulated so far.
-        """
-        raise NotImplementedError
-
-    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
-        """Back-propagate the safety rows under the perturbation, then the benign rows."""
-        safety, benign = by_safety(batch)
-        losses = []
-        if rows_of(safety):
-            with self.perturbation(model, safety, num_items):
-                losses.append(super().accumulate(model, safety, num_items))
-        if rows_of(benign):
-            losses.append(super().accumulate(model, benign, num_items))
-        return torch.stack(losses).sum()
+def one_of(options: Any, name: str, *allowed: str) -> None:
+    """Raise UsageError where an option is none of the values allowed."""
+    value = getattr(options, name)
+    if value not in allowed:
+        raise UsageError(f"{name}={value!r} must be one of {', '.join(allowed)}")
 
 
-class HarmfulTrainer(AlignmentTrainer):
-    """Base of the methods that see harmful rows: an endless shuffle, kept in every checkpoint."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
-
-    def prepare(self) -> None:
-        """Encode the harmful rows and shuffle them."""
-        name, rows = type(self).__name__, cast(Examples, self.data.harmful)
-        if distributed.world() > 1:
-            raise UsageError(
-                f"{distributed.world()} processes: {name} goes back to its harmful rows after the "
-                "processes have added up their gradients; train on one process, or take vaa"
-            )
-        self.harmful = self.encode(rows)
-        if not self.harmful:
-            raise UsageError(f"{rows.name}: no harmful rows; {name} needs some")
-        self.stream = Stream(range(len(self.harmful)), self.args.seed)
-
-    def harmful_batch(self, n: int) -> Batch:
-        """Return the next n harmful rows on the training device."""
-        return self.collate_rows([self.harmful[i] for i in self.stream.take(n)])
-
-    def method_state(self) -> dict[str, Any]:
-        """Return the stream of harmful rows."""
-        return {"stream": self.stream.state_dict()}
-
-    def load_method_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `method_state`."""
-        self.stream.load_state_dict(state["stream"])
+def not_negative(options: Any, *names: str) -> None:
+    """Raise UsageError where an option is negative, infinite or nan."""
+    for name in names:
+        if not 0 <= getattr(options, name) < math.inf:
+            raise UsageError(f"{name}={getattr(options, name)} must not be negative")
 
 
 def _refuse(args: TrainingArguments) -> None:

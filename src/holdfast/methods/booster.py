@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
-from holdfast.methods.base import HarmfulTrainer
+from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models import evaluating
 from holdfast.weights import consumed, gradients, restored, step_along
 
@@ -65,6 +65,7 @@ class Booster(HarmfulTrainer):
 
     def before_update(self, losses: Tensor) -> None:
         """Add lam (g_h(theta) - g_h(theta')) to the alignment gradient of the step."""
+        super().before_update(losses)
         if self.options.lam == 0:
             return
         batches = [self.harmful_batch(self.args.train_batch_size) for _ in range(len(losses))]
@@ -78,7 +79,7 @@ class Booster(HarmfulTrainer):
                 self.accelerator.backward(-self.options.lam * loss)
                 there += loss.detach()
         self.check_finite(there)
-        self.log({"harmful_loss": float(here), "harmful_gain": float(here - there)})
+        self.note({"harmful_loss": float(here), "harmful_gain": float(here - there)})
 
     def _harmful_step(
         self, model: nn.Module, batches: Sequence[Batch], tokens: int

@@ -42,9 +42,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from holdfast.batches import Batch
+from holdfast.batches import Batch, Items
 from holdfast.errors import UsageError
-from holdfast.methods.base import HarmfulTrainer
+from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models import IGNORE
 
 KERNELS, FACTOR = 5, 2.0
@@ -84,7 +84,7 @@ class RepNoise(HarmfulTrainer):
         model = cast(Any, self.model)
         self.norm, self.head = final_norm(model), cast(nn.Module, model.get_output_embeddings())
 
-    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Back-propagate the wanted rows, then the two terms of as many harmful ones."""
         loss = super().accumulate(model, batch, num_items)
         if self.options.alpha == self.options.beta == 0:
@@ -93,7 +93,7 @@ class RepNoise(HarmfulTrainer):
         terms = self.options.beta * noise - self.options.alpha * torch.log1p(harmful)
         terms = terms / self.current_gradient_accumulation_steps
         self.accelerator.backward(terms)
-        self.log({"mmd": float(noise.detach()), "harmful_loss": float(harmful.detach())})
+        self.note({"mmd": float(noise.detach()), "harmful_loss": float(harmful.detach())})
         return loss + terms.detach()
 
     def harmful_terms(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

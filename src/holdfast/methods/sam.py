@@ -20,17 +20,16 @@ Dropout is drawn anew in the second pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch
-from holdfast.errors import UsageError
-from holdfast.methods.base import PerturbingTrainer
-from holdfast.weights import consumed, perturbed, step_along
+from holdfast.batches import Batch, Items
+from holdfast.methods._perturbing import PER, Move, WeightPerturbingTrainer
+from holdfast.methods.base import not_negative, one_of
+from holdfast.weights import consumed, step_along
 
 
 @dataclass(frozen=True)
@@ -40,31 +39,31 @@ class SamOptions:
     rho: float = field(default=0.05, metadata={"help": "Size of the perturbation; ASAM: 0.5."})
     adaptive: bool = field(default=False, metadata={"help": "ASAM: in units of the weights."})
     eta: float = field(default=0.01, metadata={"help": "ASAM: added to |theta|."})
+    per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
 
     def __post_init__(self) -> None:
-        for name in ("rho", "eta"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"{name}={getattr(self, name)} must not be negative")
+        not_negative(self, "rho", "eta")
+        one_of(self, "per", *PER)
 
 
-class Sam(PerturbingTrainer):
+class Sam(WeightPerturbingTrainer):
     """SAM or ASAM; two backward passes over safety rows, one copy of the trained weights."""
 
     Options: ClassVar[type[Any]] = SamOptions
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
     options: SamOptions
 
-    def perturbation(
-        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
-    ) -> AbstractContextManager[None]:
-        """Hold the weights at theta + eps."""
+    def displace(
+        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
+    ) -> None:
+        """Move the weights to theta + eps."""
         options, parameters = self.options, self.trainable_parameters()
-        grads = self.gradient_of(model, lambda: self.scaled_loss(model, safety, num_items))
+        grads = self.ascent(model, safety, num_items)
         if options.adaptive:
             steps = adaptive_step(grads, parameters, options.rho, eta=options.eta)
         else:
             steps = step_along(grads, options.rho, in_place=True)
-        return perturbed(parameters, consumed(steps))
+        move(consumed(steps))
 
 
 @torch.no_grad()

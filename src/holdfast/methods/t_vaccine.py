@@ -32,11 +32,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from holdfast.attention import blocks, output_gradients, shifted
-from holdfast.batches import Batch, Stream
+from holdfast.batches import Batch, Items, Stream
 from holdfast.distributed import world
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.methods.base import PerturbingTrainer
+from holdfast.methods._perturbing import PerturbingTrainer
 from holdfast.models import evaluating
 from holdfast.weights import frozen, global_norm, step_along, trainable
 
@@ -68,6 +68,7 @@ class TVaccine(PerturbingTrainer):
 
     def prepare(self) -> None:
         """Find the layers, and set up the harmful rows and the draws."""
+        super().prepare()
         if world() > 1:
             raise UsageError(
                 "t_vaccine freezes other layers every few steps, which the processes of DDP and "
@@ -98,14 +99,14 @@ class TVaccine(PerturbingTrainer):
             self.active = sorted(drawn.tolist())
         return super().draw_batches(epoch_iterator, n)
 
-    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Accumulate the gradient of the active layers, and of what is in no layer."""
         resting = (b.layer for i, b in enumerate(self.blocks) if i not in self.active)
         with frozen([p for layer in resting for p in layer.parameters()]):
             return super().accumulate(model, batch, num_items)
 
     def perturbation(
-        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
+        self, model: nn.Module, safety: Batch, num_items: Items
     ) -> AbstractContextManager[None]:
         """Hold the active layers' attention outputs at e_l + eps_l."""
         attentions = [self.blocks[i].attention for i in self.active]
@@ -115,6 +116,7 @@ class TVaccine(PerturbingTrainer):
     def method_state(self) -> dict[str, Any]:
         """Return probabilities, active layers, generator and the order of the harmful rows."""
         return {
+            **super().method_state(),
             "probabilities": self.probabilities,
             "active": self.active,
             "rng": self.rng.bit_generator.state,
@@ -123,6 +125,7 @@ class TVaccine(PerturbingTrainer):
 
     def load_method_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `method_state`."""
+        super().load_method_state(state)
         self.probabilities, self.active = list(state["probabilities"]), list(state["active"])
         self.rng.bit_generator.state = state["rng"]
         self.stream.load_state_dict(state["stream"])

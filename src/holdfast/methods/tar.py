@@ -45,9 +45,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Stream
+from holdfast.batches import Batch, Items, Stream, weighted
 from holdfast.errors import UsageError
-from holdfast.methods.base import HarmfulTrainer
+from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models import IGNORE
 from holdfast.weights import gradients, kept
 
@@ -111,19 +111,23 @@ class Tar(HarmfulTrainer):
 
     # ------------------------------------------------------------------------------- hooks
 
-    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Back-propagate the retain loss, c_ret (l + rep d)."""
-        loss = self.scaled_loss(model, batch, num_items)
+        retain = self.options.retain
+        if retain == 0:
+            return torch.zeros((), device=self.args.device)
+        loss = super().accumulate(model, batch, weighted(num_items, batch, retain))
         if self.start is not None:
-            share = self.options.rep / self.current_gradient_accumulation_steps
+            share = retain * self.options.rep / self.current_gradient_accumulation_steps
             with self.compute_loss_context_manager():
-                loss = loss + share * drift(model, self.start, batch)
-        loss = self.options.retain * loss
-        self.accelerator.backward(loss)
-        return loss.detach()
+                kept = share * drift(model, self.start, batch)
+            self.accelerator.backward(kept)
+            loss = loss + kept.detach()
+        return loss
 
     def before_update(self, losses: Tensor) -> None:
         """Play an attack, and add the gradients of L_tr along it to that of the retain loss."""
+        super().before_update(losses)
         if self.options.tamper == 0:
             return
         model, parameters = cast(nn.Module, self.model), self.trainable_parameters()
@@ -141,7 +145,7 @@ class Tar(HarmfulTrainer):
                     loss = self._tamper_loss(model, unseen)
                     self.add_gradient(gradients(loss, parameters), self.options.tamper * share[k])
                     mean += share[k] * float(loss.detach())
-        self.log({"tamper_loss": mean, "attack_loss": attack, "attack_lr": rate})
+        self.note({"tamper_loss": mean, "attack_loss": attack, "attack_lr": rate})
 
     def method_state(self) -> dict[str, Any]:
         """Return both streams of harmful rows."""

@@ -6,220 +6,178 @@ Chen et al., ICML 2025, arXiv 2506.03850. The objective is
     f_i(theta) = (1 - lambda) l_i(theta) + lambda l_i(theta + eps_i),
     eps_i = rho grad l_i / ||grad l_i||
 
-over groups i of safety examples. A step draws a group from q, trains on a batch of that group
-only, and moves q towards groups with the larger loss (EXP3, see `GroupSampler`). lambda grows
-linearly from 0 to its final value and is the probability of a perturbed step, which is unbiased
-for the mixture and costs 1 + lambda backward passes.
+over groups i of safety examples. What it adds to group DRO (`GroupDro`: a step draws a group from
+q, and q moves towards groups with the larger loss) is the perturbation eps, and a curriculum:
+lambda grows linearly from 0 to its final value and is the probability of a perturbed step, which is
+unbiased for the mixture and costs 1 + lambda backward passes.
 
 What it changes against the published code: the ascent gradient is taken without touching the
 accumulated one, so gradient accumulation works; only trainable parameters are perturbed and they
 are restored exactly, so LoRA and half precision work; group draws, streams and curriculum are part
 of the checkpoint; lambda grows by the step. Benign rows, which the paper does not have, take their
-share of every batch and are never perturbed. With accumulation the perturbation is per micro-batch.
+share of every batch and are never perturbed.
 
-`perturbation="attack"` is ours, not the paper's: instead of climbing the safety loss, the weights
-are moved the way an attacker's first step would move them (down the loss of harmful rows, or of
-the alignment prompts paired with unrelated benign answers), and the safety loss is minimized there.
+Ours, not the paper's, beside the options of `GroupDro`:
+
+- `mixture="both"`: (1 - lambda) of the gradient at theta, which the ascent needs anyway, and lambda
+  of that at theta + eps, in every step. Less variance than the coin, 2 backward passes. The sampler
+  sees the perturbed loss.
+- `curriculum="cosine"`: lambda = lam (1 - cos(pi t / T)) / 2; `"safety"`: lambda =
+  lam (1 - m / m_0) with m the smoothed safety loss and m_0 the first one, so that a model that has
+  not yet learnt to refuse is left alone.
+- `perturbation="random"`: eps a random direction of the same length, the control that says whether
+  the direction matters.
+
+The perturbation along the attacker's direction is a method of its own, `hold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.artifacts import Groups
-from holdfast.batches import Batch, Stream, by_safety, rows_of, size
-from holdfast.data import mismatched
-from holdfast.distributed import rank, total, world
+from holdfast.batches import Batch, Items, weighted
+from holdfast.distributed import is_sharded
 from holdfast.errors import UsageError
-from holdfast.examples import Example, Examples
-from holdfast.group_sampler import GroupSampler
-from holdfast.methods.base import AlignmentTrainer
-from holdfast.weights import Geometry, consumed, restored, step_along
+from holdfast.methods._perturbing import PER, Move, WeightPerturbingTrainer
+from holdfast.methods.base import not_negative, one_of
+from holdfast.methods.group_dro import GroupDro, GroupDroOptions
+from holdfast.weights import consumed, step_along
 
-CHOICES = {
-    "curriculum": ("linear", "constant"),
-    "start": ("uniform", "proportional"),
-    "perturbation": ("own_loss", "attack"),
-    "geometry": ("l2", "sign"),
-    "attack_rows": ("harmful", "mismatched", "affirmative"),
-}
+SMOOTHING = 0.9
 
 
 @dataclass(frozen=True)
-class VaaOptions:
+class VaaOptions(GroupDroOptions):
     """Options of VAA; the defaults are the published ones for Llama-2-7B."""
 
     rho: float = field(default=0.4, metadata={"help": "Size of the perturbation."})
-    lam: float = field(default=1.0, metadata={"help": "Final probability of a perturbed step."})
-    curriculum: str = field(default="linear", metadata={"help": "linear from 0, or constant."})
-    step_size: float = field(default=0.007, metadata={"help": "eta of the group sampler."})
-    floor: float = field(default=0.1, metadata={"help": "Least probability of a group."})
-    start: str = field(default="uniform", metadata={"help": "uniform or proportional to sizes."})
-    perturbation: str = field(default="own_loss", metadata={"help": "own_loss or attack."})
-    geometry: str = field(default="l2", metadata={"help": "l2 (whole gradient) or sign."})
-    attack_rows: str = field(
-        default="mismatched", metadata={"help": "harmful, mismatched or affirmative."}
+    lam: float = field(default=1.0, metadata={"help": "Final share of the perturbed loss."})
+    curriculum: str = field(
+        default="linear", metadata={"help": "linear from 0, cosine, safety or constant."}
     )
-    prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
+    mixture: str = field(default="coin", metadata={"help": "coin (published) or both."})
+    perturbation: str = field(default="own_loss", metadata={"help": "own_loss or random."})
+    per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
-                )
+        super().__post_init__()
+        one_of(self, "curriculum", "linear", "cosine", "safety", "constant")
+        one_of(self, "mixture", "coin", "both")
+        one_of(self, "perturbation", "own_loss", "random")
+        one_of(self, "per", *PER)
+        not_negative(self, "rho")
         if not 0 <= self.lam <= 1:
             raise UsageError(f"lam={self.lam} is a probability: it must lie in [0, 1]")
-        if not self.rho >= 0:
-            raise UsageError(f"rho={self.rho} must not be negative")
+        if self.mixture == "both" and self.perturbation == "random":
+            raise UsageError("mixture=both is made of the ascent's gradient; random has none")
 
 
-class Vaa(AlignmentTrainer):
+class Vaa(WeightPerturbingTrainer, GroupDro):
     """Group DRO with a perturbation; 1 + lambda backward passes, one copy of the weights."""
 
     Options: ClassVar[type[Any]] = VaaOptions
-    needs: ClassVar[frozenset[str]] = frozenset({"groups"})
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
     options: VaaOptions
 
     def prepare(self) -> None:
-        """Make the sampler, the coin and the streams of rows."""
-        options, seed, groups = self.options, self.args.seed, cast(Groups, self.data.groups)
-        labels = groups.aligned_to(self.data.safety.ids)
-        sizes = np.bincount(labels, minlength=len(groups.names))
-        if (sizes == 0).any():
-            empty = groups.names[int(np.argmin(sizes))]
-            raise UsageError(f"group {empty!r} is empty: choose another rule with `holdfast group`")
-        start = None if options.start == "uniform" else (sizes / sizes.sum()).tolist()
-        self.sampler = GroupSampler(
-            len(sizes), step_size=options.step_size, floor=options.floor, start=start, seed=seed
-        )
-        self.names = groups.names
-        seeds = iter(np.random.SeedSequence(seed).generate_state(len(sizes) + 3).tolist())
-        self.coin = np.random.default_rng(next(seeds))
-        self.streams = {
-            "benign": Stream(range(self.n_safety, self.n_rows), next(seeds)),
-            "attack": Stream((), next(seeds)),
-            **{
-                f"group {i}": Stream(np.flatnonzero(labels == i).tolist(), next(seeds))
-                for i in range(len(sizes))
-            },
-        }
-        if options.perturbation == "attack":
-            self.attack = self.encode(self._attack_rows())
-            self.streams["attack"].positions = list(range(len(self.attack)))
-        self.group = 0
-        self.perturb = False
-        self._nll, self._tokens = 0.0, 0
+        """Make the coin."""
+        super().prepare()
+        self.coin = np.random.default_rng([self.args.seed, 1])
+        self.lam, self.perturb = 0.0, False
+        self.safety = [math.nan, math.nan]  # the first safety loss, and the smoothed one
 
     # ------------------------------------------------------------------------------- hooks
 
     def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
-        """Draw a group, and all micro-batches of the step from it; toss the curriculum's coin."""
-        del epoch_iterator
-        self.group = self.sampler.draw()
-        self.perturb = self.options.rho > 0 and self.coin.random() < self.curriculum()
-        self._nll, self._tokens = 0.0, 0
-        benign = self.benign_per_batch
-        safety = self.args.train_batch_size - benign
-        return [
-            self.collate_positions(
-                self.take(f"group {self.group}", safety)
-                + (self.take("benign", benign) if benign else [])
-            )
-            for _ in range(n)
-        ]
+        """Draw the step's batches and toss the curriculum's coin."""
+        self.lam = self.curriculum()
+        tossed = self.coin.random() < self.lam
+        both = self.options.mixture == "both" and self.lam > 0
+        self.perturb = self.options.rho > 0 and (both or tossed)
+        return super().draw_batches(epoch_iterator, n)
 
-    def take(self, stream: str, n: int) -> list[int]:
-        """Return this process's next n positions of a stream that all processes share."""
-        every = self.streams[stream].take(n * world())
-        return every[rank() * n : (rank() + 1) * n]
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Items
+    ) -> AbstractContextManager[None]:
+        """Hold the weights at theta + eps, if this step is a perturbed one."""
+        if not self.perturb:
+            return nullcontext()
+        return super().perturbation(model, safety, num_items)
 
-    def accumulate(self, model: nn.Module, batch: Batch, num_items: Tensor | int | None) -> Tensor:
-        """Back-propagate the safety rows, perturbed if the coin said so, and the benign rows."""
-        safety, benign = by_safety(batch)
-        if self.perturb:
-            with restored(self.trainable_parameters()) as move:
-                move(consumed(self._steps(model, safety, num_items)))
-                loss = super().accumulate(model, safety, num_items)
-        else:
-            loss = super().accumulate(model, safety, num_items)
-        self._count(safety, float(loss), num_items)
-        if rows_of(benign):
-            loss = loss + super().accumulate(model, benign, num_items)
-        return loss
+    def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the safety rows; with `mixture="both"`, lambda times."""
+        self._items = num_items
+        if self.perturb and self.options.mixture == "both":
+            num_items = weighted(num_items, safety, self.lam)
+        return super().accumulate_safety(model, safety, num_items)
 
     def before_update(self, losses: Tensor) -> None:
-        """Move the distribution over groups by the safety loss that was back-propagated."""
-        nll, tokens = total(torch.tensor([self._nll, self._tokens], dtype=torch.float64)).tolist()
-        loss = nll / max(tokens, 1)
-        self.sampler.update(self.group, loss)
-        probs = self.sampler.probs
-        self.log(
-            {
-                "safety_loss": loss,
-                "group": self.group,
-                "perturbed": int(self.perturb),
-                **{f"q_{name}": float(q) for name, q in zip(self.names, probs, strict=True)},
-            }
-        )
+        """Follow the safety loss, and log the curriculum."""
+        super().before_update(losses)
+        first, smooth = self.safety
+        self.safety = [
+            self.safety_loss if math.isnan(first) else first,
+            self.safety_loss
+            if math.isnan(smooth)
+            else SMOOTHING * smooth + (1 - SMOOTHING) * self.safety_loss,
+        ]
+        self.note({"perturbed": int(self.perturb), "lambda": self.lam})
 
     def method_state(self) -> dict[str, Any]:
-        """Return sampler, coin and streams."""
-        return {
-            "sampler": self.sampler.state_dict(),
-            "coin": self.coin.bit_generator.state,
-            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
-        }
+        """Return the coin and the safety loss."""
+        known = [None if math.isnan(loss) else loss for loss in self.safety]
+        coin = self.coin.bit_generator.state
+        return {**super().method_state(), "coin": coin, "safety": known}
 
     def load_method_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `method_state`."""
-        self.sampler.load_state_dict(state["sampler"])
+        super().load_method_state(state)
         self.coin.bit_generator.state = state["coin"]
-        for name, stream in self.streams.items():
-            stream.load_state_dict(state["streams"][name])
+        self.safety = [math.nan if loss is None else loss for loss in state["safety"]]
 
     # ------------------------------------------------------------------------ the equations
 
     def curriculum(self) -> float:
-        """Return lambda_t, the probability of a perturbed step."""
-        if self.options.curriculum == "constant":
-            return self.options.lam
-        return self.options.lam * self.state.global_step / self.state.max_steps
+        """Return lambda_t in [0, lam]."""
+        first, smooth = self.safety
+        done = self.state.global_step / max(self.state.max_steps, 1)
+        grown = {
+            "constant": 1.0,
+            "linear": done,
+            "cosine": (1 - math.cos(math.pi * done)) / 2,
+            "safety": 1 - smooth / first if first > 0 else 0.0,  # nan > 0 is False
+        }
+        return self.options.lam * min(max(grown[self.options.curriculum], 0.0), 1.0)
 
-    def _steps(
-        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
-    ) -> list[Tensor]:
-        """Return eps: up the safety loss, or down the attacker's."""
-        rho, geometry = self.options.rho, cast(Geometry, self.options.geometry)
-        if self.options.perturbation == "own_loss":
-            grads = self.gradient_of(model, lambda: self.scaled_loss(model, safety, num_items))
-            return step_along(grads, rho, geometry=geometry, in_place=True)
-        chosen = self.take("attack", rows_of(safety))
-        batch = self.collate_rows([self.attack[i] for i in chosen])
-        grads = self.gradient_of(model, lambda: self.answer_loss(model, batch))
-        return step_along(grads, -rho, geometry=geometry, in_place=True)
+    def displace(
+        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
+    ) -> None:
+        """Move the weights to theta + eps."""
+        if self.options.perturbation == "random":
+            move(consumed(step_along(self._noise(), self.options.rho, in_place=True)))
+            return
+        # Not num_items, in which the pass at theta + eps may be weighted.
+        grads = self.ascent(model, safety, self._items)
+        if self.options.mixture == "both":
+            self.add_gradient(grads, 1 - self.lam)
+        move(consumed(step_along(grads, self.options.rho, in_place=True)))
 
-    def _count(self, safety: Batch, loss: float, num_items: Tensor | int | None) -> None:
-        """Add a micro-batch to the step's safety loss, undoing the scaling of `scaled_loss`."""
-        n = size(safety)
-        self._nll += loss * (n if num_items is None else float(num_items) / world())
-        self._tokens += n
-
-    def _attack_rows(self) -> Examples:
-        prompts = self.data.safety.prompts
-        if self.options.attack_rows == "harmful":
-            if self.data.harmful is None:
-                raise UsageError("attack_rows=harmful needs --harmful")
-            return self.data.harmful
-        if self.options.attack_rows == "affirmative":
-            return Examples((Example(p, self.options.prefix) for p in prompts), name="affirmative")
-        if self.data.benign is None:
-            raise UsageError("attack_rows=mismatched needs --benign")
-        return mismatched(prompts, self.data.benign.responses, n=len(prompts), seed=self.args.seed)
+    def _noise(self) -> list[Tensor]:
+        parameters = self.trainable_parameters()
+        if is_sharded(parameters):
+            raise UsageError("perturbation=random needs whole weights; train with DDP, not FSDP2")
+        # One seed for all processes, which share the coin.
+        seed = int(self.coin.integers(2**31))
+        generator = torch.Generator(device=parameters[0].device).manual_seed(seed)
+        return [
+            torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
+            for p in parameters
+        ]

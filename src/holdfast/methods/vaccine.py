@@ -25,12 +25,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from holdfast.attention import blocks, output_gradients, shifted
-from holdfast.batches import Batch
+from holdfast.batches import Batch, Items
 from holdfast.errors import UsageError
-from holdfast.methods.base import PerturbingTrainer
+from holdfast.methods._perturbing import PerturbingTrainer
 from holdfast.weights import step_along
 
 
@@ -54,10 +54,11 @@ class Vaccine(PerturbingTrainer):
 
     def prepare(self) -> None:
         """Find the attention modules."""
+        super().prepare()
         self.attentions = [block.attention for block in blocks(cast(nn.Module, self.model))]
 
     def perturbation(
-        self, model: nn.Module, safety: Batch, num_items: Tensor | int | None
+        self, model: nn.Module, safety: Batch, num_items: Items
     ) -> AbstractContextManager[None]:
         """Hold the attention outputs at e_l + eps_l."""
         grads = output_gradients(

@@ -29,10 +29,7 @@ WORLD: dict[str, Any] = {
     "methods": {
         "sft": {},
         "vaa": {"method": "vaa"},
-        "vaa-attack": {
-            "method": "vaa",
-            "options": {"perturbation": "attack", "attack_rows": "affirmative", "prefix": "to"},
-        },
+        "hold": {"method": "hold"},
     },
     "attack": {
         "tasks": ["world_sentiment", "world_topic"],

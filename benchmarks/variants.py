@@ -1,0 +1,77 @@
+"""The methods that the benchmarks compare: all of holdfast's, and Hold with one thing changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import UsageError
+
+if TYPE_CHECKING:
+    from common import Setting
+
+Methods = dict[str, dict[str, Any]]
+BASELINE = "sft"
+HOLD = "hold"
+MAIN = (
+    *(BASELINE, "sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa"),
+    *(HOLD, "hold-lean", "hold-harmful"),
+)
+LEAN = {"every": 8, "layers": 0.3}
+# What is left out or put in, one thing at a time.
+CHANGES: dict[str, dict[str, Any]] = {
+    "hold-lean": LEAN,
+    "hold-harmful": {"attack_rows": "harmful"},
+    "hold-mismatched": {"attack_rows": "mismatched"},
+    "hold-every8": {"every": 8},
+    "hold-layers0.3": {"layers": 0.3},
+    "hold-1step": {"inner_steps": 1},
+    "hold-8steps": {"inner_steps": 8},
+    "hold-constant": {"growth": "constant"},
+    "hold-soft": {"geometry": "soft"},
+    "hold-adam": {"geometry": "adam"},
+    "hold-clean0": {"clean": 0.0},
+    "hold-clean0.5": {"clean": 0.5},
+    "hold-exp3": {"sampler": "exp3", "step_size": 0.007},
+    "hold-uniform": {"floor": 0.5},
+    "hold-mixed": {"batch": "mixed"},
+    "hold-spread2": {"spread": 2.0},
+    "hold-worst0.5": {"worst": 0.5},
+    "hold-cap": {"cap": 0.02},
+    "hold-regroup": {"regroup": 50},
+    "hold-watched": {"over_refusal": 0.1, "inner_steps": 16},
+    "vaa-random": {"perturbation": "random"},
+    "vaa-both": {"mixture": "both", "sampler": "smoothed", "step_size": 0.1},
+}
+ABLATION = (BASELINE, "vaa", "vaa-random", "vaa-both", HOLD, *(n for n in CHANGES if HOLD in n))
+
+
+def methods(base: Setting, names: str) -> Methods:
+    """Return the methods that are named, the baseline first.
+
+    Args:
+        base: Where; a setting says what fits its models.
+        names: "main", "ablation", or names separated by commas.
+
+    Raises:
+        UsageError: A name is not known.
+    """
+    known = _known(base)
+    chosen = {"main": MAIN, "ablation": ABLATION}.get(names) or tuple(names.split(","))
+    if unknown := sorted(set(chosen) - known.keys()):
+        raise UsageError(f"--methods {', '.join(unknown)}: none of {', '.join(known)}")
+    return {name: known[name] for name in dict.fromkeys((BASELINE, *chosen))}
+
+
+def _known(base: Setting) -> Methods:
+    from holdfast import plugins
+
+    found: Methods = {name: {"method": name} for name in plugins.available("methods")}
+    found |= base.config.methods
+    for name, changes in CHANGES.items():
+        parent = found[name.partition("-")[0]]
+        found[name] = {**parent, "options": {**parent.get("options", {}), **changes}}
+    if base.prefix:
+        options = {"attack_rows": "affirmative", "prefix": base.prefix}
+        parent = found[HOLD]
+        found["hold-affirmative"] = {**parent, "options": {**parent.get("options", {}), **options}}
+    return found

@@ -1,0 +1,157 @@
+"""Bases of the methods that take the safety rows' gradient somewhere else than at the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.batches import Batch, Items, by_safety, rows_of, size
+from holdfast.distributed import total, world
+from holdfast.methods.base import AlignmentTrainer
+from holdfast.weights import restored
+
+Move = Callable[[Iterable[Tensor]], None]
+"""Adds steps, one tensor per trainable parameter, to the weights."""
+PER = ("micro_batch", "update")
+
+
+class PerturbingTrainer(AlignmentTrainer):
+    """Takes the gradient of safety rows under a perturbation, that of benign rows without."""
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Items
+    ) -> AbstractContextManager[None]:
+        """Return a context to train the safety rows in, which leaves all as it was on any way out.
+
+        It may take gradients, but must not touch `.grad`: it holds what was accumulated so far.
+        """
+        raise NotImplementedError
+
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the safety rows under the perturbation, then the benign rows."""
+        safety, benign = by_safety(batch)
+        losses = []
+        if rows_of(safety):
+            losses.append(self.accumulate_safety(model, safety, num_items))
+        if rows_of(benign):
+            losses.append(super().accumulate(model, benign, num_items))
+        return torch.stack(losses).sum()
+
+    def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the safety rows of a micro-batch."""
+        with self.perturbation(model, safety, num_items):
+            return super().accumulate(model, safety, num_items)
+
+
+class WeightPerturbingTrainer(PerturbingTrainer):
+    """Moves the weights, and keeps them there for a micro-batch's safety rows or an update's.
+
+    With `per="micro_batch"`, the default, the perturbation is made anew for every micro-batch:
+    m-SAM, m being the micro-batch's safety rows. Foret et al. (2021, section 4.1) generalize better
+    with small m, and it costs no memory beyond the copy that restores the weights. But rho is then
+    of a micro-batch, and an update accumulated over several is not that of one large batch.
+
+    With `per="update"` there is one perturbation, made of all safety rows of the update before the
+    first of them is trained on, and an accumulated update equals that of one large batch. It is
+    kept through the update, which is one more copy of the trainable parameters. Without
+    accumulation the two are the same.
+    """
+
+    def displace(
+        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
+    ) -> None:
+        """Move the weights.
+
+        Args:
+            model: As training calls it.
+            move: Adds steps to the weights; may be called several times.
+            safety: Safety rows of the micro-batch, or of all micro-batches of the update.
+            num_items: What their losses are divided by.
+        """
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Start without a perturbation at hand."""
+        super().prepare()
+        self._kept: list[Tensor] = []
+        self._seen_here, self._seen_there = np.zeros(2), np.zeros(2)  # loss and tokens
+
+    def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the safety rows of a micro-batch, and count their loss."""
+        loss = super().accumulate_safety(model, safety, num_items)
+        self._seen_there += _sums(loss, safety, num_items)
+        return loss
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Items
+    ) -> AbstractContextManager[None]:
+        """Hold the weights where `displace` brings them."""
+        return self._displaced(model, safety, num_items)
+
+    @contextmanager
+    def _displaced(self, model: nn.Module, safety: Batch, num_items: Items) -> Iterator[None]:
+        with restored(self.moved_parameters()) as move:
+            if self.options.per == "micro_batch":
+                self.displace(model, move, [safety], num_items)
+            elif self._kept:
+                move(self._kept)
+            else:
+                batches = (by_safety(self._prepare_inputs(b))[0] for b in self.update_batches)
+                parts = [part for part in batches if rows_of(part)]
+                self.displace(model, self._recorded(move), parts, num_items)
+            yield
+
+    def before_update(self, losses: Tensor) -> None:
+        """Let the update's perturbation go, and log by how much it raised the safety loss."""
+        super().before_update(losses)
+        self._kept.clear()
+        sums = total(torch.tensor(np.stack([self._seen_here, self._seen_there]))).numpy()
+        if (sums[:, 1] > 0).all():
+            here, there = sums[:, 0] / sums[:, 1]
+            self.note({"perturbation_gap": float(there - here)})
+        self._seen_here[:], self._seen_there[:] = 0, 0
+
+    def moved_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are moved; default: all that are trained."""
+        return self.trainable_parameters()
+
+    def count_here(self, loss: Tensor, batch: Batch, num_items: Items) -> None:
+        """Take note of a safety loss at the weights as they are."""
+        self._seen_here += _sums(loss, batch, num_items)
+
+    def _recorded(self, move: Move) -> Move:
+        def moved(steps: Iterable[Tensor]) -> None:
+            made = list(steps)
+            move(made)
+            if self._kept:
+                for kept, step in zip(self._kept, made, strict=True):
+                    kept.add_(step)
+            else:
+                self._kept = [step.clone() for step in made]
+
+        return moved
+
+    def ascent(self, model: nn.Module, safety: Sequence[Batch], num_items: Items) -> list[Tensor]:
+        """Return the gradient of the safety loss over all these batches, `.grad` left as it was."""
+
+        def loss(batch: Batch) -> Tensor:
+            found = self.scaled_loss(model, batch, num_items)
+            self.count_here(found.detach(), batch, num_items)
+            return found
+
+        found: list[Tensor] = []
+        for batch in safety:
+            grads = self.gradient_of(model, partial(loss, batch))
+            found = [a.add_(g) for a, g in zip(found, grads, strict=True)] if found else grads
+        return found
+
+
+def _sums(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
+    """Return the sum of a batch's losses and its tokens, undoing the scaling of `scaled_loss`."""
+    n = size(batch)
+    return float(loss) * (n if num_items is None else float(num_items) / world()), n

@@ -1,0 +1,188 @@
+"""Group distributionally robust optimization: train on the groups that are worst off.
+
+Sagawa et al., ICLR 2020, arXiv 1911.08731, in the form that VAA gives it (Chen et al., ICML 2025,
+arXiv 2506.03850): min_theta max_q sum_i q_i l_i(theta) over groups i of safety examples. A step
+draws a group from q, trains on a batch of that group only, and moves q towards groups with the
+larger loss (EXP3, see `GroupSampler`). It is VAA without its perturbation, and what VAA builds on.
+
+It also goes together with another method, `--method vaccine+group_dro`: the other one's loss or
+perturbation, on batches that the groups' adversary chooses.
+
+Ours, not the papers': `sampler="smoothed"` (see `SmoothedSampler`), and `batch="mixed"`, where
+each batch holds rows of all groups in proportion to q instead of one group's, so that every step
+sees every group's loss; the counts are rounded at random, without bias.
+
+Benign rows, which the papers do not have, take their share of every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.artifacts import Groups
+from holdfast.batches import Batch, Items, Stream, by_group, size
+from holdfast.distributed import rank, total, world
+from holdfast.errors import UsageError
+from holdfast.group_sampler import GroupSampler, SmoothedSampler
+from holdfast.methods.base import AlignmentTrainer, one_of
+
+
+@dataclass(frozen=True)
+class GroupDroOptions:
+    """Options of the groups' adversary; the defaults are VAA's published ones for Llama-2-7B."""
+
+    sampler: str = field(default="exp3", metadata={"help": "exp3 (published) or smoothed."})
+    step_size: float = field(default=0.007, metadata={"help": "eta of the sampler."})
+    floor: float = field(default=0.1, metadata={"help": "Least probability of a group."})
+    start: str = field(default="uniform", metadata={"help": "uniform or proportional to sizes."})
+    batch: str = field(default="group", metadata={"help": "group (one a step) or mixed."})
+
+    def __post_init__(self) -> None:
+        one_of(self, "sampler", "exp3", "smoothed")
+        one_of(self, "start", "uniform", "proportional")
+        one_of(self, "batch", "group", "mixed")
+        if self.batch == "mixed" and self.sampler == "exp3":
+            raise UsageError(
+                "batch=mixed sees the loss of every group, and exp3 divides by the chance of "
+                "having drawn it; take sampler=smoothed"
+            )
+
+
+class GroupDro(AlignmentTrainer):
+    """An adversary draws the group to train on; as many backward passes as SFT."""
+
+    Options: ClassVar[type[Any]] = GroupDroOptions
+    needs: ClassVar[frozenset[str]] = frozenset({"groups"})
+    options: GroupDroOptions
+
+    def prepare(self) -> None:
+        """Make the sampler and the streams of rows."""
+        super().prepare()
+        groups = cast(Groups, self.data.groups)
+        self.labels = groups.aligned_to(self.data.safety.ids)
+        self.names = groups.names
+        sizes = np.bincount(self.labels, minlength=len(groups.names))
+        if (sizes == 0).any():
+            empty = groups.names[int(np.argmin(sizes))]
+            raise UsageError(f"group {empty!r} is empty: choose another rule with `holdfast group`")
+        if self.benign_per_batch >= self.args.train_batch_size:
+            raise UsageError(
+                f"batches of {self.args.train_batch_size} rows in the mix of the data have no "
+                "safety row; raise the batch size or give fewer benign rows"
+            )
+        self.sampler = self._sampler(sizes)
+        seeds = np.random.SeedSequence(self.args.seed).generate_state(len(sizes) + 2).tolist()
+        self.rounding = np.random.default_rng(seeds[0])
+        self.streams = {"benign": Stream(range(self.n_safety, self.n_rows), seeds[1])}
+        for group, seed in enumerate(seeds[2:]):
+            self.streams[f"group {group}"] = Stream(self.members(group), seed)
+        self.group = 0
+        self._seen = np.zeros((len(sizes), 2))  # loss and tokens of each group in this step
+
+    def _sampler(self, sizes: np.ndarray) -> GroupSampler:
+        options = self.options
+        start = None if options.start == "uniform" else (sizes / sizes.sum()).tolist()
+        kind = GroupSampler if options.sampler == "exp3" else SmoothedSampler
+        return kind(
+            len(sizes),
+            step_size=options.step_size,
+            floor=options.floor,
+            start=start,
+            seed=self.args.seed,
+        )
+
+    def members(self, group: int) -> list[int]:
+        """Return the positions of a group's rows."""
+        return np.flatnonzero(self.labels == group).tolist()
+
+    # ------------------------------------------------------------------------------- hooks
+
+    def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
+        """Draw a group and all micro-batches of the step from it, or from all in proportion."""
+        del epoch_iterator
+        self._seen[:] = 0
+        self.group = self.sampler.draw()
+        benign = self.benign_per_batch
+        return [
+            self.collate_positions(
+                self._safety(self.args.train_batch_size - benign) + self.take("benign", benign)
+            )
+            for _ in range(n)
+        ]
+
+    def _safety(self, n: int) -> list[int]:
+        if self.options.batch == "group":
+            return self.take(f"group {self.group}", n)
+        # Systematic rounding: the ends of q's parts, read off a ruler that was laid at random.
+        ends = np.floor(np.cumsum(self.sampler.probs) * n + self.rounding.random()).astype(int)
+        counts = np.diff(np.minimum(ends, n), prepend=0)
+        counts[-1] += n - counts.sum()
+        taken = [self.take(f"group {g}", int(k)) for g, k in enumerate(counts)]
+        return [position for part in taken for position in part]
+
+    def take(self, stream: str, n: int) -> list[int]:
+        """Return this process's next n positions of a stream that all processes share."""
+        every = self.streams[stream].take(n * world())
+        return every[rank() * n : (rank() + 1) * n]
+
+    def collate_positions(self, positions: Sequence[int]) -> Batch:
+        """Build a batch with `group` (B,) beside `is_safety`."""
+        batch = super().collate_positions(positions)
+        groups = [int(self.labels[i]) if i < self.n_safety else -1 for i in positions]
+        batch["group"] = torch.tensor(groups)
+        return batch
+
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Back-propagate each group's rows, and the benign ones, and count the groups' losses."""
+        losses = []
+        for group, part in by_group(batch):
+            losses.append(super().accumulate(model, part, num_items))
+            if group >= 0:
+                self._count(group, part, float(losses[-1]), num_items)
+        return torch.stack(losses).sum()
+
+    def _count(self, group: int, part: Batch, loss: float, num_items: Items) -> None:
+        """Add a part of a micro-batch, undoing the scaling of `scaled_loss`."""
+        n = size(part)
+        self._seen[group] += loss * (n if num_items is None else float(num_items) / world()), n
+
+    def before_update(self, losses: Tensor) -> None:
+        """Move the distribution over groups by the safety losses that were back-propagated."""
+        super().before_update(losses)
+        sums = total(torch.tensor(self._seen)).numpy()
+        seen = {g: float(nll / n) for g, (nll, n) in enumerate(sums) if n}
+        self.sampler.observe(seen)
+        self.safety_loss = float(sums[:, 0].sum() / max(sums[:, 1].sum(), 1))
+        probs = self.sampler.probs
+        whole = {} if self.options.batch == "mixed" else {"group": self.group}
+        self.note(
+            {
+                "safety_loss": self.safety_loss,
+                **whole,
+                **{f"loss_{self.names[g]}": loss for g, loss in seen.items()},
+                **{f"q_{name}": float(q) for name, q in zip(self.names, probs, strict=True)},
+            }
+        )
+
+    def method_state(self) -> dict[str, Any]:
+        """Return sampler, roundings and streams."""
+        return {
+            **super().method_state(),
+            "sampler": self.sampler.state_dict(),
+            "rounding": self.rounding.bit_generator.state,
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+        }
+
+    def load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `method_state`."""
+        super().load_method_state(state)
+        self.sampler.load_state_dict(state["sampler"])
+        self.rounding.bit_generator.state = state["rounding"]
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state["streams"][name])

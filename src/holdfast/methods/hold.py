@@ -1,0 +1,417 @@
+"""Hold: group DRO at the weights that an attacker's first steps would reach. holdfast's own method.
+
+VAA (arXiv 2506.03850) and SAM train at theta + eps with eps up the *safety* loss. Fine-tuning does
+not go there: a customer's optimizer goes down the loss of *its* rows. Hold therefore plays a short
+attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761) and MAML do,
+
+    theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
+    min_theta max_q sum_i q_i [ (1 - clean) l_i(theta_k) + clean l_i(theta) ] + l_benign(theta),
+
+with k drawn from 1 ... inner_steps, s the sign (Adam's first step, so what attackers use), and q
+moved by the adversary of group DRO over vulnerable and invulnerable examples. What it is not: no
+second derivatives, no entropy objective, nothing is unlearnt; benign rows only see theta.
+
+The attacker's rows need no harmful data: `attack_rows="base"`, the default, takes the first words
+with which the model answers the restricted prompts before it is aligned. "mismatched" pairs them
+with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --harmful.
+
+What else there is, all of it off or neutral by default unless said so:
+
+- `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
+  `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
+  would refuse stays below that, and shrinks where it does not.
+- `spread`: the group that is most vulnerable is attacked that many times farther than the least
+  vulnerable one, groups between them in geometric steps.
+- `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
+  on. `worst`: of a batch only that share of its rows, those with the largest loss (CVaR).
+- `regroup`: every so many steps the groups are made anew, of the same sizes, by the refusal margin
+  that each example keeps under the attack as it is now.
+- lean: `every` keeps the direction of the attack for so many updates, as a sign of one byte a
+  weight; `layers` moves only the tensors that the attack gains most by, up to that share of the
+  weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.batches import Batch, Items, Stream, rows_of, size, weighted
+from holdfast.data import mismatched
+from holdfast.distributed import is_sharded, world
+from holdfast.errors import UsageError
+from holdfast.examples import Example, Examples
+from holdfast.generate import generate
+from holdfast.losses import first_margins, refusal_tokens
+from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
+from holdfast.methods.base import not_negative, one_of
+from holdfast.methods.group_dro import GroupDro, GroupDroOptions
+from holdfast.models import evaluating
+from holdfast.weights import Geometry, consumed, gradients_everywhere, restored, step_along
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ANSWER_TOKENS = 8
+"""Of the base's own answers: enough to be obliging, short enough to be cheap."""
+WATCHED = 64
+"""Benign rows that are kept from training where over-refusal is watched."""
+CHECKS = 40
+"""How often it is watched in a run."""
+GROWN = 0.6
+"""Share of the checks after which the attack is at its full length if nothing holds it back."""
+
+
+@dataclass(frozen=True)
+class HoldOptions(GroupDroOptions):
+    """Options of Hold, besides those of the groups' adversary."""
+
+    sampler: str = field(default="smoothed", metadata={"help": "smoothed, or exp3 as published."})
+    step_size: float = field(default=0.1, metadata={"help": "eta of the sampler."})
+    attack_rows: str = field(
+        default="base", metadata={"help": "base, mismatched, affirmative or harmful."}
+    )
+    prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
+    geometry: str = field(default="sign", metadata={"help": "sign, soft, l2 or adam."})
+    reach: float = field(default=5e-4, metadata={"help": "Size of an inner step."})
+    inner_steps: int = field(default=4, metadata={"help": "Most steps of the attack."})
+    growth: str = field(default="linear", metadata={"help": "linear or constant."})
+    over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
+    clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
+    spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
+    cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
+    worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
+    regroup: int = field(default=0, metadata={"help": "Steps between new groups; 0: never."})
+    every: int = field(default=1, metadata={"help": "Updates that a direction is kept for."})
+    layers: float = field(default=1.0, metadata={"help": "Share of the weights that move."})
+    per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, "attack_rows", "base", "mismatched", "affirmative", "harmful")
+        one_of(self, "geometry", "sign", "soft", "l2", "adam")
+        one_of(self, "growth", "linear", "constant")
+        one_of(self, "per", *PER)
+        not_negative(self, "reach", "cap", "regroup")
+        if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
+            raise UsageError(
+                f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
+            )
+        if not 0 < self.worst <= 1 or not 0 < self.layers <= 1:
+            raise UsageError(f"worst={self.worst} and layers={self.layers} are shares in (0, 1]")
+        if self.inner_steps < 1 or self.every < 1 or not 0 < self.spread < math.inf:
+            raise UsageError(
+                f"inner_steps={self.inner_steps}, every={self.every} and spread={self.spread}: "
+                "the first two are at least 1, the last is above 0"
+            )
+        if self.every > 1 and self.geometry != "sign":
+            raise UsageError(f"every={self.every} keeps signs: it needs geometry=sign")
+        if self.spread != 1 and self.batch == "mixed":
+            raise UsageError("spread attacks each group on its own: it needs batch=group")
+
+
+class Hold(WeightPerturbingTrainer, GroupDro):
+    """Group DRO under a short attack; 1 + clean + k backward passes, one copy of the weights."""
+
+    Options: ClassVar[type[Any]] = HoldOptions
+    neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0}
+    options: HoldOptions
+
+    def prepare(self) -> None:
+        """Make the attacker's rows, and set benign rows aside if they are watched."""
+        super().prepare()
+        options = self.options
+        seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
+        self.draws = np.random.default_rng(seeds[0])
+        self.attack = self.encode(self._attack_rows()) if options.reach else []
+        self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
+        self.safety_rows = self.encode(self.data.safety)
+        self.refusals = refusal_tokens(self.safety_rows)
+        self.level = 0.0
+        self.inner = 0
+        self._chosen: list[str] = []
+        self._signs: list[Tensor] = []
+        self._check_sharded()
+        if options.over_refusal:
+            self._set_aside()
+
+    def _check_sharded(self) -> None:
+        if (self.options.layers < 1 or self.options.every > 1) and is_sharded(
+            self.trainable_parameters()
+        ):
+            raise UsageError("every and layers need whole weights; train with DDP, not FSDP2")
+
+    def _set_aside(self) -> None:
+        benign = self.data.benign
+        if benign is None or len(benign) < 2:
+            raise UsageError("over_refusal is watched on benign rows: give --benign")
+        n = min(WATCHED, max(1, len(benign) // 5))
+        aside = set(self.draws.choice(len(benign), n, replace=False).tolist())
+        self.watched = self.encode(benign.select(sorted(aside)))
+        stream = self.streams["benign"]
+        stream.positions = [p for p in stream.positions if p - self.n_safety not in aside]
+
+    def _attack_rows(self) -> Examples:
+        source, prompts = self.options.attack_rows, self.data.safety.prompts
+        if source == "harmful":
+            if self.data.harmful is None:
+                raise UsageError("attack_rows=harmful needs --harmful")
+            return self.data.harmful
+        if source == "mismatched":
+            if self.data.benign is None:
+                raise UsageError("attack_rows=mismatched needs --benign")
+            answers = self.data.benign.responses
+            return mismatched(prompts, answers, n=len(set(prompts)), seed=self.args.seed)
+        if source == "affirmative":
+            return Examples((Example(p, self.options.prefix) for p in prompts), name=source)
+        model = cast("PreTrainedModel", self.model)
+        answers = generate(model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
+        rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
+        if len(rows) < len(set(prompts)) / 2:
+            raise UsageError(
+                "attack_rows=base: the model answers most restricted prompts with nothing; take "
+                "attack_rows=mismatched"
+            )
+        self._check_obliging(Examples(rows.values(), name="base"))
+        return Examples(rows.values(), name="base")
+
+    def _check_obliging(self, rows: Examples) -> None:
+        wanted = set(refusal_tokens(self.encode(self.data.safety)).tolist())
+        refused = sum(row.ids[row.start] in wanted for row in self.encode(rows))
+        if refused > len(rows) / 2:
+            raise UsageError(
+                f"attack_rows=base: the model already begins {refused} of {len(rows)} answers to "
+                "restricted prompts as the alignment rows do, and no attack can be made of that; "
+                "start from the model before its alignment, or take attack_rows=mismatched"
+            )
+
+    # ------------------------------------------------------------------------------- hooks
+
+    def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
+        """Draw the step's batches and the length of its attack; regroup where it is time."""
+        options, step = self.options, self.state.global_step
+        self._grow(step)
+        most = self._most()
+        self.inner = int(self.draws.integers(1, most + 1)) if most and options.reach else 0
+        if options.reach:
+            self._look_ahead()
+        if options.regroup and options.reach and step and step % options.regroup == 0:
+            self._regroup()
+        return super().draw_batches(epoch_iterator, n)
+
+    def perturbation(
+        self, model: nn.Module, safety: Batch, num_items: Items
+    ) -> AbstractContextManager[None]:
+        """Hold the weights where the attack leads, if this step has one."""
+        if not self.inner:
+            return nullcontext()
+        return super().perturbation(model, safety, num_items)
+
+    def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the safety rows after the attack, and before it."""
+        clean = self.options.clean if self.inner else 0.0
+        if not clean:
+            return super().accumulate_safety(model, safety, num_items)
+        here = super(PerturbingTrainer, self).accumulate(
+            model, safety, weighted(num_items, safety, clean)
+        )
+        self.count_here(here / clean, safety, num_items)
+        there = super().accumulate_safety(model, safety, weighted(num_items, safety, 1 - clean))
+        return here + there
+
+    def displace(
+        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
+    ) -> None:
+        """Play the attack."""
+        del num_items
+        self._play(model, move, sum(map(rows_of, safety)), self.inner, self._size())
+
+    def before_update(self, losses: Tensor) -> None:
+        """Log the attack's length."""
+        super().before_update(losses)
+        self.note({"inner_steps": self.inner})
+
+    def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Return the loss, of safety rows only those that `cap` and `worst` leave."""
+        options = self.options
+        if (not options.cap and options.worst == 1) or not bool(batch["is_safety"].all()):
+            return super().scaled_loss(model, batch, num_items)
+        losses, tokens = self.row_losses(model, batch)
+        kept = kept_rows(
+            losses.detach() / tokens.clamp(min=1), cap=options.cap, worst=options.worst
+        )
+        total = (kept * losses).sum()
+        return total / size(batch) if num_items is None else total * world() / num_items
+
+    def method_state(self) -> dict[str, Any]:
+        """Return the draws, the level, the groups as they are, and which tensors move."""
+        return {
+            **super().method_state(),
+            "draws": self.draws.bit_generator.state,
+            "level": self.level,
+            "labels": self.labels.tolist(),
+            "chosen": self._chosen,
+        }
+
+    def load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `method_state`."""
+        super().load_method_state(state)
+        self.draws.bit_generator.state = state["draws"]
+        self.level, self._chosen = state["level"], list(state["chosen"])
+        self._relabel(np.array(state["labels"]))
+
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Return the direction that is kept."""
+        return dict(zip(self._chosen, self._signs, strict=True)) if self._signs else {}
+
+    def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from `method_tensors`."""
+        self._signs = [tensors[name].to(self.args.device) for name in self._chosen if tensors]
+
+    # -------------------------------------------------------------------------- the attack
+
+    def moved_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the attack moves."""
+        if not self._chosen:
+            return self.trainable_parameters()
+        return [p for name, p in self._named() if name in set(self._chosen)]
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        model = cast(nn.Module, self.model)
+        return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def _size(self) -> float:
+        """Return the reach for the step's group: groups go from least to most vulnerable."""
+        rank = self.group / max(len(self.names) - 1, 1)
+        return self.options.reach * float(self.options.spread**rank)
+
+    def _play(self, model: nn.Module, move: Move, n: int, steps: int, reach: float) -> None:
+        """Take the attacker's steps, each on its next n rows."""
+        if self._signs:
+            move(sign * (-steps * reach) for sign in self._signs)
+            return
+        for _ in range(steps):
+            move(self._step(model, n, reach))
+
+    def _step(self, model: nn.Module, n: int, reach: float) -> Iterable[Tensor]:
+        grads = self._gradient(model, n)
+        if self.options.geometry == "adam":
+            return consumed(self._preconditioned(grads, reach))
+        geometry = cast(Geometry, self.options.geometry)
+        return consumed(step_along(grads, -reach, geometry=geometry, in_place=True))
+
+    def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
+        rows = [self.attack[i] for i in self.take("attack", n)]
+        batch = self.collate_rows(rows)
+        return gradients_everywhere(
+            model, lambda: self.answer_loss(model, batch), self.moved_parameters()
+        )
+
+    def _preconditioned(self, grads: list[Tensor], reach: float) -> list[Tensor]:
+        """Return -reach g / sqrt(v), cut to reach, v the training's own; the sign at first."""
+        for p, g in zip(self.moved_parameters(), grads, strict=True):
+            v = self.optimizer.state[p].get("exp_avg_sq") if self.optimizer else None
+            if v is None:
+                g.sign_()
+            else:
+                g.div_(v.sqrt().add_(1e-8)).clamp_(-1, 1)
+            g.mul_(-reach)
+        return grads
+
+    def _look_ahead(self) -> None:
+        """Choose the tensors that move, and the signs that are kept, at the weights as they are."""
+        options, names = self.options, [name for name, _ in self._named()]
+        stale = options.every > 1 and self.state.global_step % options.every == 0
+        if not stale and (self._chosen or options.layers == 1):
+            return
+        n = self.args.train_batch_size - self.benign_per_batch
+        grads = self._gradient(cast(nn.Module, self.model), n)
+        if not self._chosen:
+            places = densest(grads, options.layers)
+            self._chosen, grads = [names[i] for i in places], [grads[i] for i in places]
+        if options.every > 1:
+            self._signs = [g.sign().to(torch.int8) for g in consumed(grads)]
+
+    # ------------------------------------------------------- how long it is, and the groups
+
+    def _grow(self, step: int) -> None:
+        options = self.options
+        if not options.over_refusal:
+            done = step / max(self.state.max_steps - 1, 1)
+            self.level = 1.0 if options.growth == "constant" else done
+        elif step % max(self.state.max_steps // CHECKS, 1) == 0:
+            with evaluating(cast(nn.Module, self.model)):
+                margins = self._margins(self.watched)
+            share = float((margins > 0).mean())
+            grown = 1 / (GROWN * CHECKS)
+            self.level += grown if share <= options.over_refusal else -2 * grown
+            self.level = min(max(self.level, 0.0), 1.0)
+            self.note({"watched_refusals": share, "attack_level": self.level})
+
+    def _most(self) -> int:
+        """Return the most steps that an attack may have now."""
+        if self.options.over_refusal:
+            return round(self.level * self.options.inner_steps)
+        return max(1, math.ceil(self.level * self.options.inner_steps))
+
+    def _margins(self, rows: Sequence[Any]) -> np.ndarray:
+        found = first_margins(cast(nn.Module, self.model), rows, self.refusals, pad=self.pad)
+        return found.numpy()
+
+    def _regroup(self) -> None:
+        """Make groups of the same sizes of the margins under the attack, least held last."""
+        model = cast(nn.Module, self.model)
+        n = self.args.train_batch_size - self.benign_per_batch
+        with evaluating(model), restored(self.moved_parameters()) as move:
+            self._play(model, move, n, max(self._most(), 1), self.options.reach)
+            margins = self._margins(self.safety_rows)
+        labels = np.empty_like(self.labels)
+        labels[np.argsort(-margins, kind="stable")] = np.sort(self.labels)
+        self.note({"regrouped": float((labels != self.labels).mean())})
+        self._relabel(labels)
+
+    def _relabel(self, labels: np.ndarray) -> None:
+        if np.array_equal(labels, self.labels):
+            return
+        self.labels = labels
+        for group in range(len(self.names)):
+            stream = self.streams[f"group {group}"]
+            stream.positions = self.members(group)
+            inside = set(stream.positions)
+            stream.order = [i for i in stream.order if i in inside]
+
+
+def kept_rows(losses: Tensor, *, cap: float, worst: float) -> Tensor:
+    """Return a weight for each row (B,), 0 for those that are not trained on.
+
+    `worst` keeps that share of the rows, at least one, those with the largest loss, and weighs
+    them by its inverse: CVaR at that level. `cap` leaves out rows below a loss, without making up
+    for it.
+    """
+    n = max(1, round(worst * len(losses)))
+    weights = torch.zeros_like(losses)
+    weights[losses.topk(n).indices] = len(losses) / n
+    return weights * (losses >= cap)
+
+
+def densest(grads: Sequence[Tensor], share: float) -> list[int]:
+    """Return the places of the tensors that a sign step gains most by, per weight.
+
+    A step of size r along the sign lowers the loss by r sum |g| to first order. Tensors are taken
+    in the order of mean |g| while they fit into `share` of all weights; one at least.
+    """
+    order = sorted(range(len(grads)), key=lambda i: -float(grads[i].abs().mean()))
+    room = share * sum(g.numel() for g in grads)
+    chosen: list[int] = []
+    for i in order:
+        if grads[i].numel() <= room:
+            chosen.append(i)
+            room -= grads[i].numel()
+    return sorted(chosen) or order[:1]

@@ -1,0 +1,144 @@
+"""Group DRO: what a step is made of, its sampler, and that it goes together with other methods."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast.artifacts import Groups
+from holdfast.errors import TrainingError, UsageError
+from holdfast.group_sampler import SmoothedSampler
+from holdfast.methods.base import AlignmentData
+
+Make = Callable[..., PreTrainedModel]
+MakeTrainer = Callable[..., Any]
+MIXED = {"batch": "mixed", "sampler": "smoothed"}
+
+
+@pytest.fixture
+def model(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return make_model(vocab=len(tokenizer))
+
+
+def test_the_smoothed_sampler_by_hand() -> None:
+    sampler = SmoothedSampler(2, step_size=0.5, floor=0.0, memory=0.5)
+    sampler.observe({1: 3.0})
+    # Nothing is known of group 0, and group 1 is the mean of what is known: nobody moves.
+    assert sampler.probs == pytest.approx([0.5, 0.5])
+    sampler.observe({0: 1.0})
+    # Losses 1 and 3, mean 2: half below and half above it, so the odds grow by exp(0.5).
+    odds = math.exp(0.5)
+    assert sampler.probs == pytest.approx([1 / (1 + odds), odds / (1 + odds)])
+    sampler.observe({1: 1.0})
+    # Group 1 is remembered as (3 + 1) / 2 = 2, mean 1.5: minus and plus a third.
+    odds *= math.exp(0.5 * 2 / 3)
+    assert sampler.probs == pytest.approx([1 / (1 + odds), odds / (1 + odds)])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_the_smoothed_sampler_knows_no_scale(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    one, other = (SmoothedSampler(3, step_size=0.2) for _ in range(2))
+    for _ in range(50):
+        group, loss = int(rng.integers(3)), float(rng.exponential())
+        one.observe({group: loss})
+        other.observe({group: scale * loss})
+    np.testing.assert_allclose(one.probs, other.probs)
+
+
+def test_the_smoothed_sampler_leans_to_the_worse_group_and_moves_less_than_exp3() -> None:
+    from holdfast.group_sampler import GroupSampler
+
+    rng = np.random.default_rng(1)
+    courses: dict[str, list[float]] = {"exp3": [], "smoothed": []}
+    exp3 = GroupSampler(2, step_size=0.1, seed=0)
+    smoothed = SmoothedSampler(2, step_size=0.1, seed=0)
+    for _ in range(200):
+        for name, sampler in (("exp3", exp3), ("smoothed", smoothed)):
+            group = sampler.draw()
+            before = sampler.probs[1]
+            sampler.observe({group: float(rng.exponential(2.0 if group else 1.0))})
+            courses[name].append(abs(sampler.probs[1] - before))
+    assert smoothed.probs[1] > 0.8
+    assert np.mean(courses["smoothed"]) < np.mean(courses["exp3"])
+
+
+def test_the_smoothed_sampler_refuses_what_is_not_finite_and_goes_on_from_a_checkpoint() -> None:
+    sampler = SmoothedSampler(2, step_size=0.2)
+    with pytest.raises(TrainingError, match="group 1: loss nan is not finite"):
+        sampler.observe({1: math.nan})
+    sampler.observe({0: 1.0})
+    again = SmoothedSampler(2, step_size=0.2)
+    again.load_state_dict(sampler.state_dict())
+    for one in (sampler, again):
+        one.observe({1: 4.0})
+        one.observe({0: 2.0})
+    np.testing.assert_array_equal(sampler.probs, again.probs)
+    with pytest.raises(UsageError, match="memory=1 must lie in"):
+        SmoothedSampler(2, step_size=0.1, memory=1)
+
+
+def test_mixed_batches_follow_the_distribution(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("group_dro", model, **MIXED)
+    trainer.sampler._probs = np.array([0.3, 0.7])
+    counts = []
+    for _ in range(300):
+        (batch,) = trainer.draw_batches(iter(()), 1)
+        groups = batch["group"].tolist()
+        assert groups.count(-1) == int((~batch["is_safety"]).sum()) == 5
+        counts.append(groups.count(1))
+    # Three safety rows: 2.1 of the vulnerable in the mean, and never off by one or more.
+    assert set(counts) == {2, 3}
+    assert np.mean(counts) == pytest.approx(2.1, abs=3 * 0.3 / math.sqrt(300))
+
+
+def test_mixed_batches_see_every_groups_loss(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("group_dro", model, max_steps=2, **MIXED)
+    trainer.train()
+    logged = [e for e in trainer.state.log_history if "safety_loss" in e]
+    assert len(logged) == 2
+    for entry in logged:
+        assert {"loss_vulnerable", "loss_invulnerable", "q_vulnerable"} <= entry.keys()
+        assert "group" not in entry
+
+
+def test_mixed_batches_have_sfts_gradient(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    mine = make_trainer("group_dro", model.double(), **MIXED)
+    plain = make_trainer("sft", copy.deepcopy(model))
+    (batch,) = mine.draw_batches(iter(()), 1)
+    found = []
+    for trainer in (mine, plain):
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.zero_grad()
+        trainer.accumulate(trainer.model, batch, 40)
+        found.append([p.grad.clone() for p in trainer.model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_batches_without_a_safety_row_are_refused(
+    model: PreTrainedModel, make_trainer: MakeTrainer, data: AlignmentData
+) -> None:
+    few = data.safety.select([0, 1])
+    groups = Groups(few.ids, np.array([0, 1]), ("a", "b"), "hand", "", few.hash)
+    with pytest.raises(UsageError, match=r"batches of 1 rows .* have no safety row"):
+        make_trainer(
+            "group_dro",
+            model,
+            replace(data, safety=few, groups=groups),
+            per_device_train_batch_size=1,
+        )
