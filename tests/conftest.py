@@ -278,10 +278,10 @@ def make_trainer(
     def make(
         method: str, model: PreTrainedModel, rows: AlignmentData = data, **options: Any
     ) -> AlignmentTrainer:
-        from holdfast import plugins
+        from holdfast.methods._together import method as find
         from holdfast.methods.base import AlignConfig
 
-        cls = plugins.find("methods", method)
+        cls: Any = find(method)
         own = {f.name for f in dataclasses.fields(cls.Options)}
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "work"),

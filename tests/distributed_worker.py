@@ -17,9 +17,9 @@ import transformers as t
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from holdfast import plugins
 from holdfast.artifacts import Groups, write_json
 from holdfast.examples import Example, Examples
+from holdfast.methods._together import method
 from holdfast.methods.base import AlignConfig, AlignmentData
 from holdfast.models import add_lora
 from holdfast.world import train_base
@@ -78,7 +78,7 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
     network = model(len(tokenizer), tied=wanted.get("tied", False))
     if wanted.get("lora"):
         network = add_lora(network, 2, seed=0)
-    cls = plugins.find("methods", wanted["method"])
+    cls: Any = method(wanted["method"])
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings: dict[str, Any] = {
         "output_dir": str(out.with_suffix("")),

@@ -18,16 +18,28 @@ from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 VAA = {"method": "vaa", "options": {"rho": 0.3, "curriculum": "constant", "step_size": 0.05}}
-CASES = {
+HOLD = {"attack_rows": "harmful", "growth": "constant", "reach": 0.002}
+CASES: dict[str, dict[str, Any]] = {
     "ddp": {**VAA, "accumulation": 2},
     "ddp lora clipped": {**VAA, "lora": True, "clip": 0.5},
-    "ddp attack": {
-        **VAA,
-        "options": {**VAA["options"], "perturbation": "attack", "attack_rows": "harmful"},  # type: ignore[dict-item]
+    "ddp hold": {
+        "method": "hold",
+        "options": {**HOLD, "every": 2, "layers": 0.5, "inner_steps": 2, "over_refusal": 0.3},
     },
+    "ddp mixed": {
+        "method": "hold",
+        "options": {**HOLD, "batch": "mixed", "inner_steps": 2, "regroup": 1},
+    },
+    "ddp update": {
+        "method": "vaa",
+        "options": {**VAA["options"], "per": "update", "mixture": "both", "lam": 0.5},  # type: ignore[dict-item]
+        "accumulation": 2,
+    },
+    "ddp vaccine": {"method": "vaccine+group_dro", "options": {"step_size": 0.05}},
     "fsdp": {**VAA, "fsdp": True, "accumulation": 2, "clip": 0.5},
+    "fsdp hold": {"method": "hold", "options": {**HOLD, "inner_steps": 2}, "fsdp": True},
 }
-SLOW = {"ddp lora clipped", "ddp attack"}
+SLOW = CASES.keys() - {"ddp", "fsdp"}
 
 
 def run(out: Path, case: dict[str, Any], processes: int) -> dict[str, Any]:
@@ -62,7 +74,8 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     assert two["sharded"] == ("fsdp" in case)
     assert len(one["log"]) == 3
     for a, b in zip(one["log"], two["log"], strict=True):
-        assert (a["group"], a["perturbed"]) == (b["group"], b["perturbed"]) == (a["group"], 1)
+        for key in ("group", "perturbed", "inner_steps", "regrouped"):
+            assert a.get(key) == b.get(key)
         assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-6)
     mine, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))
     assert mine.keys() == theirs.keys()

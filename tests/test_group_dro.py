@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.artifacts import Groups
 from holdfast.errors import TrainingError, UsageError
 from holdfast.group_sampler import SmoothedSampler
+from holdfast.methods._together import method
 from holdfast.methods.base import AlignmentData
 
 Make = Callable[..., PreTrainedModel]
@@ -142,3 +144,68 @@ def test_batches_without_a_safety_row_are_refused(
             replace(data, safety=few, groups=groups),
             per_device_train_batch_size=1,
         )
+
+
+# --------------------------------------------------------------------- together with other methods
+
+TOGETHER = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar")
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_another_method_on_the_groups_batches(
+    name: str,
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    weights_of: Callable[..., Any],
+    same: Callable[..., bool],
+) -> None:
+    options = {
+        **{"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.02},
+        **({"inner_steps": 2, "every": 1} if name == "tar" else {}),
+    }
+    start = copy.deepcopy(model)
+    trainer = make_trainer(f"{name}+group_dro", model, step_size=0.3, **options)
+    trainer.train()
+    steps = [e for e in trainer.state.log_history if "group" in e]
+    assert len(steps) == 4
+    assert all(e["safety_loss"] > 0 for e in steps)
+    assert steps[-1]["q_vulnerable"] != 0.5
+    again = make_trainer(f"{name}+group_dro", start, step_size=0.3, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-2"))
+    assert again.method_state() == trainer.method_state()
+    assert same(weights_of(again.model), weights_of(model))
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_neutral_options_leave_the_groups_gradient(
+    name: str, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    both = method(f"{name}+group_dro")
+    mine = make_trainer(f"{name}+group_dro", model, **both.neutral)
+    plain = make_trainer("group_dro", copy.deepcopy(model))
+    found = []
+    for trainer in (mine, plain):
+        trainer.state.max_steps = 3
+        trainer.current_gradient_accumulation_steps = 1
+        (batch,) = trainer.draw_batches(iter(()), 1)
+        trainer.model.zero_grad()
+        trainer.accumulate(trainer.model, batch, torch.tensor(40))
+        found.append([p.grad.clone() for p in trainer.model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vaa+group_dro", "sam+vaccine", "sam+vaccine+group_dro"])
+def test_what_does_not_go_together_is_said(name: str) -> None:
+    with pytest.raises(UsageError, match="one method and group_dro, e.g. vaccine"):
+        method(name)
+
+
+def test_the_options_are_those_of_both_and_are_checked() -> None:
+    options = method("sam+group_dro").Options
+    made = options(rho=0.2, sampler="smoothed")
+    assert (made.rho, made.sampler, made.floor) == (0.2, "smoothed", 0.1)
+    for wrong in ({"rho": -1.0}, {"sampler": "best"}):
+        with pytest.raises(UsageError):
+            options(**wrong)

@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.methods.base import AlignmentData
+from holdfast.methods.hold import Hold
 from holdfast.methods.sft import Sft
 from holdfast.methods.vaa import Vaa
 
@@ -29,6 +30,14 @@ class VaaSft(Vaa, SFTTrainer):  # type: ignore[misc]
 
 
 class VaaDpo(Vaa, DPOTrainer):  # type: ignore[misc]
+    pass
+
+
+class HoldDpo(Hold, DPOTrainer):  # type: ignore[misc]
+    pass
+
+
+class HoldSft(Hold, SFTTrainer):  # type: ignore[misc]
     pass
 
 
@@ -184,28 +193,44 @@ def test_without_rho_it_is_trls_own_step(
     assert not same(weights_of(ends[0]), weights_of(model))
 
 
-@pytest.mark.parametrize("perturbation", ["own_loss", "attack"])
+OURS = {"attack_rows": "affirmative", "prefix": "sure", "reach": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"), [(VaaDpo, {"rho": 0.05, **ALWAYS}), (HoldDpo, OURS)], ids=["vaa", "hold"]
+)
 def test_preferences_are_learnt(
-    perturbation: str, make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset
+    cls: Any,
+    options: dict[str, Any],
+    make: Callable[..., Any],
+    model: PreTrainedModel,
+    preferences: Dataset,
 ) -> None:
-    trainer = make(
-        VaaDpo,
-        model,
-        preferences,
-        max_steps=8,
-        rho=0.05,
-        beta=1.0,
-        perturbation=perturbation,
-        attack_rows="affirmative",
-        prefix="sure",
-        **ALWAYS,
-    )
+    trainer = make(cls, model, preferences, max_steps=8, beta=1.0, **options)
     trainer.train()
     losses = [e["safety_loss"] for e in trainer.state.log_history if "group" in e]
     assert len(losses) == 8
     # With equal policies the loss of a pair is log 2; the perturbation climbs above it.
     assert losses[-1] < losses[0]
     assert {"vulnerable", "invulnerable"} == set(trainer.names)
+
+
+def test_rows_of_preferences_cannot_be_weighed(
+    make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset
+) -> None:
+    with pytest.raises(UsageError, match="preferences have none"):
+        make(HoldDpo, model, preferences, worst=0.5, **OURS).train()
+
+
+@pytest.mark.parametrize("options", [{}, {"worst": 0.5, "over_refusal": 0.2}, {"batch": "mixed"}])
+def test_hold_goes_before_trls_supervised_trainer(
+    options: dict[str, Any], make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset
+) -> None:
+    trainer = make(HoldSft, model, supervised, max_steps=6, **OURS, **options)
+    trainer.train()
+    losses = [e["safety_loss"] for e in trainer.state.log_history if "safety_loss" in e]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
 
 
 def test_preference_batches_part_pairs_and_not_halves(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from holdfast import models, plugins
+from holdfast import models
 from holdfast.artifacts import Groups, Step, write_json
 from holdfast.data import provenance_table
 from holdfast.errors import UsageError
@@ -30,7 +30,7 @@ class AlignConfig(StageConfig):
         benign: Ordinary rows, mixed in.
         harmful: Harmful rows, for methods that use them.
         groups: Name of a grouping in the run, for methods that need one.
-        method: Name of a method, or "module:Class".
+        method: Name of a method, "module:Class", or a method with groups, "vaccine+group_dro".
         options: The method's own options, e.g. {"rho": 0.4}.
         name: Label of the result; the method's name if empty.
         epochs: Passes over all rows.
@@ -68,9 +68,10 @@ def align(config: AlignConfig) -> Path:
         TrainingError: The loss is not finite.
         KeyboardInterrupt: Interrupted; the same call goes on from the last step.
     """
+    from holdfast.methods._together import method as find
     from holdfast.methods.base import AlignmentData
 
-    method: type[AlignmentTrainer] = plugins.find("methods", config.method)
+    method = find(config.method)
     groups, inputs = _groups(config, method)
     data = AlignmentData(
         safety=config.read(config.data),

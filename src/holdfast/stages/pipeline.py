@@ -202,11 +202,11 @@ def _common(config: RunConfig) -> dict[str, Any]:
 
 
 def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> Call:
-    from holdfast import plugins
+    from holdfast.methods._together import method
     from holdfast.stages.align import AlignConfig
 
     merged = {"method": name, **config.align, **options}
-    needs = plugins.find("methods", merged["method"]).needs
+    needs = method(merged["method"]).needs
     if "groups" in needs and not config.score:
         raise UsageError(f"methods.{name} needs groups: name an estimator under `score`")
     settings = AlignConfig(
