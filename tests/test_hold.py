@@ -265,6 +265,35 @@ def test_vulnerable_groups_are_attacked_farther(
     assert found == pytest.approx({0: 0.01, 1: 0.03})
 
 
+# ---------------------------------------------------------------------------- the groups' adversary
+
+
+def test_the_adversary_is_paid_by_what_the_attack_adds(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("hold", model, max_steps=6, reach=5e-3, **HARMFUL)
+    paid: list[dict[int, float]] = []
+    observe = trainer.sampler.observe
+
+    def noting(losses: dict[int, float]) -> None:
+        paid.append(dict(losses))
+        observe(losses)
+
+    trainer.sampler.observe = noting
+    trainer.train()
+    logged = [e for e in trainer.state.log_history if "group" in e]
+    for entry, rewards in zip(logged, paid, strict=True):
+        assert rewards == {entry["group"]: max(entry["perturbation_gap"], 1e-6)}
+
+
+@pytest.mark.parametrize("options", [{"signal": "loss"}, {"clean": 0.0}])
+def test_or_by_the_loss(
+    options: dict[str, Any], model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("hold", model, **HARMFUL, **options)
+    assert trainer.rewards({1: 0.3}) == {1: 0.3}
+
+
 # ---------------------------------------------------------------------------------------- regroup
 
 

@@ -135,7 +135,9 @@ class SmoothedSampler(GroupSampler):
         self.losses = np.full(n_groups, math.nan)
 
     def observe(self, losses: Mapping[int, float]) -> None:
-        """Remember the losses of the groups that were seen, and move all."""
+        """Remember the losses of the groups that were seen, if any, and move all."""
+        if not losses:
+            return
         for group, loss in losses.items():
             if not math.isfinite(loss):
                 raise TrainingError(

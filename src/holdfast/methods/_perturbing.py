@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -110,11 +111,18 @@ class WeightPerturbingTrainer(PerturbingTrainer):
         """Let the update's perturbation go, and log by how much it raised the safety loss."""
         super().before_update(losses)
         self._kept.clear()
-        sums = total(torch.tensor(np.stack([self._seen_here, self._seen_there]))).numpy()
-        if (sums[:, 1] > 0).all():
-            here, there = sums[:, 0] / sums[:, 1]
-            self.note({"perturbation_gap": float(there - here)})
+        gap = self.gap()
+        if not math.isnan(gap):
+            self.note({"perturbation_gap": gap})
         self._seen_here[:], self._seen_there[:] = 0, 0
+
+    def gap(self) -> float:
+        """Return by how much the update's perturbation raised the safety loss; nan if unknown."""
+        sums = total(torch.tensor(np.stack([self._seen_here, self._seen_there]))).numpy()
+        if (sums[:, 1] == 0).any():
+            return math.nan
+        here, there = sums[:, 0] / sums[:, 1]
+        return float(there - here)
 
     def moved_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are moved; default: all that are trained."""

@@ -157,7 +157,7 @@ class GroupDro(AlignmentTrainer):
         super().before_update(losses)
         sums = total(torch.tensor(self._seen)).numpy()
         seen = {g: float(nll / n) for g, (nll, n) in enumerate(sums) if n}
-        self.sampler.observe(seen)
+        self.sampler.observe(self.rewards(seen))
         self.safety_loss = float(sums[:, 0].sum() / max(sums[:, 1].sum(), 1))
         probs = self.sampler.probs
         whole = {} if self.options.batch == "mixed" else {"group": self.group}
@@ -169,6 +169,10 @@ class GroupDro(AlignmentTrainer):
                 **{f"q_{name}": float(q) for name, q in zip(self.names, probs, strict=True)},
             }
         )
+
+    def rewards(self, seen: Mapping[int, float]) -> Mapping[int, float]:
+        """Return what the adversary is paid for each group that was seen: its loss."""
+        return seen
 
     def method_state(self) -> dict[str, Any]:
         """Return sampler, roundings and streams."""

@@ -17,6 +17,8 @@ with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --ha
 
 What else there is, all of it off or neutral by default unless said so:
 
+- `signal`: what the adversary is paid by, the "gap" l_i(theta_k) - l_i(theta) or the "loss". The
+  gap needs `clean` above 0 and one group a batch; otherwise it is the loss.
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
@@ -65,6 +67,8 @@ WATCHED = 64
 """Benign rows that are kept from training where over-refusal is watched."""
 CHECKS = 40
 """How often it is watched in a run."""
+SMALLEST = 1e-6
+"""Nats that an attack is taken to add to a loss where it adds none: a reward stays positive."""
 GROWN = 0.6
 """Share of the checks after which the attack is at its full length if nothing holds it back."""
 
@@ -75,6 +79,7 @@ class HoldOptions(GroupDroOptions):
 
     sampler: str = field(default="smoothed", metadata={"help": "smoothed, or exp3 as published."})
     step_size: float = field(default=0.1, metadata={"help": "eta of the sampler."})
+    signal: str = field(default="gap", metadata={"help": "gap or loss: what moves the groups."})
     attack_rows: str = field(
         default="base", metadata={"help": "base, mismatched, affirmative or harmful."}
     )
@@ -98,6 +103,7 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "attack_rows", "base", "mismatched", "affirmative", "harmful")
         one_of(self, "geometry", "sign", "soft", "l2", "adam")
         one_of(self, "growth", "linear", "constant")
+        one_of(self, "signal", "gap", "loss")
         one_of(self, "per", *PER)
         not_negative(self, "reach", "cap", "regroup")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
@@ -237,6 +243,17 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Log the attack's length."""
         super().before_update(losses)
         self.note({"inner_steps": self.inner})
+
+    def rewards(self, seen: Mapping[int, float]) -> Mapping[int, float]:
+        """Return by how much the attack raised the group's loss, or the loss.
+
+        A loss also holds how freely a group's answers are worded, which no training removes.
+        """
+        options = self.options
+        if options.signal == "loss" or options.clean == 0 or options.batch == "mixed":
+            return seen
+        gap = self.gap()
+        return {} if math.isnan(gap) else dict.fromkeys(seen, max(gap, SMALLEST))
 
     def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the loss, of safety rows only those that `cap` and `worst` leave."""
