@@ -89,6 +89,7 @@ def make_model() -> Callable[..., PreTrainedModel]:
         depth: int = 2,
         seed: int = 0,
         dropout: float = 0.0,
+        tied: bool = False,
     ) -> PreTrainedModel:
         import torch
         import transformers as t
@@ -102,6 +103,7 @@ def make_model() -> Callable[..., PreTrainedModel]:
             "pad_token_id": 0,
             "bos_token_id": None,
             "eos_token_id": 1,
+            **({"tie_word_embeddings": True} if tied else {}),
         }
         own: dict[str, Any] = {"intermediate_size": 2 * width}
         if architecture == "opt":

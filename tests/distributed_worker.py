@@ -125,7 +125,7 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
         for name, p in parameters.items()
     }
     if trainer.args.process_index == 0:
-        logged = [e for e in trainer.state.log_history if "group" in e]
+        logged = [e for e in trainer.state.log_history if "safety_loss" in e]
         save_file(whole, out)
         write_json(out.with_suffix(".json"), {"sharded": sharded, "log": logged})
 

@@ -44,7 +44,17 @@ def by_group(batch: Batch) -> Iterator[tuple[int, Batch]]:
 
 
 def _chosen(batch: Batch, mask: Tensor) -> Batch:
-    return {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
+    chosen = {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
+    attended = chosen.get("attention_mask")
+    if attended is None or not len(attended):
+        return chosen
+    # What only the longer rows of the others needed is padding here.
+    columns = attended.any(0).nonzero()
+    width = int(columns.max()) + 1 if len(columns) else 0
+    return {
+        k: v[:, :width] if v.ndim > 1 and v.shape[1] == attended.shape[1] else v
+        for k, v in chosen.items()
+    }
 
 
 def weighted(items: Items, batch: Batch, weight: float) -> Items:
@@ -58,10 +68,21 @@ def rows_of(batch: Batch) -> int:
 
 
 class Stream:
-    """An endless shuffle of positions: each round visits all of them once, in a new order."""
+    """An endless shuffle of positions: each round visits all of them once, in a new order.
 
-    def __init__(self, positions: Sequence[int], seed: int) -> None:
-        self.positions = list(positions)
+    Args:
+        positions: What is shuffled.
+        seed: Of the orders.
+        lengths: Of the row at each position, by position: rows of a like length are then visited
+            one after the other, within windows of the shuffle.
+    """
+
+    WINDOW = 256
+
+    def __init__(
+        self, positions: Sequence[int], seed: int, lengths: Sequence[int] | None = None
+    ) -> None:
+        self.positions, self.lengths = list(positions), lengths
         self.rng = np.random.default_rng(seed)
         self.order: list[int] = []
 
@@ -70,11 +91,18 @@ class Stream:
         taken: list[int] = []
         while len(taken) < n:
             if not self.order:
-                self.order = [self.positions[i] for i in self.rng.permutation(len(self.positions))]
+                self.order = self._round()
             wanted = n - len(taken)
             taken += self.order[:wanted]
             self.order = self.order[wanted:]
         return taken
+
+    def _round(self) -> list[int]:
+        order = [self.positions[i] for i in self.rng.permutation(len(self.positions))]
+        if self.lengths is None:
+            return order
+        windows = [order[i : i + self.WINDOW] for i in range(0, len(order), self.WINDOW)]
+        return [p for window in windows for p in sorted(window, key=self.lengths.__getitem__)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""

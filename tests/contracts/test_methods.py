@@ -210,3 +210,78 @@ def test_safety_rows_alone_are_enough(
     trainer = make_trainer(method, model, rows, max_steps=1)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+# -------------------------------------------------------------- under what people train with
+
+
+def moved(method: str, model: PreTrainedModel, make_trainer: Make, **options: Any) -> Tensor:
+    """Return where one step of gradient descent brings all trainable weights, from a copy."""
+    mine = copy.deepcopy(model)
+    trainer: Any = make_trainer(method, mine, max_steps=1, learning_rate=1.0, **options)
+    before = [p.detach().clone() for p in trainer.trainable_parameters()]
+    torch.manual_seed(0)
+    trainer.train()
+    pairs = zip(trainer.trainable_parameters(), before, strict=True)
+    return torch.cat([(p.detach() - old).double().flatten() for p, old in pairs])
+
+
+def test_gradient_checkpointing_changes_nothing(
+    method: str, model: PreTrainedModel, make_trainer: Make
+) -> None:
+    saving = {"activation_checkpointing": True}
+    saving |= {"activation_checkpointing_kwargs": {"use_reentrant": False}}
+    plain = moved(method, model, make_trainer)
+    torch.testing.assert_close(
+        moved(method, model, make_trainer, **saving), plain, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_bfloat16_autocast_steps_nearly_the_same_way(
+    method: str, model: PreTrainedModel, make_trainer: Make
+) -> None:
+    plain, half = (moved(method, model, make_trainer, bf16=on) for on in (False, True))
+    assert not torch.equal(plain, half)
+    assert torch.cosine_similarity(plain, half, dim=0) > 0.95
+
+
+def test_clipping_bounds_the_whole_update(
+    method: str, model: PreTrainedModel, make_trainer: Make
+) -> None:
+    step = moved(method, model, make_trainer, max_grad_norm=1e-3)
+    assert float(step.norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("option", ["workers", "by length"])
+def test_the_rows_are_the_same_whoever_loads_them(
+    option: str,
+    method: str,
+    model: PreTrainedModel,
+    make_trainer: Make,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    ends = []
+    for turn in range(2):
+        mine = copy.deepcopy(model)
+        workers = {"dataloader_num_workers": turn} if option == "workers" else {}
+        lengths = {"train_sampling_strategy": "group_by_length"} if option == "by length" else {}
+        make_trainer(method, mine, max_steps=2, **workers, **lengths).train()
+        ends.append(weights_of(mine))
+    assert same(*ends)
+
+
+def test_tied_embeddings_move_as_one(
+    method: str,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    make_trainer: Make,
+) -> None:
+    model = make_model(vocab=len(tokenizer), tied=True)
+    # A random model with tied embeddings says nothing, so there are no words of the base's own.
+    rows = {"attack_rows": "harmful"} if method == "hold" else {}
+    trainer = make_trainer(method, model, **rows)
+    trainer.train()
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    assert first.weight is last.weight
+    assert bool(torch.isfinite(first.weight).all())

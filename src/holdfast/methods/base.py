@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from holdfast import distributed, progress
 from holdfast.artifacts import Groups, to_json, write_json
@@ -334,12 +335,25 @@ class AlignmentTrainer(Trainer):
         return collate(rows, self.pad)
 
     @property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [_length(row) for row in self.rows]
+
+    @property
     def benign_per_batch(self) -> int:
         """Benign rows in a batch whose mix follows the data's."""
         benign = self.n_rows - self.n_safety
         return round(self.args.train_batch_size * benign / self.n_rows)
 
     # --------------------------------------------------------------- where Trainer calls us
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        strategy = self.args.train_sampling_strategy
+        if strategy == "group_by_length":
+            # Trainer reads lengths off the data set, which here is positions.
+            n = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return LengthGroupedSampler(n, lengths=self.row_lengths)
+        return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -402,6 +416,13 @@ class AlignmentTrainer(Trainer):
                 self.load_method_tensors(load_file(tensors))
 
 
+def _length(row: Any) -> int:
+    """Count the tokens of a row of ours, or of one of TRL's, which may have several parts."""
+    if isinstance(row, Encoded):
+        return len(row.ids)
+    return sum(len(value) for name, value in row.items() if name.endswith("ids"))
+
+
 def one_of(options: Any, name: str, *allowed: str) -> None:
     """Raise UsageError where an option is none of the values allowed."""
     value = getattr(options, name)
@@ -425,6 +446,8 @@ def _refuse(args: TrainingArguments) -> None:
     for option, why in UNSUPPORTED.items():
         if value := getattr(args, option, None):
             raise UsageError(f"{option}={value!r} {why}")
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise UsageError("train_sampling_strategy='batch_rebalance' goes round the groups' batches")
     if args.n_gpu > 1:
         raise UsageError(
             f"{args.n_gpu} accelerators in one process: the model would be copied to them at every "

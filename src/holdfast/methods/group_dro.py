@@ -79,9 +79,11 @@ class GroupDro(AlignmentTrainer):
         self.sampler = self._sampler(sizes)
         seeds = np.random.SeedSequence(self.args.seed).generate_state(len(sizes) + 2).tolist()
         self.rounding = np.random.default_rng(seeds[0])
-        self.streams = {"benign": Stream(range(self.n_safety, self.n_rows), seeds[1])}
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        lengths = self.row_lengths if by_length else None
+        self.streams = {"benign": Stream(range(self.n_safety, self.n_rows), seeds[1], lengths)}
         for group, seed in enumerate(seeds[2:]):
-            self.streams[f"group {group}"] = Stream(self.members(group), seed)
+            self.streams[f"group {group}"] = Stream(self.members(group), seed, lengths)
         self.group = 0
         self._seen = np.zeros((len(sizes), 2))  # loss and tokens of each group in this step
 
@@ -120,11 +122,12 @@ class GroupDro(AlignmentTrainer):
         if self.options.batch == "group":
             return self.take(f"group {self.group}", n)
         # Systematic rounding: the ends of q's parts, read off a ruler that was laid at random.
-        ends = np.floor(np.cumsum(self.sampler.probs) * n + self.rounding.random()).astype(int)
-        counts = np.diff(np.minimum(ends, n), prepend=0)
-        counts[-1] += n - counts.sum()
-        taken = [self.take(f"group {g}", int(k)) for g, k in enumerate(counts)]
-        return [position for part in taken for position in part]
+        every = n * world()
+        ends = np.floor(np.cumsum(self.sampler.probs) * every + self.rounding.random()).astype(int)
+        counts = np.diff(np.minimum(ends, every), prepend=0)
+        counts[-1] += every - counts.sum()
+        taken = [self.streams[f"group {g}"].take(int(k)) for g, k in enumerate(counts)]
+        return [position for part in taken for position in part][rank() :: world()]
 
     def take(self, stream: str, n: int) -> list[int]:
         """Return this process's next n positions of a stream that all processes share."""
