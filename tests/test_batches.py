@@ -74,3 +74,10 @@ def test_streams_by_length_visit_like_rows_together_and_all_of_them_once() -> No
     assert first != second
     window = first[: Stream.WINDOW]
     assert all(lengths[a] <= lengths[b] for a, b in pairwise(window))
+
+
+def test_a_weighted_stream_draws_in_proportion() -> None:
+    stream = Stream([2, 5, 7], 0, weights=[0, 0, 1.0, 0, 0, 3.0, 0, 4.0])
+    counts = np.bincount(stream.take(8000), minlength=8)[[2, 5, 7]] / 8000
+    # Standard errors of shares of 8000 are below 0.006.
+    np.testing.assert_allclose(counts, [1 / 8, 3 / 8, 4 / 8], atol=0.02)

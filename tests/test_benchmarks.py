@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from holdfast import plugins
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, RunDir, Scores
 from holdfast.errors import UsageError
 
@@ -29,7 +30,7 @@ def bench() -> SimpleNamespace:
     """Import the scripts as Python finds them when one of them is run."""
     sys.path.insert(0, str(FOLDER))
     try:
-        names = ("common", "estimators", "defenses", "step_time", "gpu", "transfer")
+        names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -127,14 +128,13 @@ def test_defenses_group_without_the_harmful_rows_that_one_of_them_may_use(
     from holdfast.stages import pipeline
 
     base = settings(bench, tmp_path)[name]
-    config = bench.defenses.configuration(base, options(quick=quick), tmp_path)
-    sources = {"harmful", "mismatched", *(["affirmative"] if name == "world" else [])}
-    assert set(config.methods) == {"sft", "vaa", *(f"vaa-attack-{s}" for s in sources)}
-    for source in sources:
-        assert config.methods[f"vaa-attack-{source}"]["options"]["attack_rows"] == source
+    config = bench.defenses.configuration(base, options(quick=quick, methods="main"), tmp_path)
+    shipped = set(plugins.available("methods"))
+    assert set(config.methods) == {*shipped, "hold-lean", "hold-harmful"}
+    assert config.methods["hold-harmful"]["options"]["attack_rows"] == "harmful"
     scores = [c.config.keyed() for c in pipeline.plan(config) if c.stage == "score"]
     assert len(scores) == 2  # a seed each
-    assert all(s["harmful"] is None and "source=mismatched" in s["estimator"] for s in scores)
+    assert all(s["harmful"] is None and "source=base" in s["estimator"] for s in scores)
 
 
 # ------------------------------------------------------------------------------------ estimators

@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.artifacts import Groups
+from holdfast.artifacts import Groups, Scores
 from holdfast.errors import TrainingError, UsageError
 from holdfast.group_sampler import SmoothedSampler
 from holdfast.methods._together import method
 from holdfast.methods.base import AlignmentData
+from holdfast.methods.group_dro import GroupDroOptions
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -209,3 +210,29 @@ def test_the_options_are_those_of_both_and_are_checked() -> None:
     for wrong in ({"rho": -1.0}, {"sampler": "best"}):
         with pytest.raises(UsageError):
             options(**wrong)
+
+
+# ------------------------------------------------------------------------------------ soft weights
+
+
+def test_tilt_draws_the_vulnerable_of_a_group_more_often(
+    model: PreTrainedModel, make_trainer: MakeTrainer, data: AlignmentData
+) -> None:
+    ids, n = data.safety.ids, len(data.safety)
+    values = np.arange(n, dtype=float)
+    values[0] = np.nan
+    scores = Scores(ids, values, "hand", data.safety.hash, "")
+    trainer = make_trainer("group_dro", model, replace(data, scores=scores), tilt=2.0)
+    stream = trainer.streams["group 1"]  # rows 0, 3, 6, ... 21; 0 has no score
+    taken = np.bincount(stream.take(20_000), minlength=n)
+    ranks = {0: 0.5, **{3 * i: (i - 1) / 6 for i in range(1, 8)}}
+    wanted = np.array([math.exp(2 * ranks[p]) for p in stream.positions])
+    found = taken[stream.positions] / 20_000
+    np.testing.assert_allclose(found, wanted / wanted.sum(), atol=0.012)
+
+
+def test_tilt_needs_scores(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    with pytest.raises(UsageError, match="tilt weighs rows by their scores"):
+        make_trainer("group_dro", model, tilt=1.0)
+    with pytest.raises(UsageError, match="tilt=nan"):
+        GroupDroOptions(tilt=math.nan)

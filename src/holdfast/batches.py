@@ -70,19 +70,27 @@ def rows_of(batch: Batch) -> int:
 class Stream:
     """An endless shuffle of positions: each round visits all of them once, in a new order.
 
+    With `weights` it is no shuffle: each position is drawn in proportion to its weight, again and
+    again, so that in the long run it is visited that often.
+
     Args:
         positions: What is shuffled.
         seed: Of the orders.
         lengths: Of the row at each position, by position: rows of a like length are then visited
             one after the other, within windows of the shuffle.
+        weights: Of the row at each position, by position, above 0.
     """
 
     WINDOW = 256
 
     def __init__(
-        self, positions: Sequence[int], seed: int, lengths: Sequence[int] | None = None
+        self,
+        positions: Sequence[int],
+        seed: int,
+        lengths: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.positions, self.lengths = list(positions), lengths
+        self.positions, self.lengths, self.weights = list(positions), lengths, weights
         self.rng = np.random.default_rng(seed)
         self.order: list[int] = []
 
@@ -98,7 +106,13 @@ class Stream:
         return taken
 
     def _round(self) -> list[int]:
-        order = [self.positions[i] for i in self.rng.permutation(len(self.positions))]
+        if self.weights is None:
+            chosen = self.rng.permutation(len(self.positions))
+        else:
+            weights = np.array([self.weights[p] for p in self.positions])
+            n = len(self.positions)
+            chosen = self.rng.choice(n, n, p=weights / weights.sum())
+        order = [self.positions[i] for i in chosen]
         if self.lengths is None:
             return order
         windows = [order[i : i + self.WINDOW] for i in range(0, len(order), self.WINDOW)]

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from holdfast import distributed, progress
-from holdfast.artifacts import Groups, to_json, write_json
+from holdfast.artifacts import Groups, Scores, to_json, write_json
 from holdfast.batches import MARKS, Batch, Items, size
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
@@ -62,16 +62,22 @@ class AlignmentData:
         benign: Ordinary requests with answers, mixed in to keep the model useful.
         groups: Partition of `safety`; only group-aware methods need it.
         harmful: Restricted prompts answered harmfully; only some methods use it.
+        scores: Vulnerability of `safety`; only soft weights need it.
     """
 
     safety: Examples
     benign: Examples | None = None
     groups: Groups | None = None
     harmful: Examples | None = None
+    scores: Scores | None = None
 
     @classmethod
     def of(
-        cls, dataset: datasets.Dataset, groups: Groups, harmful: Examples | None = None
+        cls,
+        dataset: datasets.Dataset,
+        groups: Groups,
+        harmful: Examples | None = None,
+        scores: Scores | None = None,
     ) -> AlignmentData:
         """Part a dataset of your own: rows that are in the groups are safety rows, others benign.
 
@@ -79,6 +85,7 @@ class AlignmentData:
             dataset: Rows as TRL takes them; see `trl_rows.from_dataset`.
             groups: Made of the same rows by `holdfast group`; a row is found by its content.
             harmful: Harmful rows.
+            scores: Of the same rows.
 
         Raises:
             MismatchError: No row of the dataset is in the groups.
@@ -97,6 +104,7 @@ class AlignmentData:
             Examples(benign, name="benign") if benign else None,
             groups,
             harmful,
+            scores,
         )
 
 
@@ -437,15 +445,19 @@ def not_negative(options: Any, *names: str) -> None:
             raise UsageError(f"{name}={getattr(options, name)} must not be negative")
 
 
-def _refuse(args: TrainingArguments) -> None:
-    """Refuse what would be silently wrong.
+def refuse(given: Mapping[str, Any]) -> None:
+    """Refuse options of training under which a method would be silently wrong.
 
     Raises:
         UsageError: Naming the option, why not, and what to do.
     """
     for option, why in UNSUPPORTED.items():
-        if value := getattr(args, option, None):
+        if value := given.get(option):
             raise UsageError(f"{option}={value!r} {why}")
+
+
+def _refuse(args: TrainingArguments) -> None:
+    refuse(vars(args))
     if args.train_sampling_strategy == "batch_rebalance":
         raise UsageError("train_sampling_strategy='batch_rebalance' goes round the groups' batches")
     if args.n_gpu > 1:

@@ -10,7 +10,8 @@ perturbation, on batches that the groups' adversary chooses.
 
 Ours, not the papers': `sampler="smoothed"` (see `SmoothedSampler`), and `batch="mixed"`, where
 each batch holds rows of all groups in proportion to q instead of one group's, so that every step
-sees every group's loss; the counts are rounded at random, without bias.
+sees every group's loss; the counts are rounded at random, without bias. And `tilt`: soft weights, a
+row of a group is drawn in proportion to exp(tilt u), u the rank of its vulnerability in the group.
 
 Benign rows, which the papers do not have, take their share of every batch.
 """
@@ -23,14 +24,17 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from holdfast.artifacts import Groups
+from holdfast.artifacts import Groups, Scores
 from holdfast.batches import Batch, Items, Stream, by_group, size
 from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
 from holdfast.group_sampler import GroupSampler, SmoothedSampler
 from holdfast.methods.base import AlignmentTrainer, one_of
+
+MOST_TILT = 20.0
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,14 @@ class GroupDroOptions:
     floor: float = field(default=0.1, metadata={"help": "Least probability of a group."})
     start: str = field(default="uniform", metadata={"help": "uniform or proportional to sizes."})
     batch: str = field(default="group", metadata={"help": "group (one a step) or mixed."})
+    tilt: float = field(default=0.0, metadata={"help": "How far rows are weighed by their score."})
 
     def __post_init__(self) -> None:
         one_of(self, "sampler", "exp3", "smoothed")
         one_of(self, "start", "uniform", "proportional")
         one_of(self, "batch", "group", "mixed")
+        if not abs(self.tilt) <= MOST_TILT:
+            raise UsageError(f"tilt={self.tilt} weighs rows by exp(tilt): at most {MOST_TILT:g}")
         if self.batch == "mixed" and self.sampler == "exp3":
             raise UsageError(
                 "batch=mixed sees the loss of every group, and exp3 divides by the chance of "
@@ -65,6 +72,11 @@ class GroupDro(AlignmentTrainer):
         """Make the sampler and the streams of rows."""
         super().prepare()
         groups = cast(Groups, self.data.groups)
+        if self.options.tilt and self.data.scores is None:
+            raise UsageError(
+                "tilt weighs rows by their scores, and there are none: give --groups "
+                "made of scores in the same run"
+            )
         self.labels = groups.aligned_to(self.data.safety.ids)
         self.names = groups.names
         sizes = np.bincount(self.labels, minlength=len(groups.names))
@@ -83,7 +95,8 @@ class GroupDro(AlignmentTrainer):
         lengths = self.row_lengths if by_length else None
         self.streams = {"benign": Stream(range(self.n_safety, self.n_rows), seeds[1], lengths)}
         for group, seed in enumerate(seeds[2:]):
-            self.streams[f"group {group}"] = Stream(self.members(group), seed, lengths)
+            members = self.members(group)
+            self.streams[f"group {group}"] = Stream(members, seed, lengths, self._weights(members))
         self.group = 0
         self._seen = np.zeros((len(sizes), 2))  # loss and tokens of each group in this step
 
@@ -98,6 +111,20 @@ class GroupDro(AlignmentTrainer):
             start=start,
             seed=self.args.seed,
         )
+
+    def _weights(self, members: Sequence[int]) -> list[float] | None:
+        """Return exp(tilt u) by position, u in [0, 1] the rank of a row's score in its group."""
+        if not self.options.tilt:
+            return None
+        scores = cast(Scores, self.data.scores)
+        values = scores.aligned_to(self.data.safety.ids)[list(members)]
+        known = np.isfinite(values)
+        ranks = np.full(len(values), 0.5)  # a row without a score is taken for an average one
+        if known.sum() > 1:
+            ranks[known] = (rankdata(values[known]) - 1) / (known.sum() - 1)
+        found = np.ones(self.n_safety)
+        found[list(members)] = np.exp(self.options.tilt * ranks)
+        return found.tolist()
 
     def members(self, group: int) -> list[int]:
         """Return the positions of a group's rows."""

@@ -401,6 +401,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         for group in range(len(self.names)):
             stream = self.streams[f"group {group}"]
             stream.positions = self.members(group)
+            stream.weights = self._weights(stream.positions)
             inside = set(stream.positions)
             stream.order = [i for i in stream.order if i in inside]
 

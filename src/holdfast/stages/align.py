@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from holdfast import models
-from holdfast.artifacts import Groups, Step, write_json
+from holdfast.artifacts import Groups, Scores, Step, write_json
 from holdfast.data import provenance_table
 from holdfast.errors import UsageError
 from holdfast.stages.config import StageConfig
@@ -72,12 +72,13 @@ def align(config: AlignConfig) -> Path:
     from holdfast.methods.base import AlignmentData
 
     method = find(config.method)
-    groups, inputs = _groups(config, method)
+    groups, scores, inputs = _groups(config, method)
     data = AlignmentData(
         safety=config.read(config.data),
         benign=config.read_if(config.benign),
         harmful=config.read_if(config.harmful),
         groups=groups,
+        scores=scores,
     )
     inputs |= {
         "model": models.hash_model(models.resolve(config.model)),
@@ -98,15 +99,25 @@ def align(config: AlignConfig) -> Path:
 
 def _groups(
     config: AlignConfig, method: type[AlignmentTrainer]
-) -> tuple[Groups | None, dict[str, str]]:
+) -> tuple[Groups | None, Scores | None, dict[str, str]]:
     if "groups" not in method.needs:
-        return None, {}
+        return None, None, {}
     entries = config.run.require("group", config.groups)
     if config.groups is None and len(entries) > 1:
         names = ", ".join(entry.name for entry in entries)
         raise UsageError(f"{config.out} has several groupings ({names}); choose with --groups")
     groups = Groups.load(config.run.path(next(iter(entries[0].outputs))))
-    return groups, {"groups": groups.hash}
+    inputs = {"groups": groups.hash}
+    if not config.options.get("tilt"):
+        return groups, None, inputs
+    scores = [Scores.load(config.run.result(entry)) for entry in config.run.require("score")]
+    found = next((s for s in scores if s.hash == groups.scores_hash), None)
+    if found is None:
+        raise UsageError(
+            f"{config.out}: tilt weighs rows by the scores that the groups were made of, and those "
+            "are gone or were made again; run `holdfast score` and `holdfast group` again"
+        )
+    return groups, found, {**inputs, "scores": found.hash}
 
 
 def _train(
@@ -178,6 +189,7 @@ def _options(
         "dataloader_pin_memory": False,
     }
     settings |= {k: v for k, v in config.options.items() if k not in own}
+    base.refuse(settings)  # some of them would look for a package that is not there
     try:
         args = base.AlignConfig(**settings)
         return args, method.Options(**{k: v for k, v in config.options.items() if k in own})

@@ -1,0 +1,95 @@
+"""The align stage: from a method's name and a run's groups to a model with a log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import holdfast as h
+from holdfast import models
+from holdfast.artifacts import RunDir, Scores
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+
+
+def written(path: Path, rows: Examples) -> str:
+    lines = [json.dumps({"prompt": r.prompt, "response": r.response}) for r in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path,
+    rows: Any,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[..., h.AlignConfig]:
+    """Return a maker of configurations in a run that has scores and groups."""
+    models.save(make_model(vocab=len(tokenizer)), tokenizer, tmp_path / "tiny")
+    safety = written(tmp_path / "safety.jsonl", rows.safety)
+    out = tmp_path / "run"
+    common: dict[str, Any] = {"out": out, "device": "cpu"}
+    values = np.arange(len(rows.safety), dtype=float)
+    scored = h.ScoreConfig(model=str(tmp_path / "tiny"), data=safety, **common)
+    read = scored.read(safety)
+    with RunDir(out).step("score", "hand-s0", config=scored.keyed(), inputs={}) as step:
+        path = RunDir(out).path("scores", "hand-s0.json")
+        Scores(read.ids, values, "hand", read.hash, "").save(path)
+        step.outputs.append(path)
+    h.group(h.GroupConfig(data=safety, rule="quantile", **common))
+
+    def make(**options: Any) -> h.AlignConfig:
+        given = {"model": str(tmp_path / "tiny"), "data": safety, "epochs": 0.1, **common}
+        return h.AlignConfig(
+            **given, benign=written(tmp_path / "benign.jsonl", rows.benign), **options
+        )
+
+    return make
+
+
+def test_a_method_with_groups_is_one_model(config: Callable[..., h.AlignConfig]) -> None:
+    path = h.align(config(method="vaccine+group_dro", options={"rho": 0.5, "floor": 0.2}))
+    assert path.name == "vaccine+group_dro-s0"
+    assert (path / "model.safetensors").is_file()
+    log = json.loads(path.with_name(f"{path.name}.training.json").read_text())["log"]
+    assert {"safety_loss", "q_vulnerable"} <= log[0].keys()
+
+
+def test_soft_weights_take_the_scores_behind_the_groups(
+    config: Callable[..., h.AlignConfig],
+) -> None:
+    made = config(method="group_dro", options={"tilt": 2.0})
+    h.align(made)
+    (entry,) = made.run.entries("align")
+    (scored,) = made.run.entries("score")
+    assert entry.inputs["scores"] == Scores.load(made.run.result(scored)).hash
+    other = Scores.load(made.run.result(scored))
+    changed = Scores(other.ids, -other.values, "hand", other.data_hash, "")
+    changed.save(made.run.result(scored))
+    with pytest.raises(UsageError, match=r"tilt weighs rows by the scores .* made again"):
+        h.align(config(method="group_dro", name="again", options={"tilt": 2.0}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "vaccine", "options": {"floor": 0.2}}, "vaccine: unknown option 'floor'"),
+        ({"method": "vaccine+sam"}, "one method and group_dro"),
+        ({"method": "vaccin"}, "'vaccin' is not one of the methods: booster"),
+        ({"method": "hold", "options": {"reach": -1}}, "reach=-1 must not be negative"),
+        ({"method": "hold", "options": {"deepspeed": "z.json"}}, "deepspeed"),
+        ({"method": "group_dro", "groups": "none"}, "none"),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    options: dict[str, Any], message: str, config: Callable[..., h.AlignConfig]
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        h.align(config(**options))
