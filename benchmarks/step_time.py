@@ -1,4 +1,4 @@
-"""What a step of VAA costs in time and memory, against a step of plain fine-tuning.
+"""What a step of every method costs in time and memory, against plain fine-tuning.
 
 All variants take turns in one process (A B C A B C ...), each turn from the same weights with the
 turn's own seed, so that whatever slows the machine down slows all of them. The clock runs from the
@@ -41,7 +41,9 @@ RANK = 8  # of the adapters in the "lora" rows
 NOTES = (
     "time_ratio: mean seconds of a turn over those of SFT's turns, percentile bootstrap over "
     "turns. mode always: lambda 1 from the first step (2 backward passes a step); linear: lambda "
-    "from 0 to 1, so (steps - 1) / (2 steps) of the steps are perturbed on average. batch safety: "
+    "from 0 to 1, so (steps - 1) / (2 steps) of the steps are perturbed on average. hold: harmful "
+    "rows, an attack of 1 step; of 1 to 4 steps with a quarter of the clean gradient (default); "
+    "or its direction kept for 8 updates on 0.3 of the weights (lean). batch safety: "
     "safety rows only, as in the paper; mixed: a third benign rows, which are never perturbed but "
     "run apart. memory: peak of all live tensors in a perturbed step, weights and optimizer "
     "included, over SFT's; extra_parameter_copies: the difference, in copies of the trainable "
@@ -56,7 +58,7 @@ class Variant:
 
     Attributes:
         method: Name for the row.
-        mode: "always" or "linear"; "" for SFT.
+        mode: What of the method, "" where there is one way only.
         plugin: The method's plug-in.
         options: Its options.
     """
@@ -348,12 +350,12 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 
 def peaks_of(bench: Bench, variants: Sequence[Variant]) -> dict[Variant, Turn]:
-    """Return the peak of a step of each variant: of a perturbed one, whatever the curriculum."""
+    """Return the peak of a step of each variant, of VAA's a perturbed one in every mode."""
     found: dict[Variant, Turn] = {}
     for variant in variants:
-        always = {**variant.options, **MODES["always"]} if variant.mode else variant.options
-        same = [v for v in found if v.method == variant.method]
-        met = replace(variant, options=always)
+        same = [v for v in found if v.plugin == variant.plugin == "vaa"]
+        always = MODES["always"] if variant.plugin == "vaa" else {}
+        met = replace(variant, options={**variant.options, **always})
         found[variant] = found[same[0]] if same else turn(bench, met, 0, metered=True)
     return found
 

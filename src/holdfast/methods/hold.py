@@ -221,16 +221,17 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return super().perturbation(model, safety, num_items)
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the safety rows after the attack, and before it."""
+        """Back-propagate the safety rows under the attack, and without it."""
         clean = self.options.clean if self.inner else 0.0
         if not clean:
             return super().accumulate_safety(model, safety, num_items)
+        # The attack first: while it has a gradient of its own, there is none accumulated yet.
+        there = super().accumulate_safety(model, safety, weighted(num_items, safety, 1 - clean))
         here = super(PerturbingTrainer, self).accumulate(
             model, safety, weighted(num_items, safety, clean)
         )
         self.count_here(here / clean, safety, num_items)
-        there = super().accumulate_safety(model, safety, weighted(num_items, safety, 1 - clean))
-        return here + there
+        return there + here
 
     def displace(
         self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
