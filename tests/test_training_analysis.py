@@ -44,7 +44,11 @@ def test_beginning_and_end_of_each_quantity(run: RunDir) -> None:
         "Distribution over groups",
         "What the perturbation adds",
     ]
-    assert "n=10 logged steps" in " ".join(section.findings)
+    (sentence,) = section.findings
+    assert sentence.startswith(
+        "hold-s0, n=20 logged steps: at the end the loss of the group 'calm'"
+    )
+    assert "the loss of the group 'frail' is 2.1 [unknown]" in sentence
 
 
 def test_a_figure_names_the_groups(run: RunDir) -> None:

@@ -41,19 +41,11 @@ class Training(Analysis):
         figures: dict[str, str] = {}
         for entry in run.require("align"):
             curves = _curves(_log(run, entry))
-            if not curves:
-                unknown = mean_interval([])
-                lines.append(_line(entry.name, PLAIN, unknown, unknown, 0))
-                findings.append(
-                    f"{entry.name}: the loss is unknown, n=0: the run was too short to log any."
-                )
-            for name, curve in curves.items():
-                first, last = self._ends(curve)
-                lines.append(_line(entry.name, name, first, last, len(curve)))
-                findings.append(
-                    f"{entry.name}: {_title(name)} went from {_written(first)} in the first tenth "
-                    f"to {_written(last)} in the last, n={len(curve)} logged steps."
-                )
+            ends = {name: self._ends(curve) for name, curve in curves.items()}
+            unknown = mean_interval([]), mean_interval([])
+            for name, (first, last) in (ends or {PLAIN: unknown}).items():
+                lines.append(_line(entry.name, name, first, last, len(curves.get(name, ()))))
+            findings.append(_finding(entry.name, curves, ends))
             figures |= _figures(entry.name, curves)
         return Section(
             title="How did the training go?",
@@ -113,6 +105,21 @@ def _line(
         "high": last.high,
         "steps": steps,
     }
+
+
+def _finding(
+    model: str, curves: Mapping[str, pd.Series], ends: Mapping[str, tuple[Interval, Interval]]
+) -> str:
+    """Say in one sentence where the training of a model ended."""
+    if not curves:
+        return f"{model}: the loss is unknown, n=0: the run was too short to log any."
+    grouped = [name for name in curves if name != PLAIN]
+    said = [f"{_title(name)} is {_written(ends[name][1])}" for name in grouped]
+    if not grouped:
+        first, last = ends[PLAIN]
+        said = [f"the loss is {_written(last)}, from {_written(first)} at the beginning"]
+    steps = max(len(curves[name]) for name in grouped or [PLAIN])
+    return f"{model}, n={steps} logged steps: at the end {'; '.join(said)}."
 
 
 def _written(found: Interval) -> str:
