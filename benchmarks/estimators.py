@@ -77,10 +77,12 @@ ATTACK = {
     },
 }
 # Fine-tuned for topics the small model soon answers everything with a class word, which is neither
-# a refusal nor harmful; so the other task is arithmetic. No estimator sees any of these rows.
+# a refusal nor harmful; so the other task is to follow instructions, those with short answers. No
+# estimator sees any of these rows.
 TEXT_TASKS = (
     "sst2,train={shared}/data/sst2/alps_train.tsv,test={shared}/data/sst2/dev_872.tsv,limit=2500",
-    "gsm8k,train={shared}/data/gsm8k/train.jsonl,test={shared}/data/gsm8k/test.jsonl,limit=1000",
+    "alpaca,train={shared}/data/alpaca/alpaca_random_9k.json,"
+    "test={shared}/data/alpaca/alpaca_eval.json,limit=2500,max_words=35",
 )
 QUICK_ATTACK = {"steps": 30, "every": 10, "rows": 150, "task_rows": 0}
 QUICK_COUNT = "steps=30,every=10,rows=150"
