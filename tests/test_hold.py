@@ -74,11 +74,16 @@ STEPS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("geometry", [*STEPS, "l2"])
-@pytest.mark.parametrize("clean", [0.0, 0.25])
+@pytest.mark.parametrize(("clean", "benign"), [(0.0, 1.0), (0.25, 2.0)])
 def test_a_step_equals_the_equation(
-    geometry: str, clean: float, model: PreTrainedModel, make_trainer: MakeTrainer
+    geometry: str,
+    clean: float,
+    benign: float,
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
 ) -> None:
-    options = {"geometry": geometry, "clean": clean, "reach": 0.01, "inner_steps": 3}
+    options = {"geometry": geometry, "clean": clean, "benign": benign}
+    options |= {"reach": 0.01, "inner_steps": 3}
     trainer = make_trainer("hold", model, **options, **HARMFUL)
     twin: Any = copy.deepcopy(model).train()
     batch = drawn(trainer, inner=3)
@@ -87,7 +92,7 @@ def test_a_step_equals_the_equation(
     parameters = list(twin.parameters())
     start = [p.detach().clone() for p in parameters]
     wanted = [
-        (clean * s + b) / total
+        (clean * s + benign * b) / total
         for s, b in zip(
             torch.autograd.grad(nll(twin, batch, safe), parameters),
             torch.autograd.grad(nll(twin, batch, ~safe), parameters),
@@ -429,7 +434,8 @@ def test_the_optimizers_own_geometry(model: PreTrainedModel, make_trainer: MakeT
         ({"reach": -1.0}, "reach=-1.0 must not be negative"),
         ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
         ({"worst": 0.0}, "worst=0.0 and layers=1.0 are shares"),
-        ({"inner_steps": 0}, "inner_steps=0, every=1 and spread=1.0"),
+        ({"inner_steps": 0}, "inner_steps=0 and every=1 must be at least 1"),
+        ({"benign": 0.0}, "spread=1.0 and benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 keeps signs: it needs geometry=sign"),
         ({"spread": 2.0, "batch": "mixed"}, "spread attacks each group on its own"),
     ],

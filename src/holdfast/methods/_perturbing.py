@@ -40,8 +40,12 @@ class PerturbingTrainer(AlignmentTrainer):
         if rows_of(safety):
             losses.append(self.accumulate_safety(model, safety, num_items))
         if rows_of(benign):
-            losses.append(super().accumulate(model, benign, num_items))
+            losses.append(self.accumulate_benign(model, benign, num_items))
         return torch.stack(losses).sum()
+
+    def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the benign rows of a micro-batch."""
+        return super().accumulate(model, benign, num_items)
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows of a micro-batch."""

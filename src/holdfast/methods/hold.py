@@ -22,6 +22,7 @@ What else there is, all of it off or neutral by default unless said so:
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
+- `benign`: the weight of l_benign, against over-refusal.
 - `spread`: the group that is most vulnerable is attacked that many times farther than the least
   vulnerable one, groups between them in geometric steps.
 - `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
@@ -90,6 +91,7 @@ class HoldOptions(GroupDroOptions):
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
+    benign: float = field(default=1.0, metadata={"help": "Weight of the benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
@@ -112,11 +114,12 @@ class HoldOptions(GroupDroOptions):
             )
         if not 0 < self.worst <= 1 or not 0 < self.layers <= 1:
             raise UsageError(f"worst={self.worst} and layers={self.layers} are shares in (0, 1]")
-        if self.inner_steps < 1 or self.every < 1 or not 0 < self.spread < math.inf:
+        if self.inner_steps < 1 or self.every < 1:
             raise UsageError(
-                f"inner_steps={self.inner_steps}, every={self.every} and spread={self.spread}: "
-                "the first two are at least 1, the last is above 0"
+                f"inner_steps={self.inner_steps} and every={self.every} must be at least 1"
             )
+        if not 0 < self.spread < math.inf or not 0 < self.benign < math.inf:
+            raise UsageError(f"spread={self.spread} and benign={self.benign} must be above 0")
         if self.every > 1 and self.geometry != "sign":
             raise UsageError(f"every={self.every} keeps signs: it needs geometry=sign")
         if self.spread != 1 and self.batch == "mixed":
@@ -232,6 +235,12 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         )
         self.count_here(here / clean, safety, num_items)
         return there + here
+
+    def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
+        """Back-propagate the benign rows, which see the weights as they are."""
+        return super().accumulate_benign(
+            model, benign, weighted(num_items, benign, self.options.benign)
+        )
 
     def displace(
         self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
