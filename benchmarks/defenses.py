@@ -14,8 +14,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from holdfast.artifacts import AttackResult, Counts, Evaluation, RunDir
+from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 from holdfast.stats import geometric_ratio, half_life, wilson
 from variants import BASELINE, methods
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings, pooled
-from holdfast.artifacts import RunDir, Scores
+from holdfast.artifacts import Scores
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 from holdfast.stats import Interval
 from holdfast.validation import Case, cases
 

@@ -32,12 +32,13 @@ import numpy as np
 import common
 from common import Row
 from holdfast import models
-from holdfast.artifacts import AttackResult, Counts, Evaluation, RunDir, sha256_json
+from holdfast.artifacts import AttackResult, Counts, Evaluation, sha256_json
 from holdfast.contracts import Split
 from holdfast.data import ReadOptions, bucket, read
 from holdfast.errors import Interrupted, MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.interrupt import deferred_interrupt
+from holdfast.runs import RunDir
 from holdfast.stats import wilson
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.agreement import agreement
-from holdfast.artifacts import RunDir, Scores
+from holdfast.artifacts import Scores
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.runs import RunDir
 from holdfast.stats import spearman
 from holdfast.validation import Case, cases
 

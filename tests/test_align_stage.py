@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import holdfast as h
 from holdfast import models
-from holdfast.artifacts import RunDir, Scores
+from holdfast.artifacts import Scores
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.runs import RunDir
 
 
 def written(path: Path, rows: Examples) -> str:

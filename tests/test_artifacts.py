@@ -13,17 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast import artifacts
-from holdfast.artifacts import (
-    AttackResult,
-    Counts,
-    Evaluation,
-    Groups,
-    Point,
-    RunDir,
-    Scores,
-)
+from holdfast import artifacts, runs
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.errors import MismatchError, UsageError
+from holdfast.runs import RunDir
 
 NAN = math.nan
 
@@ -288,7 +281,7 @@ def test_a_step_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (entry.config, entry.inputs) == (CONFIG, INPUTS)
     assert entry.outputs == {"scores/a.txt": artifacts.sha256_file(run.path("scores", "a.txt"))}
     assert entry.command == "holdfast score 'a file'"
-    assert entry.facts == {"hardware": artifacts.hardware(), "share": None}
+    assert entry.facts == {"hardware": runs.hardware(), "share": None}
     assert entry.versions["numpy"] == np.__version__
     assert entry.seconds >= 0
 
@@ -393,7 +386,7 @@ def test_git_commit_outside_a_repository_is_empty(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert artifacts.git_commit.__wrapped__() == ""
+    assert runs.git_commit.__wrapped__() == ""
 
 
 @pytest.mark.parametrize(("status", "expected"), [("", "abc"), (" M file\n", "abc+")])
@@ -405,4 +398,56 @@ def test_git_commit_marks_changes(
         return subprocess.CompletedProcess(command, 0, stdout=text)
 
     monkeypatch.setattr(subprocess, "run", git)
-    assert artifacts.git_commit.__wrapped__() == expected
+    assert runs.git_commit.__wrapped__() == expected
+
+
+# ------------------------------------------------------------------------------------------- locks
+
+WORKER = """
+import sys
+from pathlib import Path
+from holdfast.runs import RunDir
+run = RunDir(sys.argv[1])
+with run.step("align", "a", config={}, inputs={}) as step:
+    print("begun", flush=True)
+    sys.stdin.readline()
+    path = run.path("models", "a.txt")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("done")
+    step.outputs.append(path)
+"""
+
+
+def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        run = RunDir(tmp_path)
+        words = rf"another process \(process {other.pid} on .*\) is doing align 'a'; wait"
+        with (
+            pytest.raises(UsageError, match=words),
+            run.step("align", "a", config={}, inputs={}),
+        ):
+            raise AssertionError("this must not begin")
+        with run.step("align", "b", config={}, inputs={}) as step:  # another step may go on
+            assert step.done is None
+        other.stdin.write("\n")
+    with run.step("align", "a", config={}, inputs={}) as step:
+        assert step.done is not None
+    assert other.returncode == 0
+
+
+def test_a_process_that_died_holds_no_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        other.kill()
+    with RunDir(tmp_path).step("align", "a", config={}, inputs={}) as step:
+        assert step.done is None

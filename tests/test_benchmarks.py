@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from holdfast import plugins
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, RunDir, Scores
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, Scores
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"

@@ -20,13 +20,14 @@ import typer
 from pydantic import Field
 
 from holdfast import stages as stage_modules
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Groups, Point, RunDir, Scores
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.cli import app, main, show
 from holdfast.cli.options import attributes, command, described, options_of
 from holdfast.cli.stages import STAGES, Stage
 from holdfast.contracts import Section
 from holdfast.data import ReadOptions, read
 from holdfast.errors import HoldfastError
+from holdfast.runs import RunDir
 from holdfast.stages import pipeline
 from holdfast.stages.config import StageConfig
 from holdfast.stages.report import ReportConfig

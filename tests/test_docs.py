@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast import artifacts, plugins
-from holdfast.artifacts import AttackResult, Counts, Point, RunDir
+from holdfast import artifacts, plugins, runs
+from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("my_estimator", "my_method", "my_guard", "my_judge", "my_task", "my_analysis")
@@ -133,7 +134,7 @@ def test_the_analysis_reads_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cls",
     [
-        artifacts.Entry,
+        runs.Entry,
         artifacts.Scores,
         artifacts.Groups,
         artifacts.AttackResult,

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from holdfast.analyses.factors import Factors
-from holdfast.artifacts import RunDir, Scores
+from holdfast.artifacts import Scores
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.factors import (
@@ -27,6 +27,7 @@ from holdfast.factors import (
     p_value,
     rarity,
 )
+from holdfast.runs import RunDir
 from holdfast.stats import Interval
 
 NAN = math.nan

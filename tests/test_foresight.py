@@ -12,8 +12,9 @@ import pytest
 
 from holdfast import agreement
 from holdfast.analyses.foresight import CEILING, Foresight
-from holdfast.artifacts import AttackResult, Counts, Point, RunDir, Scores
+from holdfast.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.contracts import Section
+from holdfast.runs import RunDir
 from holdfast.stats import Interval, bootstrap
 
 IDS = tuple(f"row {i}" for i in range(10))

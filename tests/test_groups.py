@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from holdfast.artifacts import Groups, RunDir, Scores
+from holdfast.artifacts import Groups, Scores
 from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.groups import RULES, Rule, group, groups_from_csv, groups_to_csv, recommend
 from holdfast.groups.make import level_names
 from holdfast.groups.table import protected, unprotected
+from holdfast.runs import RunDir
 from holdfast.stages.group import GroupConfig
 from holdfast.stages.group import group as stage
 

@@ -14,7 +14,7 @@ from holdfast.plugins import KINDS
 ROOT = Path(holdfast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
-    {"errors", "examples", "contracts", "artifacts", "plugins", "interrupt", "progress"},
+    {"errors", "examples", "contracts", "artifacts", "runs", "plugins", "interrupt", "progress"},
     {
         *("data", "text", "models", "losses", "weights", "directions", "generate", "stats"),
         "attention",
@@ -31,7 +31,7 @@ CIRCULAR = {("contracts", "artifacts"), ("artifacts", "contracts")}
 """Pairs of values and contracts that may name each other, for type checkers only."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 520, 70
-LONGER = {"artifacts.py": 660}
+LONGER: dict[str, int] = {}
 """Files that are longer than the rule has it, and how long they may be; none may be added."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, RunDir, write_json
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, write_json
 from holdfast.charts import Series, line_chart
 from holdfast.contracts import Section
 from holdfast.errors import UsageError
@@ -25,6 +25,7 @@ from holdfast.reports.facts import compare, gather, pooled, ranked, share
 from holdfast.reports.texts import TEXTS
 from holdfast.reports.verdict import verdict
 from holdfast.reports.words import Words
+from holdfast.runs import RunDir
 from holdfast.stats import Interval
 
 EN = Words("en")

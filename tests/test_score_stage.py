@@ -13,10 +13,11 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
-from holdfast.artifacts import RunDir, Scores
+from holdfast.artifacts import Scores
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
+from holdfast.runs import RunDir
 from holdfast.stages.score import CHECKED, FEWEST, ScoreConfig, score
 
 

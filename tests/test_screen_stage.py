@@ -14,11 +14,12 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
-from holdfast.artifacts import Groups, RunDir, Scores
+from holdfast.artifacts import Groups, Scores
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.runs import RunDir
 from holdfast.screening import Screen
 from holdfast.stages.screen import DISAGREES, PROBE_FAILED, ScreenConfig, screen
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.analyses.training import Training
-from holdfast.artifacts import RunDir, write_json
+from holdfast.artifacts import write_json
+from holdfast.runs import RunDir
 
 
 @pytest.fixture

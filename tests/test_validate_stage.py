@@ -14,11 +14,12 @@ from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import agreement, models
-from holdfast.artifacts import AttackResult, Counts, Point, RunDir
+from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
+from holdfast.runs import RunDir
 from holdfast.stages.validate import VARIED, ValidateConfig, validate
 from holdfast.stats import Interval, bootstrap
 from holdfast.validation import Validation

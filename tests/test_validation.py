@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast.artifacts import AttackResult, Counts, Point, RunDir, Scores
+from holdfast.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 from holdfast.validation import cases, label
 
 NAN = float("nan")

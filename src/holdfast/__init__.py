@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.artifacts import Groups, RunDir, Scores
+    from holdfast.artifacts import Groups, Scores
     from holdfast.data import ReadOptions, read
     from holdfast.examples import Example, Examples
+    from holdfast.runs import RunDir
     from holdfast.stages.align import AlignConfig, align
     from holdfast.stages.analyze import AnalyzeConfig, analyze
     from holdfast.stages.attack import AttackConfig, attack
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "stages.align": ("AlignConfig", "align"),
     "stages.analyze": ("AnalyzeConfig", "analyze"),
-    "artifacts": ("Groups", "RunDir", "Scores"),
+    "artifacts": ("Groups", "Scores"),
+    "runs": ("RunDir",),
     "stages.attack": ("AttackConfig", "attack"),
     "data": ("ReadOptions", "read"),
     "stages.evaluate": ("EvaluateConfig", "evaluate"),

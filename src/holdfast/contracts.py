@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.artifacts import RunDir
+    from holdfast.runs import RunDir
 
 Split = Literal["train", "test"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from holdfast.agreement import mean_count
-from holdfast.artifacts import SCHEMA, AttackResult, RunDir, Scores, read_json, write_json
+from holdfast.artifacts import SCHEMA, AttackResult, Scores, read_json, write_json
+from holdfast.runs import RunDir
 
 
 @dataclass(frozen=True)

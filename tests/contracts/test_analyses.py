@@ -12,10 +12,11 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, plugins
-from holdfast.artifacts import AttackResult, RunDir
+from holdfast.artifacts import AttackResult
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.runs import RunDir
 
 STAGES = {"score", "group", "align", "attack", "evaluate", "validate-estimator"}
 

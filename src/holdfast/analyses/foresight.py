@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from holdfast.agreement import Agreement, agreement, ceilings, pooled
-from holdfast.artifacts import RunDir, Scores
+from holdfast.artifacts import Scores
 from holdfast.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 from holdfast.stats import Interval
 from holdfast.validation import Case, cases
 

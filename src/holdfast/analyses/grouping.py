@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import Groups, RunDir, Scores
+from holdfast.artifacts import Groups, Scores
 from holdfast.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.groups import Recommendation, Rule, Stability, recommend, sensitivity, stability
+from holdfast.runs import RunDir
 from holdfast.stats import Interval, wilson
 
 

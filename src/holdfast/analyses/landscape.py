@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import Entry, Groups, RunDir, Scores
+from holdfast.artifacts import Groups, Scores
 from holdfast.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.data import ReadOptions, read
 from holdfast.errors import UsageError
+from holdfast.runs import Entry, RunDir
 from holdfast.stats import wilson
 
 if TYPE_CHECKING:

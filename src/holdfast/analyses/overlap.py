@@ -10,10 +10,11 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import AttackResult, RunDir
+from holdfast.artifacts import AttackResult
 from holdfast.charts import heat_map
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
+from holdfast.runs import RunDir
 from holdfast.stats import (
     bootstrap,
     jaccard,

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from holdfast.artifacts import RunDir
 from holdfast.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
+from holdfast.runs import RunDir
 from holdfast.validation import Validation
 
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import Entry, RunDir
 from holdfast.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
+from holdfast.runs import Entry, RunDir
 from holdfast.stats import Interval, mean_interval
 
 Log = Sequence[Mapping[str, Any]]

@@ -248,7 +248,8 @@ def attack(result: AttackResult) -> Row:
 
 def end_of_run(as_json: bool, out: Path, report: Path) -> None:
     """Print the table that a run ends with, and where its report is."""
-    from holdfast.artifacts import AttackResult, Evaluation, RunDir
+    from holdfast.artifacts import AttackResult, Evaluation
+    from holdfast.runs import RunDir
 
     directory = RunDir(out)
     evaluations = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]

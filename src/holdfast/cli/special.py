@@ -72,8 +72,8 @@ def verify(
 ) -> None:
     """Recompute every hash of a run and name what was changed."""
     with show.running(as_json):
-        from holdfast.artifacts import RunDir
         from holdfast.errors import UsageError
+        from holdfast.runs import RunDir
 
         directory = RunDir(run_directory)
         entries = directory.entries()

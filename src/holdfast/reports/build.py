@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.artifacts import SCHEMA, Entry, RunDir, versions, write_json, write_text
+from holdfast.artifacts import SCHEMA, write_json, write_text
 from holdfast.contracts import Section
 from holdfast.examples import PROVENANCE
 from holdfast.reports import figures
@@ -24,6 +24,7 @@ from holdfast.reports.facts import BASELINE, Attacked, Comparison, Facts, Under,
 from holdfast.reports.texts import Language
 from holdfast.reports.verdict import cards, verdict
 from holdfast.reports.words import Words
+from holdfast.runs import Entry, RunDir, versions
 from holdfast.sections import table
 
 if TYPE_CHECKING:

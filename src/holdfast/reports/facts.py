@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from holdfast.artifacts import AttackResult, Counts, Entry, Evaluation, RunDir
+from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.errors import UsageError
+from holdfast.runs import Entry, RunDir
 from holdfast.stats import Interval, geometric_ratio, mean_interval, wilson
 
 BASELINE = "sft"

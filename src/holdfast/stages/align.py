@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from holdfast import models
-from holdfast.artifacts import Groups, Scores, Step, write_json
+from holdfast.artifacts import Groups, Scores, write_json
 from holdfast.data import provenance_table
 from holdfast.errors import UsageError
+from holdfast.runs import Step
 from holdfast.stages.config import StageConfig
 
 if TYPE_CHECKING:

@@ -13,19 +13,12 @@ import numpy as np
 from pydantic import Field
 
 from holdfast import models, plugins, progress
-from holdfast.artifacts import (
-    AttackResult,
-    Point,
-    Step,
-    numbers,
-    read_json,
-    to_json,
-    write_json,
-)
+from holdfast.artifacts import AttackResult, Point, numbers, read_json, to_json, write_json
 from holdfast.contracts import Judge, Task
 from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.runs import Step
 from holdfast.stages.evaluate import ask, count, task_accuracy
 from holdfast.stages.guarding import NO_GUARD, GuardConfig, guard_of
 from holdfast.stages.subjects import Subject, subject

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from holdfast.artifacts import RunDir
 from holdfast.data import ReadOptions, read
 from holdfast.examples import Examples
+from holdfast.runs import RunDir
 
 
 class StageConfig(BaseModel):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from holdfast.artifacts import Entry, Scores
+from holdfast.artifacts import Scores
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Examples
+from holdfast.runs import Entry
 from holdfast.stages.config import StageConfig
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast import models
-from holdfast.artifacts import RunDir
+from holdfast.runs import RunDir
 
 
 @dataclass(frozen=True)

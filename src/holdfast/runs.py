@@ -1,0 +1,285 @@
+"""A run directory: which steps are finished, what they were made from, and who is at work.
+
+It holds the stages' outputs and `manifest/`, one small JSON file per finished step: its
+configuration, the sha256 of every input and output, versions, seed and command line. A step whose
+key (stage, name, configuration, inputs) is there with intact outputs is not done again. A step in
+progress holds a lock, so that two processes never write the same files; different steps of one
+directory may be done at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from holdfast.artifacts import (
+    SCHEMA,
+    read_json,
+    sha256_file,
+    sha256_json,
+    to_json,
+    write_json,
+    write_text,
+)
+from holdfast.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished step of a run, as written to `manifest/`."""
+
+    stage: str
+    name: str
+    key: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    seed: int
+    command: str
+    versions: Mapping[str, str]
+    commit: str
+    started: str
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Step:
+    """A step in progress: register the files it writes, and facts worth keeping.
+
+    Attributes:
+        key: Hash of stage, name, configuration and inputs; names the step's working files.
+        done: The earlier entry, if the step is there already.
+        outputs: Files written, inside the run directory.
+        facts: What the report may want to know.
+    """
+
+    key: str
+    done: Entry | None
+    outputs: list[Path] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class RunDir:
+    """A directory in which the stages leave their results.
+
+    Args:
+        root: The directory; made when the first step is recorded.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def path(self, *parts: str) -> Path:
+        """Return a path inside the directory."""
+        return self.root.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def step(
+        self, stage: str, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Iterator[Step]:
+        """Do a step unless it is there already.
+
+        On entry `step.done` is the earlier entry if its key matches and its outputs are intact;
+        the caller then loads instead of computing. Otherwise the entry is written when the block
+        ends without an exception, so an interrupted step leaves no entry.
+
+        Args:
+            stage: Name of the stage, e.g. "score".
+            name: Name of the result within the stage.
+            config: Everything that changes the result.
+            inputs: What it was made from: label -> content hash.
+
+        Raises:
+            UsageError: Another process is doing this step.
+        """
+        key = sha256_json([stage, name, config, inputs])[:16]
+        done = self._intact(stage, name, key)
+        if done is not None:
+            yield Step(key, done)
+            return
+        with self._locked(stage, name):
+            # Another process may have finished it while the lock was waited for.
+            step = Step(key, self._intact(stage, name, key))
+            started, clock = datetime.now(UTC), time.monotonic()
+            yield step
+            if step.done is not None:
+                return
+            entry = Entry(
+                stage=stage,
+                name=name,
+                key=key,
+                config=to_json(config),
+                inputs=dict(inputs),
+                outputs={
+                    path.relative_to(self.root).as_posix(): sha256_file(path)
+                    for path in sorted(step.outputs)
+                },
+                seed=int(config.get("seed", 0)),
+                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                versions=versions(),
+                commit=git_commit(),
+                started=started.isoformat(timespec="seconds"),
+                seconds=round(time.monotonic() - clock, 3),
+                facts=to_json({"hardware": hardware(), **step.facts}),
+            )
+            write_json(
+                self._entry_path(stage, name), {"kind": "entry", "schema": SCHEMA, **asdict(entry)}
+            )
+
+    def entries(self, stage: str | None = None) -> list[Entry]:
+        """Return the finished steps, oldest first; only those of `stage` if given."""
+        found = []
+        for path in sorted(self.path("manifest").glob("*.json")):
+            raw = read_json(path, "entry")
+            del raw["kind"], raw["schema"]
+            entry = Entry(**raw)
+            if stage is None or entry.stage == stage:
+                found.append(entry)
+        return sorted(found, key=lambda entry: (entry.started, entry.stage, entry.name))
+
+    def require(self, stage: str, name: str | None = None) -> list[Entry]:
+        """Return the finished steps of a stage.
+
+        Raises:
+            UsageError: There are none; the message names the command that makes them.
+        """
+        found = [e for e in self.entries(stage) if name is None or e.name == name]
+        if not found:
+            have = ", ".join(e.name for e in self.entries(stage)) or "nothing"
+            what = f"{stage} {name!r}" if name else f"{stage} results"
+            raise UsageError(
+                f"{self.root}: no {what} (has {have}); "
+                f"run `holdfast {stage} --out {self.root}` first"
+            )
+        return found
+
+    def result(self, entry: Entry) -> Path:
+        """Return the JSON file in which a step left its result (answers lie beside it)."""
+        return self.path(next(p for p in entry.outputs if p.endswith(".json")))
+
+    def verify(self) -> list[str]:
+        """Recompute every output's hash and name what is missing or was changed."""
+        problems = []
+        for entry in self.entries():
+            for relative, expected in entry.outputs.items():
+                path = self.path(relative)
+                if not path.is_file():
+                    problems.append(f"{relative}: missing (made by {entry.stage} {entry.name!r})")
+                elif sha256_file(path) != expected:
+                    problems.append(f"{relative}: changed after {entry.stage} {entry.name!r}")
+        return problems
+
+    @property
+    def digest(self) -> str:
+        """One hash over all results; the report, which shows it, is left out."""
+        entries = sorted(self.entries(), key=lambda e: (e.stage, e.name))
+        return sha256_json(
+            [[e.stage, e.name, e.key, e.outputs] for e in entries if e.stage != "report"]
+        )
+
+    def _entry_path(self, stage: str, name: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)
+        # Names that differ only in replaced characters must not share a file.
+        mark = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return self.path("manifest", f"{stage}--{safe}{mark}.json")
+
+    @contextlib.contextmanager
+    def _locked(self, stage: str, name: str) -> Iterator[None]:
+        """Hold the step's lock; the system lets go of it when the process ends, however it ends."""
+        path = self.path("work", "locks", self._entry_path(stage, name).stem)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            who = ""
+            with contextlib.suppress(OSError):
+                who = f" ({path.read_text(encoding='utf-8').strip()})"
+            raise UsageError(
+                f"{self.root}: another process{who} is doing {stage} {name!r}; wait for it, or "
+                "give another --out"
+            ) from error
+        try:
+            write_text(path, f"process {os.getpid()} on {platform.node()}")
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
+
+    def _intact(self, stage: str, name: str, key: str) -> Entry | None:
+        path = self._entry_path(stage, name)
+        if not path.is_file():
+            return None
+        raw = read_json(path, "entry")
+        if raw["key"] != key:
+            return None
+        for relative, expected in raw["outputs"].items():
+            output = self.path(relative)
+            if not output.is_file() or sha256_file(output) != expected:
+                return None
+        del raw["kind"], raw["schema"]
+        return Entry(**raw)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide results."""
+    found = {"python": platform.python_version()}
+    for package in ("holdfast", "torch", "transformers", "accelerate", "peft", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@cache
+def hardware() -> str:
+    """Return processor, cores, memory and accelerator in one line."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    parts = [name, f"{os.cpu_count()} cores"]
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        parts.append(f"{size / 2**30:.0f} GiB memory")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of the working directory ("" outside a repository, "+" if changed)."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if status.strip() else "")
