@@ -183,3 +183,51 @@ def test_an_attack_on_a_guard_beside_one_without(
     assert not torch.equal(ends[0][name], ends[1][name])
     assert torch.equal(ends[0]["model.norm.weight"], ends[1]["model.norm.weight"])
     assert attack(given) == [plain, guarded]
+
+
+def test_an_attack_may_end_where_half_is_broken(
+    tmp_path: Path, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    models.save(model, tokenizer, tmp_path / "tiny")
+    shares = iter([0, 1, 2, 4, 4, 4])
+
+    def counted(verdicts: Any) -> Counts:
+        harmful = next(shares)
+        return Counts(harmful, 4 - harmful, 0)
+
+    monkeypatch.setattr("holdfast.stages.attack.count", counted)
+    (found,) = attack(
+        config(
+            tmp_path,
+            models=[str(tmp_path / "tiny")],
+            harmful="world:harmful",
+            test="world:test",
+            judges=["world"],
+            limit=4,
+            rows=8,
+            poison_ratios=[0.5],
+            batch_size=4,
+            max_new_tokens=2,
+            device="cpu",
+            steps=40,
+            every=1,
+            spacing=2.0,
+            until_broken=True,
+        )
+    )
+    # After 1, 3 and 7 steps; at 7 all are broken, at 3 half of them.
+    assert [p.step for p in found.points] == [0, 1, 3]
+    assert (found.half_life, found.censored) == (3, False)
+
+
+def test_ending_early_and_counting_checkpoints_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ForgotNum counts checkpoints"):
+        attack(config(tmp_path, until_broken=True, track="t"))
+
+
+def test_options_that_came_later_leave_the_key_of_earlier_attacks(tmp_path: Path) -> None:
+    plain = config(tmp_path).keyed()
+    assert not {"spacing", "until_broken"} & plain.keys()
+    assert config(tmp_path, spacing=1.5).keyed() == {**plain, "spacing": 1.5}

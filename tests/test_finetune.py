@@ -223,3 +223,18 @@ def test_a_loss_that_is_not_finite(
 def test_no_rows(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UsageError, match="nothing: no rows to train on"):
         finetune(make_model(vocab=len(tokenizer)), tokenizer, Examples([], name="nothing"), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "spacing", "expected"),
+    [
+        (10, 4, 1.0, [4, 8, 10]),
+        (8, 4, 1.0, [4, 8]),
+        (3, 5, 1.0, [3]),
+        (100, 10, 2.0, [10, 30, 70, 100]),  # gaps 10, 20, 40, 80
+        (20, 2, 1.5, [2, 5, 10, 16, 20]),  # 2, 2 + 3, 5 + 4.5 = 9.5, 9.5 + 6.75 = 16.25, 20
+    ],
+)
+def test_checkpoints(steps: int, every: int, spacing: float, expected: list[int]) -> None:
+    found = FinetuneConfig(steps=steps, every=every, spacing=spacing).checkpoints()
+    assert sorted(found) == expected

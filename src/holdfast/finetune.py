@@ -68,7 +68,8 @@ class FinetuneConfig:
         max_length: Tokens kept per row.
         clip: Largest global gradient norm.
         seed: Order of the rows (and dropout, where the model has any).
-        every: Steps between checkpoints; the last step is always one.
+        every: Steps to the first checkpoint, and between them; the last step is always one.
+        spacing: By how much the distance between checkpoints grows each time; 1 keeps it.
         guard: What is done about it.
     """
 
@@ -79,7 +80,16 @@ class FinetuneConfig:
     clip: float = 1.0
     seed: int = 0
     every: int = 10
+    spacing: float = 1.0
     guard: Hooks = Hooks()
+
+    def checkpoints(self) -> frozenset[int]:
+        """Return the steps after which the model is looked at."""
+        found, place, gap = [self.steps], 0.0, float(self.every)
+        while (place := place + gap) < self.steps:
+            found.append(round(place))
+            gap *= self.spacing
+        return frozenset(found)
 
 
 @dataclass
@@ -146,6 +156,7 @@ def finetune(
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
     losses: list[float] = []
+    checkpoints = config.checkpoints()
     with deferred_interrupt() as interrupt, preserved_rng(config.seed):
         try:
             if resume is not None and resume.exists():
@@ -159,7 +170,7 @@ def finetune(
                 losses.append(_step(tuning, [encoded[i] for i in indices], optimizer))
                 tuning.done = done = step + 1
                 enough = False
-                if on_snapshot and (done % config.every == 0 or done == config.steps):
+                if on_snapshot and done in checkpoints:
                     with replaced(guard.repair(tuning)):
                         enough = bool(on_snapshot(done, sum(losses) / len(losses)))
                     losses.clear()
