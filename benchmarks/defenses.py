@@ -17,7 +17,8 @@ from common import Row, Setting, add_setting, configured, folder, main, parser, 
 from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
-from holdfast.stats import geometric_ratio, half_life, wilson
+from holdfast.stats import half_life, wilson
+from holdfast.survival import censored_ratio
 from variants import BASELINE, methods
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ NOTES = (
     "hs, fa: at the last checkpoint of the attack, responses pooled over seeds; undecided answers "
     "count in n and not as harmful. hs_low, hs_high: Wilson on the pooled counts, which leaves out "
     "the spread between seeds. half_life_ratio: geometric mean over attacks and seeds against "
-    f"{BASELINE}, t interval. A half-life that was not reached (censored) enters as the last step: "
-    "where only the method's are censored, the ratio is a lower bound. attack none: the aligned "
+    f"{BASELINE}, t interval. A half-life that was not reached (censored) is only known to be "
+    "longer than the attack (Tobit, see holdfast.survival); with fewer than two pairs that were "
+    "reached the ratio is a lower bound, half_life_ratio_is_bound. attack none: the aligned "
     "model itself. Attacks on a guard are compared with the same guard's on the baseline only. "
     "over_refusal: before any attack."
 )
@@ -97,7 +99,13 @@ def row(
     """Pool attacks on one method."""
     baseline = {_pair(a): a for a in attacks if a.method == BASELINE}
     pairs = [(a, baseline[_pair(a)]) for a in mine if _pair(a) in baseline]
-    ratio = geometric_ratio([lasted(a) for a, _ in pairs], [lasted(b) for _, b in pairs])
+    found = censored_ratio(
+        [lasted(a) for a, _ in pairs],
+        [lasted(b) for _, b in pairs],
+        [a.censored for a, _ in pairs],
+        [b.censored for _, b in pairs],
+    )
+    ratio = found.interval
     last = [a.points[-1] for a in mine]
     steps = [s for s in map(lasted, mine) if not math.isnan(s)]
     return {
@@ -106,6 +114,7 @@ def row(
         "half_life_ratio_low": ratio.low,
         "half_life_ratio_high": ratio.high,
         "half_life_median": median(steps) if steps else math.nan,
+        "half_life_ratio_is_bound": found.bound,
         "pairs": ratio.n,
         "censored": sum(a.censored for a in mine),
         "censored_baseline": sum(b.censored for _, b in pairs),

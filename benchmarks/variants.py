@@ -16,12 +16,13 @@ MAIN = (
     *(BASELINE, "sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa"),
     *(HOLD, "hold-lean", "hold-harmful"),
 )
-LEAN = {"every": 8, "layers": 0.3}
+LEAN = {"every": 8, "layers": 0.3, "clean": 0.0}
 # What is left out or put in, one thing at a time.
 CHANGES: dict[str, dict[str, Any]] = {
     "hold-lean": LEAN,
     "hold-harmful": {"attack_rows": "harmful"},
     "hold-mismatched": {"attack_rows": "mismatched"},
+    "hold-every1": {"every": 1},
     "hold-every8": {"every": 8},
     "hold-layers0.3": {"layers": 0.3},
     "hold-1step": {"inner_steps": 1},

@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp lora clipped": {**VAA, "lora": True, "clip": 0.5},
     "ddp hold": {
         "method": "hold",
-        "options": {**HOLD, "every": 2, "layers": 0.5, "inner_steps": 2},
+        "options": {**HOLD, "every": 1, "layers": 0.5, "inner_steps": 2},
     },
     "ddp mixed": {
         "method": "hold",

@@ -340,33 +340,55 @@ def test_the_densest_tensors_that_fit() -> None:
     assert densest(grads, 0.01) == [1]  # one at least
 
 
-@pytest.mark.parametrize("layers", [1.0, 0.4])
-def test_a_direction_is_kept_for_some_updates(
-    layers: float, model: PreTrainedModel, make_trainer: MakeTrainer
-) -> None:
-    trainer = make_trainer("hold", model, every=2, layers=layers, reach=0.01, clean=0.0, **HARMFUL)
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    moves = []
-    for step in range(3):
+def test_a_lasting_attack_written_out(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    """One step every second update, at the weights where the attack stands; then a new one."""
+    trainer = make_trainer("hold", model, every=2, reach=0.01, inner_steps=2, **HARMFUL)
+    parameters = trainer.trainable_parameters()
+    theta = [p.detach().clone() for p in parameters]
+    attacker = copy.deepcopy(trainer.streams["attack"])
+    trainer.draws = Lengths([2, 1])
+    walk = [torch.zeros_like(p) for p in parameters]
+    twin: Any = copy.deepcopy(model).train()
+    for step in range(6):
         trainer.state.global_step = step
-        batch = drawn(trainer, inner=2)
+        batch = drawn(trainer)
+        if step == 4:  # two steps were taken: the next attack begins
+            walk = [torch.zeros_like(p) for p in parameters]
+        if step % 2 == 0:
+            rows = [trainer.attack[i] for i in attacker.take(3)]
+            with torch.no_grad():
+                for p, old, w in zip(twin.parameters(), theta, walk, strict=True):
+                    p.copy_(old + 0.01 * w)
+            loss = twin(**models.collate(rows, trainer.pad)).loss
+            found = torch.autograd.grad(loss, list(twin.parameters()))
+            walk = [w - g.sign() for w, g in zip(walk, found, strict=True)]
+        assert trainer.inner == (1, 1, 2, 2, 1, 1)[step]
         with trainer.perturbation(model, batch, 1):
-            moves.append({n: p.detach() - weights[n] for n, p in model.named_parameters()})
-    for step in moves:
-        for name, move in step.items():
-            inside = name in trainer._chosen
-            values = set(move.abs().double().flatten().tolist())
-            assert max(values) == pytest.approx(0.02 if inside else 0.0)
-    share = sum(weights[n].numel() for n in trainer._chosen) / sum(
-        w.numel() for w in weights.values()
-    )
-    assert share == 1 if layers == 1 else 0.1 < share <= layers
-    same = [
-        all(torch.allclose(moves[0][n], other[n]) for n in weights)
-        for other in (moves[1], moves[2])
-    ]
-    assert same == [True, False]
-    assert all(s.dtype is torch.int8 for s in trainer._signs)
+            for p, old, w in zip(parameters, theta, walk, strict=True):
+                torch.testing.assert_close(p.detach(), old + 0.01 * w, rtol=0, atol=1e-12)
+    assert all(count.dtype is torch.int8 for count in trainer._walk)
+    assert all(torch.equal(p, old) for p, old in zip(parameters, theta, strict=True))
+
+
+class Lengths:
+    """Draws the lengths that it is given."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def integers(self, low: int, high: int) -> int:
+        return self.lengths.pop(0)
+
+
+def test_only_the_chosen_tensors_move(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("hold", model, layers=0.4, reach=0.01, **HARMFUL)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = drawn(trainer, inner=2)
+    with trainer.perturbation(model, batch, 1):
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, weights[n])}
+    assert moved == set(trainer._chosen)
+    total = sum(w.numel() for w in weights.values())
+    assert 0.1 < sum(weights[n].numel() for n in moved) / total <= 0.4
 
 
 LEAN = {"every": 3, "layers": 0.5}
@@ -434,9 +456,9 @@ def test_the_optimizers_own_geometry(model: PreTrainedModel, make_trainer: MakeT
         ({"reach": -1.0}, "reach=-1.0 must not be negative"),
         ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
         ({"worst": 0.0}, "worst=0.0 and layers=1.0 are shares"),
-        ({"inner_steps": 0}, "inner_steps=0 and every=1 must be at least 1"),
+        ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "spread=1.0 and benign=0.0 must be above 0"),
-        ({"every": 2, "geometry": "l2"}, "every=2 keeps signs: it needs geometry=sign"),
+        ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),
         ({"spread": 2.0, "batch": "mixed"}, "spread attacks each group on its own"),
     ],
 )

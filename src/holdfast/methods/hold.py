@@ -29,9 +29,10 @@ What else there is, all of it off or neutral by default unless said so:
   on. `worst`: of a batch only that share of its rows, those with the largest loss (CVaR).
 - `regroup`: every so many steps the groups are made anew, of the same sizes, by the refusal margin
   that each example keeps under the attack as it is now.
-- lean: `every` keeps the direction of the attack for so many updates, as a sign of one byte a
-  weight; `layers` moves only the tensors that the attack gains most by, up to that share of the
-  weights.
+- lean: with `every` above 0 the attack lasts: it takes one step every so many updates and goes on
+  over them, as a customer's would, until it has its length and a new one begins. Where it stands is
+  kept as a number of steps, one byte a weight. `layers` moves only the tensors that the attack
+  gains most by, up to that share of the weights.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ CHECKS = 40
 """How often it is watched in a run."""
 SMALLEST = 1e-6
 """Nats that an attack is taken to add to a loss where it adds none: a reward stays positive."""
+MOST_STEPS = 127
+"""So that where a lasting attack stands fits into a byte."""
 GROWN = 0.6
 """Share of the checks after which the attack is at its full length if nothing holds it back."""
 
@@ -96,7 +99,7 @@ class HoldOptions(GroupDroOptions):
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
     regroup: int = field(default=0, metadata={"help": "Steps between new groups; 0: never."})
-    every: int = field(default=1, metadata={"help": "Updates that a direction is kept for."})
+    every: int = field(default=0, metadata={"help": "Updates a step of a lasting attack takes."})
     layers: float = field(default=1.0, metadata={"help": "Share of the weights that move."})
     per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
 
@@ -107,21 +110,19 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "growth", "linear", "constant")
         one_of(self, "signal", "gap", "loss")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "cap", "regroup")
+        not_negative(self, "reach", "cap", "regroup", "every")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
             )
         if not 0 < self.worst <= 1 or not 0 < self.layers <= 1:
             raise UsageError(f"worst={self.worst} and layers={self.layers} are shares in (0, 1]")
-        if self.inner_steps < 1 or self.every < 1:
-            raise UsageError(
-                f"inner_steps={self.inner_steps} and every={self.every} must be at least 1"
-            )
+        if not 1 <= self.inner_steps <= MOST_STEPS:
+            raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
         if not 0 < self.spread < math.inf or not 0 < self.benign < math.inf:
             raise UsageError(f"spread={self.spread} and benign={self.benign} must be above 0")
-        if self.every > 1 and self.geometry != "sign":
-            raise UsageError(f"every={self.every} keeps signs: it needs geometry=sign")
+        if self.every and self.geometry != "sign":
+            raise UsageError(f"every={self.every} counts signs: it needs geometry=sign")
         if self.spread != 1 and self.batch == "mixed":
             raise UsageError("spread attacks each group on its own: it needs batch=group")
 
@@ -146,13 +147,14 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.level = 0.0
         self.inner = 0
         self._chosen: list[str] = []
-        self._signs: list[Tensor] = []
+        self._walk: list[Tensor] = []
+        self._taken = self._length = 0
         self._check_sharded()
         if options.over_refusal:
             self._set_aside()
 
     def _check_sharded(self) -> None:
-        if (self.options.layers < 1 or self.options.every > 1) and is_sharded(
+        if (self.options.layers < 1 or self.options.every) and is_sharded(
             self.trainable_parameters()
         ):
             raise UsageError("every and layers need whole weights; train with DDP, not FSDP2")
@@ -207,11 +209,14 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Draw the step's batches and the length of its attack; regroup where it is time."""
         options, step = self.options, self.state.global_step
         self._grow(step)
-        most = self._most()
-        self.inner = int(self.draws.integers(1, most + 1)) if most and options.reach else 0
+        most = self._most() if options.reach else 0
         if options.reach:
-            self._look_ahead()
-        if options.regroup and options.reach and step and step % options.regroup == 0:
+            self._look_ahead(most)
+        if options.every:
+            self.inner = self._taken
+        else:
+            self.inner = int(self.draws.integers(1, most + 1)) if most else 0
+        if options.regroup and self.inner and step and step % options.regroup == 0:
             self._regroup()
         return super().draw_batches(epoch_iterator, n)
 
@@ -285,6 +290,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             "level": self.level,
             "labels": self.labels.tolist(),
             "chosen": self._chosen,
+            "walk": [self._taken, self._length],
         }
 
     def load_method_state(self, state: Mapping[str, Any]) -> None:
@@ -292,15 +298,16 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         super().load_method_state(state)
         self.draws.bit_generator.state = state["draws"]
         self.level, self._chosen = state["level"], list(state["chosen"])
+        self._taken, self._length = state["walk"]
         self._relabel(np.array(state["labels"]))
 
     def method_tensors(self) -> dict[str, Tensor]:
-        """Return the direction that is kept."""
-        return dict(zip(self._chosen, self._signs, strict=True)) if self._signs else {}
+        """Return where a lasting attack stands."""
+        return {str(i): count for i, count in enumerate(self._walk)}
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `method_tensors`."""
-        self._signs = [tensors[name].to(self.args.device) for name in self._chosen if tensors]
+        self._walk = [tensors[str(i)].to(self.args.device) for i in range(len(tensors))]
 
     # -------------------------------------------------------------------------- the attack
 
@@ -320,9 +327,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return self.options.reach * float(self.options.spread**rank)
 
     def _play(self, model: nn.Module, move: Move, n: int, steps: int, reach: float) -> None:
-        """Take the attacker's steps, each on its next n rows."""
-        if self._signs:
-            move(sign * (-steps * reach) for sign in self._signs)
+        """Take the attacker's steps, each on its next n rows, or go where a lasting one stands."""
+        if self.options.every:
+            move(self._walked(reach))
             return
         for _ in range(steps):
             move(self._step(model, n, reach))
@@ -333,6 +340,11 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             return consumed(self._preconditioned(grads, reach))
         geometry = cast(Geometry, self.options.geometry)
         return consumed(step_along(grads, -reach, geometry=geometry, in_place=True))
+
+    def _walked(self, reach: float) -> Iterator[Tensor]:
+        """Yield where a lasting attack stands, from the weights on."""
+        for count, p in zip(self._walk, self.moved_parameters(), strict=True):
+            yield count.to(p.dtype).mul_(reach)
 
     def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
         rows = [self.attack[i] for i in self.take("attack", n)]
@@ -352,19 +364,28 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             g.mul_(-reach)
         return grads
 
-    def _look_ahead(self) -> None:
-        """Choose the tensors that move, and the signs that are kept, at the weights as they are."""
-        options, names = self.options, [name for name, _ in self._named()]
-        stale = options.every > 1 and self.state.global_step % options.every == 0
-        if not stale and (self._chosen or options.layers == 1):
-            return
+    def _look_ahead(self, most: int) -> None:
+        """Choose the tensors that move, and let a lasting attack take its next step."""
+        options, model = self.options, cast(nn.Module, self.model)
         n = self.args.train_batch_size - self.benign_per_batch
-        grads = self._gradient(cast(nn.Module, self.model), n)
-        if not self._chosen:
-            places = densest(grads, options.layers)
-            self._chosen, grads = [names[i] for i in places], [grads[i] for i in places]
-        if options.every > 1:
-            self._signs = [g.sign().to(torch.int8) for g in consumed(grads)]
+        if options.layers < 1 and not self._chosen:
+            names = [name for name, _ in self._named()]
+            self._chosen = [names[i] for i in densest(self._gradient(model, n), options.layers)]
+        if not options.every or self.state.global_step % options.every:
+            return
+        if self._taken >= self._length:
+            self._walk = [
+                torch.zeros_like(p, dtype=torch.int8, memory_format=torch.preserve_format)
+                for p in self.moved_parameters()
+            ]
+            self._taken, self._length = 0, int(self.draws.integers(1, most + 1)) if most else 0
+        if self._length:
+            with restored(self.moved_parameters()) as move:
+                move(self._walked(options.reach))
+                grads = self._gradient(model, n)
+            for count, g in zip(self._walk, consumed(grads), strict=True):
+                count.sub_(g.sign_().to(torch.int8))
+            self._taken += 1
 
     # ------------------------------------------------------- how long it is, and the groups
 
