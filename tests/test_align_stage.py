@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import holdfast as h
@@ -48,9 +53,8 @@ def config(
 
     def make(**options: Any) -> h.AlignConfig:
         given = {"model": str(tmp_path / "tiny"), "data": safety, "epochs": 0.1, **common}
-        return h.AlignConfig(
-            **given, benign=written(tmp_path / "benign.jsonl", rows.benign), **options
-        )
+        given["benign"] = written(tmp_path / "benign.jsonl", rows.benign)
+        return h.AlignConfig(**{**given, **options})
 
     return make
 
@@ -76,6 +80,43 @@ def test_soft_weights_take_the_scores_behind_the_groups(
     changed.save(made.run.result(scored))
     with pytest.raises(UsageError, match=r"tilt weighs rows by the scores .* made again"):
         h.align(config(method="group_dro", name="again", options={"tilt": 2.0}))
+
+
+@pytest.mark.slow
+def test_torchrun_aligns_as_one_process_does(config: Callable[..., h.AlignConfig]) -> None:
+    # Adam would make a step of a gradient's last digit.
+    options = {"step_size": 0.5, "optim": "sgd"}
+    made = config(method="group_dro", name="one", options=options, epochs=0.5, learning_rate=0.1)
+    h.align(made)
+    script = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    script += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr"]
+    script += ["127.0.0.1", "-m", "holdfast", "align", "--model", made.model, "--data", made.data]
+    script += ["--benign", str(made.benign), "--out", str(made.out), "--device", "cpu"]
+    script += ["--method", "group_dro", "--name", "two", "--option", "step_size=0.5"]
+    script += ["--option", "optim=sgd", "--lr", "0.1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*script, "--epochs", "0.5", "--json"], capture_output=True, text=True, env=environment
+    )
+    assert "two-s0" in {e.name for e in made.run.entries("align")}, done.stderr[-3000:]
+    assert len(done.stdout.strip().splitlines()) == 1  # one of the processes speaks
+    one, two = (
+        load_file(made.out / "models" / f"{name}-s0" / "model.safetensors")
+        for name in ("one", "two")
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
+
+
+def test_processes_share_a_batch_evenly_and_other_stages_run_alone(
+    config: Callable[..., h.AlignConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="--batch-size 16 cannot be shared by 3 processes"):
+        h.align(made)
+    with pytest.raises(UsageError, match="3 processes: torchrun is for holdfast align"):
+        h.group(h.GroupConfig(data=made.data, out=made.out, name="again"))
 
 
 @pytest.mark.parametrize(

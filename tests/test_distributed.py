@@ -26,9 +26,9 @@ CASES: dict[str, dict[str, Any]] = {
         "method": "hold",
         "options": {**HOLD, "every": 1, "layers": 0.5, "inner_steps": 2},
     },
-    "ddp mixed": {
+    "ddp regrouped": {
         "method": "hold",
-        "options": {**HOLD, "batch": "mixed", "inner_steps": 2, "regroup": 1},
+        "options": {**HOLD, "inner_steps": 2, "regroup": 1},
     },
     "ddp update": {
         "method": "vaa",

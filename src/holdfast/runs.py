@@ -38,6 +38,19 @@ from holdfast.artifacts import (
 )
 from holdfast.errors import UsageError
 
+TOGETHER = ("align",)
+"""Stages that several processes do together."""
+
+
+def launched() -> int:
+    """Return how many processes torchrun started together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def writes() -> bool:
+    """Say whether this process writes results: the first of those that were started together."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -105,12 +118,20 @@ class RunDir:
             config: Everything that changes the result.
             inputs: What it was made from: label -> content hash.
 
+        Of the processes that torchrun started together the first writes the entry; all of them
+        train.
+
         Raises:
-            UsageError: Another process is doing this step.
+            UsageError: Another process is doing this step, or several do one that is not training.
         """
+        if launched() > 1 and stage not in TOGETHER:
+            raise UsageError(
+                f"{launched()} processes: torchrun is for holdfast {' and '.join(TOGETHER)}; run "
+                f"holdfast {stage} in one process"
+            )
         key = sha256_json([stage, name, config, inputs])[:16]
         done = self._intact(stage, name, key)
-        if done is not None:
+        if done is not None or not writes():
             yield Step(key, done)
             return
         with self._locked(stage, name):

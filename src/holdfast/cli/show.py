@@ -44,11 +44,12 @@ def running(as_json: bool) -> Iterator[None]:
 
     from holdfast import progress
     from holdfast.errors import Interrupted, UsageError
+    from holdfast.runs import writes
 
     with contextlib.ExitStack() as stack:
-        if not as_json and sys.stderr.isatty():
+        if not as_json and writes() and sys.stderr.isatty():
             stack.enter_context(progress.showing(stack.enter_context(_bars())))
-        elif not as_json:
+        elif not as_json and writes():
             stack.enter_context(progress.showing(_Lines()))
         try:
             yield
@@ -286,8 +287,12 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
 
 
 def tell(as_json: bool, value: Told) -> None:
-    """Print a result on stdout: JSON and nothing else, or a table."""
+    """Print a result on stdout: JSON and nothing else, or a table. One of several processes."""
     from holdfast.artifacts import to_json
+    from holdfast.runs import writes
+
+    if not writes():
+        return
 
     if as_json:
         typer.echo(json.dumps(to_json(value), ensure_ascii=False))

@@ -348,10 +348,11 @@ class AlignmentTrainer(Trainer):
         return [_length(row) for row in self.rows]
 
     @property
-    def benign_per_batch(self) -> int:
-        """Benign rows in a batch whose mix follows the data's."""
-        benign = self.n_rows - self.n_safety
-        return round(self.args.train_batch_size * benign / self.n_rows)
+    def mix(self) -> tuple[int, int]:
+        """Safety and benign rows of a micro-batch, over all processes, in the mix of the data."""
+        rows = self.args.train_batch_size * distributed.world()
+        benign = round(rows * (self.n_rows - self.n_safety) / self.n_rows)
+        return rows - benign, benign
 
     # --------------------------------------------------------------- where Trainer calls us
 
@@ -403,6 +404,8 @@ class AlignmentTrainer(Trainer):
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(model, trial)
+            if not self.args.should_save:  # another process does
+                return
             if tensors := self.method_tensors():
                 save_file(tensors, folder / TENSORS_FILE)
             # Written last: a checkpoint without it was cut off and is not continued from.

@@ -83,11 +83,7 @@ class GroupDro(AlignmentTrainer):
         if (sizes == 0).any():
             empty = groups.names[int(np.argmin(sizes))]
             raise UsageError(f"group {empty!r} is empty: choose another rule with `holdfast group`")
-        if self.benign_per_batch >= self.args.train_batch_size:
-            raise UsageError(
-                f"batches of {self.args.train_batch_size} rows in the mix of the data have no "
-                "safety row; raise the batch size or give fewer benign rows"
-            )
+        self._check_mix()
         self.sampler = self._sampler(sizes)
         seeds = np.random.SeedSequence(self.args.seed).generate_state(len(sizes) + 2).tolist()
         self.rounding = np.random.default_rng(seeds[0])
@@ -111,6 +107,21 @@ class GroupDro(AlignmentTrainer):
             start=start,
             seed=self.args.seed,
         )
+
+    def _check_mix(self) -> None:
+        """Refuse batches in which a process would lack rows that the others have."""
+        safety, benign = self.mix
+        if safety < world() or 0 < benign < world():
+            raise UsageError(
+                f"batches of {safety + benign} rows hold {safety} safety and {benign} benign rows, "
+                f"too few for {world()} process{'es' if world() > 1 else ''} each to have some; "
+                "raise the batch size or give more of what is few"
+            )
+        if world() > 1 and self.options.batch == "mixed":
+            raise UsageError(
+                f"batch=mixed on {world()} processes: one may have no row of a group, and they "
+                "would wait for each other; take batch=group"
+            )
 
     def _weights(self, members: Sequence[int]) -> list[float] | None:
         """Return exp(tilt u) by position, u in [0, 1] the rank of a row's score in its group."""
@@ -137,29 +148,24 @@ class GroupDro(AlignmentTrainer):
         del epoch_iterator
         self._seen[:] = 0
         self.group = self.sampler.draw()
-        benign = self.benign_per_batch
+        safety, benign = self.mix
         return [
             self.collate_positions(
-                self._safety(self.args.train_batch_size - benign) + self.take("benign", benign)
+                dealt(self._safety(safety) + self.streams["benign"].take(benign))
             )
             for _ in range(n)
         ]
 
     def _safety(self, n: int) -> list[int]:
+        """Return the safety rows of a micro-batch, of all processes."""
         if self.options.batch == "group":
-            return self.take(f"group {self.group}", n)
+            return self.streams[f"group {self.group}"].take(n)
         # Systematic rounding: the ends of q's parts, read off a ruler that was laid at random.
-        every = n * world()
-        ends = np.floor(np.cumsum(self.sampler.probs) * every + self.rounding.random()).astype(int)
-        counts = np.diff(np.minimum(ends, every), prepend=0)
-        counts[-1] += every - counts.sum()
+        ends = np.floor(np.cumsum(self.sampler.probs) * n + self.rounding.random()).astype(int)
+        counts = np.diff(np.minimum(ends, n), prepend=0)
+        counts[-1] += n - counts.sum()
         taken = [self.streams[f"group {g}"].take(int(k)) for g, k in enumerate(counts)]
-        return [position for part in taken for position in part][rank() :: world()]
-
-    def take(self, stream: str, n: int) -> list[int]:
-        """Return this process's next n positions of a stream that all processes share."""
-        every = self.streams[stream].take(n * world())
-        return every[rank() * n : (rank() + 1) * n]
+        return [position for part in taken for position in part]
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
         """Build a batch with `group` (B,) beside `is_safety`."""
@@ -220,3 +226,8 @@ class GroupDro(AlignmentTrainer):
         self.rounding.bit_generator.state = state["rounding"]
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
+
+
+def dealt(rows: list[int]) -> list[int]:
+    """Return this process's share of rows that all processes drew alike, every nth of them."""
+    return rows[rank() :: world()]

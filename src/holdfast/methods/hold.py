@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, Stream, rows_of, size, weighted
+from holdfast.batches import Batch, Items, Stream, size, weighted
 from holdfast.data import mismatched
 from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
@@ -56,7 +56,7 @@ from holdfast.generate import generate
 from holdfast.losses import first_margins, refusal_tokens
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
-from holdfast.methods.group_dro import GroupDro, GroupDroOptions
+from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
 from holdfast.models import evaluating
 from holdfast.weights import Geometry, consumed, gradients_everywhere, restored, step_along
 
@@ -252,7 +252,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     ) -> None:
         """Play the attack."""
         del num_items
-        self._play(model, move, sum(map(rows_of, safety)), self.inner, self._size())
+        self._play(model, move, self.mix[0] * len(safety), self.inner, self._size())
 
     def before_update(self, losses: Tensor) -> None:
         """Log the attack's length."""
@@ -327,7 +327,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return self.options.reach * float(self.options.spread**rank)
 
     def _play(self, model: nn.Module, move: Move, n: int, steps: int, reach: float) -> None:
-        """Take the attacker's steps, each on its next n rows, or go where a lasting one stands."""
+        """Take the attacker's steps, each on n rows, or go where a lasting attack stands."""
         if self.options.every:
             move(self._walked(reach))
             return
@@ -347,7 +347,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             yield count.to(p.dtype).mul_(reach)
 
     def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
-        rows = [self.attack[i] for i in self.take("attack", n)]
+        rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
         batch = self.collate_rows(rows)
         return gradients_everywhere(
             model, lambda: self.answer_loss(model, batch), self.moved_parameters()
@@ -367,7 +367,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _look_ahead(self, most: int) -> None:
         """Choose the tensors that move, and let a lasting attack take its next step."""
         options, model = self.options, cast(nn.Module, self.model)
-        n = self.args.train_batch_size - self.benign_per_batch
+        n = self.mix[0]
         if options.layers < 1 and not self._chosen:
             names = [name for name, _ in self._named()]
             self._chosen = [names[i] for i in densest(self._gradient(model, n), options.layers)]
@@ -416,7 +416,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _regroup(self) -> None:
         """Make groups of the same sizes of the margins under the attack, least held last."""
         model = cast(nn.Module, self.model)
-        n = self.args.train_batch_size - self.benign_per_batch
+        n = self.mix[0]
         with evaluating(model), restored(self.moved_parameters()) as move:
             self._play(model, move, n, max(self._most(), 1), self.options.reach)
             margins = self._margins(self.safety_rows)

@@ -13,7 +13,7 @@ from holdfast import models
 from holdfast.artifacts import Groups, Scores, write_json
 from holdfast.data import provenance_table
 from holdfast.errors import UsageError
-from holdfast.runs import Step
+from holdfast.runs import Step, launched, writes
 from holdfast.stages.config import StageConfig
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class AlignConfig(StageConfig):
         name: Label of the result; the method's name if empty.
         epochs: Passes over all rows.
         learning_rate: Of AdamW, constant.
-        batch_size: Rows per step.
+        batch_size: Rows per step, over all processes.
         max_length: Tokens kept per row.
         lora_rank: Rank of LoRA adapters, merged at the end; 0 trains all weights.
     """
@@ -149,6 +149,8 @@ def _train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
         if interrupt.requested:
             raise KeyboardInterrupt
+    if not writes():
+        return
     step.outputs += models.save(models.merge(model), loaded.tokenizer, path)
     log = config.run.path("models", f"{config.label}.training.json")
     write_json(log, {"kind": "training", "schema": 1, "log": trainer.state.log_history})
@@ -176,7 +178,7 @@ def _options(
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
-        "per_device_train_batch_size": config.batch_size,
+        "per_device_train_batch_size": _per_process(config.batch_size),
         "max_length": config.max_length,
         "seed": config.seed,
         "data_seed": config.seed,
@@ -196,6 +198,12 @@ def _options(
         return args, method.Options(**{k: v for k, v in config.options.items() if k in own})
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
+
+
+def _per_process(rows: int) -> int:
+    if rows % launched():
+        raise UsageError(f"--batch-size {rows} cannot be shared by {launched()} processes")
+    return rows // launched()
 
 
 def _last_checkpoint(work: Path) -> str | None:
