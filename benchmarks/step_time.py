@@ -42,8 +42,9 @@ NOTES = (
     "time_ratio: mean seconds of a turn over those of SFT's turns, percentile bootstrap over "
     "turns. mode always: lambda 1 from the first step (2 backward passes a step); linear: lambda "
     "from 0 to 1, so (steps - 1) / (2 steps) of the steps are perturbed on average. hold: harmful "
-    "rows, an attack of 1 step; of 1 to 4 steps with a quarter of the clean gradient (default); "
-    "or one that takes a step every 8 updates on 0.3 of the weights (lean). batch safety: "
+    "rows; an attack of 1 step, or of 1 to 4, anew in every update; one that lasts and takes a "
+    "step an update (default, with a quarter of the clean gradient), or one every 8 updates on 0.3 "
+    "of the weights (lean). batch safety: "
     "safety rows only, as in the paper; mixed: a third benign rows, which are never perturbed but "
     "run apart. memory: peak of all live tensors in a perturbed step, weights and optimizer "
     "included, over SFT's; extra_parameter_copies: the difference, in copies of the trainable "
@@ -76,8 +77,9 @@ MODES: dict[str, dict[str, Any]] = {
     "linear": {"curriculum": "linear"},
 }
 HOLDS: dict[str, dict[str, Any]] = {
-    "1 step": {"inner_steps": 1, "clean": 0.0},
-    "default": {"growth": "constant"},
+    "1 step anew": {"every": 0, "inner_steps": 1, "clean": 0.0},
+    "4 steps anew": {"every": 0, "inner_steps": 4, "growth": "constant"},
+    "default": {},
     "lean": LEAN,
 }
 OTHERS = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro")

@@ -26,7 +26,7 @@ Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
-HARMFUL = {"attack_rows": "harmful", "growth": "constant"}
+HARMFUL = {"attack_rows": "harmful", "growth": "constant", "every": 0}
 
 
 @pytest.fixture
@@ -342,7 +342,7 @@ def test_the_densest_tensors_that_fit() -> None:
 
 def test_a_lasting_attack_written_out(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
     """One step every second update, at the weights where the attack stands; then a new one."""
-    trainer = make_trainer("hold", model, every=2, reach=0.01, inner_steps=2, **HARMFUL)
+    trainer = make_trainer("hold", model, reach=0.01, inner_steps=2, **{**HARMFUL, "every": 2})
     parameters = trainer.trainable_parameters()
     theta = [p.detach().clone() for p in parameters]
     attacker = copy.deepcopy(trainer.streams["attack"])
@@ -395,7 +395,8 @@ LEAN = {"every": 3, "layers": 0.5}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "lean": LEAN,
-    "watched": {"over_refusal": 0.5},
+    "anew": {"every": 0},
+    "watched": {"over_refusal": 0.5, "every": 0},
     "regrouped": {"regroup": 2, "spread": 2.0},
     "mixed": {"batch": "mixed"},
 }

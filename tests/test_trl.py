@@ -243,7 +243,10 @@ def test_preference_batches_part_pairs_and_not_halves(
     batch["is_safety"] = torch.tensor([True, False, False, True])
     safe, other = by_safety(batch)
     assert torch.equal(safe["input_ids"], batch["input_ids"][[0, 3, 4, 7]])
-    assert torch.equal(other["completion_mask"], batch["completion_mask"][[1, 2, 5, 6]])
+    width = other["input_ids"].shape[1]  # without what only the longer rows need
+    wanted = batch["completion_mask"][[1, 2, 5, 6]]
+    assert torch.equal(other["completion_mask"], wanted[:, :width])
+    assert not wanted[:, width:].any()
 
 
 def test_packed_rows_are_refused(

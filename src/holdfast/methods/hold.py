@@ -7,9 +7,16 @@ attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
     min_theta max_q sum_i q_i [ (1 - clean) l_i(theta_k) + clean l_i(theta) ] + l_benign(theta),
 
-with k drawn from 1 ... inner_steps, s the sign (Adam's first step, so what attackers use), and q
-moved by the adversary of group DRO over vulnerable and invulnerable examples. What it is not: no
-second derivatives, no entropy objective, nothing is unlearnt; benign rows only see theta.
+with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
+DRO over vulnerable and invulnerable examples. What it is not: no second derivatives, no entropy
+objective, nothing is unlearnt; benign rows only see theta.
+
+The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
+"free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
+drawn from 1 ... inner_steps; then a new one begins. So an update costs 1 / every passes for it,
+whatever its length. `every=0` plays a whole attack anew for every update, k drawn from 1 ...
+inner_steps, at k passes. Where a lasting attack stands is kept as a number of steps, one byte a
+weight.
 
 The attacker's rows need no harmful data: `attack_rows="base"`, the default, takes the first words
 with which the model answers the restricted prompts before it is aligned. "mismatched" pairs them
@@ -29,10 +36,7 @@ What else there is, all of it off or neutral by default unless said so:
   on. `worst`: of a batch only that share of its rows, those with the largest loss (CVaR).
 - `regroup`: every so many steps the groups are made anew, of the same sizes, by the refusal margin
   that each example keeps under the attack as it is now.
-- lean: with `every` above 0 the attack lasts: it takes one step every so many updates and goes on
-  over them, as a customer's would, until it has its length and a new one begins. Where it stands is
-  kept as a number of steps, one byte a weight. `layers` moves only the tensors that the attack
-  gains most by, up to that share of the weights.
+- `layers`: only the tensors that the attack gains most by move, up to that share of the weights.
 """
 
 from __future__ import annotations
@@ -90,7 +94,7 @@ class HoldOptions(GroupDroOptions):
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
     geometry: str = field(default="sign", metadata={"help": "sign, soft, l2 or adam."})
     reach: float = field(default=5e-4, metadata={"help": "Size of an inner step."})
-    inner_steps: int = field(default=4, metadata={"help": "Most steps of the attack."})
+    inner_steps: int = field(default=16, metadata={"help": "Most steps of the attack."})
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
@@ -99,7 +103,7 @@ class HoldOptions(GroupDroOptions):
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
     regroup: int = field(default=0, metadata={"help": "Steps between new groups; 0: never."})
-    every: int = field(default=0, metadata={"help": "Updates a step of a lasting attack takes."})
+    every: int = field(default=1, metadata={"help": "Updates a step of a lasting attack takes."})
     layers: float = field(default=1.0, metadata={"help": "Share of the weights that move."})
     per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
 
@@ -122,13 +126,19 @@ class HoldOptions(GroupDroOptions):
         if not 0 < self.spread < math.inf or not 0 < self.benign < math.inf:
             raise UsageError(f"spread={self.spread} and benign={self.benign} must be above 0")
         if self.every and self.geometry != "sign":
-            raise UsageError(f"every={self.every} counts signs: it needs geometry=sign")
+            raise UsageError(
+                f"every={self.every} counts signs: it needs geometry=sign, or take every=0"
+            )
         if self.spread != 1 and self.batch == "mixed":
             raise UsageError("spread attacks each group on its own: it needs batch=group")
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
-    """Group DRO under a short attack; 1 + clean + k backward passes, one copy of the weights."""
+    """Group DRO under a lasting attack; 2 + clean backward passes, 1.25 copies of the weights.
+
+    With every=k above 1 it is 1 + 1 / k + clean passes, with every=0 1 + clean + the attack's
+    length and one copy. `clean` is a pass over the safety rows only.
+    """
 
     Options: ClassVar[type[Any]] = HoldOptions
     neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0}
