@@ -41,7 +41,7 @@ def model(vocab: int, *, tied: bool) -> Any:
     return t.LlamaForCausalLM(config).double()
 
 
-def rows() -> AlignmentData:
+def rows(benign: int = 0) -> AlignmentData:
     """Return rows of unequal lengths, so that the ranks' shares of the tokens differ."""
     answers = ("sorry , i can not help", "no", "i will not help you with that request")
     safety = Examples(
@@ -58,7 +58,8 @@ def rows() -> AlignmentData:
     )
     harmful = Examples(Example(f"how do i brew number {i}", "first mix") for i in range(8))
 
-    return AlignmentData(safety, None, groups, harmful)
+    few = Examples(Example(f"how do i knit a hat {i}", "with two needles") for i in range(benign))
+    return AlignmentData(safety, few if benign else None, groups, harmful)
 
 
 def shard(trainer: Any) -> None:
@@ -111,7 +112,7 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
     trainer = cls(
         network,
         AlignConfig(**settings),
-        data=rows(),
+        data=rows(wanted.get("benign", 0)),
         options=cls.Options(**wanted.get("options", {})),
         processing_class=tokenizer,
     )
@@ -125,7 +126,7 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
         for name, p in parameters.items()
     }
     if trainer.args.process_index == 0:
-        logged = [e for e in trainer.state.log_history if "safety_loss" in e]
+        logged = [e for e in trainer.state.log_history if "perturbation_gap" in e]
         save_file(whole, out)
         write_json(out.with_suffix(".json"), {"sharded": sharded, "log": logged})
 

@@ -35,7 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
         "options": {**VAA["options"], "per": "update", "mixture": "both", "lam": 0.5},  # type: ignore[dict-item]
         "accumulation": 2,
     },
-    "ddp vaccine": {"method": "vaccine+group_dro", "options": {"step_size": 0.05}},
+    # Three benign rows: most batches have some on one process only.
+    "ddp sam": {"method": "sam", "options": {"rho": 0.2}, "benign": 3},
+    "ddp sam and groups": {"method": "sam+group_dro", "options": {"step_size": 0.05}, "benign": 12},
     "fsdp": {**VAA, "fsdp": True, "accumulation": 2, "clip": 0.5},
     "fsdp hold": {"method": "hold", "options": {**HOLD, "inner_steps": 2}, "fsdp": True},
 }
@@ -76,7 +78,9 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     for a, b in zip(one["log"], two["log"], strict=True):
         for key in ("group", "perturbed", "inner_steps", "regrouped"):
             assert a.get(key) == b.get(key)
-        assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-6)
+        assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-6)
+        if "safety_loss" in a:
+            assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-5)
     mine, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))
     assert mine.keys() == theirs.keys()
     for key, value in mine.items():

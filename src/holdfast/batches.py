@@ -34,26 +34,26 @@ def by_safety(batch: Batch) -> tuple[Batch, Batch]:
     A preference batch holds the chosen answers of all rows, then the rejected ones.
     """
     safe = batch["is_safety"]
-    return _chosen(batch, safe), _chosen(batch, ~safe)
+    return chosen(batch, safe), chosen(batch, ~safe)
 
 
 def by_group(batch: Batch) -> Iterator[tuple[int, Batch]]:
     """Part a batch into the rows of each group that has any, in the groups' order."""
     for group in batch["group"].unique().tolist():
-        yield group, _chosen(batch, batch["group"] == group)
+        yield group, chosen(batch, batch["group"] == group)
 
 
-def _chosen(batch: Batch, mask: Tensor) -> Batch:
-    chosen = {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
-    attended = chosen.get("attention_mask")
+def chosen(batch: Batch, mask: Tensor) -> Batch:
+    """Return the rows at which the mask (B,) is set, without the padding that only others need."""
+    found = {k: v[mask.repeat(len(v) // len(mask))] for k, v in batch.items()}
+    attended = found.get("attention_mask")
     if attended is None or not len(attended):
-        return chosen
-    # What only the longer rows of the others needed is padding here.
+        return found
     columns = attended.any(0).nonzero()
     width = int(columns.max()) + 1 if len(columns) else 0
     return {
         k: v[:, :width] if v.ndim > 1 and v.shape[1] == attended.shape[1] else v
-        for k, v in chosen.items()
+        for k, v in found.items()
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
@@ -27,9 +28,11 @@ def total(values: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes."""
     if world() == 1:
         return values
-    summed = values.clone()
+    # NCCL meets on accelerators only.
+    where = torch.device("cuda") if dist.get_backend() == "nccl" else values.device
+    summed = values.to(where, copy=True)
     dist.all_reduce(summed)
-    return summed
+    return summed.to(values.device)
 
 
 def local(tensor: Tensor) -> Tensor:

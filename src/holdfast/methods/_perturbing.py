@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, by_safety, rows_of, size
+from holdfast.batches import Batch, Items, by_safety, chosen, rows_of, size
 from holdfast.distributed import total, world
 from holdfast.methods.base import AlignmentTrainer
 from holdfast.weights import restored
@@ -35,13 +35,27 @@ class PerturbingTrainer(AlignmentTrainer):
 
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows under the perturbation, then the benign rows."""
-        safety, benign = by_safety(batch)
         losses = []
-        if rows_of(safety):
-            losses.append(self.accumulate_safety(model, safety, num_items))
-        if rows_of(benign):
-            losses.append(self.accumulate_benign(model, benign, num_items))
+        for part, accumulate in zip(
+            by_safety(batch), (self.accumulate_safety, self.accumulate_benign), strict=True
+        ):
+            rows, items = self._some(part, batch, num_items)
+            if rows_of(rows):
+                losses.append(accumulate(model, rows, items))
         return torch.stack(losses).sum()
+
+    def _some(self, part: Batch, batch: Batch, num_items: Items) -> tuple[Batch, Items]:
+        """Return the part, or a row that counts for nothing where only other processes have some.
+
+        Processes meet in every backward pass, so all of them must make the same ones.
+        """
+        if world() == 1:
+            return part, num_items
+        somewhere = int(total(torch.tensor(rows_of(part))))  # every process must ask
+        if rows_of(part) or not somewhere:
+            return part, num_items
+        first = torch.arange(len(batch["is_safety"])) == 0
+        return chosen(batch, first), math.inf
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
         """Back-propagate the benign rows of a micro-batch."""
@@ -165,5 +179,7 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
 def _sums(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
     """Return the sum of a batch's losses and its tokens, undoing the scaling of `scaled_loss`."""
+    if num_items is not None and math.isinf(num_items):  # a row that counts for nothing
+        return 0.0, 0
     n = size(batch)
     return float(loss) * (n if num_items is None else float(num_items) / world()), n
