@@ -124,3 +124,35 @@ def plugins(
             for name in lookup.available(kind)
         ]
     show.tell(as_json, found)
+
+
+@app.command(epilog="Example: holdfast power --share 0.1 --difference 0.03 --agreement 0.9")
+def power(
+    share: Annotated[float, typer.Option("--share", help="The first model's share.")],
+    difference: Annotated[
+        float | None, typer.Option("--difference", help="The second's minus the first's.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Prompts that there are.")] = None,
+    agreement: Annotated[
+        float | None,
+        typer.Option("--agreement", help="Share of prompts judged alike, if both are asked them."),
+    ] = None,
+    chance: Annotated[float, typer.Option("--power", help="Probability of seeing it.")] = 0.8,
+    level: Annotated[float, typer.Option("--level", help="Confidence level.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Say how many prompts a difference needs, or which difference so many prompts show."""
+    with show.running(as_json):
+        from holdfast.errors import UsageError
+        from holdfast.power import difference_seen, prompts_needed
+
+        if (difference is None) == (n is None):
+            raise UsageError("give either --difference or --n")
+        options = {"power": chance, "level": level, "agreement": agreement}
+        if difference is not None:
+            found = prompts_needed(share, difference, **options)  # type: ignore[arg-type]
+            told = {"share": share, "difference": difference, "prompts for each model": found}
+        else:
+            seen = difference_seen(share, n or 0, **options)  # type: ignore[arg-type]
+            told = {"share": share, "prompts for each model": n or 0, "difference": round(seen, 4)}
+    show.tell(as_json, told)

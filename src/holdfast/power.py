@@ -1,0 +1,101 @@
+"""How many prompts a comparison needs, before it is run.
+
+Two shares of n prompts each differ by chance by about 2 sqrt(2 p (1 - p) / n): with 120 prompts and
+shares near one half that is 13 points, so a table of single points says nothing at that size.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from holdfast.errors import UsageError
+
+
+def prompts_needed(
+    share: float,
+    difference: float,
+    *,
+    power: float = 0.8,
+    level: float = 0.95,
+    agreement: float | None = None,
+) -> int:
+    """Return the prompts needed to see a difference between two shares.
+
+    Two independent samples (Fleiss, Levin & Paik 2003, eq. 4.14, without continuity correction),
+    with p' = share + difference and m their mean,
+
+        n = [z_a sqrt(2 m (1 - m)) + z_b sqrt(p (1 - p) + p' (1 - p'))]^2 / difference^2,
+
+    or, with `agreement`, the same prompts asked of both models and compared by McNemar's test
+    (Connor 1987): with psi = 1 - agreement the share of prompts on which the models differ,
+
+        n = [z_a sqrt(psi) + z_b sqrt(psi - difference^2)]^2 / difference^2.
+
+    Args:
+        share: Of the first model, in [0, 1].
+        difference: Second minus first, not 0, with share + difference in [0, 1].
+        power: Probability of seeing it, in (0, 1).
+        level: Confidence level of the two-sided test.
+        agreement: Share of prompts on which both models are judged alike; None for two samples.
+
+    Returns:
+        Prompts for each model.
+
+    Raises:
+        UsageError: A number out of range, or models that agree too often to differ by so much.
+    """
+    other = share + difference
+    if not (0 <= share <= 1 and 0 <= other <= 1 and difference):
+        raise UsageError(
+            f"share {share:g} and difference {difference:g}: both shares must lie in [0, 1] and "
+            "differ"
+        )
+    if not (0 < power < 1 and 0 < level < 1):
+        raise UsageError(f"power {power:g} and level {level:g} must lie between 0 and 1")
+    z_a, z_b = NormalDist().inv_cdf(0.5 + level / 2), NormalDist().inv_cdf(power)
+    if agreement is None:
+        mean = share + difference / 2
+        null = math.sqrt(2 * mean * (1 - mean))
+        true = math.sqrt(share * (1 - share) + other * (1 - other))
+    else:
+        apart = 1 - agreement
+        if not abs(difference) <= apart <= 1:
+            raise UsageError(
+                f"agreement {agreement:g}: models that differ by {abs(difference):g} agree on at "
+                f"most {1 - abs(difference):g} of the prompts"
+            )
+        null, true = math.sqrt(apart), math.sqrt(apart - difference**2)
+    return max(2, math.ceil(((z_a * null + z_b * true) / difference) ** 2))
+
+
+def difference_seen(
+    share: float,
+    n: int,
+    *,
+    power: float = 0.8,
+    level: float = 0.95,
+    agreement: float | None = None,
+) -> float:
+    """Return the smallest rise from a share that n prompts would show; nan if none would.
+
+    Raises:
+        UsageError: Fewer than two prompts, or a number out of range.
+    """
+    if n < 2:
+        raise UsageError(f"n={n}: a comparison needs two prompts or more")
+    most = 1 - share if agreement is None else min(1 - share, 1 - agreement)
+    if most <= 0:
+        return math.nan
+
+    def enough(difference: float) -> bool:
+        found = prompts_needed(share, difference, power=power, level=level, agreement=agreement)
+        return found <= n
+
+    if not enough(most):
+        return math.nan
+    low, high = 0.0, most
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

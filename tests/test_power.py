@@ -1,0 +1,63 @@
+"""The power calculator against simulation, published numbers, and its own inverse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from holdfast.errors import UsageError
+from holdfast.power import difference_seen, prompts_needed
+
+
+def test_equals_a_textbooks_table() -> None:
+    # Fleiss, Levin & Paik, table A.4 adds 2 / difference for continuity; without it 0.5 against 0.6
+    # at 5 % and 80 % is 387.3 by hand: (1.95996 sqrt(0.495) + 0.84162 sqrt(0.49))^2 / 0.01.
+    by_hand = (1.959964 * math.sqrt(2 * 0.55 * 0.45) + 0.841621 * math.sqrt(0.25 + 0.24)) ** 2
+    assert prompts_needed(0.5, 0.1) == math.ceil(by_hand / 0.01) == 388
+
+
+@pytest.mark.parametrize(("share", "difference"), [(0.1, 0.1), (0.5, -0.15), (0.02, 0.05)])
+def test_so_many_prompts_show_it_as_often_as_promised(share: float, difference: float) -> None:
+    n = prompts_needed(share, difference)
+    rng = np.random.default_rng(0)
+    a, b = rng.binomial(n, share, 4000), rng.binomial(n, share + difference, 4000)
+    mean = (a + b) / (2 * n)
+    z = (b - a) / n / np.sqrt(2 * mean * (1 - mean) / n)
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_same_prompts_need_fewer() -> None:
+    n = prompts_needed(0.3, 0.05, agreement=0.9)
+    assert n < prompts_needed(0.3, 0.05) / 2
+    # One in ten differs: 7.5 % one way, 2.5 % the other.
+    rng = np.random.default_rng(1)
+    found = rng.multinomial(n, [0.075, 0.025, 0.9], 4000)
+    z = (found[:, 0] - found[:, 1]) / np.sqrt(found[:, 0] + found[:, 1])
+    assert np.mean(np.abs(z) > stats.norm.ppf(0.975)) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("agreement", [None, 0.9])
+def test_the_inverse(agreement: float | None) -> None:
+    seen = difference_seen(0.2, 400, agreement=agreement)
+    assert prompts_needed(0.2, seen, agreement=agreement) <= 400
+    assert prompts_needed(0.2, 0.98 * seen, agreement=agreement) > 400
+    assert math.isnan(difference_seen(0.2, 3, agreement=agreement))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.99, "difference": 0.05}, r"both shares must lie in \[0, 1\]"),
+        ({"share": 0.5, "difference": 0.0}, "differ"),
+        ({"share": 0.5, "difference": 0.1, "power": 1.0}, "power 1 and level 0.95"),
+        ({"share": 0.5, "difference": 0.1, "agreement": 0.95}, "agree on at most 0.9"),
+    ],
+)
+def test_bad_numbers(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        prompts_needed(**options)
+    with pytest.raises(UsageError, match="two prompts or more"):
+        difference_seen(0.5, 1)
