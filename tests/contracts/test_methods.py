@@ -38,6 +38,14 @@ def model(
     return made if request.param == "full" else models.add_lora(made, 2, seed=0)
 
 
+@pytest.fixture
+def whole(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Return a model of which all weights are trained."""
+    return make_model(vocab=len(tokenizer))
+
+
 Make = Callable[..., AlignmentTrainer]
 
 
@@ -238,17 +246,17 @@ def test_gradient_checkpointing_changes_nothing(
 
 
 def test_bfloat16_autocast_steps_nearly_the_same_way(
-    method: str, model: PreTrainedModel, make_trainer: Make
+    method: str, whole: PreTrainedModel, make_trainer: Make
 ) -> None:
-    plain, half = (moved(method, model, make_trainer, bf16=on) for on in (False, True))
+    plain, half = (moved(method, whole, make_trainer, bf16=on) for on in (False, True))
     assert not torch.equal(plain, half)
     assert torch.cosine_similarity(plain, half, dim=0) > 0.95
 
 
 def test_clipping_bounds_the_whole_update(
-    method: str, model: PreTrainedModel, make_trainer: Make
+    method: str, whole: PreTrainedModel, make_trainer: Make
 ) -> None:
-    step = moved(method, model, make_trainer, max_grad_norm=1e-3)
+    step = moved(method, whole, make_trainer, max_grad_norm=1e-3)
     assert float(step.norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -256,14 +264,14 @@ def test_clipping_bounds_the_whole_update(
 def test_the_rows_are_the_same_whoever_loads_them(
     option: str,
     method: str,
-    model: PreTrainedModel,
+    whole: PreTrainedModel,
     make_trainer: Make,
     weights_of: Weights,
     same: Same,
 ) -> None:
     ends = []
     for turn in range(2):
-        mine = copy.deepcopy(model)
+        mine = copy.deepcopy(whole)
         workers = {"dataloader_num_workers": turn} if option == "workers" else {}
         lengths = {"train_sampling_strategy": "group_by_length"} if option == "by length" else {}
         make_trainer(method, mine, max_steps=2, **workers, **lengths).train()
