@@ -45,13 +45,17 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
-# On the embedded world, with three seeds; what is finished in $(WORK) is not done again.
+# On the embedded world, for many hours; what is finished in $(WORK) is not done again.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py --json $(RESULTS)/step_time-world.json
-	$(BIN)/python benchmarks/estimators.py --seeds 3 --work $(WORK)/estimators \
+	$(BIN)/python benchmarks/estimators.py --seeds 5 --work $(WORK)/estimators \
 		--json $(RESULTS)/estimators-world.json
-	$(BIN)/python benchmarks/defenses.py --seeds 3 --work $(WORK)/defenses \
+	$(BIN)/python benchmarks/transfer.py --work $(WORK)/transfer \
+		--json $(RESULTS)/transfer-world.json
+	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods main --work $(WORK)/defenses \
 		--json $(RESULTS)/defenses-world.json
+	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods ablation --work $(WORK)/ablation \
+		--json $(RESULTS)/defenses-ablation.json
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py --json $(RESULTS)/step_time-gpu.json
