@@ -199,7 +199,7 @@ def test_kept_rows() -> None:
 def test_cap_and_worst_weigh_the_rows_of_the_safety_loss(
     model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
-    options = {"reach": 0.0, "worst": 0.5, "cap": 0.2}
+    options = {"reach": 0.0, "worst": 0.5, "cap": 0.2, "benign": 1.0}
     trainer = make_trainer("hold", model, **options, **HARMFUL)
     batch = drawn(trainer)
     safe, total = batch["is_safety"], count(batch)

@@ -5,7 +5,8 @@ not go there: a customer's optimizer goes down the loss of *its* rows. Hold ther
 attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761) and MAML do,
 
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
-    min_theta max_q sum_i q_i [ (1 - clean) l_i(theta_k) + clean l_i(theta) ] + l_benign(theta),
+    min_theta max_q sum_i q_i [ (1 - clean) l_i(theta_k) + clean l_i(theta) ]
+                    + benign l_benign(theta),
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
 DRO over vulnerable and invulnerable examples. What it is not: no second derivatives, no entropy
@@ -29,7 +30,8 @@ What else there is, all of it off or neutral by default unless said so:
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
-- `benign`: the weight of l_benign, against over-refusal.
+- `benign`: at 1 the model also learns to refuse what it should answer, and the more so the longer
+  the attack; more of it holds that off.
 - `spread`: the group that is most vulnerable is attacked that many times farther than the least
   vulnerable one, groups between them in geometric steps.
 - `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
@@ -94,11 +96,11 @@ class HoldOptions(GroupDroOptions):
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
     geometry: str = field(default="sign", metadata={"help": "sign, soft, l2 or adam."})
     reach: float = field(default=5e-4, metadata={"help": "Size of an inner step."})
-    inner_steps: int = field(default=16, metadata={"help": "Most steps of the attack."})
+    inner_steps: int = field(default=32, metadata={"help": "Most steps of the attack."})
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
-    benign: float = field(default=1.0, metadata={"help": "Weight of the benign rows."})
+    benign: float = field(default=2.0, metadata={"help": "Weight of the benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
@@ -141,7 +143,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     """
 
     Options: ClassVar[type[Any]] = HoldOptions
-    neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0}
+    neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0, "benign": 1.0}
     options: HoldOptions
 
     def prepare(self) -> None:
