@@ -1,14 +1,15 @@
 """Files between stages: they come back as they went, and they refuse to be mixed up."""
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -418,14 +419,21 @@ with run.step("align", "a", config={}, inputs={}) as step:
 """
 
 
-def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+@contextlib.contextmanager
+def another_process(root: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Yield a process that has begun the step, and the input that lets it end."""
+    command = [sys.executable, "-c", WORKER, str(root)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        assert other.stdout.readline() == "begun\n"
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        yield process, process.stdin
+
+
+def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
+    with another_process(tmp_path) as (other, told):
         run = RunDir(tmp_path)
         words = rf"another process \(process {other.pid} on .*\) is doing align 'a'; wait"
         with (
@@ -435,19 +443,14 @@ def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
             raise AssertionError("this must not begin")
         with run.step("align", "b", config={}, inputs={}) as step:  # another step may go on
             assert step.done is None
-        other.stdin.write("\n")
+        told.write("\n")
     with run.step("align", "a", config={}, inputs={}) as step:
         assert step.done is not None
     assert other.returncode == 0
 
 
 def test_a_process_that_died_holds_no_lock(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKER, str(tmp_path)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
+    with another_process(tmp_path) as (other, _):
         other.kill()
     with RunDir(tmp_path).step("align", "a", config={}, inputs={}) as step:
         assert step.done is None

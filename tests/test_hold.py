@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
-from holdfast.batches import Batch
+from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.hold import HoldOptions, densest, kept_rows
+from recorded_steps import nll
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -44,25 +44,10 @@ def drawn(trainer: Any, inner: int | None = None) -> Batch:
     return dict(batch)
 
 
-def count(batch: Batch) -> int:
-    return int((batch["labels"][:, 1:] != models.IGNORE).sum())
-
-
 def gradient(trainer: Any, batch: Batch) -> list[Tensor]:
     trainer.model.zero_grad()
-    trainer.accumulate(trainer.model, batch, torch.tensor(count(batch)))
+    trainer.accumulate(trainer.model, batch, torch.tensor(answer_tokens(batch)))
     return [p.grad.clone() for p in trainer.trainable_parameters()]
-
-
-def nll(model: Any, batch: Batch, rows: Tensor) -> Tensor:
-    """Sum of the answer tokens' losses over some rows."""
-    logits = model(
-        input_ids=batch["input_ids"][rows], attention_mask=batch["attention_mask"][rows]
-    ).logits.float()
-    labels = batch["labels"][rows]
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-    )
 
 
 # ---------------------------------------------------------------------------- against a slow twin
@@ -87,7 +72,7 @@ def test_a_step_equals_the_equation(
     trainer = make_trainer("hold", model, **options, **HARMFUL)
     twin: Any = copy.deepcopy(model).train()
     batch = drawn(trainer, inner=3)
-    safe, total = batch["is_safety"], count(batch)
+    safe, total = batch["is_safety"], answer_tokens(batch)
     attacker = copy.deepcopy(trainer.streams["attack"])
     parameters = list(twin.parameters())
     start = [p.detach().clone() for p in parameters]
@@ -202,7 +187,7 @@ def test_cap_and_worst_weigh_the_rows_of_the_safety_loss(
     options = {"reach": 0.0, "worst": 0.5, "cap": 0.2, "benign": 1.0}
     trainer = make_trainer("hold", model, **options, **HARMFUL)
     batch = drawn(trainer)
-    safe, total = batch["is_safety"], count(batch)
+    safe, total = batch["is_safety"], answer_tokens(batch)
     parameters = list(model.parameters())
     model.train()
     every = [nll(model, batch, torch.arange(len(safe)) == i) for i in range(len(safe))]
@@ -443,6 +428,19 @@ def test_the_optimizers_own_geometry(model: PreTrainedModel, make_trainer: MakeT
     for p, step in zip(parameters, later, strict=True):
         v = trainer.optimizer.state[p]["exp_avg_sq"]
         torch.testing.assert_close(step, -0.01 * (1e-6 / (v.sqrt() + 1e-8)).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("options", [{"every": 1}, {"layers": 0.5}])
+def test_sharded_weights_are_refused_when_training_begins(
+    options: dict[str, Any],
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = make_trainer("hold", model, **{**HARMFUL, **options})
+    monkeypatch.setattr("holdfast.methods.hold.is_sharded", lambda parameters: True)
+    with pytest.raises(UsageError, match="need whole weights; train with DDP, not FSDP2"):
+        drawn(trainer)
 
 
 # ------------------------------------------------------------------------------------------ errors

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
 from holdfast.artifacts import Groups
-from holdfast.batches import Batch
+from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.vaa import Vaa, VaaOptions
+from recorded_steps import nll
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -53,15 +53,11 @@ def drawn(trainer: Any, n: int = 1) -> list[Batch]:
     return batches
 
 
-def count(batch: Batch) -> int:
-    return int((batch["labels"][:, 1:] != models.IGNORE).sum())
-
-
 def accumulate(trainer: Any, batch: Batch) -> list[Tensor]:
     """Return the gradient of one micro-batch."""
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.zero_grad()
-    trainer.accumulate(trainer.model, batch, torch.tensor(count(batch)))
+    trainer.accumulate(trainer.model, batch, torch.tensor(answer_tokens(batch)))
     return grads(trainer.model)
 
 
@@ -83,21 +79,10 @@ class Recorder:
         return batches
 
 
-def nll(model: Any, batch: Batch, rows: Tensor) -> Tensor:
-    """Sum of the answer tokens' losses over some rows (transformers takes it in float32)."""
-    logits = model(
-        input_ids=batch["input_ids"][rows], attention_mask=batch["attention_mask"][rows]
-    ).logits.float()
-    labels = batch["labels"][rows]
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-    )
-
-
 def twin_step(model: Any, batches: list[Batch], rho: float) -> tuple[list[Tensor], float]:
     """Return the step's gradient and the safety loss that it saw."""
     parameters = list(model.parameters())
-    total = sum(count(b) for b in batches)
+    total = sum(answer_tokens(b) for b in batches)
     gradient = [torch.zeros_like(p) for p in parameters]
     seen, tokens = 0.0, 0
     for batch in batches:
@@ -233,7 +218,7 @@ def test_accumulate_changes_nothing_but_the_gradient(
     first = accumulate(trainer, batch)
     assert same(weights_of(model), before)
     # A second micro-batch adds to the first one's gradient.
-    trainer.accumulate(model, batch, torch.tensor(count(batch)))
+    trainer.accumulate(model, batch, torch.tensor(answer_tokens(batch)))
     assert same(weights_of(model), before)
     if perturbation == "own_loss":
         for p, g in zip(model.parameters(), first, strict=True):
@@ -475,9 +460,9 @@ def test_per_update_accumulation_equals_one_large_batch(
     whole = made("update")
     (batch,) = drawn(whole)
     parts = [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
-    wanted = gradient(whole, [batch], count(batch))
-    found = gradient(made("update"), parts, count(batch))
-    each = gradient(made("micro_batch"), parts, count(batch))
+    wanted = gradient(whole, [batch], answer_tokens(batch))
+    found = gradient(made("update"), parts, answer_tokens(batch))
+    each = gradient(made("micro_batch"), parts, answer_tokens(batch))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
     assert any(not torch.allclose(a, b) for a, b in zip(each, wanted, strict=True))

@@ -71,8 +71,7 @@ class GroupSampler:
         Raises:
             TrainingError: The loss is not finite; the distribution stays as it was.
         """
-        if not math.isfinite(loss):
-            raise TrainingError(f"group {group}: loss {loss} is not finite; lower rho or the rate")
+        _check_finite(group, loss)
         probs = np.maximum(self._probs, np.finfo(float).tiny)
         logs = np.log(probs)
         # Python's floats overflow to infinity without a warning; the cap keeps inf - inf away.
@@ -139,10 +138,7 @@ class SmoothedSampler(GroupSampler):
         if not losses:
             return
         for group, loss in losses.items():
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"group {group}: loss {loss} is not finite; lower rho or the rate"
-                )
+            _check_finite(group, loss)
             old = self.losses[group]
             self.losses[group] = (
                 loss if math.isnan(old) else self.memory * old + (1 - self.memory) * loss
@@ -162,6 +158,11 @@ class SmoothedSampler(GroupSampler):
         """Continue from a checkpoint."""
         super().load_state_dict(state)
         self.losses = np.array([math.nan if m is None else m for m in state["losses"]])
+
+
+def _check_finite(group: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"group {group}: loss {loss} is not finite; lower rho or the rate")
 
 
 def _clipped(probs: np.ndarray, floor: float) -> np.ndarray:

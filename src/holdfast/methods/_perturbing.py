@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, by_safety, chosen, rows_of, size
+from holdfast.batches import Batch, Items, by_safety, chosen, rows_of
 from holdfast.distributed import total, world
-from holdfast.methods.base import AlignmentTrainer
+from holdfast.methods.base import AlignmentTrainer, unscaled
 from holdfast.weights import restored
 
 Move = Callable[[Iterable[Tensor]], None]
@@ -103,7 +103,7 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows of a micro-batch, and count their loss."""
         loss = super().accumulate_safety(model, safety, num_items)
-        self._seen_there += _sums(loss, safety, num_items)
+        self._seen_there += unscaled(loss, safety, num_items)
         return loss
 
     def perturbation(
@@ -148,7 +148,7 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
     def count_here(self, loss: Tensor, batch: Batch, num_items: Items) -> None:
         """Take note of a safety loss at the weights as they are."""
-        self._seen_here += _sums(loss, batch, num_items)
+        self._seen_here += unscaled(loss, batch, num_items)
 
     def _recorded(self, move: Move) -> Move:
         def moved(steps: Iterable[Tensor]) -> None:
@@ -175,11 +175,3 @@ class WeightPerturbingTrainer(PerturbingTrainer):
             grads = self.gradient_of(model, partial(loss, batch))
             found = [a.add_(g) for a, g in zip(found, grads, strict=True)] if found else grads
         return found
-
-
-def _sums(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
-    """Return the sum of a batch's losses and its tokens, undoing the scaling of `scaled_loss`."""
-    if num_items is not None and math.isinf(num_items):  # a row that counts for nothing
-        return 0.0, 0
-    n = size(batch)
-    return float(loss) * (n if num_items is None else float(num_items) / world()), n

@@ -434,6 +434,15 @@ def _length(row: Any) -> int:
     return sum(len(value) for name, value in row.items() if name.endswith("ids"))
 
 
+def unscaled(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
+    """Return the sum of a batch's losses and its tokens, undoing the scaling of `scaled_loss`."""
+    if num_items is not None and math.isinf(num_items):  # a row that counts for nothing
+        return 0.0, 0
+    n = size(batch)
+    scale = n if num_items is None else float(num_items) / distributed.world()
+    return float(loss) * scale, n
+
+
 def one_of(options: Any, name: str, *allowed: str) -> None:
     """Raise UsageError where an option is none of the values allowed."""
     value = getattr(options, name)

@@ -28,11 +28,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from holdfast.artifacts import Groups, Scores
-from holdfast.batches import Batch, Items, Stream, by_group, size
+from holdfast.batches import Batch, Items, Stream, by_group
 from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
 from holdfast.group_sampler import GroupSampler, SmoothedSampler
-from holdfast.methods.base import AlignmentTrainer, one_of
+from holdfast.methods.base import AlignmentTrainer, one_of, unscaled
 
 MOST_TILT = 20.0
 
@@ -180,13 +180,8 @@ class GroupDro(AlignmentTrainer):
         for group, part in by_group(batch):
             losses.append(super().accumulate(model, part, num_items))
             if group >= 0:
-                self._count(group, part, float(losses[-1]), num_items)
+                self._seen[group] += unscaled(losses[-1], part, num_items)
         return torch.stack(losses).sum()
-
-    def _count(self, group: int, part: Batch, loss: float, num_items: Items) -> None:
-        """Add a part of a micro-batch, undoing the scaling of `scaled_loss`."""
-        n = size(part)
-        self._seen[group] += loss * (n if num_items is None else float(num_items) / world()), n
 
     def before_update(self, losses: Tensor) -> None:
         """Move the distribution over groups by the safety losses that were back-propagated."""

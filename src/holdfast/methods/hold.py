@@ -152,24 +152,17 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         options = self.options
         seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
         self.draws = np.random.default_rng(seeds[0])
-        self.attack = self.encode(self._attack_rows()) if options.reach else []
-        self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
         self.safety_rows = self.encode(self.data.safety)
         self.refusals = refusal_tokens(self.safety_rows)
+        self.attack = self.encode(self._attack_rows()) if options.reach else []
+        self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
         self.level = 0.0
         self.inner = 0
         self._chosen: list[str] = []
         self._walk: list[Tensor] = []
         self._taken = self._length = 0
-        self._check_sharded()
         if options.over_refusal:
             self._set_aside()
-
-    def _check_sharded(self) -> None:
-        if (self.options.layers < 1 or self.options.every) and is_sharded(
-            self.trainable_parameters()
-        ):
-            raise UsageError("every and layers need whole weights; train with DDP, not FSDP2")
 
     def _set_aside(self) -> None:
         benign = self.data.benign
@@ -202,11 +195,12 @@ class Hold(WeightPerturbingTrainer, GroupDro):
                 "attack_rows=base: the model answers most restricted prompts with nothing; take "
                 "attack_rows=mismatched"
             )
-        self._check_obliging(Examples(rows.values(), name="base"))
-        return Examples(rows.values(), name="base")
+        found = Examples(rows.values(), name="base")
+        self._check_obliging(found)
+        return found
 
     def _check_obliging(self, rows: Examples) -> None:
-        wanted = set(refusal_tokens(self.encode(self.data.safety)).tolist())
+        wanted = set(self.refusals.tolist())
         refused = sum(row.ids[row.start] in wanted for row in self.encode(rows))
         if refused > len(rows) / 2:
             raise UsageError(
@@ -327,7 +321,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Return the parameters that the attack moves."""
         if not self._chosen:
             return self.trainable_parameters()
-        return [p for name, p in self._named() if name in set(self._chosen)]
+        chosen = set(self._chosen)
+        return [p for name, p in self._named() if name in chosen]
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         model = cast(nn.Module, self.model)
@@ -380,6 +375,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Choose the tensors that move, and let a lasting attack take its next step."""
         options, model = self.options, cast(nn.Module, self.model)
         n = self.mix[0]
+        # Asked here, since weights are cut into pieces only when training begins.
+        if (options.layers < 1 or options.every) and is_sharded(self.trainable_parameters()):
+            raise UsageError("every and layers need whole weights; train with DDP, not FSDP2")
         if options.layers < 1 and not self._chosen:
             names = [name for name, _ in self._named()]
             self._chosen = [names[i] for i in densest(self._gradient(model, n), options.layers)]

@@ -32,7 +32,6 @@ The lens leaves out what an architecture does to its logits after the head (Gemm
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -45,6 +44,7 @@ from torch.utils.checkpoint import checkpoint
 from holdfast.batches import Batch, Items
 from holdfast.errors import UsageError
 from holdfast.methods._harmful import HarmfulTrainer
+from holdfast.methods.base import not_negative
 from holdfast.models import IGNORE
 
 KERNELS, FACTOR = 5, 2.0
@@ -60,9 +60,7 @@ class RepNoiseOptions:
     tokens: int = field(default=256, metadata={"help": "Harmful answer tokens per micro-batch."})
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name)} must not be negative")
+        not_negative(self, "alpha", "beta")
         if self.tokens < 1:
             raise UsageError(f"tokens={self.tokens}: at least one answer token must be looked at")
 

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from holdfast.batches import Batch, Items, Stream, weighted
 from holdfast.errors import UsageError
 from holdfast.methods._harmful import HarmfulTrainer
+from holdfast.methods.base import not_negative
 from holdfast.models import IGNORE
 from holdfast.weights import gradients, kept
 
@@ -69,9 +70,7 @@ class TarOptions:
     held_out: float = field(default=0.25, metadata={"help": "Share of rows that it never sees."})
 
     def __post_init__(self) -> None:
-        for name in ("tamper", "retain", "rep", "schedule", "attack_lr"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name)} must not be negative")
+        not_negative(self, "tamper", "retain", "rep", "schedule", "attack_lr")
         if not 1 <= self.every <= self.inner_steps:
             raise UsageError(
                 f"every={self.every} must lie between 1 and inner_steps={self.inner_steps}, "
