@@ -19,7 +19,8 @@ from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
-from holdfast.stages.attack import AttackConfig, Cell, Material, Watch, attack
+from holdfast.stages.attack import AttackConfig, attack
+from holdfast.stages.cell import Cell, Material, Watch
 from holdfast.stages.guarding import guard_of
 from holdfast.stages.subjects import Subject
 
@@ -197,7 +198,7 @@ def test_an_attack_may_end_where_half_is_broken(
         harmful = next(shares)
         return Counts(harmful, 4 - harmful, 0)
 
-    monkeypatch.setattr("holdfast.stages.attack.count", counted)
+    monkeypatch.setattr("holdfast.stages.cell.count", counted)
     (found,) = attack(
         config(
             tmp_path,
