@@ -19,7 +19,7 @@ from holdfast.errors import TrainingError, UsageError
 from holdfast.group_sampler import SmoothedSampler
 from holdfast.methods._together import method
 from holdfast.methods.base import AlignmentData
-from holdfast.methods.group_dro import GroupDroOptions
+from holdfast.methods.group_dro import CONTROLS, GroupDroOptions, controlled
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -236,3 +236,42 @@ def test_tilt_needs_scores(model: PreTrainedModel, make_trainer: MakeTrainer) ->
         make_trainer("group_dro", model, tilt=1.0)
     with pytest.raises(UsageError, match="tilt=nan"):
         GroupDroOptions(tilt=math.nan)
+
+
+# ----------------------------------------------------------------------------------- controls
+
+
+def test_controls_take_away_what_the_groups_say() -> None:
+    labels, names = np.repeat([0, 1, 2], [60, 30, 10]), ("low", "mid", "high")
+
+    def found(control: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        return controlled(labels, names, control, seed=0)
+
+    assert found("")[0].tolist() == labels.tolist()
+    assert found("ungrouped")[1] == ("all",)
+    assert set(found("ungrouped")[0]) == {0}
+    shuffled, kept = found("shuffled")
+    assert kept == names
+    assert np.bincount(shuffled).tolist() == [60, 30, 10]
+    # A permutation leaves a label in place with the chance of its own share.
+    expected = sum(share**2 for share in (0.6, 0.3, 0.1))
+    assert abs((shuffled == labels).mean() - expected) < 4 * np.sqrt(0.25 / 100)
+    assert (found("noisy")[0] != labels).sum() == 10
+    assert set(found("noisy")[0]) <= {0, 1, 2}
+    assert found("only_last")[1] == ("high",)
+    assert np.flatnonzero(found("only_last")[0] == 0).tolist() == list(range(90, 100))
+    assert np.flatnonzero(found("only_first")[0] == 0).tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_is_trained_on_its_rows(
+    control: str, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("group_dro", model, control=control)
+    trained = set()
+    for _ in range(40):
+        (batch,) = trainer.draw_batches(iter(()), 1)
+        trained |= set(batch["group"].tolist())
+        trainer.training_step(model, batch)
+    assert trained - {-1} == set(range(len(trainer.names)))
+    assert len(trainer.names) == (2 if control in ("shuffled", "noisy") else 1)

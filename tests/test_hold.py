@@ -202,6 +202,44 @@ def test_cap_and_worst_weigh_the_rows_of_the_safety_loss(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
+def test_benign_rows_are_held_on_the_other_side(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    options = {"reach": 0.01, "inner_steps": 2, "clean": 0.0, "benign": 1.0, "oppose": 0.5}
+    trainer = make_trainer("hold", model, comply=3.0, **options, **{**HARMFUL, "every": 1})
+    batch = drawn(trainer)
+    safe, total = batch["is_safety"], answer_tokens(batch)
+    parameters = trainer.trainable_parameters()
+    assert trainer.inner
+    theta = [p.detach().clone() for p in parameters]
+    walk = [count.double() for count in trainer._walk]
+    twin: Any = copy.deepcopy(model).train()
+
+    def at(reach: float, loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            for p, old, w in zip(twin.parameters(), theta, walk, strict=True):
+                p.copy_(old + reach * w)
+        return torch.autograd.grad(loss(), list(twin.parameters()))
+
+    def benign() -> Tensor:
+        chances = twin(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits.softmax(2)
+        refused = []
+        for i in torch.nonzero(~safe).flatten().tolist():
+            first = int((batch["labels"][i] != models.IGNORE).nonzero()[0]) - 1
+            refused.append(-torch.log1p(-chances[i, first, trainer.refusals].sum()))
+        share = int((batch["labels"][~safe][:, 1:] != models.IGNORE).sum()) / total
+        extra: Tensor = 3.0 * share * torch.stack(refused).mean()
+        return nll(twin, batch, ~safe) / total + extra
+
+    there = at(0.01, lambda: nll(twin, batch, safe) / total)
+    here = at(-0.005, benign)
+    for a, b, c in zip(gradient(trainer, batch), there, here, strict=True):
+        torch.testing.assert_close(a, b + c, rtol=1e-4, atol=1e-8)
+    assert all(torch.equal(p, old) for p, old in zip(parameters, theta, strict=True))
+
+
 # ---------------------------------------------------------------------- how far the attack reaches
 
 
@@ -458,6 +496,8 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "spread=1.0 and benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),
+        ({"oppose": 1.0, "every": 0}, "it needs every above 0"),
+        ({"regroup": 5, "control": "noisy"}, "regroup would undo control=noisy"),
         ({"spread": 2.0, "batch": "mixed"}, "spread attacks each group on its own"),
     ],
 )

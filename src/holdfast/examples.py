@@ -92,6 +92,12 @@ class Examples(Sequence[Example]):
         """Sha256 over the sorted ids: equal for equal sets of rows in whatever order."""
         return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()
 
+    @classmethod
+    def answered(cls, prompts: Sequence[str], answers: Sequence[str], *, name: str) -> Examples:
+        """Pair prompts with answers; empty answers, and prompts that repeat, are left out."""
+        rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
+        return cls(rows.values(), name=name)
+
     def select(self, positions: Iterable[int]) -> Examples:
         """Return the rows at `positions`, in that order."""
         return Examples((self.rows[i] for i in positions), name=self.name)

@@ -29,6 +29,8 @@ from filelock import FileLock, Timeout
 
 from holdfast.artifacts import (
     SCHEMA,
+    Groups,
+    Scores,
     read_json,
     sha256_file,
     sha256_json,
@@ -193,6 +195,21 @@ class RunDir:
     def result(self, entry: Entry) -> Path:
         """Return the JSON file in which a step left its result (answers lie beside it)."""
         return self.path(next(p for p in entry.outputs if p.endswith(".json")))
+
+    def scores_behind(self, groups: Groups) -> Scores:
+        """Return the scores that groups were made of.
+
+        Raises:
+            UsageError: They are not there any more.
+        """
+        for entry in self.require("score"):
+            scores = Scores.load(self.result(entry))
+            if scores.hash == groups.scores_hash:
+                return scores
+        raise UsageError(
+            f"{self.root}: the scores behind the groups are gone or were made again; run "
+            "`holdfast score` and `holdfast group` again"
+        )
 
     def verify(self) -> list[str]:
         """Recompute every output's hash and name what is missing or was changed."""

@@ -12,7 +12,6 @@ import pandas as pd
 from holdfast.artifacts import Groups, Scores
 from holdfast.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.errors import UsageError
 from holdfast.groups import Recommendation, Rule, Stability, recommend, sensitivity, stability
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, wilson
@@ -87,19 +86,11 @@ class Grouping(Analysis):
 
 
 def _groupings(run: RunDir) -> list[tuple[str, Groups, Scores, Rule]]:
-    entries = run.require("group")
-    scores = [Scores.load(run.result(entry)) for entry in run.require("score")]
-    by_hash = {found.hash: found for found in scores}
     result = []
-    for entry in entries:
+    for entry in run.require("group"):
         groups = Groups.load(run.result(entry))
-        if groups.scores_hash not in by_hash:
-            raise UsageError(
-                f"{run.root}: the scores behind the groups {entry.name!r} are gone or were made "
-                "again; run `holdfast score` and `holdfast group` again"
-            )
         rule = _rule(entry.config, groups.facts)
-        result.append((entry.name, groups, by_hash[groups.scores_hash], rule))
+        result.append((entry.name, groups, run.scores_behind(groups), rule))
     return result
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator
 from holdfast.data import mismatched
 from holdfast.errors import UsageError
-from holdfast.examples import Example, Examples
+from holdfast.examples import Examples
 from holdfast.flip_step import Margins, flip_step
 from holdfast.stats import standard_error
 
@@ -264,10 +264,10 @@ class AttackDirection(Estimator):
             answers = generate(
                 asked.model, asked.tokenizer, prompts, max_new_tokens=self.answer_tokens
             )
-        rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
+        rows = Examples.answered(prompts, answers, name=source)
         if not rows:
             raise UsageError(f"the base {self.base!r} answers nothing; try source=mismatched")
-        return Examples(rows.values(), name=source)
+        return rows
 
     def _draw(self, rng: np.random.Generator, n: int) -> list[int]:
         most = n if self.repeats == 1 else max(1, n // 2)

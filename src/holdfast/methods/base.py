@@ -273,12 +273,16 @@ class AlignmentTrainer(Trainer):
         """
         if "labels" not in batch:
             raise UsageError("rows are weighed by their answer's loss, and preferences have none")
-        with self.compute_loss_context_manager():
-            asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            logits = model(**asked, use_cache=False).logits.float()
+        logits = self.answer_logits(model, batch)
         tokens = (batch["labels"][:, 1:] != IGNORE).sum(1)
         means = per_example_nll(logits, batch["labels"])
         return torch.where(tokens > 0, means, 0.0) * tokens, tokens
+
+    def answer_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits at every position, (B, T, V) float32."""
+        with self.compute_loss_context_manager():
+            asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            return cast(Tensor, model(**asked, use_cache=False).logits.float())
 
     def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
         """Build a batch of other rows (an attacker's) on the training device."""

@@ -12,6 +12,7 @@ Ours, not the papers': `sampler="smoothed"` (see `SmoothedSampler`), and `batch=
 each batch holds rows of all groups in proportion to q instead of one group's, so that every step
 sees every group's loss; the counts are rounded at random, without bias. And `tilt`: soft weights, a
 row of a group is drawn in proportion to exp(tilt u), u the rank of its vulnerability in the group.
+`control` breaks the groups to learn what they are worth, as VAA's ablation does: see `controlled`.
 
 Benign rows, which the papers do not have, take their share of every batch.
 """
@@ -35,6 +36,9 @@ from holdfast.group_sampler import GroupSampler, SmoothedSampler
 from holdfast.methods.base import AlignmentTrainer, one_of, unscaled
 
 MOST_TILT = 20.0
+CONTROLS = ("ungrouped", "shuffled", "noisy", "only_last", "only_first")
+NOISE = 0.1
+"""Share of the labels that `control="noisy"` changes, as the paper does."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ class GroupDroOptions:
     batch: str = field(default="group", metadata={"help": "group (one a step) or mixed."})
     tilt: float = field(default=0.0, metadata={"help": "How far rows are weighed by their score."})
 
+    control: str = field(default="", metadata={"help": f"Ablation: {', '.join(CONTROLS)}."})
+
     def __post_init__(self) -> None:
+        one_of(self, "control", "", *CONTROLS)
         one_of(self, "sampler", "exp3", "smoothed")
         one_of(self, "start", "uniform", "proportional")
         one_of(self, "batch", "group", "mixed")
@@ -78,10 +85,12 @@ class GroupDro(AlignmentTrainer):
                 "made of scores in the same run"
             )
         self.labels = groups.aligned_to(self.data.safety.ids)
-        self.names = groups.names
-        sizes = np.bincount(self.labels, minlength=len(groups.names))
+        self.labels, self.names = controlled(
+            self.labels, groups.names, self.options.control, seed=self.args.seed
+        )
+        sizes = np.bincount(self.labels[self.labels >= 0], minlength=len(self.names))
         if (sizes == 0).any():
-            empty = groups.names[int(np.argmin(sizes))]
+            empty = self.names[int(np.argmin(sizes))]
             raise UsageError(f"group {empty!r} is empty: choose another rule with `holdfast group`")
         self._check_mix()
         self.sampler = self._sampler(sizes)
@@ -221,6 +230,38 @@ class GroupDro(AlignmentTrainer):
         self.rounding.bit_generator.state = state["rounding"]
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
+
+
+def controlled(
+    labels: np.ndarray, names: Sequence[str], control: str, *, seed: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels and names of the groups with what they say taken away, all of it or in part.
+
+    ungrouped: one group of all rows. shuffled: groups of the same sizes, dealt out at random.
+    noisy: a tenth of the rows, at random, are put into another group. only_last, only_first: rows
+    of the most or of the least vulnerable group alone; the others have no group, -1.
+
+    Args:
+        labels: (n,) group of each row, least vulnerable first.
+        names: Of the groups.
+        control: One of `CONTROLS`; "" leaves them as they are.
+        seed: Of what is random.
+    """
+    rng = np.random.default_rng([seed, 3])
+    last = len(names) - 1
+    if control == "ungrouped":
+        return np.zeros_like(labels), ("all",)
+    if control == "shuffled":
+        return rng.permutation(labels), tuple(names)
+    if control == "noisy" and last:
+        changed = rng.choice(len(labels), round(NOISE * len(labels)), replace=False)
+        found = labels.copy()
+        found[changed] = (found[changed] + rng.integers(1, last + 1, len(changed))) % (last + 1)
+        return found, tuple(names)
+    if control in ("only_last", "only_first"):
+        kept = last if control == "only_last" else 0
+        return np.where(labels == kept, 0, -1), (names[kept],)
+    return labels, tuple(names)
 
 
 def dealt(rows: list[int]) -> list[int]:

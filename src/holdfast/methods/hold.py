@@ -32,6 +32,9 @@ What else there is, all of it off or neutral by default unless said so:
   would refuse stays below that, and shrinks where it does not.
 - `benign`: at 1 the model also learns to refuse what it should answer, and the more so the longer
   the attack; more of it holds that off.
+- `oppose`: benign rows are trained on that many times as far on the other side of theta, where the
+  model is more inclined to refuse: what is answered there is answered at theta too. `comply`:
+  weight of -log(1 - p(S)), S the tokens that alignment answers begin with, for benign rows.
 - `spread`: the group that is most vulnerable is attacked that many times farther than the least
   vulnerable one, groups between them in geometric steps.
 - `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
@@ -57,13 +60,13 @@ from holdfast.batches import Batch, Items, Stream, size, weighted
 from holdfast.data import mismatched
 from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
-from holdfast.examples import Example, Examples
+from holdfast.examples import Examples
 from holdfast.generate import generate
-from holdfast.losses import first_margins, refusal_tokens
+from holdfast.losses import first_margins, per_example_nll, refusal_tokens
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
-from holdfast.models import evaluating
+from holdfast.models import IGNORE, evaluating
 from holdfast.weights import Geometry, consumed, gradients_everywhere, restored, step_along
 
 if TYPE_CHECKING:
@@ -101,6 +104,8 @@ class HoldOptions(GroupDroOptions):
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
     benign: float = field(default=2.0, metadata={"help": "Weight of the benign rows."})
+    oppose: float = field(default=0.0, metadata={"help": "Reach of benign rows, the other way."})
+    comply: float = field(default=0.0, metadata={"help": "Weight of not refusing benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
@@ -116,7 +121,7 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "growth", "linear", "constant")
         one_of(self, "signal", "gap", "loss")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "cap", "regroup", "every")
+        not_negative(self, "reach", "cap", "regroup", "every", "oppose", "comply")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
@@ -131,6 +136,10 @@ class HoldOptions(GroupDroOptions):
             raise UsageError(
                 f"every={self.every} counts signs: it needs geometry=sign, or take every=0"
             )
+        if self.oppose and not self.every:
+            raise UsageError("oppose is the other way of a lasting attack: it needs every above 0")
+        if self.regroup and self.control:
+            raise UsageError(f"regroup would undo control={self.control}; leave one of them out")
         if self.spread != 1 and self.batch == "mixed":
             raise UsageError("spread attacks each group on its own: it needs batch=group")
 
@@ -186,16 +195,15 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             answers = self.data.benign.responses
             return mismatched(prompts, answers, n=len(set(prompts)), seed=self.args.seed)
         if source == "affirmative":
-            return Examples((Example(p, self.options.prefix) for p in prompts), name=source)
+            return Examples.answered(prompts, [self.options.prefix] * len(prompts), name=source)
         model = cast("PreTrainedModel", self.model)
         answers = generate(model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
-        rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
-        if len(rows) < len(set(prompts)) / 2:
+        found = Examples.answered(prompts, answers, name=source)
+        if len(found) < len(set(prompts)) / 2:
             raise UsageError(
                 "attack_rows=base: the model answers most restricted prompts with nothing; take "
                 "attack_rows=mismatched"
             )
-        found = Examples(rows.values(), name="base")
         self._check_obliging(found)
         return found
 
@@ -248,10 +256,14 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return there + here
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the benign rows, which see the weights as they are."""
-        return super().accumulate_benign(
-            model, benign, weighted(num_items, benign, self.options.benign)
-        )
+        """Back-propagate the benign rows where the weights are, or on the other side of them."""
+        options = self.options
+        items = weighted(num_items, benign, options.benign)
+        if not options.oppose or not self.inner:
+            return super().accumulate_benign(model, benign, items)
+        with restored(self.moved_parameters()) as move:
+            move(self._walked(-options.oppose * options.reach))
+            return super().accumulate_benign(model, benign, items)
 
     def displace(
         self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
@@ -279,6 +291,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the loss, of safety rows only those that `cap` and `worst` leave."""
         options = self.options
+        if options.comply and "labels" in batch and not bool(batch["is_safety"].any()):
+            return self._compliant_loss(model, batch, num_items)
         if (not options.cap and options.worst == 1) or not bool(batch["is_safety"].all()):
             return super().scaled_loss(model, batch, num_items)
         losses, tokens = self.row_losses(model, batch)
@@ -287,6 +301,24 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         )
         total = (kept * losses).sum()
         return total / size(batch) if num_items is None else total * world() / num_items
+
+    def _compliant_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Return the loss of benign rows, and how likely each of them is to be refused.
+
+        The mean of -log(1 - p(S)) over the rows, S what alignment answers begin with: of the many
+        tokens of an answer the first decides whether there is one.
+        """
+        labels = batch["labels"]
+        logits = self.answer_logits(model, batch)
+        means = per_example_nll(logits, labels)
+        tokens = (labels[:, 1:] != IGNORE).sum(1)
+        first = (labels[:, 1:] != IGNORE).int().argmax(1)
+        at = logits[torch.arange(len(first), device=first.device), first]
+        left = at.index_fill(1, self.refusals.to(at.device), -torch.inf).logsumexp(1)
+        refused = (at.logsumexp(1) - left).mean()
+        answered = torch.where(tokens > 0, means * tokens, 0.0).sum() / size(batch)
+        found = answered + self.options.comply * refused
+        return found if num_items is None else found * size(batch) * world() / num_items
 
     def method_state(self) -> dict[str, Any]:
         """Return the draws, the level, the groups as they are, and which tensors move."""

@@ -37,6 +37,7 @@ from holdfast.distributed import world
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.methods._perturbing import PerturbingTrainer
+from holdfast.methods.base import not_negative
 from holdfast.models import evaluating
 from holdfast.weights import frozen, global_norm, step_along, trainable
 
@@ -51,8 +52,7 @@ class TVaccineOptions:
     draw_every: int = field(default=20, metadata={"help": "Steps between draws of layers."})
 
     def __post_init__(self) -> None:
-        if not self.rho >= 0:
-            raise UsageError(f"rho={self.rho} must not be negative")
+        not_negative(self, "rho")
         for name in ("layers", "measure_every", "draw_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")

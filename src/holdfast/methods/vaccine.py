@@ -29,8 +29,8 @@ from torch import nn
 
 from holdfast.attention import blocks, output_gradients, shifted
 from holdfast.batches import Batch, Items
-from holdfast.errors import UsageError
 from holdfast.methods._perturbing import PerturbingTrainer
+from holdfast.methods.base import not_negative
 from holdfast.weights import step_along
 
 
@@ -41,8 +41,7 @@ class VaccineOptions:
     rho: float = field(default=2.0, metadata={"help": "Size of the drift, over all layers."})
 
     def __post_init__(self) -> None:
-        if not self.rho >= 0:
-            raise UsageError(f"rho={self.rho} must not be negative")
+        not_negative(self, "rho")
 
 
 class Vaccine(PerturbingTrainer):

@@ -15,6 +15,7 @@ from holdfast.data import provenance_table
 from holdfast.errors import UsageError
 from holdfast.runs import Step, launched, writes
 from holdfast.stages.config import StageConfig
+from holdfast.stages.scored import only
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -103,22 +104,12 @@ def _groups(
 ) -> tuple[Groups | None, Scores | None, dict[str, str]]:
     if "groups" not in method.needs:
         return None, None, {}
-    entries = config.run.require("group", config.groups)
-    if config.groups is None and len(entries) > 1:
-        names = ", ".join(entry.name for entry in entries)
-        raise UsageError(f"{config.out} has several groupings ({names}); choose with --groups")
-    groups = Groups.load(config.run.path(next(iter(entries[0].outputs))))
+    groups = Groups.load(config.run.result(only(config, "group", config.groups)))
     inputs = {"groups": groups.hash}
     if not config.options.get("tilt"):
         return groups, None, inputs
-    scores = [Scores.load(config.run.result(entry)) for entry in config.run.require("score")]
-    found = next((s for s in scores if s.hash == groups.scores_hash), None)
-    if found is None:
-        raise UsageError(
-            f"{config.out}: tilt weighs rows by the scores that the groups were made of, and those "
-            "are gone or were made again; run `holdfast score` and `holdfast group` again"
-        )
-    return groups, found, {**inputs, "scores": found.hash}
+    scores = config.run.scores_behind(groups)
+    return groups, scores, {**inputs, "scores": scores.hash}
 
 
 def _train(
