@@ -129,7 +129,10 @@ def test_defenses_group_without_the_harmful_rows_that_one_of_them_may_use(
     from holdfast.stages import pipeline
 
     base = settings(bench, tmp_path)[name]
-    config = bench.defenses.configuration(base, options(quick=quick, methods="main"), tmp_path)
+    made = bench.defenses.configurations(base, options(quick=quick, methods="main"), tmp_path)
+    config = made[0]
+    assert [c.attack["poison_ratios"] for c in made] == [[0.1], [0.0]]
+    assert [c.attack.get("until_broken", False) for c in made] == [True, False]
     shipped = set(plugins.available("methods"))
     assert set(config.methods) == {*shipped, "hold-lean", "hold-harmful"}
     assert config.methods["hold-harmful"]["options"]["attack_rows"] == "harmful"
@@ -306,6 +309,14 @@ def test_defenses_pool_answers_and_compare_half_lives(bench: SimpleNamespace) ->
     assert whole["hs_low"] < 0.3 < whole["hs_high"]
     assert rows["sft", "all"]["fa"] == pytest.approx(0.5)
     assert rows["sft", "all"]["half_life_ratio"] == 1
+
+
+def test_accuracy_is_that_of_the_attacks_without_poison(bench: SimpleNamespace) -> None:
+    clean = attack("sft", 80, Counts(0, 10, 0), accuracy=0.9, attack={"poison_ratio": 0.0})
+    rows = rows_of(bench, [*attacks(), clean])
+    assert rows["sft", "all"]["fa"] == 0.9
+    assert rows["sft", "all"]["pairs"] == 2
+    assert rows["sft", "t p=0 lr=0.0001"]["fa"] == 0.9
 
 
 def test_attacks_on_a_guard_are_never_pooled_with_others(bench: SimpleNamespace) -> None:
