@@ -247,18 +247,22 @@ class AlignmentTrainer(Trainer):
 
         `batch` may be a part of a micro-batch. With `num_items` None it is the batch's own mean.
         """
+        return self.loss_and_outputs(model, batch, num_items)[0]
+
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, items: Items) -> tuple[Tensor, Any]:
+        """Return `scaled_loss`, and what the model gave for it."""
         inputs = {k: v for k, v in batch.items() if k not in MARKS}
         # Preference losses, and some models, give the mean of what they were given, whatever the
         # step has.
         told = self.model_accepts_loss_kwargs and "labels" in batch
-        count = num_items if told else None
+        # Trainer's stub wants an int; a weighted count is none.
+        given = cast("Tensor | int | None", items if told else None)
         with self.compute_loss_context_manager():
-            # Trainer's stub wants an int; a weighted count is none.
-            given = cast("Tensor | int | None", count)
-            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=given))
-        if num_items is not None and not told:
-            loss = loss * (size(batch) * distributed.world() / num_items)
-        return loss
+            found = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=given)
+        loss, outputs = cast("tuple[Tensor, Any]", found)
+        if items is not None and not told:
+            loss = loss * (size(batch) * distributed.world() / items)
+        return loss, outputs
 
     def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean answer loss of rows of the method's own, whatever the run's loss is."""
@@ -273,16 +277,12 @@ class AlignmentTrainer(Trainer):
         """
         if "labels" not in batch:
             raise UsageError("rows are weighed by their answer's loss, and preferences have none")
-        logits = self.answer_logits(model, batch)
+        with self.compute_loss_context_manager():
+            asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logits = model(**asked, use_cache=False).logits.float()
         tokens = (batch["labels"][:, 1:] != IGNORE).sum(1)
         means = per_example_nll(logits, batch["labels"])
         return torch.where(tokens > 0, means, 0.0) * tokens, tokens
-
-    def answer_logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits at every position, (B, T, V) float32."""
-        with self.compute_loss_context_manager():
-            asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            return cast(Tensor, model(**asked, use_cache=False).logits.float())
 
     def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
         """Build a batch of other rows (an attacker's) on the training device."""

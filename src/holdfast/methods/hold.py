@@ -62,7 +62,7 @@ from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.generate import generate
-from holdfast.losses import first_margins, per_example_nll, refusal_tokens
+from holdfast.losses import first_margins, refusal_tokens
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
@@ -152,7 +152,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     """
 
     Options: ClassVar[type[Any]] = HoldOptions
-    neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0, "benign": 1.0}
+    neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0, "benign": 1.0, "comply": 0.0}
     options: HoldOptions
 
     def prepare(self) -> None:
@@ -308,17 +308,14 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         The mean of -log(1 - p(S)) over the rows, S what alignment answers begin with: of the many
         tokens of an answer the first decides whether there is one.
         """
-        labels = batch["labels"]
-        logits = self.answer_logits(model, batch)
-        means = per_example_nll(logits, labels)
-        tokens = (labels[:, 1:] != IGNORE).sum(1)
-        first = (labels[:, 1:] != IGNORE).int().argmax(1)
-        at = logits[torch.arange(len(first), device=first.device), first]
-        left = at.index_fill(1, self.refusals.to(at.device), -torch.inf).logsumexp(1)
-        refused = (at.logsumexp(1) - left).mean()
-        answered = torch.where(tokens > 0, means * tokens, 0.0).sum() / size(batch)
-        found = answered + self.options.comply * refused
-        return found if num_items is None else found * size(batch) * world() / num_items
+        loss, outputs = self.loss_and_outputs(model, batch, num_items)
+        answers = batch["labels"][:, 1:] != IGNORE
+        first = answers.int().argmax(1)  # the position that predicts an answer's first token
+        logits = outputs.logits[torch.arange(len(first), device=first.device), first].float()
+        left = logits.index_fill(1, self.refusals.to(logits.device), -torch.inf).logsumexp(1)
+        refused = (logits.logsumexp(1) - left)[answers.any(1)].sum() / len(first)
+        share = 1.0 if num_items is None else size(batch) * world() / num_items
+        return loss + cast(Tensor, self.options.comply * share * refused)
 
     def method_state(self) -> dict[str, Any]:
         """Return the draws, the level, the groups as they are, and which tensors move."""
