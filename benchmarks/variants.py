@@ -30,6 +30,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-8steps": {"inner_steps": 8},
     "hold-16steps": {"inner_steps": 16},
     "hold-reach1e-3": {"inner_steps": 16, "reach": 1e-3},
+    "hold-comply0": {"comply": 0.0},
+    "hold-comply3": {"comply": 3.0},
+    "hold-oppose": {"oppose": 0.5},
     "hold-benign1": {"benign": 1.0},
     "hold-benign4": {"benign": 4.0},
     "hold-constant": {"growth": "constant"},
@@ -48,10 +51,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-cap": {"cap": 0.02},
     "hold-regroup": {"regroup": 50},
     "hold-watched": {"over_refusal": 0.05, "inner_steps": 64},
+    **{f"hold-{control}": {"control": control} for control in ("ungrouped", "shuffled")},
+    # VAA's own ablation; uniform is its importance sampling, as far as the paper says what that is.
+    "vaa-ungrouped": {"control": "ungrouped"},
+    "vaa-shuffled": {"control": "shuffled"},
+    "vaa-noisy": {"control": "noisy"},
+    "vaa-only_vulnerable": {"control": "only_last"},
+    "vaa-only_invulnerable": {"control": "only_first"},
+    "vaa-uniform": {"floor": 0.5},
     "vaa-random": {"perturbation": "random"},
     "vaa-both": {"mixture": "both", "sampler": "smoothed", "step_size": 0.1},
 }
-ABLATION = (BASELINE, "vaa", "vaa-random", "vaa-both", HOLD, *(n for n in CHANGES if HOLD in n))
+ABLATION = (BASELINE, "vaa", HOLD, *CHANGES)
 
 
 def methods(base: Setting, names: str) -> Methods:

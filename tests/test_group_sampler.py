@@ -159,3 +159,8 @@ def test_equal_losses_leave_the_groups_even() -> None:
 def test_a_ten_percent_larger_loss_is_found() -> None:
     # About 0.69, standard deviation of a run 0.11.
     assert _final((1.0, 1.1)) > 0.6
+
+
+def test_no_group_begins_below_the_floor() -> None:
+    sampler = GroupSampler(2, step_size=0.1, floor=0.1, start=[0.98, 0.02])
+    assert sampler.probs.tolist() == pytest.approx([0.9, 0.1])

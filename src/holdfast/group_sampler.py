@@ -27,7 +27,7 @@ class GroupSampler:
         n_groups: Number of groups.
         step_size: eta, the published 0.007 for Llama-2 and 0.04 for Qwen2.5.
         floor: Least probability of a group, the published 0.1.
-        start: Initial distribution; uniform if None.
+        start: Initial distribution, before the clip; uniform if None.
         seed: Of the draws.
     """
 
@@ -49,6 +49,7 @@ class GroupSampler:
         add_up = self._probs.shape == (n_groups,) and math.isclose(self._probs.sum(), 1)
         if not add_up or (self._probs < 0).any():
             raise UsageError(f"start {start}: must be {n_groups} shares that add up to 1")
+        self._probs = _clipped(self._probs, floor)
         self._rng = np.random.default_rng(seed)
 
     @property
