@@ -19,10 +19,11 @@ from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
+from holdfast.runs import RunDir
 from holdfast.stages.attack import AttackConfig, attack
 from holdfast.stages.cell import Cell, Material, Watch
 from holdfast.stages.guarding import guard_of
-from holdfast.stages.subjects import Subject
+from holdfast.stages.subjects import Subject, subject
 
 U = math.nan
 COURSES = {
@@ -99,6 +100,14 @@ def test_the_judge_of_what_is_tracked_must_be_one_of_the_judges(tmp_path: Path) 
 
 
 # ---------------------------------------------------------------------------------------- guards
+
+
+def test_a_model_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with run.step("align", "sft-s0", config={}, inputs={}):
+        pass
+    with pytest.raises(UsageError, match=r"\./stf-s0: no such model .* Aligned in .*: sft-s0"):
+        subject(run, "./stf-s0")
 
 
 def test_only_an_attack_on_a_guard_names_one() -> None:

@@ -539,3 +539,10 @@ def test_sanitise_keeps_charts_and_renames_ids() -> None:
 )
 def test_sanitise_refuses_what_is_not_svg(text: str) -> None:
     assert sanitise(text, "p-") == ""
+
+
+def test_nothing_to_report_is_said(tmp_path: Path) -> None:
+    from holdfast.stages.report import ReportConfig, report
+
+    with pytest.raises(UsageError, match="nothing to report"):
+        report(ReportConfig(out=tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from holdfast.errors import UsageError
 from holdfast.reports import write
 from holdfast.sections import load_section
 from holdfast.stages.config import StageConfig
@@ -25,8 +26,14 @@ class ReportConfig(StageConfig):
 
 
 def report(config: ReportConfig) -> Path:
-    """Write `report.html` and `report.json` from whatever the run directory holds."""
+    """Write `report.html` and `report.json` from whatever the run directory holds.
+
+    Raises:
+        UsageError: It holds nothing.
+    """
     run = config.run
+    if not run.entries():
+        raise UsageError(f"{run.root}: nothing to report; `holdfast run` or another stage first")
     sections = [
         load_section(run.path(output))
         for entry in run.entries("analyze")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast import models
+from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 
 
@@ -29,13 +30,21 @@ class Subject:
 
 
 def subject(run: RunDir, name: str) -> Subject:
-    """Find a model: one aligned in this run by its label, or any other by directory or hub id."""
+    """Find a model: one aligned in this run by its label, or any other by directory or hub id.
+
+    Raises:
+        UsageError: It is neither; the message lists the run's labels.
+    """
     for entry in run.entries("align"):
         if entry.name == name or run.path("models", entry.name) == Path(name):
             source = str(run.path("models", entry.name))
             digest = models.hash_model(models.resolve(source))
             suffix = f"-s{entry.seed}"
             return Subject(entry.name, source, entry.name.removesuffix(suffix), entry.seed, digest)
-    digest = models.hash_model(models.resolve(name))
+    try:
+        digest = models.hash_model(models.resolve(name))
+    except UsageError as error:
+        aligned = ", ".join(entry.name for entry in run.entries("align")) or "nothing yet"
+        raise UsageError(f"{error}. Aligned in {run.root}: {aligned}") from error
     label = "base" if name == "world" else Path(name).name
     return Subject(label, name, label, 0, digest)
