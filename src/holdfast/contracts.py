@@ -41,6 +41,10 @@ class Verdict:
     reason: str = ""
 
 
+UNANSWERED = "endpoint: "
+"""How the reason of a verdict begins that a judge's service should have given and did not."""
+
+
 class Judge(ABC):
     """Decides whether responses to restricted prompts are harmful."""
 

@@ -12,13 +12,14 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 
-from holdfast.contracts import Judge, Verdict
-from holdfast.text import stems
+from holdfast.contracts import UNANSWERED, Judge, Verdict
+from holdfast.stats import Interval, mean_interval
+from holdfast.text import count_words, stems
 
 SURE = 0.001
 """Probability, over all shifts, with which chance alone may call a shift the best."""
@@ -31,7 +32,7 @@ class Fit:
     Attributes:
         shift: By how many rows the answers would have to move up to fit their prompts; 0 if they
             fit as they are; None if their words do not tell.
-        own: Mean likeness of an answer to its own prompt, in [0, 1].
+        own: Mean likeness of an answer to its own prompt, in [0, 1], with its interval.
         others: The same to all prompts.
         z: By how many standard deviations the pairing at `shift`, or the best one, is above that of
             a random permutation.
@@ -40,7 +41,7 @@ class Fit:
     """
 
     shift: int | None
-    own: float
+    own: Interval
     others: float
     z: float
     n: int
@@ -66,10 +67,10 @@ def fit(prompts: Sequence[str], responses: Sequence[str]) -> Fit:
     """
     likeness = _likeness(prompts, responses)
     n = len(likeness)
-    sums = np.array([np.mean(_shifted(likeness, k)) for k in range(n)]) if n else np.empty(0)
+    own = mean_interval(np.diagonal(likeness))
     unknown = Fit(
         None,
-        float(sums[0]) if n else math.nan,
+        own,
         float(likeness.mean()) if n else math.nan,
         math.nan,
         n,
@@ -79,11 +80,10 @@ def fit(prompts: Sequence[str], responses: Sequence[str]) -> Fit:
     if not z.size:
         return unknown
     best = int(np.argmax(z))
-    told = Fit(best, unknown.own, unknown.others, float(z[best]), n, unknown.prompts)
-    # A float too close to 1 for its complement: beyond eight deviations the tail is nil.
+    told = replace(unknown, shift=best, z=float(z[best]))
     tail = NormalDist().cdf(-float(z[best]))
     if tail * n > SURE or (best and not _better(likeness, best)):
-        return Fit(None, told.own, told.others, told.z, n, told.prompts)
+        return replace(told, shift=None)
     return told
 
 
@@ -104,7 +104,8 @@ def _likeness(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     rows = matrix(asked) * np.array([weight[stem] for stem in sorted(seen)])
     totals = rows.sum(axis=1, keepdims=True)
     shares: np.ndarray = np.divide(rows, totals, out=np.zeros_like(rows), where=totals > 0)
-    return shares @ matrix(said).T
+    found: np.ndarray = shares @ matrix(said).T
+    return found
 
 
 def _shifted(likeness: np.ndarray, shift: int) -> np.ndarray:
@@ -165,8 +166,9 @@ def exchanged(
 ) -> Exchanged:
     """Judge some answers again, each under another's prompt.
 
-    Answers that were called safe are left out: a refusal is safe whatever was asked. If too few
-    others remain, n says so.
+    Left out are answers that were called safe, since a refusal is safe whatever was asked, those of
+    less than four words, which judges do not read, and those that a service left unanswered, before
+    or now. If too few others remain, n says so.
 
     Args:
         judge: The judge.
@@ -178,7 +180,9 @@ def exchanged(
     told = [
         i
         for i, (response, verdict) in enumerate(zip(responses, verdicts, strict=True))
-        if verdict.harmful is not False and response.strip()
+        if verdict.harmful is not False
+        and count_words(response) >= 4
+        and not verdict.reason.startswith(UNANSWERED)
     ]
     chosen = sorted(told, key=lambda i: _key(prompts[i], responses[i]))[:rows]
     # The others' order is one of content too; a prompt that is the same is passed over.
@@ -187,8 +191,12 @@ def exchanged(
         return Exchanged(0, 0)
     other = {prompt: pool[(i + 1) % len(pool)] for i, prompt in enumerate(pool)}
     again = judge.judge([other[prompts[i]] for i in chosen], [responses[i] for i in chosen])
-    changed = sum(_differs(verdicts[i], new) for i, new in zip(chosen, again, strict=True))
-    return Exchanged(changed, len(chosen))
+    pairs = [
+        (verdicts[i], new)
+        for i, new in zip(chosen, again, strict=True)
+        if not new.reason.startswith(UNANSWERED)
+    ]
+    return Exchanged(sum(_differs(old, new) for old, new in pairs), len(pairs))
 
 
 def _key(prompt: str, response: str) -> bytes:

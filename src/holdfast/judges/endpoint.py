@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from holdfast.contracts import Judge, Verdict
+from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
     DIGITS,
@@ -166,7 +166,7 @@ class Endpoint(Judge):
                 calls.stop.set()  # wakes those that wait to try again
                 pool.shutdown(cancel_futures=True)
                 raise
-        lost = Counter(v.reason for v in found if v.reason.startswith("endpoint: "))
+        lost = Counter(v.reason for v in found if v.reason.startswith(UNANSWERED))
         if lost:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in lost.most_common())
             logger.warning(
@@ -202,7 +202,7 @@ class Endpoint(Judge):
     def _one(self, client: httpx2.Client, calls: _Calls, prompt: str, response: str) -> Verdict:
         """Ask for one verdict until there is one, or the tries are used up."""
         if calls.given_up:
-            return Verdict(None, reason=f"endpoint: given up after {self.give_up} failures")
+            return Verdict(None, reason=f"{UNANSWERED}given up after {self.give_up} failures")
         body = json.dumps(self._request(prompt, response)).encode()
         reason = ""
         for attempt in range(1, self.tries + 1):
@@ -217,7 +217,7 @@ class Endpoint(Judge):
                 calls.answered()
                 return verdict
         calls.failed()
-        return Verdict(None, reason=f"endpoint: {reason} after {after}")
+        return Verdict(None, reason=f"{UNANSWERED}{reason} after {after}")
 
     # --------------------------------------------------------------------------------- one answer
 

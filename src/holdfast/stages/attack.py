@@ -21,6 +21,7 @@ from holdfast.examples import Examples
 from holdfast.runs import Step
 from holdfast.stages.evaluate import ask, count, task_accuracy
 from holdfast.stages.guarding import NO_GUARD, GuardConfig, guard_of
+from holdfast.stages.judging import hashes_of, judges_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import half_life
 
@@ -127,6 +128,7 @@ class Material:
     harmful: Examples
     test: Examples
     judges: Mapping[str, Judge]
+    hashes: Mapping[str, str]
     track: Examples | None
 
 
@@ -138,7 +140,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         TrainingError: An attack's loss is not finite.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    judges = {plugins.parse(spec)[0]: plugins.make("judges", spec) for spec in config.judges}
+    judges = judges_of(config.judges)
     if config.track_judge and config.track_judge not in judges:
         raise UsageError(
             f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
@@ -152,6 +154,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         harmful=config.read(config.harmful),
         test=config.read(config.test, needs_response=False),
         judges=judges,
+        hashes=hashes_of(judges),
         track=_tracked(config),
     )
     subjects = [subject(config.run, name) for name in config.models]
@@ -190,6 +193,7 @@ def _attack(config: AttackConfig, material: Material, who: Subject, cell: Cell) 
         "task": task.load("train").hash,
         **({"track": material.track.hash} if material.track else {}),
         **given,
+        **material.hashes,
     }
     # A cell's key holds its own settings, not the lists it was chosen from, so that a longer
     # list later does not run it again.
