@@ -193,10 +193,15 @@ class Endpoint(Judge):
                     f"key_env={self.key_env!r}: no such environment variable, or an empty one"
                 )
             headers["Authorization"] = f"Bearer {key}"
-        # A proxy of the environment cannot reach this machine's own services.
-        remote = urlsplit(self.base_url).hostname not in _LOCAL
+        url = urlsplit(self.base_url)
         return httpx2.Client(
-            headers=headers, timeout=self.timeout, follow_redirects=False, trust_env=remote
+            headers=headers,
+            timeout=self.timeout,
+            follow_redirects=False,
+            # A proxy of the environment cannot reach this machine's own services.
+            trust_env=url.hostname not in _LOCAL,
+            # Without TLS there is nothing to verify, and loading certificates takes long.
+            verify=url.scheme == "https",
         )
 
     def _one(self, client: httpx2.Client, calls: _Calls, prompt: str, response: str) -> Verdict:
