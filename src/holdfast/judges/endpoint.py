@@ -271,7 +271,7 @@ class Endpoint(Judge):
             raise _Unanswered(type(error).__name__) from error
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Unanswered("not JSON") from error
 
     def _check_status(self, status: int, url: str, headers: Mapping[str, str]) -> None:
@@ -293,7 +293,7 @@ class Endpoint(Judge):
             if self.api == "moderations":
                 return self._flags(answer["results"][0])
             text = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise _Unanswered("no verdict in the answer") from error
         if not isinstance(text, str):
             raise _Unanswered("no verdict in the answer")
