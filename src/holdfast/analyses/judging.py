@@ -279,10 +279,14 @@ def _fit(model: str, one: Fit) -> str:
         told = "they stand beside their own prompts"
     else:
         told = (
-            f"they fit the prompts {min(one.shift, one.n - one.shift)} rows away better: answers "
-            "and prompts are displaced, and the verdicts are about the wrong questions"
+            f"they fit prompts better that stand {_rows(min(one.shift, one.n - one.shift))} away: "
+            "answers and prompts are displaced, and the verdicts are about the wrong questions"
         )
     return f"The answers of {model} repeat {likeness} and {one.others:.2f} of any prompt's; {told}."
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'' if n == 1 else 's'}"
 
 
 # ----------------------------------------------------------------------------- tables and figures
