@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +128,8 @@ class Material:
     harmful: Examples
     test: Examples
     judges: Mapping[str, Judge]
-    hashes: Mapping[str, str]
     track: Examples | None
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def attack(config: AttackConfig) -> list[AttackResult]:
@@ -154,8 +154,8 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         harmful=config.read(config.harmful),
         test=config.read(config.test, needs_response=False),
         judges=judges,
-        hashes=hashes_of(judges),
         track=_tracked(config),
+        hashes=hashes_of(judges),
     )
     subjects = [subject(config.run, name) for name in config.models]
     cells = list(_cells(config))
