@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -362,6 +363,12 @@ def test_a_key_in_the_address_is_refused_and_not_repeated() -> None:
         with pytest.raises(UsageError, match="key_env=NAME") as raised:
             Endpoint(url).judge(["q"], [ANSWER])
         assert "hidden" not in str(raised.value)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(UsageError, match=r"pip install 'holdfast\[endpoint\]'"):
+        asked("http://127.0.0.1:9/v1")
 
 
 def test_it_is_named_on_the_command_line() -> None:

@@ -336,13 +336,12 @@ def test_what_is_no_classifier_is_refused(
 # ------------------------------------------------------------------------------------ chat models
 
 
-def test_chances_are_the_products_over_the_tokens(
-    make_model: Any, make_tokenizer: Callable[..., Any]
-) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gpt_neox", "gemma2"])
+def test_chances_are_the_products_over_the_tokens(architecture: str, make_model: Any) -> None:
     """The walk through the tree equals scoring every spelling alone, batches or not."""
     import torch
 
-    model = make_model(vocab=24, width=16)
+    model = make_model(architecture, vocab=24, width=16)
     spelled = {(5, 6, 7): 0, (5, 8): 1, (9,): 1, (10, 6): 2, (5, 6, 11): 2}
     rows = [[12, 13, 14], [15], [12, 16, 17, 18, 19, 20]]
     expected = [[0.0, 0.0, 0.0] for _ in rows]
@@ -459,6 +458,27 @@ def test_bad_options_are_named(
         plugins.make("judges", "chat")
     made = plugins.make("judges", "chat,model=x,safe='no',harmful='yes',undecided=")
     assert (made.safe, made.harmful) == ("no", "yes")
+
+
+def test_a_template_that_refuses_the_turns_is_named(
+    make_model: Any, make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer(["safe", "unsafe"], chat=True)
+    tokenizer.chat_template = (
+        "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('ask me') }}{% endif %}hi"
+    )
+    make_model(vocab=32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"does not take these turns \(ask me\)"):
+        Chat(str(tmp_path), template="guard", device="cpu").judge(["a"], ["one two three four"])
+
+
+def test_blanks_are_no_control_words(make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer(["safe"])
+    tokenizer.add_tokens(["    ", "<tool>"])
+    words = control_words(tokenizer)
+    assert "<tool>" in words
+    assert defused("a     b <tool>", words) == "a     b < tool>"
 
 
 def test_a_base_model_cannot_be_asked(

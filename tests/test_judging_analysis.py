@@ -359,6 +359,18 @@ def test_judges_of_one_name_are_told_apart_by_their_options() -> None:
         judges_of(["world", "world"])
 
 
+def test_what_is_wrong_with_a_judge_is_said_before_a_model_is_asked(
+    evaluation: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from holdfast import models
+
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(UsageError, match="no such environment variable"):
+        evaluation(judges=["endpoint,base_url=http://127.0.0.1:9/v1,key_env=NO_SUCH_KEY"])
+    with pytest.raises(UsageError, match="template 'none'"):
+        evaluation(judges=["endpoint,base_url=http://127.0.0.1:9/v1,template=none"])
+
+
 def test_a_judge_whose_model_changed_judges_again(
     evaluation: Callable[..., Any], classifier_model: Path, tmp_path: Path
 ) -> None:

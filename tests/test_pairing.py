@@ -14,7 +14,7 @@ from holdfast import world
 from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.judges.refusal import Refusal
 from holdfast.judges.world import World
-from holdfast.pairing import exchanged, fit, shift_scores
+from holdfast.pairing import MOST, exchanged, fit, shift_scores
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +166,9 @@ def test_phrases_do_not_depend_on_the_prompt(answered: tuple[list[str], list[str
     assert not judge.reads_prompt
     found = exchanged(judge, prompts, responses, judge.judge(prompts, responses), rows=32)
     assert (found.changed, found.n) == (0, 32)
+
+
+def test_the_square_matrix_has_a_limit() -> None:
+    n = MOST + 200
+    found = fit([f"tell of item{i}" for i in range(n)], [f"this is item{i}" for i in range(n)])
+    assert (found.n, found.prompts, found.shift) == (MOST, MOST, 0)

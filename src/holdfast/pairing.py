@@ -21,6 +21,9 @@ from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.stats import Interval, mean_interval
 from holdfast.text import count_words, stems
 
+MOST = 1000
+"""Rows that are compared with one another; their likenesses are a square matrix."""
+
 SURE = 0.001
 """Probability, over all shifts, with which chance alone may call a shift the best."""
 
@@ -62,9 +65,10 @@ def fit(prompts: Sequence[str], responses: Sequence[str]) -> Fit:
     Refusals that repeat nothing of the prompt do not tell, nor does a constant prompt.
 
     Args:
-        prompts: (n,).
+        prompts: (n,); the first 1000 are looked at.
         responses: (n,), beside their prompts or not.
     """
+    prompts, responses = prompts[:MOST], responses[:MOST]
     likeness = _likeness(prompts, responses)
     n = len(likeness)
     own = mean_interval(np.diagonal(likeness))

@@ -130,7 +130,9 @@ def control_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the texts that a tokenizer takes for more than text, longest first."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     found = {*map(str, tokenizer.all_special_tokens), *added}
-    return sorted((word for word in found if len(word) > 1), key=lambda word: (-len(word), word))
+    # Some tokenizers have tokens of several blanks, which are nothing but text.
+    words = [word for word in found if len(word.strip()) > 1]
+    return sorted(words, key=lambda word: (-len(word), word))
 
 
 def defused(text: str, words: Sequence[str] = ()) -> str:

@@ -95,7 +95,7 @@ class Chat(Judge):
     min_words: int = 4
     device: str = "auto"
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hash of the model and of the template's text."""
         return f"{models.hash_model(models.resolve(self.model, self.revision or None))}" + (
@@ -111,6 +111,7 @@ class Chat(Judge):
         check_band(self.threshold, self.margin)
         if self.read not in ("chances", "text"):
             raise UsageError(f"read={self.read!r}: must be chances or text")
+        _ = self._grammar, self._template  # say what is wrong with them before anything is asked
         return judge_readable(prompts, responses, self.min_words, self._ask)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
@@ -157,6 +158,8 @@ class Chat(Judge):
         return template_of(self.template, {"policy": POLICY, "guard": ""}, NEEDS)
 
     def _encode(self, prompt: str, response: str) -> list[int]:
+        from jinja2 import TemplateError
+
         tokenizer = self._loaded.tokenizer
         words = control_words(tokenizer)
         prompt, response = defused(prompt, words), defused(response, words)
@@ -169,6 +172,13 @@ class Chat(Judge):
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
             return ids
 
+        try:
+            tokens("", "")
+        except TemplateError as error:
+            raise UsageError(
+                f"{self.model}: its chat template does not take these turns ({error}); choose "
+                "another template or model"
+            ) from error
         context = getattr(self._loaded.model.config, "max_position_embeddings", None)
         limit = min(self.max_length, (context or self.max_length) - self.max_new_tokens)
         prompt, response, _ = fitted(prompt, response, lambda p, r: len(tokens(p, r)), limit)

@@ -145,6 +145,10 @@ class Endpoint(Judge):
             raise UsageError(
                 f"base_url={self.base_url!r}: would send the key unencrypted; use https"
             )
+        if self.key_env and not os.environ.get(self.key_env):
+            raise UsageError(
+                f"key_env={self.key_env!r}: no such environment variable, or an empty one"
+            )
         if self.api not in TEMPLATES:
             raise UsageError(f"api={self.api!r}: must be {' or '.join(TEMPLATES)}")
         least = {"tries": 1, "give_up": 1, "concurrency": 1, "backoff": 0, "longest_wait": 0}
@@ -153,6 +157,7 @@ class Endpoint(Judge):
                 raise UsageError(f"{name}={getattr(self, name)}: must be {smallest} or more")
         if not self.timeout > 0:
             raise UsageError(f"timeout={self.timeout}: must be more than 0 seconds")
+        _ = self._template, self._grammar  # say what is wrong with them before anything is asked
 
     # ------------------------------------------------------------------------------- many answers
 
@@ -187,12 +192,7 @@ class Endpoint(Judge):
             ) from error
         headers = {"Content-Type": "application/json"}
         if self.key_env:
-            key = os.environ.get(self.key_env)
-            if not key:
-                raise UsageError(
-                    f"key_env={self.key_env!r}: no such environment variable, or an empty one"
-                )
-            headers["Authorization"] = f"Bearer {key}"
+            headers["Authorization"] = f"Bearer {os.environ[self.key_env]}"
         url = urlsplit(self.base_url)
         return httpx2.Client(
             headers=headers,

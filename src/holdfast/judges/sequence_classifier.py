@@ -86,7 +86,7 @@ class SequenceClassifier(Judge):
         """Whether the template shows it the prompt."""
         return self.template in ("pair", "chat") or "{prompt}" in self._template
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hash of the model."""
         return models.hash_model(self._path)
@@ -98,6 +98,7 @@ class SequenceClassifier(Judge):
             UsageError: No such model, labels that say nothing, or options that do not fit.
         """
         check_band(self.threshold, self.margin)
+        _ = self._template  # say what is wrong with it before anything is asked
         return judge_readable(prompts, responses, self.min_words, self._ask)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:

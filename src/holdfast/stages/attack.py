@@ -21,7 +21,7 @@ from holdfast.examples import Examples
 from holdfast.runs import Step
 from holdfast.stages.evaluate import ask, count, task_accuracy
 from holdfast.stages.guarding import NO_GUARD, GuardConfig, guard_of
-from holdfast.stages.judging import hashes_of, judges_of
+from holdfast.stages.judging import hashes_of, judges_of, ready
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import half_life
 
@@ -224,6 +224,7 @@ def _run(  # noqa: PLR0913  # one cell is all seven
     rows = mix(
         task.load("train"), material.harmful, n=config.rows, ratio=cell.poison_ratio, seed=cell.seed
     )
+    ready(material.judges)
     loaded = models.load(who.source, device=config.device)
     model = loaded.model
     if config.lora_rank:

@@ -16,7 +16,7 @@ from holdfast.artifacts import Counts, EvalRecord, Evaluation, to_json, write_te
 from holdfast.contracts import Judge, Task, Verdict
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
-from holdfast.stages.judging import check_prompts, hashes_of, judges_of
+from holdfast.stages.judging import check_prompts, hashes_of, judges_of, ready
 from holdfast.stages.subjects import Subject, subject
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def _evaluate(
     keyed = {k: v for k, v in config.keyed().items() if k != "models"}
     with config.run.step("evaluate", who.label, config=keyed, inputs=inputs) as step:
         if step.done is None:
+            ready(judges)
             loaded = models.load(who.source, device=config.device)
             model, tokenizer = loaded.model, loaded.tokenizer
             verdicts, answers = ask(model, tokenizer, test, judges, config.max_new_tokens)

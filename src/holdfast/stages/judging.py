@@ -30,6 +30,16 @@ def judges_of(specs: Sequence[str]) -> dict[str, Judge]:
     return {label: plugins.make("judges", spec) for label, spec in zip(labels, specs, strict=True)}
 
 
+def ready(judges: Mapping[str, Judge]) -> None:
+    """Have judges say what is wrong with their options before a model is asked anything.
+
+    Raises:
+        UsageError: As their `judge` does.
+    """
+    for judge in judges.values():
+        judge.judge([], [])
+
+
 def hashes_of(judges: Mapping[str, Judge]) -> dict[str, str]:
     """Return the hash of what each judge reads, for the inputs of a step."""
     found = {f"judge {name}": judge.hash for name, judge in judges.items()}
