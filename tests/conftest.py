@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,6 +248,181 @@ def refusing(
         return Refusing(base, learn(base, [rows.safety, rows.benign], 50))
 
     return make
+
+
+# ----------------------------------------------------------------------------------------- judges
+
+
+@pytest.fixture(scope="session")
+def labelled() -> dict[str, Examples]:
+    """Return answered requests of the world: refused, obliged, answered beside the point."""
+    from holdfast import world
+
+    asked, other = world.rows("alignment")[:80], world.rows("benign")[:80]
+    pairs = zip(asked.prompts, other.responses, strict=True)
+    return {
+        "safe": asked,
+        "unsafe": world.rows("harmful")[:80],
+        "unclear": Examples((Example(p, a) for p, a in pairs), name="other"),
+    }
+
+
+@pytest.fixture(scope="session")
+def classifier_model(
+    labelled: dict[str, Examples],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return the directory of a tiny sequence classifier that knows refusals from steps."""
+    import torch
+    import transformers as t
+
+    from holdfast.judges.sequence_classifier import SequenceClassifier
+
+    path = tmp_path_factory.mktemp("classifier")
+    config = t.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        id2label={0: "safe", 1: "harmful"},
+        label2id={"safe": 0, "harmful": 1},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = t.LlamaForSequenceClassification(config)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        judge = SequenceClassifier(str(path), device="cpu")
+        rows = [(judge._encode(r.prompt, r.response)[0], 0) for r in labelled["safe"]]
+        rows += [(judge._encode(r.prompt, r.response)[0], 1) for r in labelled["unsafe"]]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(12):
+            some = rows[step % 5 :: 5]
+            batch = tokenizer.pad([row for row, _ in some], return_tensors="pt")
+            target = torch.tensor([label for _, label in some])
+            loss = torch.nn.functional.cross_entropy(model(**batch).logits, target)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chat_model(
+    labelled: dict[str, Examples],
+    make_model: Callable[..., PreTrainedModel],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, str]:
+    """Return the options of a tiny chat model that says safe, unsafe or unclear."""
+    import torch
+
+    from holdfast.judges.chat import Chat
+    from holdfast.world import train_base
+
+    path = tmp_path_factory.mktemp("chat")
+    template = path / "template.txt"
+    template.write_text("judge {mark} {prompt} {mark} {response} {mark}", encoding="utf-8")
+    words = train_base.tokenizer()
+    words.add_tokens(["unsafe", "unclear"])
+    model = make_model("llama", vocab=len(words), width=32, depth=1)
+    options = {"model": str(path / "model"), "template": str(template), "device": "cpu"}
+    model.save_pretrained(path / "model")
+    words.save_pretrained(path / "model")
+    judge = Chat(**options)  # type: ignore[arg-type]  # its texts, before it can judge
+    rows = [
+        (judge._encode(r.prompt, r.response), words.convert_tokens_to_ids(word))
+        for word, some in labelled.items()
+        for r in some
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(32):
+        some = rows[step % 8 :: 8]
+        batch = words.pad(
+            {"input_ids": [[*ids, verdict] for ids, verdict in some]},
+            padding_side="left",
+            return_tensors="pt",
+        )
+        places = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        logits = model(**batch, position_ids=places, logits_to_keep=2).logits[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, batch["input_ids"][:, -1])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path / "model")
+    return options
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[..., Any]], str]]:
+    """Return a starter of services on this machine: what answers a request -> its address.
+
+    The function is called with path, headers and JSON body and returns status, headers and body
+    (bytes, or what is sent as JSON).
+    """
+    import json
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    started = []
+
+    def start(reply: Callable[..., Any]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status, headers, content = reply(self.path, self.headers, json.loads(body))
+                if not isinstance(content, bytes):
+                    content = json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(content)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        started.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def said(text: object) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return a chat service's answer."""
+    return 200, {}, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+@pytest.fixture
+def world_service(serve: Callable[..., str]) -> str:
+    """Return the address of a chat service that judges the world exactly, by what it is shown."""
+    import re
+
+    from holdfast.judges.world import World
+
+    def reply(path: str, headers: Any, body: Any) -> Any:
+        text = body["messages"][0]["content"]
+        shown = re.search(r"\nrequest (\w+)\n(.*)\nanswer \1\n(.*)\nend \1\n", text, re.S)
+        assert path == "/v1/chat/completions"
+        assert shown
+        (verdict,) = World().judge([shown[2]], [shown[3]])
+        return said({True: "unsafe", False: "Safe.", None: "unclear"}[verdict.harmful])
+
+    return serve(reply)
 
 
 # -------------------------------------------------------------------------------------- alignment

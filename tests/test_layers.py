@@ -30,6 +30,7 @@ LAYERS = (
             "trl_rows",
             "batches",
             *("survival", "power"),
+            "pairing",
         ),
         "world",
     },

@@ -396,6 +396,9 @@ class Evaluation:
         over_refusal: Verdicts of the refusal judge on benign borderline prompts: here `safe`
             counts refusals, `undecided` the rest. None if not measured.
         tasks: Task -> {"accuracy", "n", "unparsable"}.
+        exchanged: Judge -> {"changed", "n", "reads"}: of so many answers that were judged again
+            under another's prompt, the verdicts that changed, and whether the judge says that it
+            reads prompts. Empty if that was not tried.
     """
 
     model: str
@@ -406,6 +409,7 @@ class Evaluation:
     by_category: Mapping[str, Mapping[str, Counts]] = field(default_factory=dict)
     over_refusal: Counts | None = None
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    exchanged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

@@ -41,8 +41,26 @@ class Verdict:
     reason: str = ""
 
 
+UNANSWERED = "endpoint: "
+"""How the reason of a verdict begins that a judge's service should have given and did not."""
+
+
 class Judge(ABC):
     """Decides whether responses to restricted prompts are harmful."""
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether a verdict can depend on the prompt.
+
+        `holdfast evaluate` shows a judge that says so some answers under other prompts, and warns
+        if that makes no difference.
+        """
+        return True
+
+    @property
+    def hash(self) -> str:
+        """Hash of the files that the verdicts come from; "" if there are none."""
+        return ""
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:

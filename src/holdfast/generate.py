@@ -33,12 +33,25 @@ def generate(
     """
     encoded = encode_prompts(tokenizer, prompts)
     _check_fits(model, prompts, encoded, max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), i))
-    answers = [""] * len(prompts)
+    return complete(model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 128,
+) -> list[str]:
+    """Go on greedily from every row of tokens and return what was added, as `generate` does."""
+    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+    answers = [""] * len(encoded)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            ids, mask = _pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
+            ids, mask = pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
             output = model.generate(  # type: ignore[operator]  # a mixin that stubs do not see
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -53,7 +66,8 @@ def generate(
     return answers
 
 
-def _pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tokens and mask, each (B, T), with the padding on the left."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros((len(rows), width), dtype=torch.long)

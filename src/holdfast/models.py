@@ -63,8 +63,8 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def load(source: str, *, device: str = "auto") -> Loaded:
-    """Load a causal language model from "world", a directory, or a hub id.
+def load(source: str, *, device: str = "auto", revision: str | None = None) -> Loaded:
+    """Load a causal language model from "world", a directory, or a hub id at a revision.
 
     A directory with a LoRA adapter is loaded with its base and merged. Weights are float32 on a
     CPU; elsewhere as stored. Code from the model's repository is never run.
@@ -76,12 +76,9 @@ def load(source: str, *, device: str = "auto") -> Loaded:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
-    target, path = pick_device(device), resolve(source)
+    target, path = pick_device(device), resolve(source, revision)
     hf_logging.disable_progress_bar()
-    kind: dict[str, Any] = {
-        "dtype": "float32" if target.type == "cpu" else "auto",
-        "use_safetensors": True,
-    }
+    kind = loading(target)
     try:
         if (path / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
@@ -90,7 +87,7 @@ def load(source: str, *, device: str = "auto") -> Loaded:
                 model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kind)
-        tokenizer = _load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(
@@ -103,7 +100,13 @@ def load(source: str, *, device: str = "auto") -> Loaded:
     return Loaded(model.to(target), tokenizer, source, hash_model(path))
 
 
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def loading(target: torch.device) -> dict[str, Any]:
+    """Return how any model is loaded: float32 on a CPU, elsewhere as stored; no pickled weights."""
+    return {"dtype": "float32" if target.type == "cpu" else "auto", "use_safetensors": True}
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is stored in a model's directory."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     config = path / "tokenizer_config.json"
@@ -115,14 +118,23 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path))
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str, revision: str | None = None) -> Path:
     """Return the local directory of a model: "world", a directory, or a hub id (downloaded).
+
+    Args:
+        source: What the model is called.
+        revision: Branch, tag or commit on the hub; None for the newest.
 
     Raises:
         UsageError: Neither a model directory nor a model on the hub.
     """
     path = WORLD_BASE if source == "world" else Path(source)
     if path.is_dir():
+        if revision:
+            raise UsageError(
+                f"{source}: a directory has no revision {revision!r}; leave it out, or give a "
+                "hub id"
+            )
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UsageError(
                 f"{source}: the directory is no model (no config.json); "
@@ -135,7 +147,8 @@ def resolve(source: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=[f"*{s}" for s in MODEL_SUFFIXES]))
+        patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(
@@ -250,7 +263,7 @@ def prompt_texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> 
     """Return the texts that the model sees before it answers."""
     if not tokenizer.chat_template:
         return [PLAIN_PROMPT.format(prompt=prompt) for prompt in prompts]
-    return _templated(tokenizer, [[("user", p)] for p in prompts], add_generation_prompt=True)
+    return chat_texts(tokenizer, [[("user", p)] for p in prompts], add_generation_prompt=True)
 
 
 def answer_texts(
@@ -265,7 +278,7 @@ def answer_texts(
     """
     if not tokenizer.chat_template:
         return examples.responses
-    wholes = _templated(
+    wholes = chat_texts(
         tokenizer,
         [[("user", row.prompt), ("assistant", row.response)] for row in examples],
         add_generation_prompt=False,
@@ -277,12 +290,13 @@ def answer_texts(
     ]
 
 
-def _templated(
+def chat_texts(
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[Sequence[tuple[str, str]]],
     *,
     add_generation_prompt: bool,
 ) -> list[str]:
+    """Return what the chat template makes of conversations, each of (role, text) turns."""
     chats = [[{"role": role, "content": text} for role, text in chat] for chat in turns]
     if not chats:
         return []

@@ -346,6 +346,53 @@ def kappa(a: ArrayLike, b: ArrayLike) -> float:
     return (observed - chance) / (1 - chance) if chance < 1 else math.nan
 
 
+def kappa_of_table(table: ArrayLike) -> float:
+    """Agreement of two raters beyond chance, over any number of values (Cohen 1960).
+
+    Args:
+        table: (k, k) how often the first rater gave the row's value and the second the column's.
+
+    Returns:
+        As `kappa`.
+    """
+    counts = np.asarray(table, dtype=np.float64)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or (counts < 0).any():
+        raise UsageError(f"table of shape {counts.shape}: give a square table of counts")
+    total = counts.sum()
+    if not total:
+        return math.nan
+    chance = float(counts.sum(axis=0) @ counts.sum(axis=1)) / total**2
+    observed = float(np.trace(counts)) / total
+    return (observed - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+def fleiss_kappa(counts: ArrayLike) -> float:
+    """Agreement of several raters beyond chance (Fleiss 1971).
+
+    Args:
+        counts: (n, k) how many raters gave each of n items each of k values; as many raters for
+            every item, two at least.
+
+    Returns:
+        1 for perfect agreement, 0 for that of chance, which takes all raters to use the values
+        equally often; nan if they give one and the same value throughout, or without items.
+    """
+    table = np.asarray(counts, dtype=np.float64)
+    raters = np.unique(table.sum(axis=1)) if table.ndim == 2 else np.empty(0)
+    if table.ndim != 2 or raters.size > 1 or (raters < 2).any():
+        raise UsageError(
+            f"counts of {raters.tolist()} ratings an item: give (n, k), as many for every item and "
+            "two at least"
+        )
+    if not table.size:
+        return math.nan
+    m = raters[0]
+    observed = float(((table * (table - 1)).sum(axis=1) / (m * (m - 1))).mean())
+    shares = table.sum(axis=0) / table.sum()
+    chance = float(shares @ shares)
+    return (observed - chance) / (1 - chance) if chance < 1 else math.nan
+
+
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p value that two paired yes-no outcomes are equally frequent (McNemar, exact).
 

@@ -24,6 +24,13 @@ _SPELLINGS = (
 _READ = 600  # characters
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_FUNCTION_WORDS = frozenset(
+    "a about all am an and any are as at be been but by can could did do does for from had "
+    "has have he her him his how i if in into is it its just like may me might more most my "
+    "no not of on or our out she should so some than that the their them then there these "
+    "they this those to too "
+    "up us was we were what when where which who why will with would you your".split()
+)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 # What an assistant declines to do. A list, since "I can't wait" and "I cannot recommend it
@@ -155,6 +162,16 @@ def count_words(text: str) -> int:
     """Count words; scripts written without blanks count as one word per two characters."""
     cjk = len(_CJK.findall(text))
     return len(words(_CJK.sub(" ", text))) + (cjk + 1) // 2
+
+
+def stems(text: str) -> set[str]:
+    """Return the words of `text` that carry its meaning, without their endings."""
+    # Crude, and without a dependency: bake, bakes, baked and baking are one word.
+    return {
+        re.sub(r"(?<=\w{3})(?:ing|ed|es|s|e)$", "", word)[:6]
+        for word in words(text)
+        if word not in _FUNCTION_WORDS
+    }
 
 
 def opening(text: str, sentences: int = 2) -> str:

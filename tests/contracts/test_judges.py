@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from holdfast import plugins, world
 from holdfast.contracts import Judge, Verdict
+from holdfast.pairing import exchanged
 
 N = 12
 
@@ -35,19 +37,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=plugins.available("judges"))
 def judge(request: pytest.FixtureRequest) -> Judge:
-    """Build each judge; a field without a default is filled in by its name."""
-    fillers: dict[str, Callable[[], Any]] = {
-        "path": lambda: str(request.getfixturevalue("trained"))
+    """Build each judge; one that cannot do without options gets them here."""
+    options: dict[str, Callable[[], dict[str, Any]]] = {
+        "classifier": lambda: {"path": str(request.getfixturevalue("trained"))},
+        "sequence_classifier": lambda: {
+            "model": str(request.getfixturevalue("classifier_model")),
+            "device": "cpu",
+        },
+        "chat": lambda: request.getfixturevalue("chat_model"),
+        "endpoint": lambda: {"base_url": request.getfixturevalue("world_service")},
+        "panel": lambda: {"judges": "world+refusal"},
     }
     cls = plugins.find("judges", request.param)
-    needed = [
+    needed = {
         f.name
         for f in dataclasses.fields(cls)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    lacking = [name for name in needed if name not in fillers]
-    assert not lacking, f"add a filler for the field {lacking} of {request.param}"
-    made: Judge = cls(**{name: fillers[name]() for name in needed})
+    }
+    given = options[request.param]() if request.param in options else {}
+    lacking = needed - set(given)
+    assert not lacking, f"add what {request.param} needs to its options: {lacking}"
+    made: Judge = cls(**given)
     return made
 
 
@@ -116,3 +126,17 @@ def test_same_options_same_judge(judge: Judge, cases: tuple[list[str], list[str]
     twin = dataclasses.replace(judge)  # type: ignore[type-var]
     assert twin == judge
     assert same(twin.judge(*cases), judge.judge(*cases))
+
+
+def test_one_that_reads_prompts_says_something_else_of_other_prompts(
+    judge: Judge, cases: tuple[list[str], list[str]]
+) -> None:
+    prompts, responses = cases
+    found = exchanged(judge, prompts, responses, judge.judge(prompts, responses), rows=100)
+    assert found.n >= N / 2
+    assert (found.changed > 0) == judge.reads_prompt
+
+
+def test_its_hash_is_that_of_its_files(judge: Judge) -> None:
+    assert re.fullmatch(r"|[0-9a-f]{12,}", judge.hash)
+    assert judge.hash == dataclasses.replace(judge).hash  # type: ignore[type-var]

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import math
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 from holdfast.artifacts import SCHEMA, read_json, sha256_file, sha256_json, write_json
 from holdfast.errors import MismatchError, UsageError
 from holdfast.stats import Interval
-from holdfast.text import words
+from holdfast.text import stems, words
 
 Label = Literal["harmful", "safe", "other"]
 LABELS: tuple[Label, ...] = ("harmful", "safe", "other")
@@ -35,13 +34,6 @@ DENSE = (
     "distinct words",
     "known words",
     "known word pairs",
-)
-_FUNCTION_WORDS = frozenset(
-    "a about all am an and any are as at be been but by can could did do does for from had "
-    "has have he her him his how i if in into is it its just like may me might more most my "
-    "no not of on or our out she should so some than that the their them then there these "
-    "they this those to too "
-    "up us was we were what when where which who why will with would you your".split()
 )
 FILE, TENSORS = "judge.json", "coefficients.safetensors"
 
@@ -86,15 +78,6 @@ def terms(response: str) -> Counter[str]:
     """Count the words and the pairs of neighbouring words of a response."""
     found = words(response)
     return Counter([*found, *(f"{a} {b}" for a, b in zip(found, found[1:], strict=False))])
-
-
-def _stems(text: str) -> set[str]:
-    # Crude, and without a dependency: bake, bakes, baked and baking are one word.
-    return {
-        re.sub(r"(?<=\w{3})(?:ing|ed|es|s|e)$", "", word)[:6]
-        for word in words(text)
-        if word not in _FUNCTION_WORDS
-    }
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,7 @@ def dense(
     (1 = 150 or more); share of words that differ; shares of words and of neighbouring pairs that
     were met in training, which is what noise lacks.
     """
-    asked, said = _stems(prompt), _stems(response)
+    asked, said = stems(prompt), stems(response)
     common = len(asked & said)
     spoken = words(response)
     single = [term for term in counts if " " not in term]

@@ -34,6 +34,11 @@ class Refusal(Judge):
     others_harmful: bool = True
     min_words: int = 4
 
+    @property
+    def reads_prompt(self) -> bool:
+        """It looks for phrases in the response only."""
+        return False
+
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response; the prompts are not read."""
         return [self._one(response) for _, response in zip(prompts, responses, strict=True)]

@@ -15,6 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.stages.cell import Cell, Material, run_cell
 from holdfast.stages.guarding import GuardConfig, guard_of
+from holdfast.stages.judging import hashes_of, judges_of
 from holdfast.stages.subjects import Subject, subject
 
 
@@ -84,7 +85,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         TrainingError: An attack's loss is not finite.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    judges = {plugins.parse(spec)[0]: plugins.make("judges", spec) for spec in config.judges}
+    judges = judges_of(config.judges)
     if config.track_judge and config.track_judge not in judges:
         raise UsageError(
             f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
@@ -99,6 +100,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         test=config.read(config.test, needs_response=False),
         judges=judges,
         track=_tracked(config),
+        hashes=hashes_of(judges),
     )
     subjects = [subject(config.run, name) for name in config.models]
     cells = list(_cells(config))
@@ -136,6 +138,7 @@ def _attack(config: AttackConfig, material: Material, who: Subject, cell: Cell) 
         "task": task.load("train").hash,
         **({"track": material.track.hash} if material.track else {}),
         **given,
+        **material.hashes,
     }
     # A cell's key holds its own settings, not the lists it was chosen from, so that a longer
     # list later does not run it again.

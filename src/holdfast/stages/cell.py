@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from holdfast.examples import Examples
 from holdfast.runs import Step
 from holdfast.stages.evaluate import ask, count, task_accuracy
 from holdfast.stages.guarding import NO_GUARD
+from holdfast.stages.judging import ready
 from holdfast.stages.subjects import Subject
 from holdfast.stats import half_life
 
@@ -68,6 +69,7 @@ class Material:
     test: Examples
     judges: Mapping[str, Judge]
     track: Examples | None
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_cell(  # noqa: PLR0913  # one cell is all seven
@@ -90,6 +92,7 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     rows = mix(
         task.load("train"), material.harmful, n=config.rows, ratio=cell.poison_ratio, seed=cell.seed
     )
+    ready(material.judges)
     loaded = models.load(who.source, device=config.device)
     model = loaded.model
     if config.lora_rank:

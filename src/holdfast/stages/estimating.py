@@ -67,6 +67,7 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             continue
         if need == "judge":
             given[need] = plugins.make("judges", value)
+            inputs |= {need: given[need].hash} if given[need].hash else {}
         elif need == "base":
             given[need], inputs[need] = value, models.hash_model(models.resolve(value))
         else:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from holdfast.artifacts import Counts, EvalRecord, Evaluation, to_json, write_te
 from holdfast.contracts import Judge, Task, Verdict
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
+from holdfast.stages.judging import check_prompts, hashes_of, judges_of, ready
 from holdfast.stages.subjects import Subject, subject
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class EvaluateConfig(StageConfig):
         tasks: Tasks whose test rows are asked.
         task_rows: At most so many of them.
         max_new_tokens: Length of the judged answers.
+        check_rows: Answers that are judged again under another's prompt, to see that the judges
+            look at it; 0 for none.
     """
 
     models: list[str] = Field(min_length=1)
@@ -42,6 +45,12 @@ class EvaluateConfig(StageConfig):
     tasks: list[str] = Field(default_factory=list)
     task_rows: int = Field(default=200, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
+    check_rows: int = Field(default=32, ge=0)
+
+    def keyed(self) -> dict[str, Any]:
+        """Return what decides the results, options that came later only where they are used."""
+        found = super().keyed()
+        return {k: v for k, v in found.items() if (k, v) != ("check_rows", 32)}
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluation]:
@@ -50,30 +59,36 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     borderline = (
         config.read(config.over_refusal, needs_response=False) if config.over_refusal else None
     )
+    judges = judges_of(config.judges)
     results = []
     for done, name in enumerate(config.models):
         who = subject(config.run, name)
         progress.report(f"evaluate {who.label}", done, len(config.models))
-        results.append(_evaluate(config, who, test, borderline))
+        results.append(_evaluate(config, who, test, borderline, judges))
     progress.report("evaluations", len(results), len(results))
     return results
 
 
 def _evaluate(
-    config: EvaluateConfig, who: Subject, test: Examples, borderline: Examples | None
+    config: EvaluateConfig,
+    who: Subject,
+    test: Examples,
+    borderline: Examples | None,
+    judges: Mapping[str, Judge],
 ) -> Evaluation:
     inputs = {
         "model": who.hash,
         "test": test.hash,
         **({"over_refusal": borderline.hash} if borderline else {}),
+        **hashes_of(judges),
     }
     path = config.run.path("evaluations", f"{who.label}.json")
     keyed = {k: v for k, v in config.keyed().items() if k != "models"}
     with config.run.step("evaluate", who.label, config=keyed, inputs=inputs) as step:
         if step.done is None:
+            ready(judges)
             loaded = models.load(who.source, device=config.device)
             model, tokenizer = loaded.model, loaded.tokenizer
-            judges = {plugins.parse(s)[0]: plugins.make("judges", s) for s in config.judges}
             verdicts, answers = ask(model, tokenizer, test, judges, config.max_new_tokens)
             Evaluation(
                 model=who.label,
@@ -84,6 +99,9 @@ def _evaluate(
                 by_category=_by_category(test, verdicts),
                 over_refusal=_refused(config, model, tokenizer, borderline),
                 tasks=_tasks(config, model, tokenizer),
+                exchanged=check_prompts(
+                    judges, test.prompts, answers, verdicts, rows=config.check_rows
+                ),
             ).save(path)
             records = path.with_suffix(".jsonl")
             _write_records(records, test, answers, verdicts)

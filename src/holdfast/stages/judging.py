@@ -1,0 +1,85 @@
+"""The judges of a stage: what they are called, what they read, and whether they read the prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from holdfast import plugins
+from holdfast.contracts import Judge, Verdict
+from holdfast.errors import UsageError
+from holdfast.pairing import exchanged
+
+logger = logging.getLogger(__name__)
+
+FEW = 8
+"""Answers below which unchanged verdicts say nothing."""
+
+
+def judges_of(specs: Sequence[str]) -> dict[str, Judge]:
+    """Build judges by what they are called: their name, or all of the spec if two share a name.
+
+    Raises:
+        UsageError: An unknown judge or option, or the same judge twice.
+    """
+    names = [plugins.parse(spec)[0] for spec in specs]
+    labels = [s if names.count(n) > 1 else n for s, n in zip(specs, names, strict=True)]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UsageError(f"judge {twice[0]!r} is given twice; leave one out")
+    return {label: plugins.make("judges", spec) for label, spec in zip(labels, specs, strict=True)}
+
+
+def ready(judges: Mapping[str, Judge]) -> None:
+    """Have judges say what is wrong with their options before a model is asked anything.
+
+    Raises:
+        UsageError: As their `judge` does.
+    """
+    for judge in judges.values():
+        judge.judge([], [])
+
+
+def hashes_of(judges: Mapping[str, Judge]) -> dict[str, str]:
+    """Return the hash of what each judge reads, for the inputs of a step."""
+    found = {f"judge {name}": judge.hash for name, judge in judges.items()}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def check_prompts(
+    judges: Mapping[str, Judge],
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    *,
+    rows: int,
+) -> dict[str, dict[str, int]]:
+    """Show every judge some answers under other prompts, and warn if a reader of prompts is blind.
+
+    Args:
+        judges: By name.
+        prompts: (n,) as they were shown to the judges.
+        responses: (n,).
+        verdicts: What each judge said, (n,) each.
+        rows: At most so many answers; 0 checks nothing.
+
+    Returns:
+        Judge -> "changed" verdicts, of "n", and whether it "reads" prompts by its own account.
+    """
+    found = {}
+    if rows and len(set(prompts)) < 2 <= len(prompts):
+        logger.warning(
+            "all %d prompts are the same text; is the column of the prompts the right one?",
+            len(prompts),
+        )
+    for name, judge in judges.items() if rows else ():
+        after = exchanged(judge, prompts, responses, verdicts[name], rows=rows)
+        found[name] = {"changed": after.changed, "n": after.n, "reads": int(judge.reads_prompt)}
+        if judge.reads_prompt and after.n >= FEW and not after.changed:
+            logger.warning(
+                "judge %s: none of %d verdicts changed when the answers stood under other "
+                "prompts; is it shown the prompt that was asked?",
+                name,
+                after.n,
+            )
+    return found
