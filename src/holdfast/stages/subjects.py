@@ -37,5 +37,10 @@ def subject(run: RunDir, name: str) -> Subject:
             suffix = f"-s{entry.seed}"
             return Subject(entry.name, source, entry.name.removesuffix(suffix), entry.seed, digest)
     digest = models.hash_model(models.resolve(name))
-    label = "base" if name == "world" else Path(name).name
+    label = label_of(name)
     return Subject(label, name, label, 0, digest)
+
+
+def label_of(name: str) -> str:
+    """Return what `subject` calls a model."""
+    return "base" if name == "world" else Path(name).name
