@@ -114,8 +114,8 @@ def _check(client: Client, folder: Path, here: str) -> None:
     for worker, (read, there) in answers.items():
         if read != word:
             raise UsageError(
-                f"worker {worker} does not see {folder.parent} or {here}; put --out on a file system "
-                "that all machines share under the same path, and start from there"
+                f"worker {worker} does not see {folder.parent} or {here}; put --out on a file "
+                "system that all machines share under the same path, and start from there"
             )
         if there != version("holdfast"):
             raise UsageError(

@@ -140,8 +140,11 @@ def alone(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
 
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
     from holdfast.stages.calls import Call, do
+    from holdfast.stages.estimate import begin
 
-    do([Call("attack", "all", config)], jobs=config.jobs, scheduler=config.scheduler)
+    calls = [Call("attack", "all", config)]
+    begin(calls, jobs=config.jobs)
+    do(calls, jobs=config.jobs, scheduler=config.scheduler)
     # All of them are there: nothing is run again.
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 

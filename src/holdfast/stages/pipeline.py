@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from holdfast.errors import UsageError
 from holdfast.jobs import summary
 from holdfast.stages.calls import Call, try_all
+from holdfast.stages.estimate import begin
 from holdfast.stages.subjects import label_of
 
 LAST = ("analyze", "report")
@@ -180,6 +181,7 @@ def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
         HoldfastError: Some calls failed. The others are done, and the report says which.
     """
     calls = plan(config)
+    begin(calls, jobs=jobs)
     end = [] if jobs == 1 and not scheduler else [call for call in calls if call.stage in LAST]
     failures, total = try_all(
         [call for call in calls if call not in end], jobs=jobs, scheduler=scheduler
