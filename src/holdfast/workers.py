@@ -194,6 +194,9 @@ class Worker:
             self.process.wait()
         for reader in self.readers:
             reader.join(GRACE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # that it is dead is seen later
