@@ -321,7 +321,8 @@ class RunDir:
                 "give another --out"
             ) from error
         try:
-            write_text(path, f"process {os.getpid()} on {platform.node()}")
+            with contextlib.suppress(OSError):  # on a full disk nobody learns who holds it
+                write_text(path, f"process {os.getpid()} on {platform.node()}")
             yield
         finally:
             path.unlink(missing_ok=True)
