@@ -137,7 +137,13 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, job: Any) -> No
 
 def test_a_full_disk_begins_nothing_more(tmp_path: Path, job: Any) -> None:
     with local(PROGRAM, 1) as pool:
-        failures = run([job("full", "fail", kind="DiskFull"), job("next")], pool)
+        noted: list[str] = []
+        failures = run(
+            [job("full", "fail", kind="DiskFull"), job("next")],
+            pool,
+            lambda name, error: noted.append(name),
+        )
+    assert noted == ["full", "next"]
     assert [type(error) for error in failures.values()] == [DiskFull, DiskFull]
     assert events(tmp_path) == [("full", "begins")]
 

@@ -145,3 +145,12 @@ def test_a_step_of_another_process_is_waited_for_by_the_patient(run: RunDir) -> 
     with patient(0.1):
         step(run)
     assert isinstance(Busy(""), UsageError)
+
+
+def test_steps_whose_names_differ_after_a_dot_are_done_at_the_same_time(run: RunDir) -> None:
+    with (
+        run.step("attack", "topic-p0.1-s0", config={}, inputs={}),
+        run.step("attack", "topic-p0.1-s1", config={}, inputs={}),
+    ):
+        pass
+    assert len(run.entries()) == 2

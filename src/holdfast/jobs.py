@@ -80,16 +80,23 @@ class Pool:
 # ------------------------------------------------------------------------------------- in order
 
 
-def run(jobs: Sequence[Job], pool: Pool) -> dict[str, HoldfastError]:
+def run(
+    jobs: Sequence[Job], pool: Pool, note: Callable[[str, HoldfastError], None] | None = None
+) -> dict[str, HoldfastError]:
     """Do the jobs, each once those that it needs are done, and return what failed.
 
     A job that needs a failed one is not done, and is returned with that reason. After a full disk
     none is begun any more.
 
+    Args:
+        jobs: In the order in which those that can begin do so.
+        pool: Where they are done.
+        note: Called with the name of a job as soon as it has failed.
+
     Raises:
         KeyboardInterrupt: The user interrupted; the jobs that ran have saved their state.
     """
-    state = _State(list(jobs), Pace(pool.workers))
+    state = _State(list(jobs), Pace(pool.workers), note or (lambda name, failure: None))
     with deferred_interrupt() as interrupt:
         try:
             while state.waiting or state.running:
@@ -112,6 +119,7 @@ class _State:
 
     waiting: list[Job]
     pace: Pace
+    note: Callable[[str, HoldfastError], None]
     running: dict[Future[End], Job] = field(default_factory=dict)
     failures: dict[str, HoldfastError] = field(default_factory=dict)
 
@@ -156,6 +164,7 @@ class _State:
         self.failures[job.name] = failure
         if job in self.waiting:
             self.waiting.remove(job)
+        self.note(job.name, failure)
         self._say(job, f"failed: {failure}")
 
     def _say(self, job: Job, how: str) -> None:

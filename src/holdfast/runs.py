@@ -309,7 +309,7 @@ class RunDir:
         """Hold the step's lock; the system lets go of it when the process ends, however it ends."""
         path = self.path("work", "locks", self._entry_path(stage, name).stem)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), timeout=_patience.get())
+        lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=_patience.get())
         try:
             lock.acquire()
         except Timeout as error:

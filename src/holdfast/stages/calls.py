@@ -143,11 +143,14 @@ def try_all(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> tup
     if not wanted:
         return {}, len(every)
     with _pool(jobs, scheduler, wanted.values()) as pool:
-        failures = engine.run([_job(call, wanted) for call in wanted.values()], pool)
-    for title, failure in failures.items():
+        failures = engine.run(
+            [_job(call, wanted) for call in wanted.values()],
+            pool,
+            lambda title, failure: _note(wanted[title], failure),
+        )
+    for failure in failures.values():
         if isinstance(failure, DiskFull):
             raise failure
-        _note(wanted[title], failure)
     return failures, len(every)
 
 
@@ -196,7 +199,7 @@ def _in_order(calls: Sequence[Call]) -> Failures:
 
 def _note(call: Call, failure: HoldfastError) -> None:
     """Note a failure in the run directory, where the step has not done so itself."""
-    if isinstance(failure, Busy):
+    if isinstance(failure, Busy | DiskFull):  # the step that found no room has noted it
         return
     run, found = call.config.run, parts([call])
     noted = {(one.stage, one.name) for one in run.failures()}
