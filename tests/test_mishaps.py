@@ -6,11 +6,13 @@ import errno
 import os
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from holdfast.artifacts import write_json
 from holdfast.errors import Busy, DiskFull, HoldfastError, TrainingError, UsageError
+from holdfast.reports.build import build
 from holdfast.runs import NotDone, RunDir, only_looking, patient
 
 Usage = namedtuple("Usage", "total used free")
@@ -154,3 +156,12 @@ def test_steps_whose_names_differ_after_a_dot_are_done_at_the_same_time(run: Run
     ):
         pass
     assert len(run.entries()) == 2
+
+
+@pytest.mark.parametrize(("language", "heading"), [("en", "What failed"), ("ja", "失敗したもの")])
+def test_the_report_names_what_failed(run: RunDir, language: Any, heading: str) -> None:
+    assert heading not in build(run, [], title="t", language=language)
+    run.fail("attack", "sft-s0/topic", "no <room> left")
+    page = build(run, [], title="t", language=language)
+    for words in (heading, "attack sft-s0/topic", "no &lt;room&gt; left"):
+        assert words in page

@@ -180,7 +180,7 @@ class RunDir:
             raise NotDone(f"{stage} {name!r}")
         if done is not None or not writes():
             if done is not None:
-                self._failure_path(stage, name).unlink(missing_ok=True)
+                self.forgive(stage, name)
             yield Step(key, done)
             return
         with self._locked(stage, name):
@@ -233,6 +233,10 @@ class RunDir:
                 self._failure_path(stage, name),
                 {"kind": "failure", "schema": SCHEMA, **asdict(failure)},
             )
+
+    def forgive(self, stage: str, name: str) -> None:
+        """Remove the note that a step failed."""
+        self._failure_path(stage, name).unlink(missing_ok=True)
 
     def failures(self) -> list[Failure]:
         """Return the steps that failed when they were last tried, and were not done since."""
@@ -293,7 +297,7 @@ class RunDir:
             if told is None or told is error:
                 raise
             raise told from error
-        self._failure_path(stage, name).unlink(missing_ok=True)
+        self.forgive(stage, name)
 
     def _failure_path(self, stage: str, name: str) -> Path:
         return self.path("failed", self._entry_path(stage, name).name)
