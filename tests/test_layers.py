@@ -14,7 +14,10 @@ from holdfast.plugins import KINDS
 ROOT = Path(holdfast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
-    {"errors", "examples", "contracts", "artifacts", "runs", "plugins", "interrupt", "progress"},
+    {
+        *("errors", "examples", "contracts", "artifacts", "runs", "plugins", "interrupt"),
+        *("progress", "mishaps"),
+    },
     {
         *("data", "text", "models", "losses", "weights", "directions", "generate", "stats"),
         "attention",
@@ -33,6 +36,7 @@ LAYERS = (
             "pairing",
         ),
         "world",
+        *("jobs", "workers", "cluster"),
     },
     set(KINDS),
     {"stages", "reports", "cli", "__main__"},

@@ -25,6 +25,18 @@ class MismatchError(UsageError):
     """Two artifacts do not belong together (other data, other model, other schema)."""
 
 
+class Busy(UsageError):  # noqa: N818  # it is no error
+    """Another process is doing the same step."""
+
+
+class DiskFull(HoldfastError):  # noqa: N818  # the word for it
+    """There is no room on the disk: nothing else that writes can succeed either."""
+
+
+class JobError(HoldfastError):
+    """A job ended without a word of its own: killed, or with an error that nobody foresaw."""
+
+
 class TrainingError(HoldfastError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -240,8 +240,11 @@ def _save_state(
         tensors |= {f"kept.{name}.{i}": value.contiguous() for i, value in enumerate(kept)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
-    save_file({k: v.clone() for k, v in tensors.items()}, temporary)
-    temporary.replace(path)
+    try:
+        save_file({k: v.clone() for k, v in tensors.items()}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) -> list[float]:

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -177,8 +177,17 @@ def hash_model(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.suffix in MODEL_SUFFIXES and file.is_file():
-            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+            state = file.stat()
+            found = _sha256(file.resolve(), state.st_size, state.st_mtime_ns)
+            digest.update(f"{file.name} {found}\n".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """Hash a file once: every attack on a model asks for the hash of its weights."""
+    del size, changed
+    return sha256_file(file)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Path]:

@@ -4,7 +4,7 @@ It holds the stages' outputs and `manifest/`, one small JSON file per finished s
 configuration, the sha256 of every input and output, versions, seed and command line. A step whose
 key (stage, name, configuration, inputs) is there with intact outputs is not done again. A step in
 progress holds a lock, so that two processes never write the same files; different steps of one
-directory may be done at the same time.
+directory may be done at the same time. `failed/` says of the steps that failed why they did.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -38,10 +39,38 @@ from holdfast.artifacts import (
     write_json,
     write_text,
 )
-from holdfast.errors import UsageError
+from holdfast.errors import Busy, UsageError
+from holdfast.mishaps import plain
 
 TOGETHER = ("align",)
 """Stages that several processes do together."""
+
+_only_looking: ContextVar[bool] = ContextVar("only_looking", default=False)
+_patience: ContextVar[float] = ContextVar("patience", default=0.0)
+
+
+class NotDone(Exception):  # noqa: N818  # it is no error
+    """Somebody only looks whether a step is finished, and it is not."""
+
+
+@contextlib.contextmanager
+def only_looking() -> Iterator[None]:
+    """Let steps raise `NotDone` inside the block instead of being done."""
+    token = _only_looking.set(True)
+    try:
+        yield
+    finally:
+        _only_looking.reset(token)
+
+
+@contextlib.contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Wait so long inside the block for a step that another process is doing."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
 
 
 def launched() -> int:
@@ -71,6 +100,16 @@ class Entry:
     started: str
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that failed, as written to `failed/`; gone once the step is finished."""
+
+    stage: str
+    name: str
+    reason: str
+    when: str
 
 
 @dataclass
@@ -123,8 +162,14 @@ class RunDir:
         Of the processes that torchrun started together the first writes the entry; all of them
         train.
 
+        An exception in the block is noted in `failed/`; where the disk or the memory was full, it
+        becomes one that says what to do.
+
         Raises:
-            UsageError: Another process is doing this step, or several do one that is not training.
+            UsageError: Several processes do a step that is not training.
+            Busy: Another process is doing this step.
+            NotDone: Inside `only_looking`, if it is not there yet.
+            DiskFull: The block found no room.
         """
         if launched() > 1 and stage not in TOGETHER:
             raise UsageError(
@@ -133,37 +178,42 @@ class RunDir:
             )
         key = sha256_json([stage, name, config, inputs])[:16]
         done = self._intact(stage, name, key)
+        if done is None and _only_looking.get():
+            raise NotDone(f"{stage} {name!r}")
         if done is not None or not writes():
+            if done is not None:
+                self.forgive(stage, name)
             yield Step(key, done)
             return
         with self._locked(stage, name):
             # Another process may have finished it while the lock was waited for.
             step = Step(key, self._intact(stage, name, key))
             started, clock = datetime.now(UTC), time.monotonic()
-            yield step
-            if step.done is not None:
-                return
-            entry = Entry(
-                stage=stage,
-                name=name,
-                key=key,
-                config=to_json(config),
-                inputs=dict(inputs),
-                outputs={
-                    path.relative_to(self.root).as_posix(): sha256_file(path)
-                    for path in sorted(step.outputs)
-                },
-                seed=int(config.get("seed", 0)),
-                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-                versions=versions(),
-                commit=git_commit(),
-                started=started.isoformat(timespec="seconds"),
-                seconds=round(time.monotonic() - clock, 3),
-                facts=to_json({"hardware": hardware(), **step.facts}),
-            )
-            write_json(
-                self._entry_path(stage, name), {"kind": "entry", "schema": SCHEMA, **asdict(entry)}
-            )
+            with self._noted(stage, name):
+                yield step
+                if step.done is None:
+                    entry = Entry(
+                        stage=stage,
+                        name=name,
+                        key=key,
+                        config=to_json(config),
+                        inputs=dict(inputs),
+                        outputs={
+                            path.relative_to(self.root).as_posix(): sha256_file(path)
+                            for path in sorted(step.outputs)
+                        },
+                        seed=int(config.get("seed", 0)),
+                        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                        versions=versions(),
+                        commit=git_commit(),
+                        started=started.isoformat(timespec="seconds"),
+                        seconds=round(time.monotonic() - clock, 3),
+                        facts=to_json({"hardware": hardware(), **step.facts}),
+                    )
+                    write_json(
+                        self._entry_path(stage, name),
+                        {"kind": "entry", "schema": SCHEMA, **asdict(entry)},
+                    )
 
     def entries(self, stage: str | None = None) -> list[Entry]:
         """Return the finished steps, oldest first; only those of `stage` if given."""
@@ -175,6 +225,29 @@ class RunDir:
             if stage is None or entry.stage == stage:
                 found.append(entry)
         return sorted(found, key=lambda entry: (entry.started, entry.stage, entry.name))
+
+    def fail(self, stage: str, name: str, reason: str) -> None:
+        """Note that a step failed; as far as possible: there may be no room for it."""
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        failure = Failure(stage, name, reason, when)
+        with contextlib.suppress(OSError):
+            write_json(
+                self._failure_path(stage, name),
+                {"kind": "failure", "schema": SCHEMA, **asdict(failure)},
+            )
+
+    def forgive(self, stage: str, name: str) -> None:
+        """Remove the note that a step failed."""
+        self._failure_path(stage, name).unlink(missing_ok=True)
+
+    def failures(self) -> list[Failure]:
+        """Return the steps that failed when they were last tried, and were not done since."""
+        found = []
+        for path in sorted(self.path("failed").glob("*.json")):
+            raw = read_json(path, "failure")
+            del raw["kind"], raw["schema"]
+            found.append(Failure(**raw))
+        return found
 
     def require(self, stage: str, name: str | None = None) -> list[Entry]:
         """Return the finished steps of a stage.
@@ -231,6 +304,21 @@ class RunDir:
             [[e.stage, e.name, e.key, e.outputs] for e in entries if e.stage != "report"]
         )
 
+    @contextlib.contextmanager
+    def _noted(self, stage: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            told = plain(error, self.root, f"{stage} {name!r}")
+            self.fail(stage, name, str(told or f"{type(error).__name__}: {error}"))
+            if told is None or told is error:
+                raise
+            raise told from error
+        self.forgive(stage, name)
+
+    def _failure_path(self, stage: str, name: str) -> Path:
+        return self.path("failed", self._entry_path(stage, name).name)
+
     def _entry_path(self, stage: str, name: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)
         # Names that differ only in replaced characters must not share a file.
@@ -242,19 +330,20 @@ class RunDir:
         """Hold the step's lock; the system lets go of it when the process ends, however it ends."""
         path = self.path("work", "locks", self._entry_path(stage, name).stem)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), timeout=0)
+        lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=_patience.get())
         try:
             lock.acquire()
         except Timeout as error:
             who = ""
             with contextlib.suppress(OSError):
                 who = f" ({path.read_text(encoding='utf-8').strip()})"
-            raise UsageError(
+            raise Busy(
                 f"{self.root}: another process{who} is doing {stage} {name!r}; wait for it, or "
                 "give another --out"
             ) from error
         try:
-            write_text(path, f"process {os.getpid()} on {platform.node()}")
+            with contextlib.suppress(OSError):  # on a full disk nobody learns who holds it
+                write_text(path, f"process {os.getpid()} on {platform.node()}")
             yield
         finally:
             path.unlink(missing_ok=True)

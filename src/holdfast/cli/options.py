@@ -217,12 +217,13 @@ def command(stage: Stage) -> TyperCommand:
     config, function = stage.load()
     options = options_of(config, stage.without)
 
-    def call(*, as_json: bool, **given: Any) -> None:
+    def call(*, as_json: bool, estimate: bool = False, **given: Any) -> None:
         with show.running(as_json):
-            result = function(configured(config, options, given))
-        show.tell(as_json, stage.told(result))
+            chosen = configured(config, options, given)
+            told = _estimated(stage, chosen) if estimate else stage.told(function(chosen))
+        show.tell(as_json, told)
 
-    parameters = [*(option.parameter() for option in options), _json()]
+    parameters = [*(option.parameter() for option in options), *_estimate(stage), _json()]
     cast("Any", call).__signature__ = Signature(parameters)
     epilog = f"Example: holdfast {stage.example}"
     if any(get_origin(_without_none(option.parsed)) is list for option in options):
@@ -230,6 +231,21 @@ def command(stage: Stage) -> TyperCommand:
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(help=stage.what, epilog=epilog)(call)
     return cast("TyperCommand", typer.main.get_command(alone))
+
+
+def _estimate(stage: Stage) -> list[Parameter]:
+    if not stage.long:
+        return []
+    info = typer.Option(False, "--estimate", help="Say what it would cost, and stop.")
+    return [Parameter("estimate", Parameter.KEYWORD_ONLY, default=info, annotation=bool)]
+
+
+def _estimated(stage: Stage, config: Any) -> show.Told:
+    from holdfast.stages.calls import Call
+    from holdfast.stages.estimate import estimate
+
+    name: Any = stage.home[2]
+    return estimate([Call(name, "all", config)], jobs=config.jobs).told()
 
 
 def _json() -> Parameter:

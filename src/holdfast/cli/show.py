@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from holdfast.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.contracts import Section
     from holdfast.screening import Screen, ScreenedRow
-    from holdfast.stages.pipeline import Call
     from holdfast.validation import Validation
 
 Row = dict[str, Any]
@@ -48,9 +47,10 @@ def running(as_json: bool) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         if not as_json and writes() and sys.stderr.isatty():
-            stack.enter_context(progress.showing(stack.enter_context(_bars())))
+            bars = stack.enter_context(_bars())
+            stack.enter_context(progress.showing(*bars))
         elif not as_json and writes():
-            stack.enter_context(progress.showing(_Lines()))
+            stack.enter_context(progress.showing(_Lines(), _line_of))
         try:
             yield
         except ValidationError as error:
@@ -65,7 +65,7 @@ def running(as_json: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
+def _bars() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -74,6 +74,7 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
         TaskID,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
     bars = Progress(
@@ -81,6 +82,7 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
@@ -94,7 +96,14 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
             if done >= total:
                 bars.remove_task(tasks.pop(what))
 
-        yield show
+        def say(text: str) -> None:
+            bars.console.print(text, style="bold", markup=False, highlight=False)
+
+        yield show, say
+
+
+def _line_of(text: str) -> None:
+    typer.secho(text, err=True, bold=True)
 
 
 class _Lines:
@@ -108,19 +117,6 @@ class _Lines:
         if total >= 20 and quarter != self.last.get(what, 0):
             typer.echo(f"  {what}: {done} of {total}", err=True)
         self.last[what] = quarter
-
-
-def announcing(as_json: bool, calls: Sequence[Call]) -> Callable[[Call], None]:
-    """Return a function that says on stderr which of the calls begins."""
-    numbers = iter(range(1, len(calls) + 1))
-
-    def announce(call: Call) -> None:
-        number = next(numbers)
-        if not as_json:
-            text = f"[{number}/{len(calls)}] {call.stage} {call.name}"
-            typer.secho(text, err=True, bold=True)
-
-    return announce
 
 
 # ---------------------------------------------------------------------------------------- results

@@ -27,7 +27,16 @@ def run(
     seed: Annotated[
         list[int] | None, typer.Option("--seed", help="Seeds, instead of the file's; repeatable.")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="So many processes at the same time.")
+    ] = 1,
+    scheduler: Annotated[
+        str, typer.Option("--scheduler", help="Address of a running dask cluster to do it.")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and stop.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what is to be done, its hours and memory.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Walk all stages of a configuration; what is finished is not done again."""
@@ -38,13 +47,17 @@ def run(
         loaded = pipeline.load(config, dict(pair("--set", text) for text in setting or []))
         update = {k: v for k, v in {"out": out, "seeds": seed}.items() if v}
         loaded = loaded.model_copy(update=update)
-        calls = pipeline.plan(loaded)
-        if not dry_run:
-            path = pipeline.run(loaded, before=show.announcing(as_json, calls))
-    if dry_run:
-        show.tell(as_json, [{"stage": call.stage, "name": call.name} for call in calls])
-    else:
-        show.end_of_run(as_json, loaded.out, path)
+        if dry_run:
+            calls = pipeline.plan(loaded)
+            show.tell(as_json, [{"stage": call.stage, "name": call.name} for call in calls])
+            return
+        if estimate:
+            from holdfast.stages.estimate import estimate as estimated
+
+            show.tell(as_json, estimated(pipeline.plan(loaded), jobs=jobs).told())
+            return
+        path = pipeline.run(loaded, jobs=jobs, scheduler=scheduler)
+    show.end_of_run(as_json, loaded.out, path)
 
 
 @app.command(epilog="Example: holdfast demo --out demo-out")
@@ -52,6 +65,9 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="The run directory.")] = Path("demo-out"),
     seed: Seed = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="So many processes at the same time.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Walk the whole road on the embedded world, in minutes, without a GPU."""
@@ -60,8 +76,7 @@ def demo(
         from holdfast.stages.demo import configuration
 
         config = configuration(out, seed=seed, device=device)
-        calls = pipeline.plan(config)
-        path = pipeline.run(config, before=show.announcing(as_json, calls))
+        path = pipeline.run(config, jobs=jobs)
     show.end_of_run(as_json, out, path)
 
 
@@ -80,8 +95,10 @@ def verify(
         if not entries:
             raise UsageError(f"{run_directory}: not a run directory (no manifest)")
         problems = directory.verify()
+        failed = [f"{one.stage} {one.name}: {one.reason}" for one in directory.failures()]
     files = sum(len(entry.outputs) for entry in entries)
-    show.tell(as_json, {"files": files, "changed": problems, "digest": directory.digest})
+    told = {"files": files, "changed": problems, "failed": failed, "digest": directory.digest}
+    show.tell(as_json, told)
     if problems:
         raise typer.Exit(1)
 

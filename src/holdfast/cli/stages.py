@@ -24,6 +24,7 @@ class Stage:
         example: A command line that works, without "holdfast".
         told: From the function's result to what is printed: a row, or a list of rows.
         without: Field -> why it is no option here.
+        long: Whether there is an --estimate of what it costs.
     """
 
     what: str
@@ -31,6 +32,7 @@ class Stage:
     example: str
     told: Callable[[Any], show.Told]
     without: Mapping[str, str] = field(default_factory=dict)
+    long: bool = False
 
     def load(self) -> tuple[type[StageConfig], Callable[[Any], Any]]:
         """Import the configuration and the function."""
@@ -83,6 +85,7 @@ STAGES: dict[str, Stage] = {
         "--harmful pool.jsonl --test prompts.jsonl --out runs/a",
         told=lambda results: [show.attack(result) for result in results],
         without={"seed": "--seed is `seeds`; nothing else in an attack is random"},
+        long=True,
     ),
     "evaluate": Stage(
         "Measure harmful score, over-refusal and task accuracy of models, with intervals.",

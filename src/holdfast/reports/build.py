@@ -180,6 +180,7 @@ def _machine(
         "against_sft": {line: asdict(c) for line, c in facts.comparisons.items()},
         "missing": facts.missing,
         "problems": facts.problems,
+        "failed": [asdict(one) for one in facts.failed],
         "provenance": {step: found for step, found in _provenance_facts(facts)},
         "sections": [
             {

@@ -115,6 +115,11 @@ TEXT: dict[str, str] = {
         "These files are missing, broken or were changed after they were made. What rests on "
         "them is left out or may be wrong. Run the step again."
     ),
+    "failed": "What failed",
+    "failed_text": (
+        "These steps were asked for and have no result, so they are in none of the figures. The "
+        "same command tries them again."
+    ),
     "missing": "What is missing",
     "missing_score": "No vulnerability scores.",
     "missing_align": "No record of how the models were aligned.",

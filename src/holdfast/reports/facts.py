@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.errors import UsageError
-from holdfast.runs import Entry, RunDir
+from holdfast.runs import Entry, Failure, RunDir
 from holdfast.stats import Interval, geometric_ratio, mean_interval, wilson
 
 BASELINE = "sft"
@@ -149,6 +149,7 @@ class Facts:
     comparisons: Mapping[str, Comparison]
     missing: tuple[str, ...]
     problems: tuple[str, ...]
+    failed: tuple[Failure, ...]
     judges: tuple[str, ...]
 
     @property
@@ -183,6 +184,7 @@ def gather(run: RunDir) -> Facts:
         comparisons={x: compare(attacks, x, BASELINE) for x in lines if x != BASELINE},
         missing=tuple(s for s in ("score", "align", "attack", "evaluate") if s not in stages),
         problems=tuple(dict.fromkeys(problems)),
+        failed=tuple(run.failures()),
         judges=tuple(judges),
     )
 

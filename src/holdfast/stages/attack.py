@@ -11,15 +11,20 @@ from pydantic import Field
 from holdfast import plugins, progress
 from holdfast.artifacts import AttackResult, to_json
 from holdfast.contracts import Task
-from holdfast.errors import UsageError
+from holdfast.errors import DiskFull, HoldfastError, UsageError
 from holdfast.examples import Examples
+from holdfast.jobs import summary
 from holdfast.stages.cell import Cell, Material, run_cell
+from holdfast.stages.config import JobsConfig
 from holdfast.stages.guarding import GuardConfig, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
-from holdfast.stages.subjects import Subject, subject
+from holdfast.stages.subjects import Subject, label_of, subject
+
+AXES = ("models", "tasks", "poison_ratios", "learning_rates", "seeds", "guards")
+"""The lists whose combinations are the attacks, the slowest first."""
 
 
-class AttackConfig(GuardConfig):
+class AttackConfig(GuardConfig, JobsConfig):
     """Options of the stage; every combination of the lists is one attack.
 
     Attributes:
@@ -80,9 +85,12 @@ class AttackConfig(GuardConfig):
 def attack(config: AttackConfig) -> list[AttackResult]:
     """Run every cell on every model; finished cells are loaded, not run again.
 
+    A cell that fails is noted in the run directory, and the others are run all the same.
+
     Raises:
         UsageError: Rows too few for a ratio, unknown task or judge.
         TrainingError: An attack's loss is not finite.
+        HoldfastError: Several cells failed; the message says which, and why.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
     judges = judges_of(config.judges)
@@ -95,6 +103,8 @@ def attack(config: AttackConfig) -> list[AttackResult]:
             "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
             "leave out track or until_broken"
         )
+    if config.jobs > 1 or config.scheduler:
+        return _side_by_side(config)
     material = Material(
         harmful=config.read(config.harmful),
         test=config.read(config.test, needs_response=False),
@@ -103,13 +113,42 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         hashes=hashes_of(judges),
     )
     subjects = [subject(config.run, name) for name in config.models]
-    cells = list(_cells(config))
-    results = []
-    for done, (who, cell) in enumerate(itertools.product(subjects, cells)):
-        progress.report(f"attack {who.label} {cell.label}", done, len(subjects) * len(cells))
-        results.append(_attack(config, material, who, cell))
-    progress.report("attacks", len(results), len(results))
+    cells = list(itertools.product(subjects, _cells(config)))
+    results, failures = [], {}
+    for done, (who, cell) in enumerate(cells):
+        progress.report(f"attack {who.label} {cell.label}", done, len(cells))
+        try:
+            results.append(_attack(config, material, who, cell))
+        except DiskFull:
+            raise
+        except HoldfastError as error:
+            failures[f"{who.label}/{cell.label}"] = error
+    progress.report("attacks", len(cells), len(cells))
+    if failures:
+        raise summary(failures, len(cells))
     return results
+
+
+def alone(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
+    """Yield the name and the options of every attack of a configuration by itself.
+
+    An attack has the same key there, since that holds its own settings.
+    """
+    for chosen in itertools.product(*(getattr(config, axis) for axis in AXES)):
+        lists = {axis: [value] for axis, value in zip(AXES, chosen, strict=True)}
+        one = config.model_copy(update={**lists, "jobs": 1, "scheduler": ""})
+        yield f"{label_of(one.models[0])}/{next(_cells(one)).label}", one
+
+
+def _side_by_side(config: AttackConfig) -> list[AttackResult]:
+    from holdfast.stages.calls import Call, do
+    from holdfast.stages.estimate import begin
+
+    calls = [Call("attack", "all", config)]
+    begin(calls, jobs=config.jobs)
+    do(calls, jobs=config.jobs, scheduler=config.scheduler)
+    # All of them are there: nothing is run again.
+    return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 
 
 def _tracked(config: AttackConfig) -> Examples | None:

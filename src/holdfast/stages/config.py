@@ -55,3 +55,19 @@ class StageConfig(BaseModel):
     def read_if(self, spec: str | None) -> Examples | None:
         """Read rows if there is a spec."""
         return None if spec is None else self.read(spec)
+
+
+class JobsConfig(StageConfig):
+    """Where the parts of a stage are done that do not depend on one another.
+
+    Attributes:
+        jobs: So many processes of this machine at the same time; each has its share of the cores.
+        scheduler: Address of a running dask cluster that does them, e.g. tcp://127.0.0.1:8786.
+    """
+
+    jobs: int = Field(default=1, ge=1)
+    scheduler: str = ""
+
+    def keyed(self) -> dict[str, Any]:
+        """Leave out where it is done."""
+        return {k: v for k, v in super().keyed().items() if k not in JobsConfig.__annotations__}

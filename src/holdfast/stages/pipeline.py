@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast.errors import UsageError
-from holdfast.stages.config import StageConfig
+from holdfast.jobs import summary
+from holdfast.stages.calls import Call, try_all
+from holdfast.stages.estimate import begin
+from holdfast.stages.subjects import label_of
 
+LAST = ("analyze", "report")
+"""Stages that read whatever the others have left."""
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
 
@@ -90,19 +94,6 @@ class RunConfig(BaseModel):
     report: dict[str, Any] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Call:
-    """One stage with its options."""
-
-    stage: Literal["align", "score", "group", "evaluate", "attack", "analyze", "report"]
-    name: str
-    config: StageConfig
-
-    def __call__(self) -> Any:
-        """Run the stage."""
-        return _function(self.stage)(self.config)
-
-
 def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
     """Read a configuration file.
 
@@ -170,25 +161,34 @@ def plan(config: RunConfig) -> list[Call]:
         calls += [_align(config, name, methods[name], seed) for name in rest]
         labels = [f"{name}-s{seed}" for name in (*first, *rest)]
         before = [config.model] if seed == config.seeds[0] else []
-        calls.append(_evaluate(config, [*before, *labels]))
+        calls += [_evaluate(config, name) for name in (*before, *labels)]
         calls += [_attack(config, label) for label in labels]
     return [*calls, *_last(config)]
 
 
-def run(config: RunConfig, *, before: Callable[[Call], None] | None = None) -> Path:
+def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
     """Walk the plan; what is there already with the same hashes is not done again.
 
     Args:
         config: The run.
-        before: Called before each stage.
+        jobs: So many calls at the same time, each in a process of its own.
+        scheduler: Address of a running dask cluster that does them.
 
     Returns:
         The path of the report.
+
+    Raises:
+        HoldfastError: Some calls failed. The others are done, and the report says which.
     """
-    for call in plan(config):
-        if before is not None:
-            before(call)
-        call()
+    calls = plan(config)
+    begin(calls, jobs=jobs)
+    end = [] if jobs == 1 and not scheduler else [call for call in calls if call.stage in LAST]
+    failures, total = try_all(
+        [call for call in calls if call not in end], jobs=jobs, scheduler=scheduler
+    )
+    more, last = try_all(end)
+    if failures or more:
+        raise summary({**failures, **more}, total + last)
     return config.out / "report.html"
 
 
@@ -269,20 +269,20 @@ def _scores(config: RunConfig, seed: int) -> list[Call]:
     return calls
 
 
-def _evaluate(config: RunConfig, labels: list[str]) -> Call:
+def _evaluate(config: RunConfig, model: str) -> Call:
     from holdfast.stages.evaluate import EvaluateConfig
 
     settings = EvaluateConfig(
         **{
             **_common(config),
-            "models": labels,
+            "models": [model],
             "test": config.data.test,
             "judges": config.judges,
             "over_refusal": config.data.over_refusal,
             **config.evaluate,
         }
     )
-    return Call("evaluate", f"{len(labels)} models", settings)
+    return Call("evaluate", label_of(model), settings)
 
 
 def _attack(config: RunConfig, label: str) -> Call:
@@ -315,18 +315,3 @@ def _last(config: RunConfig) -> list[Call]:
         Call("analyze", "all", AnalyzeConfig(**common, analyses=config.analyses)),
         Call("report", "report.html", ReportConfig(**common, **config.report)),
     ]
-
-
-def _function(stage: str) -> Callable[[Any], Any]:
-    from holdfast.stages import align, analyze, attack, evaluate, group, report, score
-
-    functions: dict[str, Callable[[Any], Any]] = {
-        "align": align.align,
-        "score": score.score,
-        "group": group.group,
-        "evaluate": evaluate.evaluate,
-        "attack": attack.attack,
-        "analyze": analyze.analyze,
-        "report": report.report,
-    }
-    return functions[stage]

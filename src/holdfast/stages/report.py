@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from holdfast.artifacts import sha256_json
 from holdfast.errors import UsageError
 from holdfast.reports import write
 from holdfast.sections import load_section
@@ -41,6 +42,8 @@ def report(config: ReportConfig) -> Path:
     ]
     path = run.path("report.html")
     inputs = {"run": run.digest}
+    if failed := run.failures():
+        inputs["failed"] = sha256_json([[f.stage, f.name, f.reason] for f in failed])
     with run.step("report", "report", config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             write(

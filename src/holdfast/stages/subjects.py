@@ -46,5 +46,10 @@ def subject(run: RunDir, name: str) -> Subject:
     except UsageError as error:
         aligned = ", ".join(entry.name for entry in run.entries("align")) or "nothing yet"
         raise UsageError(f"{error}. Aligned in {run.root}: {aligned}") from error
-    label = "base" if name == "world" else Path(name).name
+    label = label_of(name)
     return Subject(label, name, label, 0, digest)
+
+
+def label_of(name: str) -> str:
+    """Return what `subject` calls a model."""
+    return "base" if name == "world" else Path(name).name

@@ -1,0 +1,61 @@
+"""When the machine runs out of something: what a user can do about it, in one message."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from holdfast.errors import DiskFull, HoldfastError
+
+
+def plain(error: BaseException, root: Path, what: str) -> HoldfastError | None:
+    """Return the error that says what a user can do about another one; None if none is known.
+
+    Args:
+        error: What was raised.
+        root: Directory that was written to.
+        what: What was being done.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(_is_full(one, root) for one in chain):
+        return DiskFull(
+            f"{root}: no room on the disk for {what}{_largest(root)}. Make room, and give the same "
+            "command again; what is finished is kept."
+        )
+    # torch names its own by this class; it is not imported for the sake of a comparison.
+    if any(isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" for e in chain):
+        return HoldfastError(
+            f"{what}: out of memory. Use fewer jobs at the same time, fewer rows per step, shorter "
+            "rows, or LoRA; what is finished is kept."
+        )
+    return error if isinstance(error, HoldfastError) else None
+
+
+def _is_full(error: BaseException, root: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    if "No space left on device" in text or "os error 28" in text:  # safetensors
+        return True
+    # torch.save says only that a position in the file is not the expected one.
+    wrote_short = isinstance(error, RuntimeError) and "unexpected pos" in text
+    return wrote_short and shutil.disk_usage(root).free < 2**24
+
+
+def _largest(root: Path) -> str:
+    """Say what takes most room in a run directory."""
+    sizes = {
+        folder.name: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in (root / "models", root / "attacked", root / "work")
+        if folder.is_dir()
+    }
+    shown = ", ".join(
+        f"{name}/ {size / 2**20:.0f} MiB"
+        for name, size in sorted(sizes.items(), key=lambda x: -x[1])
+    )
+    return f" (here lie {shown})" if shown else ""

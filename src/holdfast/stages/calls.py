@@ -1,0 +1,209 @@
+"""Calls of stages: which depend on which, and doing them in order or side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, cast
+
+from holdfast import jobs as engine
+from holdfast import progress
+from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
+from holdfast.jobs import Job, Pace, Pool
+from holdfast.runs import NotDone, only_looking
+from holdfast.stages.config import StageConfig
+from holdfast.stages.subjects import label_of
+from holdfast.workers import local
+
+PROGRAM = "holdfast.stages.child"
+Failures = dict[str, HoldfastError]
+"""Name of a call -> why it failed."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One stage with its options.
+
+    Attributes:
+        stage: Name of the stage: of its module, and of the function in it.
+        name: Name of the result within the stage, where there is one result.
+        config: Its options.
+    """
+
+    stage: Literal["align", "score", "group", "evaluate", "attack", "analyze", "report"]
+    name: str
+    config: StageConfig
+
+    def __call__(self) -> Any:
+        """Run the stage."""
+        return getattr(import_module(f"holdfast.stages.{self.stage}"), self.stage)(self.config)
+
+    @property
+    def title(self) -> str:
+        """What people call it, and other calls that need it."""
+        return f"{self.stage} {self.name}"
+
+    @property
+    def line(self) -> str:
+        """The call as a line of JSON; `read` reads it."""
+        config = self.config.model_dump(mode="json")
+        return json.dumps({"stage": self.stage, "name": self.name, "config": config})
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Call:
+        """Read a call from what `line` holds."""
+        stage = raw["stage"]
+        config = getattr(import_module(f"holdfast.stages.{stage}"), f"{stage.title()}Config")
+        return cls(stage, raw["name"], config.model_validate(raw["config"]))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Titles of the calls that make what this one reads, if they are made in the same run."""
+        given = {name: getattr(self.config, name, None) for name in ("groups", "scores", "model")}
+        models = [
+            *getattr(self.config, "models", ()),
+            *([given["model"]] if given["model"] else []),
+        ]
+        found = {f"align {label_of(name)}" for name in models}
+        if self.stage == "align" and given["groups"]:
+            found.add(f"group {given['groups']}")
+        if self.stage == "group" and given["scores"]:
+            found.add(f"score {given['scores']}")
+        return frozenset(found - {self.title})
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there, made from what it would be made from now."""
+        try:
+            with only_looking():
+                self()
+        except (NotDone, HoldfastError):  # an error is told when it is this call's turn
+            return False
+        return True
+
+
+def parts(calls: Sequence[Call]) -> list[Call]:
+    """Return the same calls, each with one result only."""
+    return [part for call in calls for part in _parts(call)]
+
+
+def _parts(call: Call) -> Iterator[Call]:
+    if call.stage != "attack":
+        yield call
+        return
+    from holdfast.stages.attack import AttackConfig, alone
+
+    for name, config in alone(cast(AttackConfig, call.config)):
+        yield Call("attack", name, config)
+
+
+def unfinished(calls: Sequence[Call]) -> list[Call]:
+    """Return the calls that are still to be done, because they or what they need are not finished.
+
+    Args:
+        calls: Those that others need come first.
+    """
+    found: dict[str, Call] = {}
+    for call in calls:
+        if call.needs & found.keys() or not call.finished:
+            found[call.title] = call
+    return list(found.values())
+
+
+def do(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> None:
+    """Do calls; one that fails is noted in its run directory, and the others are done all the same.
+
+    Args:
+        calls: In an order in which they can be done one after the other.
+        jobs: So many at the same time, each in a process of its own; 1 for this process.
+        scheduler: Address of a running dask cluster that does them.
+
+    Raises:
+        HoldfastError: Some failed; the message says which, and why.
+        DiskFull: There is no room; what had not begun was not tried.
+        KeyboardInterrupt: Interrupted; the same call goes on from there.
+    """
+    failures, total = try_all(calls, jobs=jobs, scheduler=scheduler)
+    if failures:
+        raise engine.summary(failures, total)
+
+
+def try_all(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> tuple[Failures, int]:
+    """Do calls as `do` does; return what failed, and how many there are in all."""
+    if jobs == 1 and not scheduler:
+        return _in_order(calls), len(calls)
+    every = parts(calls)
+    wanted = {call.title: call for call in unfinished(every)}
+    if there := len(every) - len(wanted):
+        progress.say(f"{there} of {len(every)} are finished already")
+    if not wanted:
+        return {}, len(every)
+    with _pool(jobs, scheduler, wanted.values()) as pool:
+        failures = engine.run(
+            [_job(call, wanted) for call in wanted.values()],
+            pool,
+            lambda title, failure: _note(wanted[title], failure),
+        )
+    for failure in failures.values():
+        if isinstance(failure, DiskFull):
+            raise failure
+    return failures, len(every)
+
+
+def _pool(jobs: int, scheduler: str, calls: Collection[Call]) -> AbstractContextManager[Pool]:
+    if not scheduler:
+        return local(PROGRAM, min(jobs, len(calls)))
+    from holdfast.cluster import connected
+
+    return connected(scheduler, PROGRAM, next(iter(calls)).config.out)
+
+
+def _job(call: Call, others: Collection[str]) -> Job:
+    return Job(
+        name=call.title,
+        kind=call.stage,
+        line=call.line,
+        needs=frozenset(call.needs & set(others)),
+        accelerator=call.config.device in ("auto", "cuda"),
+    )
+
+
+def _in_order(calls: Sequence[Call]) -> Failures:
+    failures: Failures = {}
+    pace = Pace()
+    for number, call in enumerate(calls):
+        told = pace.told([(c.title, c.stage) for c in calls[number:]])
+        place = f"[{number + 1}/{len(calls)}]"
+        progress.say(f"{place} {call.title}{f' ({told})' if told else ''}")
+        there, clock = len(call.config.run.entries(call.stage)), time.monotonic()
+        try:
+            if lacking := sorted(call.needs & failures.keys()):
+                raise JobError(f"not done, since it needs {', '.join(lacking)}")
+            call()
+        except DiskFull:
+            raise
+        except HoldfastError as error:
+            failures[call.title] = error
+            progress.say(f"{place} {call.title} failed: {error}")
+            _note(call, error)
+        else:
+            # What was finished before says nothing of how long the others take.
+            if len(call.config.run.entries(call.stage)) > there:
+                pace.end(call.title, call.stage, time.monotonic() - clock)
+    return failures
+
+
+def _note(call: Call, failure: HoldfastError) -> None:
+    """Note a failure in the run directory, where the step has not done so itself."""
+    if isinstance(failure, Busy | DiskFull):  # the step that found no room has noted it
+        return
+    run, found = call.config.run, parts([call])
+    noted = {(one.stage, one.name) for one in run.failures()}
+    for part in found:
+        known = (part.stage, part.name) in noted and len(found) > 1
+        if not known and not part.finished:
+            run.fail(part.stage, part.name, str(failure))

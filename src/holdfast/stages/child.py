@@ -1,0 +1,27 @@
+"""The program behind a job: it reads calls of stages and does them; see `holdfast.workers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.workers import serve
+
+PATIENCE = 60.0
+"""Seconds to wait for a step that another process is doing: it may be one that is just saving."""
+
+
+def main() -> None:
+    """Do the calls."""
+    serve(_do)
+
+
+def _do(raw: dict[str, Any]) -> None:
+    from holdfast.runs import patient
+    from holdfast.stages.calls import Call
+
+    with patient(PATIENCE):
+        Call.read(raw)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Calls of stages: what each needs, its parts, what is finished, what goes on after a failure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import models, progress
+from holdfast.errors import HoldfastError, TrainingError
+from holdfast.runs import RunDir
+from holdfast.stages import calls as module
+from holdfast.stages import cell, pipeline
+from holdfast.stages.align import AlignConfig
+from holdfast.stages.attack import AttackConfig, attack
+from holdfast.stages.calls import Call, do, parts, unfinished
+from holdfast.stages.estimate import Shape, estimate, memory
+
+
+def configuration(out: Path, model: str = "world", **more: Any) -> pipeline.RunConfig:
+    raw = {
+        "out": out,
+        "model": model,
+        "device": "cpu",
+        "seeds": [0, 1],
+        "data": {
+            "alignment": "world:alignment",
+            "benign": "world:benign",
+            "harmful": "world:harmful",
+            "test": "world:test",
+        },
+        "judges": ["world"],
+        "score": {"loss": {}},
+        "group": {"scores": "loss"},
+        "methods": {"sft": {}, "vaa": {}},
+        "attack": {"tasks": ["world_topic", "world_sentiment"], "seeds": [0, 3]},
+    }
+    return pipeline.parse({**raw, **more}, where="test")
+
+
+def test_each_call_needs_what_it_reads(tmp_path: Path) -> None:
+    calls = pipeline.plan(configuration(tmp_path))
+    needs = {call.title: set(call.needs) for call in parts(calls)}
+    assert needs["align sft-s1"] == {"align base"}  # nobody makes that: it is the base model
+    assert needs["score loss-s1"] == {"align sft-s1"}
+    assert needs["group groups-s1"] == {"score loss-s1"}
+    assert needs["align vaa-s1"] == {"align base", "group groups-s1"}
+    assert needs["evaluate vaa-s1"] == {"align vaa-s1"}
+    assert needs["attack vaa-s1/world_topic-p0.1-lr0.0001-s3"] == {"align vaa-s1"}
+    titles = [call.title for call in calls]
+    assert len(set(titles)) == len(titles)
+    # The plain baseline of a seed is one call, which scores, evaluation and attacks share.
+    assert [title for title in titles if title.startswith("align sft")] == [
+        "align sft-s0",
+        "align sft-s1",
+    ]
+    for number, call in enumerate(calls):
+        assert call.needs & set(titles) <= set(titles[:number]), call.title
+
+
+def test_a_call_can_be_read_from_its_line(tmp_path: Path) -> None:
+    for call in pipeline.plan(configuration(tmp_path)):
+        assert Call.read(json.loads(call.line)) == call
+
+
+# ------------------------------------------------------------------------------- a tiny model
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_model: Any, tokenizer: Any) -> str:
+    model = make_model(vocab=len(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    models.save(model, tokenizer, tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def attacks(out: Path, model: str, **more: Any) -> AttackConfig:
+    given: dict[str, Any] = {
+        "models": [model],
+        "tasks": ["world_topic", "world_sentiment"],
+        "harmful": "world:harmful",
+        "test": "world:test",
+        "judges": ["world"],
+        "limit": 4,
+        "rows": 8,
+        "poison_ratios": [0.5],
+        "steps": 2,
+        "every": 1,
+        "batch_size": 4,
+        "max_new_tokens": 2,
+        "task_rows": 2,
+        "device": "cpu",
+        "out": out,
+    }
+    return AttackConfig(**{**given, **more})
+
+
+def keys(out: Path) -> dict[str, str]:
+    return {entry.name: entry.key for entry in RunDir(out).entries()}
+
+
+def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str) -> None:
+    config = attacks(tmp_path / "a", tiny, jobs=1)
+    whole = Call("attack", "all", config)
+    pieces = parts([whole])
+    assert [piece.name for piece in pieces] == [
+        "tiny/world_topic-p0.5-lr0.0001-s0",
+        "tiny/world_sentiment-p0.5-lr0.0001-s0",
+    ]
+    assert unfinished(pieces) == pieces
+    pieces[1]()
+    assert unfinished(pieces) == pieces[:1]
+    alone = keys(tmp_path / "a")
+    attack(config)
+    assert keys(tmp_path / "a").items() > alone.items()
+    assert unfinished(pieces) == []
+    assert "jobs" not in config.keyed()
+    assert config.model_copy(update={"jobs": 4, "scheduler": "x"}).keyed() == config.keyed()
+
+
+def test_a_cell_that_fails_is_noted_and_the_others_are_run(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from holdfast.stages import attack as stage
+
+    real = cell.run_cell
+
+    def failing(*args: Any) -> Any:
+        if args[3].task == "world_topic":
+            raise TrainingError("the loss is nan")
+        return real(*args)
+
+    monkeypatch.setattr(stage, "run_cell", failing)
+    config = attacks(tmp_path / "a", tiny)
+    with pytest.raises(HoldfastError, match="1 of 2 failed; .*\n.*topic.*: the loss is nan"):
+        attack(config)
+    run = RunDir(config.out)
+    assert [entry.name for entry in run.entries()] == ["tiny/world_sentiment-p0.5-lr0.0001-s0"]
+    assert [failure.reason for failure in run.failures()] == ["the loss is nan"]
+    monkeypatch.undo()
+    assert len(attack(config)) == 2
+    assert run.failures() == []
+
+
+def test_what_needs_a_failed_call_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def called(call: Call) -> None:
+        done.append(call.title)
+        if call.title == "align sft-s0":
+            raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(Call, "__call__", called)
+    monkeypatch.setattr(Call, "finished", False)
+    said: list[str] = []
+    config = configuration(tmp_path / "a", attack={"tasks": ["world_topic"], "seeds": [0, 3]})
+    with (
+        progress.showing(lambda *args: None, said.append),
+        pytest.raises(HoldfastError, match=r"8 of 19 failed") as caught,
+    ):
+        pipeline.run(config)
+    assert caught.value.exit_code == 1
+    assert {"align sft-s1", "attack vaa-s1", "evaluate base", "analyze all"} <= set(done)
+    assert not {"score loss-s0", "align vaa-s0", "attack sft-s0"} & set(done)
+    failed = {f"{f.stage} {f.name}": f.reason for f in RunDir(config.out).failures()}
+    assert failed["align sft-s0"] == "the loss is nan"
+    assert failed["score loss-s0"] == "not done, since it needs align sft-s0"
+    assert failed["attack vaa-s0/world_topic-p0.1-lr0.0001-s3"].endswith("needs align vaa-s0")
+    assert any("failed: the loss is nan" in line for line in said)
+
+
+@pytest.mark.slow
+def test_side_by_side_is_what_one_after_the_other_is(tmp_path: Path, tiny: str) -> None:
+    more = {
+        "model": tiny,
+        "align": {"epochs": 0.05, "max_length": 32},
+        "attack": {
+            **{"tasks": ["world_topic"], "seeds": [0, 1], "steps": 2, "every": 1, "rows": 8},
+            **{"batch_size": 4, "max_new_tokens": 2, "task_rows": 2, "track_rows": 4},
+        },
+        "evaluate": {"max_new_tokens": 2},
+    }
+    found = []
+    for jobs in (1, 2):
+        out = tmp_path / f"jobs{jobs}"
+        pipeline.run(configuration(out, **more), jobs=jobs)
+        run = RunDir(out)
+        files = {
+            f"{entry.stage} {path}": digest
+            for entry in run.entries()
+            for path, digest in entry.outputs.items()
+            # These hold times: the Trainer's log, and what scoring cost.
+            if "training" not in path and entry.stage not in ("score", "report")
+        }
+        found.append((keys(out).keys(), files))
+        assert run.failures() == []
+    assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------------------- estimates
+
+
+def test_an_estimate_counts_and_gives_a_range(tmp_path: Path, tiny: str) -> None:
+    config = attacks(tmp_path / "a", tiny)
+    whole = [Call("attack", "all", config)]
+    before = estimate(whole, jobs=2)
+    assert (before.calls, before.finished, before.unknown) == (2, 0, ())
+    assert 0 < before.seconds[0] < before.seconds[1]
+    assert "from a few steps" in before.told()["time"]
+    parts(whole)[0]()
+    (entry,) = RunDir(config.out).entries()
+    after = estimate(whole)
+    assert (after.calls, after.finished) == (2, 1)
+    assert after.seconds == pytest.approx((0.7 * entry.seconds, 1.5 * entry.seconds))
+    # Twice the steps take twice as long.
+    longer = estimate([Call("attack", "all", config.model_copy(update={"steps": 4}))])
+    assert longer.seconds == pytest.approx((2 * 2 * after.seconds[0], 2 * 2 * after.seconds[1]))
+    assert "1 of 2 to do, 1 finished already; " in after.line
+    attack(config)
+    assert estimate(whole).line.endswith("2 finished already; nothing to do")
+
+
+def test_what_is_not_known_is_not_counted_as_nothing(tmp_path: Path, tiny: str) -> None:
+    config = AlignConfig(
+        out=tmp_path / "a", model=tiny, data="world:alignment", method="vaa", device="cpu"
+    )
+    found = estimate([Call("align", config.label, config)], calibrate=False)
+    assert found.unknown == ("align vaa-s0",)
+    assert found.told()["time"] == "unknown"
+    assert "time unknown until" in found.line
+
+
+def test_memory_by_hand() -> None:
+    shape = Shape(parameters=1000, bytes_each=4, width=8, layers=2, vocabulary=50)
+    # Weights, gradients and two moments; one more copy, 17 numbers a token and unit, three logits.
+    least = 4 * 4 * 1000
+    most = least + 4 * 1000 + 17 * 4 * 10 * 8 * 2 + 3 * 4 * 10 * 50
+    assert memory(shape, tokens=10) == (least, most)
+    assert memory(shape, tokens=10, lora=True) == (4 * 1000, 4 * 1000 + most - least - 4 * 1000)
+
+
+def test_do_raises_one_error(tmp_path: Path, tiny: str) -> None:
+    wrong = attacks(tmp_path / "a", tiny, tasks=["world_topic"], rows=8, poison_ratios=[0.9])
+    with pytest.raises(HoldfastError):
+        do([Call("attack", "all", wrong.model_copy(update={"harmful": "nowhere.jsonl"}))])
+    assert module.PROGRAM == "holdfast.stages.child"
