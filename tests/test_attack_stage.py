@@ -19,6 +19,7 @@ from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
+from holdfast.poisons.plain import Plain
 from holdfast.stages.attack import AttackConfig, attack
 from holdfast.stages.cell import Cell, Material, Watch
 from holdfast.stages.guarding import guard_of
@@ -48,7 +49,7 @@ def watched(tmp_path: Path, **changes: Any) -> Watch:
     judges = {"world": Refusal(), "refusal": Refusal(min_words=2)}
     material = Material(ROWS, ROWS, judges, ROWS)
     nothing = cast(Any, None)
-    return Watch(config(tmp_path, **changes), material, nothing, nothing, nothing)
+    return Watch(config(tmp_path, **changes), material, nothing, nothing, nothing, Plain())
 
 
 @pytest.fixture

@@ -238,7 +238,8 @@ def attack(result: AttackResult) -> Row:
         "poison": f"{result.attack['poison_ratio']:.0%}",
         "lr": f"{result.attack['learning_rate']:g}",
         "draw": result.attack["seed"],
-        **({"guard": result.attack["guard"]} if "guard" in result.attack else {}),
+        **result.unusual,
+        "steps": last.step,
         "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
         "HS after": f"{counts.harmful_score:.2f}",
         "undecided": counts.undecided,
@@ -278,7 +279,7 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
         told = attack(found)
         name = f"{told['task'].removeprefix('world_')} {told['poison']} lr {told['lr']}"
         name += f" draw {told['draw']}" if told["draw"] else ""
-        name += f" {told['guard']}" if "guard" in told else ""
+        name += "".join(f" {word}={value}" for word, value in found.unusual.items())
         row[f"half-life: {name}"] = f"{told['half-life (steps)']} (FA {told['task accuracy']})"
     return row
 
