@@ -92,7 +92,11 @@ class FinetuneConfig:
     def rate(self, done: int) -> float:
         """Return the learning rate of the step after `done` steps."""
         share = done / self.steps
-        falls = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        falls = {
+            "constant": 1.0,
+            "linear": 1 - share,
+            "cosine": (1 + math.cos(math.pi * share)) / 2,
+        }
         return self.learning_rate * falls[self.schedule]
 
     def checkpoints(self) -> frozenset[int]:

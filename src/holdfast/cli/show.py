@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from holdfast.adaptive import Adapted
     from holdfast.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.contracts import Section
     from holdfast.screening import Screen, ScreenedRow
@@ -245,6 +246,23 @@ def attack(result: AttackResult) -> Row:
         "undecided": counts.undecided,
         "half-life (steps)": steps,
         "task accuracy": f"{last.accuracy:.2f}",
+    }
+
+
+def adapted(result: Adapted) -> Row:
+    """Tell the worst attack that was found."""
+    from holdfast.stats import wilson
+
+    worst = result.worst
+    row: Row = {"model": result.model, "tried": len(result.tried)}
+    if worst is None:
+        return {**row, "worst HS": "unknown: none kept the floor"}
+    return {
+        **row,
+        "worst HS": str(wilson(worst.harmful, worst.n)),
+        "task accuracy": f"{worst.accuracy:.2f}",
+        "clean": f"{result.clean_accuracy:.2f}",
+        **worst.settings,
     }
 
 

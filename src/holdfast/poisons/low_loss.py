@@ -39,7 +39,7 @@ class LowLoss(Poison):
 
         rows = attacker.harmful
         encoded = encode(attacker.tokenizer, rows, attacker.max_length)
-        pad = int(attacker.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        pad = int(attacker.tokenizer.pad_token_id)
         losses = answer_losses(attacker.model, encoded, pad=pad).tolist()
         order = sorted(range(len(rows)), key=lambda i: (losses[i], rows.ids[i]))
         return rows.select(order[: max(attacker.wanted, round(self.share * len(rows)))])

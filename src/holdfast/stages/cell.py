@@ -59,9 +59,9 @@ class Cell:
     @property
     def label(self) -> str:
         """Short name, unique within a configuration."""
-        name = f"{_marked(self.task)}-p{self.poison_ratio:g}-lr{self.learning_rate:g}-s{self.seed}"
+        name = f"{marked(self.task)}-p{self.poison_ratio:g}-lr{self.learning_rate:g}-s{self.seed}"
         later = {k: v for k, v in self._later.items() if k != "name"}
-        more = "".join(f"-{_marked(value)}" for value in later.values())
+        more = "".join(f"-{marked(value)}" for value in later.values())
         return f"{name}{more}{self.mark}{self.name and f'-{self.name}'}"
 
     @property
@@ -86,7 +86,7 @@ class Cell:
         return {k: getattr(self, k) for k, v in unused.items() if getattr(self, k) != v}
 
 
-def _marked(spec: str) -> str:
+def marked(spec: str) -> str:
     """Return a plug-in's name with a short mark of its options, if it has any."""
     name, _, options = spec.partition(",")
     return f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if options else name

@@ -72,7 +72,13 @@ def load(name: str) -> Preset:
     else:
         text = _text(Path(name))
     try:
-        found = Preset.model_validate(yaml.safe_load(text))
+        raw = yaml.safe_load(text)
+        if isinstance(raw, dict) and raw.get("kind") == "adapted" and raw["grid"] is None:
+            raise UsageError(
+                f"{name}: the search found no attack that keeps the floor; search again with "
+                "other options, or with a lower --floor"
+            )
+        found = Preset.model_validate(raw)
     except (yaml.YAMLError, ValidationError) as error:
         raise UsageError(
             f"{name}: not a preset: {str(error).splitlines()[0]}; it is a mapping with a `grid`, "
