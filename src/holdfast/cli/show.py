@@ -233,13 +233,14 @@ def attack(result: AttackResult) -> Row:
     last = result.points[-1]
     counts = last.verdicts[result.judge]
     steps = f">{last.step}" if result.censored else f"{result.half_life:.0f}"
+    unusual = dict(result.unusual)
     return {
         "model": result.model,
         "task": str(result.attack["task"]).partition(",")[0],
-        "poison": f"{result.attack['poison_ratio']:.0%}",
+        "poison": f"{result.attack['poison_ratio']:.0%} {unusual.pop('rows', '')}".strip(),
         "lr": f"{result.attack['learning_rate']:g}",
         "draw": result.attack["seed"],
-        **result.unusual,
+        **unusual,
         "steps": last.step,
         "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
         "HS after": f"{counts.harmful_score:.2f}",
@@ -297,7 +298,8 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
         told = attack(found)
         name = f"{told['task'].removeprefix('world_')} {told['poison']} lr {told['lr']}"
         name += f" draw {told['draw']}" if told["draw"] else ""
-        name += "".join(f" {word}={value}" for word, value in found.unusual.items())
+        rest = [f" {word}={v}" for word, v in found.unusual.items() if word != "rows"]
+        name += "".join(rest)
         row[f"half-life: {name}"] = f"{told['half-life (steps)']} (FA {told['task accuracy']})"
     return row
 

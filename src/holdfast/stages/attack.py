@@ -15,7 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.finetune import Schedule
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell
-from holdfast.stages.guarding import GuardConfig, guard_of
+from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.presets import expanded
 from holdfast.stages.subjects import Subject, subject
 
@@ -163,8 +163,10 @@ def prepare(config: AttackConfig) -> Material:
             "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
             "leave out track or until_broken"
         )
+    harmful = config.read_if(config.harmful)
+    apart(config.read_if(config.known_harmful), harmful, "known_harmful")
     return Material(
-        harmful=config.read_if(config.harmful) or Examples([], name="no harmful rows"),
+        harmful=harmful or Examples([], name="no harmful rows"),
         test=config.read(config.test, needs_response=False),
         judges=judges,
         track=_tracked(config),

@@ -198,6 +198,11 @@ def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) 
     for spec, ratio, name in dict.fromkeys((c.task, c.poison_ratio, c.poison) for c in cells):
         task: Task = plugins.make("tasks", spec)
         poison: Poison = plugins.make("poisons", name)
+        if not 0 <= ratio <= 1:
+            raise UsageError(
+                f"a poison ratio of {ratio:g} is none: it goes from 0, no harmful rows, to 1, "
+                "nothing else"
+            )
         wanted = round(config.rows * ratio)
         if wanted and "harmful" in poison.needs and not material.harmful:
             raise UsageError(

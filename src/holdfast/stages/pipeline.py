@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast.errors import UsageError
+from holdfast.stages.align import MISMATCHED
 from holdfast.stages.config import StageConfig
+from holdfast.stages.guarding import apart
 
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
@@ -60,6 +62,9 @@ class RunConfig(BaseModel):
         drop_invalid: Drop empty and repeated rows instead of stopping.
         align: Options of every method.
         methods: Label -> {"method", "options", and whatever differs from `align`}.
+        knowledge: What the defender may know of the attacker's rows, in a word -> such harmful
+            rows, or None for none. Every method that uses harmful rows is then aligned once for
+            each, as LABEL-WORD; with none it gets "mismatched" ones.
         score: Label -> options of an estimator on the SFT-aligned model.
         group: Options of the grouping; `scores` is a label of `score`.
         attack: Options of the attacks on every method.
@@ -81,6 +86,7 @@ class RunConfig(BaseModel):
     drop_invalid: bool = False
     align: dict[str, Any] = Field(default_factory=dict)
     methods: dict[str, dict[str, Any]]
+    knowledge: dict[str, str | None] = Field(default_factory=dict)
     score: dict[str, dict[str, Any]] = Field(default_factory=dict)
     group: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=dict)
@@ -158,7 +164,9 @@ def plan(config: RunConfig) -> list[Call]:
         ValidationError: A stage's option is wrong.
         UsageError: There is no method to score, or the grouping names no scores.
     """
-    methods = {SCORED: {}, **config.methods} if config.score else dict(config.methods)
+    methods = _by_knowledge(config)
+    if config.score:
+        methods = {SCORED: {}, **methods}
     if not methods:
         raise UsageError("methods: name one at least, e.g. {sft: {}}")
     first = [name for name in methods if name == SCORED]
@@ -185,11 +193,32 @@ def run(config: RunConfig, *, before: Callable[[Call], None] | None = None) -> P
     Returns:
         The path of the report.
     """
+    reader = StageConfig(**_common(config))
+    for word, spec in config.knowledge.items():
+        apart(reader.read_if(spec), reader.read(config.data.harmful), f"knowledge {word!r}")
     for call in plan(config):
         if before is not None:
             before(call)
         call()
     return config.out / "report.html"
+
+
+def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the methods, those that use harmful rows once for each knowledge of them."""
+    from holdfast.methods._together import method
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, options in config.methods.items():
+        merged = {"method": name, **config.align, **options}
+        own = merged.get("options", {})
+        uses = "harmful" in method(merged["method"]).needs or own.get("attack_rows") == "harmful"
+        if not uses or not config.knowledge:
+            found[name] = options
+            continue
+        for word, spec in config.knowledge.items():
+            known = {"method": merged["method"], "harmful": spec or MISMATCHED, "knowledge": word}
+            found[f"{name}-{word}"] = {**options, **known}
+    return found
 
 
 def _common(config: RunConfig) -> dict[str, Any]:
