@@ -263,7 +263,7 @@ def adapted(result: Adapted) -> Row:
         "worst HS": str(wilson(worst.harmful, worst.n)),
         "task accuracy": f"{worst.accuracy:.2f}",
         "clean": f"{result.clean_accuracy:.2f}",
-        **worst.settings,
+        "attack": ", ".join(f"{name} {value}" for name, value in worst.settings.items()),
     }
 
 

@@ -17,6 +17,7 @@ from holdfast.finetune import Schedule
 from holdfast.stages.attack import AttackConfig, Ranks, Sizes, one_attack, prepare
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked
 from holdfast.stages.config import StageConfig
+from holdfast.stages.guarding import NO_GUARD, guard_of
 from holdfast.stages.subjects import Subject, subject
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class AdaptConfig(StageConfig):
         poison_ratios: Harmful shares of the fine-tuning rows.
         schedules: How the learning rate goes: constant, linear, cosine.
         poisons: What is made of the rows: names and options.
-        options: Other options of `holdfast attack`, e.g. rows=400.
+        options: Other options of `holdfast attack`, e.g. rows=400 or guards=[lisa].
     """
 
     models: list[str] = Field(min_length=1)
@@ -126,21 +127,30 @@ def _grid(config: AdaptConfig) -> AttackConfig:
     shared = {k: v for k, v in config if k not in own | space | {"poisons"}}
     # Only the end counts: nothing else need be measured.
     every = {"every": max(config.steps)} if config.at == "end" else {}
-    return AttackConfig(
+    grid = AttackConfig(
         **{**shared, "models": config.models, "tasks": [config.task], **every, **config.options}
     )
+    if len(grid.guards) > 1:
+        raise UsageError(
+            f"options: {len(grid.guards)} guards; search against one at a time, and give the "
+            "command again for the next"
+        )
+    return grid
 
 
 def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Subject) -> Adapted:
     from holdfast import plugins
 
+    guard, (_, given) = grid.guards[0], guard_of(grid, grid.guards[0])
     name = f"{who.label}-{marked(config.task)}"
+    name += "" if guard == NO_GUARD else f"-{marked(guard)}"
     path = config.run.path("adapted", f"{name}.json")
     inputs = {
         "model": who.hash,
         "harmful": material.harmful.hash,
         "test": material.test.hash,
         "task": plugins.make("tasks", config.task).load("train").hash,
+        **given,
     }
     with config.run.step("adapt", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
@@ -196,7 +206,7 @@ def _search(config: AdaptConfig, grid: AttackConfig, material: Material, who: Su
 
 
 def _run(grid: AttackConfig, material: Material, who: Subject, cell: Cell) -> AttackResult:
-    return one_attack(grid, material, who, cell, kind="trial")
+    return one_attack(grid, material, who, replace(cell, guard=grid.guards[0]), kind="trial")
 
 
 def _try(
@@ -270,6 +280,6 @@ def _replayable(grid: AttackConfig, worst: Tried | None) -> dict[str, Any] | Non
         return None
     found = worst.settings
     listed = {f"{k}s": [found[k]] for k in ("learning_rate", "poison_ratio", "schedule", "poison")}
-    shared = {k: getattr(grid, k) for k in ("rows", "max_length", "every", "spacing", "guards")}
+    shared = {k: getattr(grid, k) for k in ("rows", "max_length", "guards")}
     sizes = {k: [found[k]] for k in ("steps", "batch_size", "lora_rank")}
     return {**listed, **sizes, "seeds": [found["seed"]], **shared}
