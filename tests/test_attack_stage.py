@@ -22,7 +22,7 @@ from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
 from holdfast.poisons.plain import Plain
-from holdfast.stages import presets
+from holdfast.stages import pipeline, presets
 from holdfast.stages.attack import AttackConfig, attack, cells_of
 from holdfast.stages.cell import Cell, Material, Watch
 from holdfast.stages.guarding import guard_of
@@ -372,6 +372,26 @@ def test_bad_grids_are_refused_before_the_first_attack(
     monkeypatch.setattr("holdfast.stages.attack.subject", lambda run, name: name)
     with pytest.raises(UsageError, match=message):
         attack(config(tmp_path, **{**WORLD, **changes}))
+
+
+def test_a_run_may_name_presets(tmp_path: Path) -> None:
+    data = {"alignment": "a", "harmful": "h", "test": "t"}
+    raw: dict[str, Any] = {"out": tmp_path, "model": "world", "data": data, "methods": {"sft": {}}}
+
+    def attacks(**options: Any) -> list[AttackConfig]:
+        shared = {"tasks": ["world_topic", "world_math"], **options}
+        planned = pipeline.plan(pipeline.parse({**raw, "attack": shared}, where="test"))
+        (call,) = (c.config for c in planned if isinstance(c.config, AttackConfig))
+        return presets.expanded(call)
+
+    paper, budget = attacks(preset=["paper", "budget"], rows=500)
+    assert (paper.rows, budget.rows, paper.tasks) == (500, 500, ["world_topic", "world_math"])
+    assert len(list(cells_of(paper))) == 2 * 4
+    # What ends at different checkpoints tracks nothing, though the run does.
+    assert (paper.track, budget.track) == ("a", None)
+    assert [one.guards[1] for one in attacks(preset="relearn")] == ["safe_instr"]
+    with pytest.raises(UsageError, match="'mild' is none of the presets"):
+        attacks(preset="mild")
 
 
 def test_a_wrong_size_is_named(tmp_path: Path) -> None:

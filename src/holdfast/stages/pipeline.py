@@ -316,6 +316,7 @@ def _evaluate(config: RunConfig, labels: list[str]) -> Call:
 
 def _attack(config: RunConfig, label: str) -> Call:
     from holdfast.stages.attack import AttackConfig
+    from holdfast.stages.presets import expanded
 
     tracked = config.track and label.rpartition("-s")[0] == SCORED
     settings = AttackConfig(
@@ -332,6 +333,7 @@ def _attack(config: RunConfig, label: str) -> Call:
             **config.attack,
         }
     )
+    expanded(settings)  # an unknown preset is refused before the alignment, not after it
     return Call("attack", label, settings)
 
 

@@ -118,7 +118,10 @@ def _filled(config: AttackConfig, spec: str) -> AttackConfig:
     taken = set(own).union(*(group for group in SAME if group & set(own)))
     grid = {key: value for key, value in preset.grid.items() if key not in taken}
     name = "-".join(part for part in (config.name, Path(spec).stem) if part)
-    cleared = {"preset": [], "replay": [], "name": name}
+    cleared: dict[str, Any] = {"preset": [], "replay": [], "name": name}
+    if grid.get("until_broken"):
+        # It ends attacks at different checkpoints, and what is tracked is counted over the same.
+        cleared["track"] = None
     try:
         return type(config).model_validate({**own, **grid, **cleared})
     except ValidationError as error:
