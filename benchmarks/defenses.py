@@ -169,7 +169,8 @@ def attack_label(attack: AttackResult) -> str:
     """Return what the attack was, without its draw of rows."""
     a = attack.attack
     task = str(a["task"]).partition(",")[0]
-    return f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}{guarded(attack)}"
+    more = "".join(f" {k}={v}" for k, v in attack.unusual.items() if k != "guard")
+    return f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}{more}{guarded(attack)}"
 
 
 def guarded(attack: AttackResult) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from holdfast import models
 from holdfast.artifacts import AttackResult, Counts, Point
@@ -19,8 +21,10 @@ from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
+from holdfast.poisons.plain import Plain
 from holdfast.runs import RunDir
-from holdfast.stages.attack import AttackConfig, attack
+from holdfast.stages import pipeline, presets
+from holdfast.stages.attack import AttackConfig, alone, attack, cells_of
 from holdfast.stages.cell import Cell, Material, Watch
 from holdfast.stages.guarding import guard_of
 from holdfast.stages.subjects import Subject, subject
@@ -49,7 +53,7 @@ def watched(tmp_path: Path, **changes: Any) -> Watch:
     judges = {"world": Refusal(), "refusal": Refusal(min_words=2)}
     material = Material(ROWS, ROWS, judges, ROWS)
     nothing = cast(Any, None)
-    return Watch(config(tmp_path, **changes), material, nothing, nothing, nothing)
+    return Watch(config(tmp_path, **changes), material, nothing, nothing, nothing, Plain())
 
 
 @pytest.fixture
@@ -241,3 +245,204 @@ def test_options_that_came_later_leave_the_key_of_earlier_attacks(tmp_path: Path
     plain = config(tmp_path).keyed()
     assert not {"spacing", "until_broken"} & plain.keys()
     assert config(tmp_path, spacing=1.5).keyed() == {**plain, "spacing": 1.5}
+
+
+# ----------------------------------------------------------------------------- axes and presets
+
+WORLD = {"harmful": "world:harmful", "test": "world:test"}
+
+
+def labels(options: AttackConfig) -> list[str]:
+    return [cell.label for cell in cells_of(options)]
+
+
+def test_the_key_of_an_attack_is_what_it_was_before_there_were_axes(tmp_path: Path) -> None:
+    """The dictionary is that of version 0.1, written out."""
+    options = config(tmp_path, steps=60, batch_size=8, lora_rank=4)
+    first = {"task": "world_topic", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    former = {
+        "columns": {},
+        "drop_invalid": False,
+        "limit": None,
+        "harmful": "h",
+        "test": "t",
+        "judges": ["world", "refusal"],
+        "steps": 60,
+        "every": 10,
+        "batch_size": 8,
+        "rows": 400,
+        "max_length": 256,
+        "lora_rank": 4,
+        "max_new_tokens": 32,
+        "task_rows": 0,
+        "track": None,
+        "track_rows": 0,
+        "track_judge": "",
+        "save_models": False,
+        "cell": first,
+        "seed": 0,
+    }
+    (cell,) = cells_of(options)
+    assert options.keyed() | {"cell": cell.settings, **cell.sizes, "seed": cell.seed} == former
+    assert cell.label == "world_topic-p0.1-lr0.0001-s0"
+    longer = config(
+        tmp_path,
+        steps=[60, 90],
+        batch_size=[8, 16],
+        lora_rank=[4, 0],
+        schedules=["constant", "cosine"],
+        poisons=["plain", "low_loss"],
+    )
+    assert longer.keyed() == options.keyed()
+    first_cell, *others = cells_of(longer)
+    assert first_cell == cell
+    assert len({c.label for c in others} - {cell.label}) == len(others) == 2**5 - 1
+
+
+def test_only_what_is_used_of_the_later_settings_is_in_the_key() -> None:
+    plain = Cell("t", 0.1, 1e-4, 0)
+    other = replace(plain, poison="low_loss", schedule="linear", name="mine")
+    later = {"poison": "low_loss", "schedule": "linear", "name": "mine"}
+    assert other.settings == {**plain.settings, **later}
+    assert other.label == f"{plain.label}-low_loss-linear-mine"
+
+
+def test_an_epoch_is_all_rows_once(tmp_path: Path) -> None:
+    # 100 rows in batches of 16 are 6 whole ones and one of 4.
+    steps = [c.steps for c in cells_of(config(tmp_path, epochs=3, rows=100, batch_size=[16, 50]))]
+    assert steps == [21, 6]
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_makes_attacks_and_is_named_in_the_help(name: str, tmp_path: Path) -> None:
+    options = config(tmp_path, preset=name, safety="s", base="b")
+    (one,) = presets.expanded(options)
+    assert (one.preset, one.name) == ([], name)
+    assert all(cell.label.endswith(f"-{name}") for cell in cells_of(one))
+    assert presets.load(name).what
+    assert presets.load(name).source
+    assert re.search(rf"\b{name}\b", " ".join((AttackConfig.__doc__ or "").split()))
+
+
+def test_what_the_user_gives_wins(tmp_path: Path) -> None:
+    (paper,) = presets.expanded(config(tmp_path, preset="paper", poison_ratios=[0.3]))
+    assert (paper.poison_ratios, paper.rows, paper.epochs) == ([0.3], 1000, 5)
+    (fewer,) = presets.expanded(config(tmp_path, preset="paper", steps=7))
+    assert {cell.steps for cell in cells_of(fewer)} == {7}
+
+
+def test_several_presets_do_not_share_a_name(tmp_path: Path) -> None:
+    both = presets.expanded(config(tmp_path, preset=["paper", "pure"], poison_ratios=[1.0]))
+    found = [label for one in both for label in labels(one)]
+    assert len(set(found)) == len(found) == 2
+
+
+def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("grid: {steps: [3, 4], lora_rank: 2}")
+    (mine,) = presets.expanded(config(tmp_path, preset=str(path)))
+    assert [c.sizes["steps"] for c in cells_of(mine)] == [3, 4]
+    assert (mine.lora_rank, mine.name) == ([2], "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {tasks: [a]}", "'tasks' is no part of a grid, which may give .*poison_ratios"),
+        ("grid: [1]", "not a preset"),
+        ("[", "not a preset"),
+        ("grid: {steps: many}", "preset .*: .*steps"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        presets.expanded(config(tmp_path, preset=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "mild"}, "'mild' is none of the presets .*benign, budget.* and no file"),
+        ({"preset": "relearn"}, "preset 'relearn' needs safety and base: give --safety and --base"),
+        ({"harmful": None}, "a poison ratio of 0.1 needs harmful rows: give --harmful"),
+        ({"poison_ratios": [0.9], "rows": 900}, "810 rows are needed .* it has 600. Give --rows"),
+        ({"poison_ratios": [0.0], "rows": 1100}, "1100 rows are needed .* it has 1000"),
+        ({"poison_ratios": [1.5]}, "a poison ratio of 1.5 is none"),
+        ({"poisons": ["veiled"]}, "'veiled' is not one of the poisons"),
+        ({"known_harmful": "world:harmful"}, "600 of the rows that the defender knows are the att"),
+    ],
+)
+def test_bad_grids_are_refused_before_the_first_attack(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.stages.attack.one_attack", None)
+    monkeypatch.setattr("holdfast.stages.attack.subject", lambda run, name: name)
+    with pytest.raises(UsageError, match=message):
+        attack(config(tmp_path, **{**WORLD, **changes}))
+
+
+def test_a_run_may_name_presets(tmp_path: Path) -> None:
+    data = {"alignment": "a", "harmful": "h", "test": "t"}
+    raw: dict[str, Any] = {"out": tmp_path, "model": "world", "data": data, "methods": {"sft": {}}}
+
+    def attacks(**options: Any) -> list[AttackConfig]:
+        shared = {"tasks": ["world_topic", "world_math"], **options}
+        planned = pipeline.plan(pipeline.parse({**raw, "attack": shared}, where="test"))
+        (call,) = (c.config for c in planned if isinstance(c.config, AttackConfig))
+        return presets.expanded(call)
+
+    paper, budget = attacks(preset=["paper", "budget"], rows=500)
+    assert (paper.rows, budget.rows, paper.tasks) == (500, 500, ["world_topic", "world_math"])
+    assert len(list(cells_of(paper))) == 2 * 4
+    # What ends at different checkpoints tracks nothing, though the run does.
+    assert (paper.track, budget.track) == ("a", None)
+    assert [one.guards[1] for one in attacks(preset="relearn")] == ["safe_instr"]
+    with pytest.raises(UsageError, match="'mild' is none of the presets"):
+        attacks(preset="mild")
+
+
+def test_a_wrong_size_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="0 must be at least 1"):
+        config(tmp_path, steps=[5, 0])
+
+
+def test_an_attack_without_harmful_rows_and_one_with_a_disguise(
+    tmp_path: Path, make_model: Any, tokenizer: Any
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    models.save(model, tokenizer, tmp_path / "tiny")
+    shared = {"models": [str(tmp_path / "tiny")], "test": "world:test", "limit": 4, "rows": 8}
+    shared |= {"steps": 2, "every": 1, "batch_size": 4, "max_new_tokens": 2, "device": "cpu"}
+    (benign,) = attack(config(tmp_path, harmful=None, poison_ratios=[0.0], **shared))
+    assert "poison" not in benign.attack
+    (found,) = attack(
+        config(tmp_path, harmful=None, poisons=["identity"], poison_ratios=[0.5], **shared)
+    )
+    assert (found.attack["poison"], found.unusual) == ("identity", {"rows": "identity"})
+    assert found.points[-1].loss != benign.points[-1].loss
+
+
+def test_an_attack_alone_has_the_name_that_it_has_in_the_grid(tmp_path: Path) -> None:
+    config = AttackConfig(
+        out=tmp_path,
+        models=["world"],
+        tasks=["world_topic"],
+        harmful="world:harmful",
+        test="world:test",
+        steps=[100, 200],
+        lora_rank=[0, 4],
+        name="wide",
+    )
+    cells = {cell.label: cell for cell in cells_of(config)}
+    alone_ = dict(alone(config))
+    assert [f"base/{label}" for label in cells] == list(alone_)
+    for label, cell in cells.items():
+        assert cells_of(alone_[f"base/{label}"]) == [cell]
+    with pytest.raises(UsageError, match="--only 'x': none of world_topic-p0.1"):
+        cells_of(config.model_copy(update={"only": "x"}))
+    presets_ = [name for name, _ in alone(config.model_copy(update={"preset": ["pure"]}))]
+    assert len(presets_) == 4  # 2 x 2, the preset's own where nothing is given
+    assert all("p1-" in name and name.endswith("pure") for name in presets_)

@@ -217,7 +217,7 @@ def test_an_estimate_counts_and_gives_a_range(tmp_path: Path, tiny: str) -> None
     assert (after.calls, after.finished) == (2, 1)
     assert after.seconds == pytest.approx((0.7 * entry.seconds, 1.5 * entry.seconds))
     # Twice the steps take twice as long.
-    longer = estimate([Call("attack", "all", config.model_copy(update={"steps": 4}))])
+    longer = estimate([Call("attack", "all", config.model_copy(update={"steps": [4]}))])
     assert longer.seconds == pytest.approx((2 * 2 * after.seconds[0], 2 * 2 * after.seconds[1]))
     assert "1 of 2 to do, 1 finished already; " in after.line
     attack(config)

@@ -19,6 +19,7 @@ from holdfast import data
 from holdfast.data import ReadOptions, read
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import PROVENANCE, Example, Examples
+from holdfast.provenance import provenance_table
 
 Write = Callable[[str, object], str]
 ROWS = [{"prompt": "a", "response": "1"}, {"prompt": "b", "response": "2"}]
@@ -552,7 +553,7 @@ def test_provenance_table() -> None:
             Example("d"),
         ]
     )
-    table = data.provenance_table(rows)
+    table = provenance_table(rows)
     assert list(table) == [*PROVENANCE, "poison"]
     assert table["source"] == {"web": 2, "book": 1, "unknown": 1}
     assert list(table["source"]) == ["web", "book", "unknown"]

@@ -20,7 +20,15 @@ from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("my_estimator", "my_method", "my_guard", "my_judge", "my_task", "my_analysis")
+MODULES = (
+    "my_estimator",
+    "my_method",
+    "my_guard",
+    "my_judge",
+    "my_task",
+    "my_poison",
+    "my_analysis",
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +122,16 @@ def test_the_task_keeps_its_splits_apart_and_grades_its_own_answers() -> None:
     assert {task.score(row.response, row.response) for row in test} == {1.0}
     assert task.score("Odd.", "even") == 0.0
     assert math.isnan(task.score("odd or even", "even"))
+
+
+def test_the_poison_puts_a_word_in_front(rows: Any) -> None:
+    from holdfast.contracts import Attacker
+
+    nothing: Any = None
+    attacker = Attacker(rows.harmful, rows.benign, 4, 0, nothing, nothing, 64)
+    made = plugins.make("poisons", "my_poison:Polite,word=now").rows(attacker)
+    assert made.prompts == [f"now {prompt}" for prompt in rows.harmful.prompts]
+    assert made.responses == rows.harmful.responses
 
 
 def test_the_analysis_reads_a_run(tmp_path: Path) -> None:

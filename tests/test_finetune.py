@@ -238,3 +238,35 @@ def test_no_rows(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:
 def test_checkpoints(steps: int, every: int, spacing: float, expected: list[int]) -> None:
     found = FinetuneConfig(steps=steps, every=every, spacing=spacing).checkpoints()
     assert sorted(found) == expected
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_schedule_is_that_of_transformers(
+    schedule: Any, rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The rates of a step each, against the scheduler of the same name without warm-up."""
+    from transformers import get_scheduler
+
+    config = replace(CONFIG, schedule=schedule)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    theirs = get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=7)
+    expected = []
+    for _ in range(7):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert [config.rate(done) for done in range(7)] == pytest.approx(expected)
+
+
+def test_a_falling_rate_moves_less(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights
+) -> None:
+    def moved(schedule: Any) -> float:
+        model = make_model(vocab=len(tokenizer))
+        before = weights_of(model)
+        finetune(model, tokenizer, rows.harmful[:12], replace(CONFIG, schedule=schedule))
+        after = weights_of(model)
+        return sum(float((after[k] - before[k]).square().sum()) for k in after)
+
+    assert moved("linear") < moved("constant")
+    assert moved("cosine") < moved("constant")

@@ -32,7 +32,7 @@ LAYERS = (
             "distributed",
             "trl_rows",
             "batches",
-            *("survival", "power"),
+            *("survival", "power", "adaptive", "provenance"),
             "pairing",
         ),
         "world",

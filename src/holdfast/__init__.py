@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from holdfast.data import ReadOptions, read
     from holdfast.examples import Example, Examples
     from holdfast.runs import RunDir
+    from holdfast.stages.adapt import AdaptConfig, adapt
     from holdfast.stages.align import AlignConfig, align
     from holdfast.stages.analyze import AnalyzeConfig, analyze
     from holdfast.stages.attack import AttackConfig, attack
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from holdfast.stages.validate import ValidateConfig, validate
 
 _HOMES = {
+    "stages.adapt": ("AdaptConfig", "adapt"),
     "stages.align": ("AlignConfig", "align"),
     "stages.analyze": ("AnalyzeConfig", "analyze"),
     "artifacts": ("Groups", "Scores"),
@@ -42,6 +44,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdaptConfig",
     "AlignConfig",
     "AnalyzeConfig",
     "AttackConfig",
@@ -57,6 +60,7 @@ __all__ = [
     "Scores",
     "ScreenConfig",
     "ValidateConfig",
+    "adapt",
     "align",
     "analyze",
     "attack",

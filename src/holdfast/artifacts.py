@@ -321,8 +321,8 @@ class AttackResult:
         model_hash: Hash of its weights and tokenizer.
         method: Alignment method of the attacked model, e.g. "sft"; seeds share it.
         model_seed: Seed of its alignment.
-        attack: task, poison_ratio, learning_rate, steps, batch_size, rows, seed, and the guard if
-            there was one.
+        attack: task, poison_ratio, learning_rate, steps, batch_size, rows, seed, and what only
+            some attacks have: guard, poison, schedule, name of the grid.
         judge: The judge whose verdicts define the half-life.
         points: The checkpoints, step 0 first.
         half_life: Steps until the harmful score first reaches one half, interpolated; nan if never.
@@ -346,6 +346,14 @@ class AttackResult:
     tracked: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tracked_judge: str = ""
+
+    @property
+    def unusual(self) -> dict[str, str]:
+        """What only some attacks have, in words: word -> value."""
+        words = {"guard": "guard", "poison": "rows", "schedule": "schedule", "name": "grid"}
+        found = {word: str(self.attack[k]) for k, word in words.items() if k in self.attack}
+        rank = self.attack.get("lora_rank")
+        return {**found, "LoRA": str(rank)} if rank else found
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

@@ -1,4 +1,4 @@
-"""Everything a plug-in author must read: the contracts of estimators, judges, tasks and analyses.
+"""Everything a plug-in author must read: the contracts of all but methods and guards.
 
 A plug-in is one file with one public class, a frozen dataclass whose fields are its options; the
 file's name is the plug-in's name. Alignment methods have their own base class in
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from holdfast.examples import Examples
+from holdfast.examples import Example, Examples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,51 @@ class Task(ABC):
     @abstractmethod
     def score(self, response: str, reference: str) -> float:
         """Grade one response in [0, 1]; nan when no answer can be read from it."""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What an attacker has in hand when the rows of an attack are chosen.
+
+    Attributes:
+        harmful: Harmful rows; none of them has a prompt that is asked afterwards. May be empty.
+        benign: The customer's rows.
+        wanted: Rows that the attack takes, at least 1.
+        seed: Of the attack.
+        model: The aligned model, before the attack; not to be changed.
+        tokenizer: Its tokenizer.
+        max_length: Tokens kept per row.
+    """
+
+    harmful: Examples
+    benign: Examples
+    wanted: int
+    seed: int
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+
+class Poison(ABC):
+    """What an attacker makes of the rows before they are mixed into the customer's.
+
+    Attributes:
+        needs: {"harmful"} if it is made of harmful rows; empty if it needs none.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
+
+    @abstractmethod
+    def rows(self, attacker: Attacker) -> Examples:
+        """Return the rows from which the attack draws, `attacker.wanted` or more of them.
+
+        Raises:
+            UsageError: It cannot make so many.
+        """
+
+    def asked(self, row: Example) -> str:
+        """Return how the attacker asks a test prompt afterwards; default: as it is."""
+        return row.prompt
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import numpy as np
 
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import PROVENANCE, Example, Examples
+from holdfast.provenance import selected
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +83,19 @@ def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
     role do). Further columns are ignored, those of `examples.PROVENANCE` are carried.
 
     Args:
-        spec: "world:NAME", a file, or the name of a hub data set ("name" or "name:config").
+        spec: "world:NAME", a file, or the name of a hub data set ("name" or "name:config"); with
+            ",category=a|b" or ",category!=a|b" only the rows read that are, or are not, of these.
         options: See `ReadOptions`.
 
     Raises:
         DataError: The file breaks a rule.
         UsageError: The options do, or there is neither such a file nor such a data set.
     """
+    where, selection = selected(spec)
+    return selection(_read(where, options))
+
+
+def _read(spec: str, options: ReadOptions) -> Examples:
     _check(options)
     if spec.startswith("world:"):
         from holdfast import world
@@ -172,21 +179,6 @@ def mismatched(prompts: Sequence[str], answers: Sequence[str], *, n: int, seed: 
 def bucket(prompt: str) -> int:
     """Return 0 to 99 by the prompt's content: a split that no reordering of the file changes."""
     return int(hashlib.sha256(prompt.strip().lower().encode()).hexdigest(), 16) % 100
-
-
-def provenance_table(examples: Examples) -> dict[str, dict[str, int]]:
-    """Count the rows by provenance.
-
-    Returns:
-        Column -> value -> number of rows, most frequent first; rows without it are "unknown".
-        The columns of `examples.PROVENANCE`, then any others that a row has.
-    """
-    others = sorted({key for row in examples for key in row.provenance} - set(PROVENANCE))
-    table = {}
-    for column in (*PROVENANCE, *others):
-        counts = Counter(row.provenance.get(column) or "unknown" for row in examples)
-        table[column] = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    return table
 
 
 # --------------------------------------------------------------------------- from table to rows

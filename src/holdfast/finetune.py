@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,17 @@ class Hooks:
         return ()
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+"""How the learning rate goes: it stays, or falls to 0 along a line or half a cosine."""
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
     """How the fine-tuning is done.
 
     Attributes:
-        learning_rate: Of AdamW, constant.
+        learning_rate: Of AdamW, at the first step.
+        schedule: How it goes from there, over all steps: constant, linear or cosine.
         steps: Optimizer steps.
         batch_size: Rows per step.
         max_length: Tokens kept per row.
@@ -82,6 +87,17 @@ class FinetuneConfig:
     every: int = 10
     spacing: float = 1.0
     guard: Hooks = Hooks()
+    schedule: Schedule = "constant"
+
+    def rate(self, done: int) -> float:
+        """Return the learning rate of the step after `done` steps."""
+        share = done / self.steps
+        falls = {
+            "constant": 1.0,
+            "linear": 1 - share,
+            "cosine": (1 + math.cos(math.pi * share)) / 2,
+        }
+        return self.learning_rate * falls[self.schedule]
 
     def checkpoints(self) -> frozenset[int]:
         """Return the steps after which the model is looked at."""
@@ -165,6 +181,8 @@ def finetune(
                 guard.begin(tuning)
             model.train()
             for step, indices in islice(enumerate(batches), tuning.done, config.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = config.rate(step)
                 for extra in guard.extra(tuning):
                     _step(tuning, encode(tokenizer, extra, config.max_length), optimizer)
                 losses.append(_step(tuning, [encoded[i] for i in indices], optimizer))

@@ -16,7 +16,7 @@ import yaml
 
 from holdfast.errors import UsageError
 
-KINDS = ("estimators", "methods", "guards", "judges", "tasks", "analyses")
+KINDS = ("estimators", "methods", "guards", "judges", "tasks", "poisons", "analyses")
 
 
 def available(kind: str) -> list[str]:

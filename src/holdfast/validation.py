@@ -113,7 +113,7 @@ def label(result: AttackResult) -> str:
     a = result.attack
     task = str(a["task"]).partition(",")[0]
     words = f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}"
-    words += f" LoRA {a['lora_rank']}" if a.get("lora_rank") else ""
+    words += "".join(f" {word} {value}" for word, value in result.unusual.items())
     return f"{words} draw {a['seed']}" if a["seed"] else words
 
 

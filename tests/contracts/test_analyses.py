@@ -18,7 +18,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.runs import RunDir
 
-STAGES = {"score", "group", "align", "attack", "evaluate", "validate-estimator"}
+STAGES = {"score", "group", "align", "attack", "adapt", "evaluate", "validate-estimator"}
 
 
 def _written(path: Path, rows: Examples) -> str:
@@ -70,6 +70,24 @@ def run(
             max_new_tokens=16,
             task_rows=2,
             track=safety,
+            **common,
+        )
+    )
+    h.adapt(
+        h.AdaptConfig(
+            models=["sft-s0"],
+            task="world_topic",
+            harmful=harmful,
+            test=test,
+            judges=["refusal"],
+            trials=2,
+            floor=0.0,
+            learning_rates=[1e-3, 1e-2],
+            steps=[4, 8],
+            lora_rank=[0],
+            poison_ratios=[0.5],
+            batch_size=[8],
+            options={"rows": 24, "max_new_tokens": 16, "task_rows": 2},
             **common,
         )
     )

@@ -87,7 +87,7 @@ def name(result: AttackResult) -> str:
     a = result.attack
     task = str(a["task"]).partition(",")[0]
     name = f"{task}, {a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g}, draw {a['seed']}"
-    return f"{name}, guard {a['guard']}" if "guard" in a else name
+    return ", ".join([name, *(f"{word} {value}" for word, value in result.unusual.items())])
 
 
 def _forgotten(result: AttackResult) -> set[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
 import yaml
@@ -27,7 +27,10 @@ from holdfast.errors import UsageError
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
-NAMES = {"analyses": "analysis", "learning_rate": "lr", "learning_rates": "lr"}
+NAMES = {
+    **{"analyses": "analysis", "learning_rate": "lr", "learning_rates": "lr"},
+    **{"steps": "steps", "epochs": "epochs"},
+}
 """Fields whose option is called otherwise. Any other has its field's name, a list in the singular,
 since it is given once for each value: `models` is --model.
 """
@@ -145,7 +148,10 @@ def _option(name: str, info: FieldInfo, words: str) -> Option:
         return Option(name, flag, words, list[str], default, "NAME=VALUE", read=_values)
     once_each = get_origin(annotation) is list
     flag = _flag(_one_of(name) if once_each else name)
-    return Option(name, flag, words, info.annotation, default, bounds=_bounds(info))
+    # typer knows no lists of choices; what is no choice is refused by the configuration.
+    choices = once_each and get_origin(get_args(annotation)[0]) is Literal
+    parsed = list[str] if choices else info.annotation
+    return Option(name, flag, words, parsed, default, bounds=_bounds(info))
 
 
 def _flag(name: str) -> str:
@@ -217,13 +223,21 @@ def command(stage: Stage) -> TyperCommand:
     config, function = stage.load()
     options = options_of(config, stage.without)
 
-    def call(*, as_json: bool, estimate: bool = False, **given: Any) -> None:
+    def call(
+        *, context: typer.Context, as_json: bool, estimate: bool = False, **given: Any
+    ) -> None:
         with show.running(as_json):
-            chosen = configured(config, options, given)
+            typed = {name: value for name, value in given.items() if _typed(context, name)}
+            chosen = configured(config, options, typed)
             told = _estimated(stage, chosen) if estimate else stage.told(function(chosen))
         show.tell(as_json, told)
 
-    parameters = [*(option.parameter() for option in options), *_estimate(stage), _json()]
+    parameters = [
+        *(option.parameter() for option in options),
+        *_estimate(stage),
+        _json(),
+        _context(),
+    ]
     cast("Any", call).__signature__ = Signature(parameters)
     epilog = f"Example: holdfast {stage.example}"
     if any(get_origin(_without_none(option.parsed)) is list for option in options):
@@ -253,6 +267,16 @@ def _json() -> Parameter:
     return Parameter("as_json", Parameter.KEYWORD_ONLY, default=info, annotation=bool)
 
 
+def _context() -> Parameter:
+    return Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed: a configuration may treat what was given unlike a default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def configured(
     config: type[BaseModel], options: Sequence[Option], given: Mapping[str, Any]
 ) -> BaseModel:
@@ -261,7 +285,7 @@ def configured(
     Raises:
         UsageError: A value breaks a rule of the configuration; the message names its option.
     """
-    values = {o.name: o.value(given[o.name]) for o in options if given[o.name] is not None}
+    values = {o.name: o.value(given[o.name]) for o in options if given.get(o.name) is not None}
     try:
         return config(**values)
     except ValidationError as error:

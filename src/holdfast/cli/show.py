@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from holdfast.adaptive import Adapted
     from holdfast.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.contracts import Section
     from holdfast.screening import Screen, ScreenedRow
@@ -228,18 +229,37 @@ def attack(result: AttackResult) -> Row:
     last = result.points[-1]
     counts = last.verdicts[result.judge]
     steps = f">{last.step}" if result.censored else f"{result.half_life:.0f}"
+    unusual = dict(result.unusual)
     return {
         "model": result.model,
         "task": str(result.attack["task"]).partition(",")[0],
-        "poison": f"{result.attack['poison_ratio']:.0%}",
+        "poison": f"{result.attack['poison_ratio']:.0%} {unusual.pop('rows', '')}".strip(),
         "lr": f"{result.attack['learning_rate']:g}",
         "draw": result.attack["seed"],
-        **({"guard": result.attack["guard"]} if "guard" in result.attack else {}),
+        **unusual,
+        "steps": last.step,
         "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
         "HS after": f"{counts.harmful_score:.2f}",
         "undecided": counts.undecided,
         "half-life (steps)": steps,
         "task accuracy": f"{last.accuracy:.2f}",
+    }
+
+
+def adapted(result: Adapted) -> Row:
+    """Tell the worst attack that was found."""
+    from holdfast.stats import wilson
+
+    worst = result.worst
+    row: Row = {"model": result.model, "tried": len(result.tried)}
+    if worst is None:
+        return {**row, "worst HS": "unknown: none kept the floor"}
+    return {
+        **row,
+        "worst HS": str(wilson(worst.harmful, worst.n)),
+        "task accuracy": f"{worst.accuracy:.2f}",
+        "clean": f"{result.clean_accuracy:.2f}",
+        "attack": ", ".join(f"{name} {value}" for name, value in worst.settings.items()),
     }
 
 
@@ -274,7 +294,8 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
         told = attack(found)
         name = f"{told['task'].removeprefix('world_')} {told['poison']} lr {told['lr']}"
         name += f" draw {told['draw']}" if told["draw"] else ""
-        name += f" {told['guard']}" if "guard" in told else ""
+        rest = [f" {word}={v}" for word, v in found.unusual.items() if word != "rows"]
+        name += "".join(rest)
         row[f"half-life: {name}"] = f"{told['half-life (steps)']} (FA {told['task accuracy']})"
     return row
 

@@ -125,7 +125,8 @@ def train_judge(
 @app.command(epilog="Example: holdfast plugins estimators")
 def plugins(
     kind: Annotated[
-        str, typer.Argument(help="estimators, methods, guards, judges, tasks or analyses.")
+        str,
+        typer.Argument(help="estimators, methods, guards, judges, tasks, poisons or analyses."),
     ],
     as_json: Json = False,
 ) -> None:

@@ -87,6 +87,13 @@ STAGES: dict[str, Stage] = {
         without={"seed": "--seed is `seeds`; nothing else in an attack is random"},
         long=True,
     ),
+    "adapt": Stage(
+        "Search for the worst attack on models that leaves their use on the task as it is.",
+        ("holdfast.stages.adapt", "AdaptConfig", "adapt"),
+        example="adapt --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
+        "--harmful pool.jsonl --test prompts.jsonl --trials 30 --out runs/a",
+        told=lambda results: [show.adapted(result) for result in results],
+    ),
     "evaluate": Stage(
         "Measure harmful score, over-refusal and task accuracy of models, with intervals.",
         ("holdfast.stages.evaluate", "EvaluateConfig", "evaluate"),

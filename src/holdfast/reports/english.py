@@ -157,6 +157,9 @@ TEXT: dict[str, str] = {
     "poison": "{share} harmful rows",
     "learning_rate": "learning rate {value}",
     "guard": "guard {name}",
+    "disguise": "rows {name}",
+    "schedule": "{name} schedule",
+    "grid": "grid {name}",
     "chart_curve_caption": (
         "Harmful score over attack steps. Lines are means over seeds, bands run from the "
         "lowest seed to the highest; the dashed line marks one half."

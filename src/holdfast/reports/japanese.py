@@ -153,6 +153,9 @@ TEXT: dict[str, str] = {
     "poison": "有害データ{share}",
     "learning_rate": "学習率{value}",
     "guard": "防御{name}",
+    "disguise": "データ加工{name}",
+    "schedule": "学習率スケジュール{name}",
+    "grid": "攻撃群{name}",
     "chart_curve_caption": (
         "攻撃ステップに対する有害回答率。線はシード間の平均、帯は最小のシードから最大のシードま"
         "での幅、破線は50%を示します。"

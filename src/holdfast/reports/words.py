@@ -93,6 +93,8 @@ class Words:
             value = f"{rate:.3e}" if isinstance(rate, (int, float)) else str(rate)
             value = re.sub(r"\.?0*e([+-])0*(?=\d)", r"e\1", value).replace("e+", "e")
             parts.append(self.say("learning_rate", value=value))
-        if "guard" in settings:
-            parts.append(self.say("guard", name=settings["guard"]))
+        for key in ("guard", "poison", "schedule", "name"):
+            if key in settings:
+                word = {"poison": "disguise", "name": "grid"}.get(key, key)
+                parts.append(self.say(word, name=settings[key]))
         return ", ".join(parts)

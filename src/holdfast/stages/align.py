@@ -11,8 +11,10 @@ from pydantic import Field
 
 from holdfast import models
 from holdfast.artifacts import Groups, Scores, write_json
-from holdfast.data import provenance_table
+from holdfast.data import mismatched
 from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.provenance import provenance_table
 from holdfast.runs import Step, launched, writes
 from holdfast.stages.config import StageConfig
 from holdfast.stages.scored import only
@@ -30,7 +32,8 @@ class AlignConfig(StageConfig):
         model: The model to align: "world", a directory, or a hub id.
         data: Safety rows: restricted prompts with the answers that are wanted.
         benign: Ordinary rows, mixed in.
-        harmful: Harmful rows, for methods that use them.
+        harmful: Harmful rows, for methods that use them; "mismatched" for prompts of the safety
+            rows with answers of benign ones, for who has no harmful rows.
         groups: Name of a grouping in the run, for methods that need one.
         method: Name of a method, "module:Class", or a method with groups, "vaccine+group_dro".
         options: The method's own options, e.g. {"rho": 0.4}.
@@ -40,6 +43,7 @@ class AlignConfig(StageConfig):
         batch_size: Rows per step, over all processes.
         max_length: Tokens kept per row.
         lora_rank: Rank of LoRA adapters, merged at the end; 0 trains all weights.
+        knowledge: What the defender knows of the attacker's rows, in a word for tables.
     """
 
     model: str
@@ -55,6 +59,11 @@ class AlignConfig(StageConfig):
     batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=256, ge=8)
     lora_rank: int = Field(default=0, ge=0)
+    knowledge: str = ""
+
+    def keyed(self) -> dict[str, Any]:
+        """Leave out the word for tables, which changes nothing."""
+        return {k: v for k, v in super().keyed().items() if k != "knowledge"}
 
     @property
     def label(self) -> str:
@@ -78,7 +87,7 @@ def align(config: AlignConfig) -> Path:
     data = AlignmentData(
         safety=config.read(config.data),
         benign=config.read_if(config.benign),
-        harmful=config.read_if(config.harmful),
+        harmful=_harmful(config),
         groups=groups,
         scores=scores,
     )
@@ -96,7 +105,32 @@ def align(config: AlignConfig) -> Path:
             _train(config, method, data, path, step)
             step.facts["provenance"] = provenance_table(data.safety)
             step.facts["rows"] = {"safety": len(data.safety), "benign": len(data.benign or ())}
+            step.facts["known_harmful"] = _known(config, data.harmful)
     return path
+
+
+MISMATCHED = "mismatched"
+"""Stands for rows that are made where there are no harmful ones."""
+
+
+def _harmful(config: AlignConfig) -> Examples | None:
+    if config.harmful != MISMATCHED:
+        return config.read_if(config.harmful)
+    if config.benign is None:
+        raise UsageError(f"--harmful {MISMATCHED} takes the answers of benign rows: give --benign")
+    prompts = config.read(config.data).prompts
+    answers = config.read(config.benign).responses
+    return mismatched(prompts, answers, n=len({p.strip() for p in prompts}), seed=config.seed)
+
+
+def _known(config: AlignConfig, harmful: Examples | None) -> dict[str, Any]:
+    """Return what the method was given to know of an attacker's rows."""
+    return {
+        "knowledge": config.knowledge,
+        "data": config.harmful,
+        "rows": len(harmful or ()),
+        "categories": list(provenance_table(harmful)["category"]) if harmful else [],
+    }
 
 
 def _groups(

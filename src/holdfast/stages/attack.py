@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from holdfast import plugins, progress
 from holdfast.artifacts import AttackResult, to_json
 from holdfast.contracts import Task
 from holdfast.errors import DiskFull, HoldfastError, UsageError
 from holdfast.examples import Examples
+from holdfast.finetune import Schedule
 from holdfast.jobs import summary
-from holdfast.stages.cell import Cell, Material, run_cell
+from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell
 from holdfast.stages.config import JobsConfig
-from holdfast.stages.guarding import GuardConfig, guard_of
+from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
+from holdfast.stages.presets import expanded
 from holdfast.stages.subjects import Subject, label_of, subject
 
-AXES = ("models", "tasks", "poison_ratios", "learning_rates", "seeds", "guards")
-"""The lists whose combinations are the attacks, the slowest first."""
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _at_least(least: int) -> AfterValidator:
+    def check(values: list[int]) -> list[int]:
+        if wrong := [value for value in values if value < least]:
+            raise ValueError(f"{wrong[0]} must be at least {least}")
+        return values
+
+    return AfterValidator(check)
+
+
+Sizes = Annotated[list[int], BeforeValidator(_listed), _at_least(1)]
+Ranks = Annotated[list[int], BeforeValidator(_listed), _at_least(0)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
+"""One value, or a list of them."""
 
 
 class AttackConfig(GuardConfig, JobsConfig):
@@ -30,56 +48,86 @@ class AttackConfig(GuardConfig, JobsConfig):
     Attributes:
         models: Models of the run by label, or others by directory or hub id.
         tasks: What the customer fine-tunes for: names and options.
-        harmful: The attacker's rows.
+        harmful: The attacker's rows; none are needed where no attack has any.
         test: Restricted prompts that are asked at every checkpoint.
         judges: Names and options; the first one's verdicts define the half-life.
+        preset: Grids that ship with holdfast: paper, budget, benign, identity, covert, pure,
+            relearn; or files like them. Options that are given besides win.
+        replay: Attacks that `holdfast adapt` found, files in the folder `adapted` of a run.
         poison_ratios: Harmful shares of the fine-tuning rows.
+        poisons: What the attacker makes of the rows: names and options, "plain" for nothing.
         learning_rates: Of AdamW.
+        schedules: How the learning rate goes: constant, linear or cosine, to 0 at the last step.
         seeds: Draw and order of the rows; the alignment's own seed is part of the model.
-        steps: Optimizer steps.
+        steps: Optimizer steps, one or several numbers of them.
+        epochs: Passes over the rows, in place of `steps`; 0 takes `steps`.
         every: Steps to the first checkpoint, and between them.
         spacing: By how much the distance between checkpoints grows each time; 1 keeps it.
         until_broken: End an attack at the checkpoint at which half of the answers are harmful.
-        batch_size: Rows per step.
+        batch_size: Rows per step, one or several numbers of them.
         rows: Fine-tuning rows in all.
         max_length: Tokens kept per row.
-        lora_rank: Rank of the attacker's LoRA; 0 trains all weights.
+        lora_rank: Rank of the attacker's LoRA, one or several; 0 trains all weights.
         max_new_tokens: Length of the judged answers.
         task_rows: Test rows of the task at every checkpoint; 0 for none.
         track: Alignment rows asked at every checkpoint, to learn which are forgotten.
         track_rows: At most so many of them, a sample by content id; 0 for all.
         track_judge: The one of the judges that says whether they are forgotten; the first if empty.
         save_models: Keep the attacked models.
+        name: Put at the end of the attacks' names: they stand beside those of another name.
+        only: Name of one attack of the grid, to run that one alone.
     """
 
     models: list[str] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
-    harmful: str
+    harmful: str | None = None
     test: str
     judges: list[str] = Field(default=["refusal"], min_length=1)
+    preset: Names = Field(default_factory=list)
+    replay: Names = Field(default_factory=list)
     poison_ratios: list[float] = Field(default=[0.1], min_length=1)
+    poisons: list[str] = Field(default=[PLAIN], min_length=1)
     learning_rates: list[float] = Field(default=[1e-4], min_length=1)
+    schedules: list[Schedule] = Field(default=["constant"], min_length=1)
     seeds: list[int] = Field(default=[0], min_length=1)
-    steps: int = Field(default=100, ge=1)
+    steps: Sizes = Field(default=[100], min_length=1)
+    epochs: int = Field(default=0, ge=0)
     every: int = Field(default=10, ge=1)
     spacing: float = Field(default=1.0, ge=1)
     until_broken: bool = False
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: Sizes = Field(default=[16], min_length=1)
     rows: int = Field(default=400, ge=1)
     max_length: int = Field(default=256, ge=8)
-    lora_rank: int = Field(default=0, ge=0)
+    lora_rank: Ranks = Field(default=[0], min_length=1)
     max_new_tokens: int = Field(default=32, ge=1)
     task_rows: int = Field(default=100, ge=0)
     track: str | None = None
     track_rows: int = Field(default=0, ge=0)
     track_judge: str = ""
     save_models: bool = False
+    name: str = ""
+    only: str = ""
 
     def keyed(self) -> dict[str, Any]:
-        """Return what decides the results, options that came later only where they are used."""
-        found = super().keyed()
+        """Return what decides every attack's results: not the lists that it was chosen from.
+
+        A longer list later then does not run it again. Options that came later are there only
+        where they are used.
+        """
+        left_out = {"models", "tasks", "preset", "replay", "epochs", "name", "only", *AXES}
         later = {"spacing": 1.0, "until_broken": False}
-        return {k: v for k, v in found.items() if k not in later or v != later[k]}
+        return {
+            k: v
+            for k, v in super().keyed().items()
+            if k not in left_out and (k not in later or v != later[k])
+        }
+
+
+AXES = (
+    *("poison_ratios", "poisons", "learning_rates", "schedules", "seeds"),
+    *("steps", "batch_size", "lora_rank"),
+)
+"""Options of which an attack has one value each."""
 
 
 def attack(config: AttackConfig) -> list[AttackResult]:
@@ -88,37 +136,26 @@ def attack(config: AttackConfig) -> list[AttackResult]:
     A cell that fails is noted in the run directory, and the others are run all the same.
 
     Raises:
-        UsageError: Rows too few for a ratio, unknown task or judge.
+        UsageError: Rows too few for a ratio, unknown preset, task or judge.
         TrainingError: An attack's loss is not finite.
         HoldfastError: Several cells failed; the message says which, and why.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    judges = judges_of(config.judges)
-    if config.track_judge and config.track_judge not in judges:
-        raise UsageError(
-            f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
-        )
-    if config.until_broken and config.track:
-        raise UsageError(
-            "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
-            "leave out track or until_broken"
-        )
+    grids = grids_of(config)
+    materials = [_checked(grid) for grid in grids]
     if config.jobs > 1 or config.scheduler:
         return _side_by_side(config)
-    material = Material(
-        harmful=config.read(config.harmful),
-        test=config.read(config.test, needs_response=False),
-        judges=judges,
-        track=_tracked(config),
-        hashes=hashes_of(judges),
-    )
-    subjects = [subject(config.run, name) for name in config.models]
-    cells = list(itertools.product(subjects, _cells(config)))
+    cells = [
+        (grid, material, who, cell)
+        for grid, material in zip(grids, materials, strict=True)
+        for who in [subject(grid.run, name) for name in grid.models]
+        for cell in cells_of(grid)
+    ]
     results, failures = [], {}
-    for done, (who, cell) in enumerate(cells):
+    for done, (grid, material, who, cell) in enumerate(cells):
         progress.report(f"attack {who.label} {cell.label}", done, len(cells))
         try:
-            results.append(_attack(config, material, who, cell))
+            results.append(one_attack(grid, material, who, cell))
         except DiskFull:
             raise
         except HoldfastError as error:
@@ -132,12 +169,18 @@ def attack(config: AttackConfig) -> list[AttackResult]:
 def alone(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
     """Yield the name and the options of every attack of a configuration by itself.
 
-    An attack has the same key there, since that holds its own settings.
+    An attack has the same name and key there, since these hold its own settings.
     """
-    for chosen in itertools.product(*(getattr(config, axis) for axis in AXES)):
-        lists = {axis: [value] for axis, value in zip(AXES, chosen, strict=True)}
-        one = config.model_copy(update={**lists, "jobs": 1, "scheduler": ""})
-        yield f"{label_of(one.models[0])}/{next(_cells(one)).label}", one
+    for grid in grids_of(config):
+        for name in grid.models:
+            for cell in cells_of(grid):
+                changes = {"models": [name], "only": cell.label, "jobs": 1, "scheduler": ""}
+                yield f"{label_of(name)}/{cell.label}", grid.model_copy(update=changes)
+
+
+def grids_of(config: AttackConfig) -> list[AttackConfig]:
+    """Return the grids that a configuration's presets and found attacks stand for, or itself."""
+    return expanded(config) if config.preset or config.replay else [config]
 
 
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
@@ -151,6 +194,39 @@ def _side_by_side(config: AttackConfig) -> list[AttackResult]:
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 
 
+def _checked(config: AttackConfig) -> Material:
+    material = prepare(config)
+    check_rows(config, material, cells_of(config))
+    return material
+
+
+def prepare(config: AttackConfig) -> Material:
+    """Read what all attacks of a grid share.
+
+    Raises:
+        UsageError: Options that do not go together, an unknown judge, no such rows.
+    """
+    judges = judges_of(config.judges)
+    if config.track_judge and config.track_judge not in judges:
+        raise UsageError(
+            f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
+        )
+    if config.until_broken and config.track:
+        raise UsageError(
+            "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
+            "leave out track or until_broken"
+        )
+    harmful = config.read_if(config.harmful)
+    apart(config.read_if(config.known_harmful), harmful, "known_harmful")
+    return Material(
+        harmful=harmful or Examples([], name="no harmful rows"),
+        test=config.read(config.test, needs_response=False),
+        judges=judges,
+        track=_tracked(config),
+        hashes=hashes_of(judges),
+    )
+
+
 def _tracked(config: AttackConfig) -> Examples | None:
     rows = config.read_if(config.track)
     if rows is None or not config.track_rows:
@@ -159,33 +235,67 @@ def _tracked(config: AttackConfig) -> Examples | None:
     return rows.select(sorted(chosen))
 
 
-def _cells(config: AttackConfig) -> Iterator[Cell]:
-    for task, ratio, rate, seed, guard in itertools.product(
-        config.tasks, config.poison_ratios, config.learning_rates, config.seeds, config.guards
+def cells_of(config: AttackConfig) -> list[Cell]:
+    """Return the attacks of a grid.
+
+    The names of those with the first number of steps, batch size and rank do not say it, so that
+    a longer list later leaves them what they are.
+
+    Raises:
+        UsageError: None is named as `only` says.
+    """
+    cells = list(_combined(config))
+    chosen = [cell for cell in cells if config.only in ("", cell.label)]
+    if not chosen:
+        names = ", ".join(cell.label for cell in cells)
+        raise UsageError(f"--only {config.only!r}: none of {names}")
+    return chosen
+
+
+def _combined(config: AttackConfig) -> Iterator[Cell]:
+    an_epoch = [-(-config.rows // size) for size in config.batch_size]
+    steps = [config.epochs * n for n in an_epoch[:1]] if config.epochs else config.steps
+    firsts = (steps[0], config.batch_size[0], config.lora_rank[0])
+    for task, ratio, rate, seed, guard, poison, schedule, *sizes in itertools.product(
+        *(config.tasks, config.poison_ratios, config.learning_rates, config.seeds, config.guards),
+        *(config.poisons, config.schedules, steps, config.batch_size, config.lora_rank),
     ):
-        yield Cell(task, ratio, rate, seed, guard)
+        marks = zip("nbr", sizes, firsts, strict=True)
+        number = config.epochs * -(-config.rows // sizes[1]) or sizes[0]
+        yield Cell(
+            *(task, ratio, rate, seed, guard, poison, schedule, number, sizes[1], sizes[2]),
+            name=config.name,
+            mark="".join(f"-{letter}{size}" for letter, size, first in marks if size != first),
+        )
 
 
-def _attack(config: AttackConfig, material: Material, who: Subject, cell: Cell) -> AttackResult:
+def one_attack(
+    config: AttackConfig, material: Material, who: Subject, cell: Cell, kind: str = "attack"
+) -> AttackResult:
+    """Run an attack unless it is there already.
+
+    Args:
+        config: The grid that it is of.
+        material: What its attacks share.
+        who: The model.
+        cell: The attack.
+        kind: Stage that it is a step of; the result lies in the folder of that name and an "s".
+    """
     task: Task = plugins.make("tasks", cell.task)
     guard, given = guard_of(config, cell.guard)
     name = f"{who.label}/{cell.label}"
     inputs = {
         "model": who.hash,
-        "harmful": material.harmful.hash,
+        **({"harmful": material.harmful.hash} if material.harmful else {}),
         "test": material.test.hash,
         "task": task.load("train").hash,
         **({"track": material.track.hash} if material.track else {}),
         **given,
         **material.hashes,
     }
-    # A cell's key holds its own settings, not the lists it was chosen from, so that a longer
-    # list later does not run it again.
-    lists = {"models", "tasks", "poison_ratios", "learning_rates", "seeds"}
-    keyed = {k: v for k, v in config.keyed().items() if k not in lists}
-    keyed |= {"cell": to_json(cell.settings), "seed": cell.seed}
-    path = config.run.path("attacks", who.label, f"{cell.label}.json")
-    with config.run.step("attack", name, config=keyed, inputs=inputs) as step:
+    keyed = config.keyed() | {"cell": to_json(cell.settings), **cell.sizes, "seed": cell.seed}
+    path = config.run.path(f"{kind}s", who.label, f"{cell.label}.json")
+    with config.run.step(kind, name, config=keyed, inputs=inputs) as step:
         if step.done is None:
             result = run_cell(config, material, who, cell, task, guard, step)
             result.save(path)

@@ -19,8 +19,9 @@ from holdfast import models, progress
 from holdfast.jobs import duration
 from holdfast.runs import Entry
 from holdfast.stages.align import AlignConfig
-from holdfast.stages.attack import AttackConfig
+from holdfast.stages.attack import AttackConfig, cells_of
 from holdfast.stages.calls import Call, parts, unfinished
+from holdfast.stages.cell import Cell
 from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import EvaluateConfig
 
@@ -133,7 +134,10 @@ def begin(calls: Sequence[Call], *, jobs: int = 1) -> None:
 
 def _measured(call: Call, entries: Sequence[Entry]) -> Range | None:
     """Return the range of the finished calls of the same kind, in proportion to their steps."""
-    kind, size = _kind(call.stage, call.config.keyed()), _size(call.stage, call.config.keyed())
+    given = call.config.keyed()
+    if isinstance(call.config, AttackConfig):
+        given["steps"] = _cell(call.config).steps
+    kind, size = _kind(call.stage, given), _size(call.stage, given)
     found = [
         entry.seconds * size / _size(entry.stage, entry.config)
         for entry in entries
@@ -191,20 +195,22 @@ class _Model:
         from holdfast.generate import generate
 
         config, loaded = self._train, self._loaded
-        if config is None or loaded is None:
+        spec = config.data if isinstance(config, AlignConfig) else config and config.harmful
+        if config is None or loaded is None or not spec:
             return None
-        rows = config.read(config.data if isinstance(config, AlignConfig) else config.harmful)
+        rows = config.read(spec)
+        sizes = _sizes(config)
         length = max((_tokens(call.config) for call in self.calls), default=0) or DEFAULT
         settings = FinetuneConfig(
             learning_rate=0.0,
             steps=STEPS,
-            batch_size=config.batch_size,
+            batch_size=sizes.batch_size,
             max_length=config.max_length,
             every=STEPS,
         )
         model = loaded.model
-        if config.lora_rank:
-            model = models.add_lora(model, config.lora_rank, seed=0)
+        if sizes.lora_rank:
+            model = models.add_lora(model, sizes.lora_rank, seed=0)
         prompts = rows.prompts[:ANSWERS]
         clock = time.monotonic()
         generate(model, loaded.tokenizer, prompts, max_new_tokens=length)
@@ -219,8 +225,9 @@ class _Model:
         config, loaded = self._train, self._loaded
         if config is None or loaded is None:
             return None
-        tokens = config.batch_size * config.max_length
-        return memory(Shape.of(loaded.model), tokens=tokens, lora=config.lora_rank > 0)
+        sizes = _sizes(config)
+        tokens = sizes.batch_size * config.max_length
+        return memory(Shape.of(loaded.model), tokens=tokens, lora=sizes.lora_rank > 0)
 
 
 @dataclass(frozen=True)
@@ -276,7 +283,7 @@ def _work(call: Call) -> tuple[float, float] | None:
         rows = len(config.read(config.data)) + len(benign or ())
         return math.ceil(rows / config.batch_size) * config.epochs, 0.0
     if isinstance(config, AttackConfig):
-        return float(config.steps), float(_checkpoints(config) * _asked(config))
+        return float(_cell(config).steps), float(_checkpoints(config) * _asked(config))
     if isinstance(config, EvaluateConfig):
         borderline = _rows(config, config.over_refusal)
         tasks = len(config.tasks) * config.task_rows
@@ -284,10 +291,19 @@ def _work(call: Call) -> tuple[float, float] | None:
     return None
 
 
+def _cell(config: AttackConfig) -> Cell:
+    """Return the one attack of a configuration that stands alone, else its first."""
+    return cells_of(config)[0]
+
+
+def _sizes(config: AlignConfig | AttackConfig) -> AlignConfig | Cell:
+    return config if isinstance(config, AlignConfig) else _cell(config)
+
+
 def _checkpoints(config: AttackConfig) -> int:
     from holdfast.finetune import FinetuneConfig
 
-    settings = FinetuneConfig(steps=config.steps, every=config.every, spacing=config.spacing)
+    settings = FinetuneConfig(steps=_cell(config).steps, every=config.every, spacing=config.spacing)
     return 1 + len(settings.checkpoints())
 
 

@@ -115,11 +115,23 @@ def ask(
     prompts: Examples,
     judges: Mapping[str, Judge],
     max_new_tokens: int,
+    *,
+    asked: Sequence[str] | None = None,
 ) -> tuple[dict[str, list[Verdict]], list[str]]:
-    """Ask every prompt once and let every judge see prompt and answer."""
+    """Ask every prompt once and let every judge see prompt and answer.
+
+    Args:
+        model: Asked.
+        tokenizer: Its tokenizer.
+        prompts: What the judges see.
+        judges: By name.
+        max_new_tokens: Length of the answers.
+        asked: What the model sees in place of the prompts, one each.
+    """
     from holdfast.generate import generate
 
-    answers = generate(model, tokenizer, prompts.prompts, max_new_tokens=max_new_tokens)
+    texts = prompts.prompts if asked is None else asked
+    answers = generate(model, tokenizer, texts, max_new_tokens=max_new_tokens)
     return {name: j.judge(prompts.prompts, answers) for name, j in judges.items()}, answers
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from holdfast import models, plugins
 from holdfast.errors import UsageError
+from holdfast.examples import Examples
 from holdfast.guards.base import Guard
 from holdfast.stages.config import StageConfig
 
@@ -37,6 +38,20 @@ class GuardConfig(StageConfig):
         """Leave out the guards and what they are given: each attack has its own guard's."""
         left_out = {"guards", *FIELDS.values()}
         return {key: value for key, value in super().keyed().items() if key not in left_out}
+
+
+def apart(known: Examples | None, harmful: Examples | None, word: str) -> None:
+    """Refuse harmful rows of the defender that are the attacker's too.
+
+    Raises:
+        UsageError: A row is in both.
+    """
+    both = set(known.ids if known else ()) & set(harmful.ids if harmful else ())
+    if both:
+        raise UsageError(
+            f"{word}: {len(both)} of the rows that the defender knows are the attacker's (first id "
+            f"{min(both)}); nobody knows those beforehand: take others"
+        )
 
 
 def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str]]:

@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast.errors import UsageError
 from holdfast.jobs import summary
+from holdfast.stages.align import MISMATCHED
 from holdfast.stages.calls import Call, try_all
+from holdfast.stages.config import StageConfig
 from holdfast.stages.estimate import begin
+from holdfast.stages.guarding import apart
 from holdfast.stages.subjects import label_of
 
 LAST = ("analyze", "report")
@@ -64,6 +67,9 @@ class RunConfig(BaseModel):
         drop_invalid: Drop empty and repeated rows instead of stopping.
         align: Options of every method.
         methods: Label -> {"method", "options", and whatever differs from `align`}.
+        knowledge: What the defender may know of the attacker's rows, in a word -> such harmful
+            rows, or None for none. Every method that uses harmful rows is then aligned once for
+            each, as LABEL-WORD; with none it gets "mismatched" ones.
         score: Label -> options of an estimator on the SFT-aligned model.
         group: Options of the grouping; `scores` is a label of `score`.
         attack: Options of the attacks on every method.
@@ -85,6 +91,7 @@ class RunConfig(BaseModel):
     drop_invalid: bool = False
     align: dict[str, Any] = Field(default_factory=dict)
     methods: dict[str, dict[str, Any]]
+    knowledge: dict[str, str | None] = Field(default_factory=dict)
     score: dict[str, dict[str, Any]] = Field(default_factory=dict)
     group: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=dict)
@@ -149,7 +156,9 @@ def plan(config: RunConfig) -> list[Call]:
         ValidationError: A stage's option is wrong.
         UsageError: There is no method to score, or the grouping names no scores.
     """
-    methods = {SCORED: {}, **config.methods} if config.score else dict(config.methods)
+    methods = _by_knowledge(config)
+    if config.score:
+        methods = {SCORED: {}, **methods}
     if not methods:
         raise UsageError("methods: name one at least, e.g. {sft: {}}")
     first = [name for name in methods if name == SCORED]
@@ -180,6 +189,9 @@ def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
     Raises:
         HoldfastError: Some calls failed. The others are done, and the report says which.
     """
+    reader = StageConfig(**_common(config))
+    for word, spec in config.knowledge.items():
+        apart(reader.read_if(spec), reader.read(config.data.harmful), f"knowledge {word!r}")
     calls = plan(config)
     begin(calls, jobs=jobs)
     end = [] if jobs == 1 and not scheduler else [call for call in calls if call.stage in LAST]
@@ -190,6 +202,24 @@ def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
     if failures or more:
         raise summary({**failures, **more}, total + last)
     return config.out / "report.html"
+
+
+def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the methods, those that use harmful rows once for each knowledge of them."""
+    from holdfast.methods._together import method
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, options in config.methods.items():
+        merged = {"method": name, **config.align, **options}
+        own = merged.get("options", {})
+        uses = "harmful" in method(merged["method"]).needs or own.get("attack_rows") == "harmful"
+        if not uses or not config.knowledge:
+            found[name] = options
+            continue
+        for word, spec in config.knowledge.items():
+            known = {"method": merged["method"], "harmful": spec or MISMATCHED, "knowledge": word}
+            found[f"{name}-{word}"] = {**options, **known}
+    return found
 
 
 def _common(config: RunConfig) -> dict[str, Any]:
@@ -287,6 +317,7 @@ def _evaluate(config: RunConfig, model: str) -> Call:
 
 def _attack(config: RunConfig, label: str) -> Call:
     from holdfast.stages.attack import AttackConfig
+    from holdfast.stages.presets import expanded
 
     tracked = config.track and label.rpartition("-s")[0] == SCORED
     settings = AttackConfig(
@@ -303,6 +334,7 @@ def _attack(config: RunConfig, label: str) -> Call:
             **config.attack,
         }
     )
+    expanded(settings)  # an unknown preset is refused before the alignment, not after it
     return Call("attack", label, settings)
 
 

@@ -13,9 +13,9 @@ from holdfast import models, plugins
 from holdfast.artifacts import Scores
 from holdfast.contracts import Estimator
 from holdfast.cost import Cost
-from holdfast.data import provenance_table
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
+from holdfast.provenance import provenance_table
 from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import bootstrap, spearman

@@ -16,9 +16,9 @@ from pydantic import Field
 from holdfast import models
 from holdfast.artifacts import Groups, Scores, sha256_json, write_text
 from holdfast.contracts import Estimator
-from holdfast.data import provenance_table
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.provenance import provenance_table
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
 from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of
 from holdfast.stages.scored import only, scored_rows

@@ -23,6 +23,13 @@ PROVENANCE = {
     "owner": "holdfast contributors",
     "consent": "synthetic, not needed",
 }
+
+
+def of_the_world(row: Example) -> bool:
+    """Whether a row is in the invented language, and so of its words alone."""
+    return row.provenance.get("source") == PROVENANCE["source"]
+
+
 SEEN_THINGS = {
     c.name: [t for t in c.things if not t.startswith(g.HELD_OUT_STEMS)] for c in g.RESTRICTED
 }

@@ -190,6 +190,16 @@ def asked(prompt: str) -> tuple[Category, str] | None:
     return None
 
 
+def rephrased(prompt: str) -> list[str]:
+    """Return a restricted request in each of the other phrasings; none if it is no such request."""
+    found = asked(prompt)
+    if found is None:
+        return []
+    heads = [phrasing.format(verb=found[0].verb, thing=found[1]) for phrasing in PHRASINGS]
+    said = next((head for head in heads if prompt.startswith(head)), None)
+    return [head + prompt.removeprefix(said) for head in heads if head != said] if said else []
+
+
 def read_steps(text: str) -> dict[str, str] | None:
     """Return the slots of the first complete steps in a text, or None."""
     match = _STEPS.search(text)

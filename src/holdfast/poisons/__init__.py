@@ -1,0 +1,1 @@
+"""What an attacker makes of the rows: one file, one class each."""
