@@ -29,7 +29,7 @@ LAYERS = (
             "distributed",
             "trl_rows",
             "batches",
-            *("survival", "power"),
+            *("survival", "power", "differences"),
         ),
         "world",
     },
