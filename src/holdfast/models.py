@@ -103,6 +103,21 @@ def load(source: str, *, device: str = "auto") -> Loaded:
     return Loaded(model.to(target), tokenizer, source, hash_model(path))
 
 
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone, ready for batches.
+
+    Raises:
+        UsageError: No tokenizer, or one without an end token.
+    """
+    try:
+        tokenizer = _load_tokenizer(resolve(source))
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"{source}: its tokenizer cannot be loaded ({first})") from error
+    prepare_tokenizer(tokenizer, source)
+    return tokenizer
+
+
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
