@@ -13,6 +13,9 @@ import numpy as np
 from holdfast.errors import UsageError
 from holdfast.stats import Interval, geometric_ratio
 
+EQUAL = 1e-9
+"""Log ratios with a smaller standard deviation are equal but for rounding."""
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -89,7 +92,7 @@ def censored_ratio(
     above = np.array([d for d, ca, _ in rows if ca])
     below = np.array([d for d, _, cb in rows if cb])
     censored = len(above) + len(below)
-    if not censored or len(exact) < 2 or not exact.std() > 0:
+    if not censored or len(exact) < 2 or exact.std() <= EQUAL:
         return _unfitted(exact, above, below, level)
     fit = _fitted(exact, above, below, level)
     interval = Interval(math.exp(fit.value), math.exp(fit.low), _exp(fit.high), len(rows), level)
@@ -104,10 +107,12 @@ def _unfitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: fl
     # Longer than a bound at or above 0 is longer; longer than one below 0 may be either.
     p = _sign_p([*exact, *(d + 1 for d in above if d >= 0), *(d - 1 for d in below if d <= 0)])
     spread = math.nan
-    if not censored and len(exact) > 1 and exact.std() > 0:
+    if not censored and len(exact) > 1 and exact.std() > EQUAL:
         from scipy import stats
 
-        p, spread = float(stats.ttest_1samp(exact, 0).pvalue), float(exact.std(ddof=1))
+        spread = float(exact.std(ddof=1))
+        t = abs(float(exact.mean())) / spread * math.sqrt(len(exact))
+        p = 2 * float(stats.t.sf(t, len(exact) - 1))
     return Ratio(found, len(above) > 0, len(everything), censored, not censored, p, spread)
 
 
@@ -170,7 +175,8 @@ def _fitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: floa
         return float(optimize.brentq(excess, mu, far, xtol=1e-8))
 
     # The quantile at which the interval would just end at 0, a ratio of 1.
-    t = math.sqrt((n - 1) * math.expm1(2 * max(0.0, profile(0.0) - least) / n))
+    gap = min(700.0, 2 * max(0.0, profile(0.0) - least) / n)
+    t = math.sqrt((n - 1) * math.expm1(gap))
     return _Fit(mu, end(-1), end(1), 2 * float(stats.t.sf(t, n - 1)), math.exp(at(mu)[1]))
 
 
