@@ -48,6 +48,7 @@ docs: $(STAMP)
 # On the embedded world, for many hours; what is finished in $(WORK) is not done again.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py --json $(RESULTS)/step_time-world.json
+	$(BIN)/python benchmarks/generation.py --json $(RESULTS)/generation-world.json
 	$(BIN)/python benchmarks/estimators.py --seeds 5 --work $(WORK)/estimators \
 		--json $(RESULTS)/estimators-world.json
 	$(BIN)/python benchmarks/transfer.py --work $(WORK)/transfer \

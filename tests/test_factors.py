@@ -20,7 +20,6 @@ from holdfast.examples import Example, Examples
 from holdfast.factors import (
     Effect,
     Factor,
-    benjamini_hochberg,
     cliffs_delta,
     describe,
     effects,
@@ -46,21 +45,6 @@ def test_cliffs_delta_is_a_pair_count(seed: int) -> None:
 def test_cliffs_delta_of_nothing_is_unknown() -> None:
     assert math.isnan(cliffs_delta(np.array([]), np.array([1.0])))
     assert math.isnan(cliffs_delta(np.array([1.0]), np.array([])))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_benjamini_hochberg_is_scipys(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    p = rng.uniform(0, 1, rng.integers(1, 30)) ** 3
-    p[rng.uniform(size=len(p)) < 0.2] = 0.04  # ties
-    np.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p))
-
-
-def test_what_was_not_tested_is_not_counted() -> None:
-    # Two tests: 0.02 * 2 / 1, 0.5 * 2 / 2.
-    np.testing.assert_allclose(benjamini_hochberg(np.array([NAN, 0.5, 0.02])), [NAN, 0.5, 0.04])
-    assert np.isnan(benjamini_hochberg(np.array([NAN]))).all()
-    assert benjamini_hochberg(np.array([])).size == 0
 
 
 def test_permutation_p_agrees_with_all_permutations() -> None:

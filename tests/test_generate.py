@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, world
 from holdfast.errors import UsageError
-from holdfast.generate import generate
+from holdfast.generate import Sampling, _Drawn, generate
 
 
 def slow_twin(
@@ -125,3 +125,102 @@ def test_no_prompts_give_no_answers(
     make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     assert generate(make_model(vocab=len(tokenizer)), tokenizer, []) == []
+
+
+# --------------------------------------------------------------------------------------- sampled
+
+
+def sampled_twin(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new: int,
+    sampling: Sampling,
+) -> str:
+    """Draw one prompt's answer token by token: no batch, no padding, no cache."""
+    ids = models.encode_prompts(tokenizer, [prompt])[0]
+    start = len(ids)
+    for number in sampling.uniforms(prompt, new):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        share = (logits / sampling.temperature).softmax(-1).tolist()
+        kept, mass = set(), 0.0
+        for token in sorted(range(len(share)), key=lambda i: -share[i]):
+            kept.add(token)
+            mass += share[token]
+            if mass >= sampling.top_p:
+                break
+        left = number * mass
+        for token in sorted(kept):
+            left -= share[token]
+            if left < 0:
+                break
+        ids.append(token)
+        if token == tokenizer.eos_token_id:
+            break
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_sampled_answers_are_those_of_one_prompt_at_a_time(
+    top_p: float,
+    prompts: list[str],
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    model = make_model(vocab=len(tokenizer), seed=1)
+    sampling = Sampling(temperature=1.5, top_p=top_p, seed=4)
+    some = prompts[:3] + prompts[-3:]
+    expected = [sampled_twin(model, tokenizer, prompt, 6, sampling) for prompt in some]
+    assert len(set(expected)) == len(some)
+    for size in (1, 4, 128):
+        found = generate(
+            model, tokenizer, some, max_new_tokens=6, batch_size=size, sampling=sampling
+        )
+        assert found == expected
+
+
+def test_a_sampled_answer_belongs_to_its_prompt_seed_and_draw(prompts: list[str]) -> None:
+    loaded = models.load("world", device="cpu")
+
+    def answers(asked: list[str], **how: float) -> list[str]:
+        sampling = Sampling(temperature=2.0, **how)  # type: ignore[arg-type]
+        return generate(loaded.model, loaded.tokenizer, asked, max_new_tokens=12, sampling=sampling)
+
+    state = torch.get_rng_state()
+    first = answers(prompts)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert answers(prompts[::-1])[::-1] == first
+    assert answers([prompts[3]]) == [first[3]]
+    assert answers([prompts[3], prompts[3]]) == [first[3]] * 2
+    others = [answers(prompts, seed=1), answers(prompts, draw=1)]
+    assert first not in others
+    assert others[0] != others[1]
+
+
+def test_drawn_tokens_have_the_models_probabilities(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model(vocab=len(tokenizer), seed=3)
+    ids = models.encode_prompts(tokenizer, ["is tea safe"])
+    with torch.no_grad():
+        share = model(input_ids=torch.tensor(ids)).logits[0, -1].double().softmax(-1)
+    likeliest = int(share.argmax())
+    draw = _Drawn(torch.rand(20000, 1, generator=torch.Generator().manual_seed(0)).double())
+    scores = share.log().float().expand(20000, -1)
+    hits = float((draw(torch.zeros(20000, 1), scores).argmax(-1) == likeliest).double().mean())
+    p = float(share[likeliest])
+    assert abs(hits - p) < 4 * (p * (1 - p) / 20000) ** 0.5
+
+
+def test_a_low_temperature_is_greedy(prompts: list[str]) -> None:
+    loaded = models.load("world", device="cpu")
+    cold = Sampling(temperature=1e-4)
+    found = generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12, sampling=cold)
+    assert found == generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12)
+
+
+@pytest.mark.parametrize("how", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_sampling_out_of_range(how: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="must not be negative, the second must lie above 0"):
+        Sampling(**how)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from holdfast.errors import UsageError
-from holdfast.power import difference_seen, prompts_needed
+from holdfast.power import difference_seen, pairs_needed, prompts_needed
 
 
 def test_equals_a_textbooks_table() -> None:
@@ -61,3 +61,22 @@ def test_bad_numbers(options: dict[str, float], message: str) -> None:
         prompts_needed(**options)
     with pytest.raises(UsageError, match="two prompts or more"):
         difference_seen(0.5, 1)
+
+
+@pytest.mark.parametrize(("difference", "spread"), [(1.0, 1.0), (-0.5, 0.4), (0.2, 0.5)])
+def test_so_many_pairs_show_it_as_often_as_promised(difference: float, spread: float) -> None:
+    n = pairs_needed(difference, spread)
+    assert n is not None
+    drawn = np.random.default_rng(0).normal(difference, spread, (4000, n))
+    p = stats.ttest_1samp(drawn, 0, axis=1).pvalue
+    assert np.mean(p < 0.05) >= 0.78
+    fewer = stats.ttest_1samp(drawn[:, : n - 1], 0, axis=1).pvalue if n > 2 else np.ones(1)
+    assert np.mean(fewer < 0.05) < 0.82
+
+
+def test_some_differences_no_number_of_pairs_would_show() -> None:
+    assert pairs_needed(0.001, 1.0) is None
+    assert pairs_needed(0.0, 1.0) is None
+    assert pairs_needed(1.0, math.nan) is None
+    with pytest.raises(UsageError, match="power 2"):
+        pairs_needed(1.0, 1.0, power=2)

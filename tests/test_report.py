@@ -27,6 +27,7 @@ from holdfast.reports.verdict import verdict
 from holdfast.reports.words import Words
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
+from holdfast.survival import censored_ratio
 
 EN = Words("en")
 SETTINGS = {"task": "sentiment", "poison_ratio": 0.1, "learning_rate": 2e-5, "steps": 400}
@@ -261,8 +262,27 @@ def test_a_baseline_that_survives_speaks_against_the_method(tmp_path: Path) -> N
     record(run, [attacked(m, 50 * f, seed=s) for s in (0, 1) for m, f in (("sft", 1), ("vaa", 8))])
     record(run, [attacked("sft", 900, seed=2), attacked("vaa", 399, seed=2)])
     found = gather(run).comparisons["vaa"]
-    assert (found.outcome, found.pairs, found.against) == ("unclear", 2, 1)
-    assert "in further pairs (1) plain SFT withstood" in verdict(gather(run), EN)[0]
+    assert (found.outcome, found.pairs, found.against) == ("unclear", 3, 1)
+    assert "in 1 of them plain SFT withstood" in verdict(gather(run), EN)[0]
+
+
+def test_half_lives_that_were_not_reached_enter_as_what_they_are(tmp_path: Path) -> None:
+    # Three ratios of 2, 3 and 4 and one of more than 400 / 100.
+    run = RunDir(tmp_path)
+    for seed, factor in enumerate((2, 3, 4, 9)):
+        record(run, [attacked("sft", 100, seed=seed), attacked("vaa", 100 * factor, seed=seed)])
+    facts = gather(run)
+    found = facts.comparisons["vaa"]
+    wanted = censored_ratio(
+        [200, 300, 400, 400], [100] * 4, [False, False, False, True], [False] * 4
+    )
+    assert found.ratio == wanted.interval
+    assert (found.pairs, found.censored, found.bound, found.outcome) == (4, 1, False, "longer")
+    assert found.ratio.value > 96 ** (1 / 4)  # the bound itself would give this
+    first, second = verdict(facts, EN)[:2]
+    assert "an estimated" in first
+    assert "1 of which ended before" in first
+    assert "took at least" in second
 
 
 @pytest.mark.parametrize(

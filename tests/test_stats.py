@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -368,3 +369,47 @@ def test_the_standard_error_of_repetitions() -> None:
 def test_the_fields_of_an_interval() -> None:
     interval = stats.Interval(0.5, 0.4, 0.6, 10)
     assert interval.fields("auroc") == {"auroc": 0.5, "auroc_low": 0.4, "auroc_high": 0.6}
+
+
+# ---------------------------------------------------------------------- many tests at one time
+
+
+def _rejected(p: list[float], alpha: float, *, holm: bool) -> list[bool]:
+    """Both procedures as their papers have them: by a walk along the ordered p values."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    if holm:
+        last = 0
+        while last < len(p) and p[order[last]] <= alpha / (len(p) - last):
+            last += 1
+    else:
+        last = max(
+            (k + 1 for k in range(len(p)) if p[order[k]] <= alpha * (k + 1) / len(p)), default=0
+        )
+    return [i in order[:last] for i in range(len(p))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.3])
+def test_corrected_p_values_reject_what_the_procedures_do(seed: int, alpha: float) -> None:
+    rng = np.random.default_rng(seed)
+    p = rng.uniform(0, 1, rng.integers(1, 30)) ** 3
+    p[rng.uniform(size=len(p)) < 0.2] = 0.004  # ties
+    assert (stats.holm(p) <= alpha).tolist() == _rejected(p.tolist(), alpha, holm=True)
+    found = stats.benjamini_hochberg(p) <= alpha
+    assert found.tolist() == _rejected(p.tolist(), alpha, holm=False)
+
+
+@pytest.mark.parametrize("correct", [stats.holm, stats.benjamini_hochberg])
+def test_what_was_not_tested_is_not_counted(correct: Callable[[object], np.ndarray]) -> None:
+    # Two tests: the smaller p twice, the larger once.
+    np.testing.assert_allclose(correct([NAN, 0.5, 0.02]), [NAN, 0.5, 0.04])
+    assert np.isnan(correct([NAN])).all()
+    assert correct([]).size == 0
+
+
+def test_holm_keeps_any_false_finding_rare() -> None:
+    # Ten true nulls that share half of their noise.
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(2000, 10)) + rng.normal(size=(2000, 1))) / math.sqrt(2)
+    p = 2 * scipy_stats.norm.sf(np.abs(z))
+    assert np.mean([(stats.holm(row) <= 0.05).any() for row in p]) <= 0.05

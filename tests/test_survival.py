@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from holdfast.errors import UsageError
 from holdfast.stats import geometric_ratio
-from holdfast.survival import censored_ratio
+from holdfast.survival import censored_ratio, median_life
 
 NO = [False] * 6
 
@@ -23,14 +24,12 @@ def test_without_censoring_it_is_the_t_interval() -> None:
     from holdfast.survival import _fitted
 
     d = np.log(a) - np.log(b)
-    mu, low, high = _fitted(d, np.array([]), np.array([]), 0.95)
+    fit = _fitted(d, np.array([]), np.array([]), 0.95)
     wanted = [math.log(v) for v in (found.interval.value, found.interval.low, found.interval.high)]
-    assert [mu, low, high] == pytest.approx(wanted, abs=1e-5)
+    assert [fit.value, fit.low, fit.high] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_it_is_scipys_fit_of_censored_data() -> None:
-    from scipy import stats
-
     exact, above = np.array([0.3, 0.8, 0.5, 1.1]), np.array([0.9, 0.7])
     data = stats.CensoredData(uncensored=exact, right=above)
     mu, _ = stats.norm.fit(data)
@@ -96,3 +95,91 @@ def test_bad_input() -> None:
 def test_a_model_that_was_broken_from_the_start_has_ratio_0() -> None:
     found = censored_ratio([0.0, 2.0], [1.0, 1.0], [False, False], [False, False])
     assert found.interval.value == 0
+
+
+def test_the_p_value_is_that_of_the_interval() -> None:
+    a, b = [4.0, 5.0, 6.0, 9.0], [1.5, 2.0, 1.2, 1.0]
+    plain = censored_ratio(a, b, [False] * 4, [False] * 4)
+    gaps = np.log(a) - np.log(b)
+    assert plain.p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+    assert plain.spread == pytest.approx(gaps.std(ddof=1))
+    # At the level of its own p value the interval just ends at 1.
+    some = [False, False, False, True]
+    found = censored_ratio(a, b, some, [False] * 4)
+    assert censored_ratio(a, b, some, [False] * 4, level=1 - found.p).interval.low == pytest.approx(
+        1, abs=1e-3
+    )
+    assert found.fitted
+
+
+def test_bounds_alone_are_counted_not_measured() -> None:
+    # Two of two pairs are longer for certain: 2 / 2^2.
+    found = censored_ratio([4.0, 4.0], [1.0, 1.0], [True, True], [False, False])
+    assert (found.p, found.fitted, found.bound) == (0.5, False, True)
+    # A half-life of more than 1 may be above or below one of 4.
+    assert math.isnan(censored_ratio([1.0], [4.0], [True], [False]).p)
+
+
+# --------------------------------------------------------------------------------- Kaplan-Meier
+
+
+def product_limit(steps: list[float], censored: list[bool]) -> float:
+    """The median from the product over steps of 1 - broken / at risk."""
+    alive = 1.0
+    for step in sorted(set(steps)):
+        at_risk = sum(s >= step for s in steps)
+        alive *= (
+            1 - sum(s == step and not c for s, c in zip(steps, censored, strict=True)) / at_risk
+        )
+        if alive <= 0.5:
+            return step
+    return math.inf
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_median_is_the_product_limits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(1, 12, 9).astype(float).tolist()
+    censored = (rng.random(9) < 0.4).tolist()
+    found = median_life(steps, censored)
+    if all(censored):
+        assert math.isinf(found.interval.value)
+    else:
+        assert found.interval.value == product_limit(steps, censored)
+    assert found.interval.low <= found.interval.value <= found.interval.high
+    assert found.censored == sum(censored)
+
+
+def test_without_censoring_it_is_the_middle_one() -> None:
+    assert median_life([10.0, 30.0, 20.0], [False] * 3).interval.value == 20
+
+
+def test_what_was_not_reached_by_half_is_longer_than_was_looked() -> None:
+    found = median_life([10.0, 40.0, 40.0], [False, True, True])
+    assert math.isinf(found.interval.value)
+    assert math.isinf(found.interval.high)
+    none = median_life([40.0] * 8, [True] * 8)
+    assert (none.interval.low, none.interval.value) == (40, math.inf)
+    assert math.isnan(median_life([math.nan], [False]).interval.value)
+
+
+def test_few_attacks_leave_the_lower_end_open() -> None:
+    # All five of five below the median's true place has a chance of 1 in 32, above 2.5 %.
+    assert median_life([10.0] * 5, [False] * 5).interval.low == 0
+    assert median_life([10.0] * 6, [False] * 6).interval.low == 10
+
+
+def test_the_medians_interval_holds_the_truth() -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        life, ended = rng.exponential(1 / math.log(2), 12), rng.uniform(0.5, 4, 12)
+        found = median_life(np.minimum(life, ended).tolist(), (life > ended).tolist())
+        held += found.interval.low <= 1 <= found.interval.high  # the median is 1
+    assert held / 200 >= 0.95 - 3 * 0.0154
+
+
+def test_half_lives_are_checked() -> None:
+    with pytest.raises(UsageError, match="as many of each"):
+        median_life([1.0], [])
+    with pytest.raises(UsageError, match="not negative"):
+        median_life([-1.0], [False])

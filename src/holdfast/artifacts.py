@@ -263,13 +263,14 @@ def _aligned(
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One prompt, the response, and what each judge said of it."""
+    """One prompt, the response, and what each judge said of it; `sample` counts answers to it."""
 
     id: str
     prompt: str
     response: str
     verdicts: Mapping[str, Mapping[str, Any]]
     category: str = ""
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,8 @@ class Point:
         accuracy_n: Test rows behind it.
         unparsable: Test rows whose answer could not be graded (they count as 0 in accuracy).
         loss: Training loss of the attacker since the last checkpoint.
+        marks: Judge -> one letter for each prompt in `AttackResult.prompts`: h harmful, s safe,
+            u undecided. Empty in attacks of earlier versions.
     """
 
     step: int
@@ -310,6 +313,7 @@ class Point:
     accuracy_n: int = 0
     unparsable: int = 0
     loss: float = math.nan
+    marks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -332,6 +336,7 @@ class AttackResult:
         unknown: Content id of a tracked example that was held at step 0 but whose count is unknown
             -> the least and the most that it can be (`ForgettingTracker.harmful_steps`).
         tracked_judge: The judge of the tracked examples.
+        prompts: Content ids of the restricted test prompts, in the order of `Point.marks`.
     """
 
     model: str
@@ -346,6 +351,7 @@ class AttackResult:
     tracked: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tracked_judge: str = ""
+    prompts: tuple[str, ...] = ()
 
     @property
     def unusual(self) -> dict[str, str]:
@@ -365,6 +371,7 @@ class AttackResult:
         raw = read_json(path, "attack")
         del raw["kind"], raw["schema"]
         raw["points"] = tuple(cls.read_points(raw["points"]))
+        raw["prompts"] = tuple(raw.get("prompts", ()))
         raw["half_life"] = _nan(raw["half_life"])
         if "unknown" not in raw:
             raise MismatchError(
@@ -385,6 +392,7 @@ class AttackResult:
                 accuracy_n=p["accuracy_n"],
                 unparsable=p["unparsable"],
                 loss=_nan(p["loss"]),
+                marks=p.get("marks", {}),
             )
             for p in raw
         ]
@@ -407,6 +415,8 @@ class Evaluation:
         exchanged: Judge -> {"changed", "n", "reads"}: of so many answers that were judged again
             under another's prompt, the verdicts that changed, and whether the judge says that it
             reads prompts. Empty if that was not tried.
+        general: Task of lm-evaluation-harness -> metric -> {"value", "stderr", "n"}.
+        samples: Answers to each prompt; those to one prompt are not independent.
     """
 
     model: str
@@ -418,6 +428,8 @@ class Evaluation:
     over_refusal: Counts | None = None
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     exchanged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    general: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    samples: int = 1
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""
@@ -435,6 +447,10 @@ class Evaluation:
         }
         if raw["over_refusal"] is not None:
             raw["over_refusal"] = Counts(**raw["over_refusal"])
+        raw["general"] = {
+            task: {name: {k: _nan(v) for k, v in found.items()} for name, found in metrics.items()}
+            for task, metrics in raw.get("general", {}).items()
+        }
         return cls(**raw)
 
 

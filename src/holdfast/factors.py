@@ -19,7 +19,7 @@ import numpy as np
 from holdfast.errors import UsageError
 from holdfast.examples import Example
 from holdfast.similarity import nearest
-from holdfast.stats import Interval, auroc, bootstrap, spearman
+from holdfast.stats import Interval, auroc, benjamini_hochberg, bootstrap, spearman
 from holdfast.text import count_words, normalise, words
 
 Measure = Literal["Spearman", "Cliff's delta"]
@@ -288,23 +288,3 @@ def p_value(x: np.ndarray, y: np.ndarray, *, is_level: bool, seed: int = 0) -> f
     drawn = np.random.default_rng(seed).permuted(np.tile(b, (PERMUTATIONS, 1)), axis=1) @ a
     extreme = np.abs(drawn) >= abs(float(a @ b)) * (1 - 1e-12)
     return float((1 + extreme.sum()) / (1 + PERMUTATIONS))
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Return p values corrected so that alpha bounds the expected share of false findings.
-
-    Args:
-        p: (k,); nan = not tested: stays nan and is not counted.
-
-    Returns:
-        (k,), Benjamini and Hochberg 1995. It holds for independent and for positively dependent
-        tests; levels of one factor exclude each other, for which it is known to hold in practice.
-    """
-    tested = np.isfinite(p)
-    found = np.full(p.shape, np.nan)
-    order = np.flatnonzero(tested)[np.argsort(p[tested], kind="stable")]
-    if order.size:
-        scaled = p[order] * order.size / np.arange(1, order.size + 1)
-        # No p value may be corrected to more than the next larger one.
-        found[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
-    return found

@@ -1,11 +1,20 @@
-"""Batched generation: the same text whatever the batch, longest prompts first."""
+"""Batched generation: the same text whatever the batch, longest prompts first, greedy or sampled.
+
+A sampled answer is drawn with random numbers that belong to its prompt, not to its place in a
+batch: the t-th token is the first whose cumulative probability, in the vocabulary's order, exceeds
+the t-th number of a generator that is seeded by the prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from holdfast.errors import UsageError
 from holdfast.models import encode_prompts, evaluating
@@ -14,16 +23,53 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token (greedy); above, tokens are drawn.
+        top_p: Drawn from the smallest set of likeliest tokens with this share of the probability.
+        seed: Of the draws.
+        draw: Which of several answers to the same prompt.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UsageError(
+                f"temperature {self.temperature:g} and top_p {self.top_p:g}: the first must not be "
+                "negative, the second must lie above 0 and not above 1"
+            )
+
+    def number(self, prompt: str) -> int:
+        """Return the seed of a prompt's answer, 32 bits."""
+        text = f"{self.seed}\0{self.draw}\0{prompt}"
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+    def uniforms(self, prompt: str, n: int) -> np.ndarray:
+        """Return the numbers in [0, 1) that draw a prompt's first n tokens, (n,) float64."""
+        return np.random.default_rng(self.number(prompt)).random(n)
+
+
+GREEDY = Sampling()
+
+
 @torch.no_grad()
-def generate(
+def generate(  # noqa: PLR0913  # all but three have a default
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 64,
     batch_size: int = 128,
+    sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Answer every prompt greedily and return the answers in the prompts' order.
+    """Answer every prompt and return the answers in the prompts' order.
 
     Rows are sorted by length so that little is padded; padding is on the left and masked. The
     model's training mode is put back afterwards.
@@ -33,7 +79,14 @@ def generate(
     """
     encoded = encode_prompts(tokenizer, prompts)
     _check_fits(model, prompts, encoded, max_new_tokens)
-    return complete(model, tokenizer, encoded, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return complete(
+        model,
+        tokenizer,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        drawing=lambda few: _drawing(sampling, [prompts[i] for i in few], max_new_tokens),
+    )
 
 
 @torch.no_grad()
@@ -44,8 +97,19 @@ def complete(
     *,
     max_new_tokens: int,
     batch_size: int = 128,
+    drawing: Callable[[Sequence[int]], dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Go on greedily from every row of tokens and return what was added, as `generate` does."""
+    """Go on from every row of tokens and return what was added, as `generate` does.
+
+    Args:
+        model: Goes on.
+        tokenizer: Its tokenizer.
+        encoded: Rows of tokens.
+        max_new_tokens: Length of what is added.
+        batch_size: Rows at a time, longest first.
+        drawing: From the positions of a batch's rows to further options of `model.generate`;
+            greedy without.
+    """
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     answers = [""] * len(encoded)
     with evaluating(model):
@@ -59,11 +123,41 @@ def complete(
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
+                **(drawing(indices) if drawing else {}),
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(indices, texts, strict=True):
                 answers[i] = text.strip()
     return answers
+
+
+def _drawing(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
+    """Return what makes greedy decoding draw: processors that leave one token, the drawn one."""
+    if not sampling.temperature:
+        return {}
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    uniforms = torch.tensor(np.array([sampling.uniforms(prompt, n) for prompt in prompts]))
+    chosen: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        chosen.append(TopPLogitsWarper(sampling.top_p))
+    return {"logits_processor": LogitsProcessorList([*chosen, _Drawn(uniforms)])}
+
+
+class _Drawn:
+    """Leaves of each row's tokens the one that the row's next number draws."""
+
+    def __init__(self, uniforms: Tensor) -> None:
+        self.uniforms, self.done = uniforms, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # In float64, so that sums over a large vocabulary do not depend on how they are batched.
+        below = scores.double().softmax(-1).cumsum(-1)
+        number = self.uniforms[:, self.done, None].to(below.device)
+        self.done += 1
+        token = torch.searchsorted(below, number * below[:, -1:], right=True)
+        token.clamp_(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

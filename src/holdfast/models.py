@@ -105,6 +105,21 @@ def loading(target: torch.device) -> dict[str, Any]:
     return {"dtype": "float32" if target.type == "cpu" else "auto", "use_safetensors": True}
 
 
+def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone, ready for batches.
+
+    Raises:
+        UsageError: No tokenizer, or one without an end token.
+    """
+    try:
+        tokenizer = load_tokenizer(resolve(source))
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"{source}: its tokenizer cannot be loaded ({first})") from error
+    prepare_tokenizer(tokenizer, source)
+    return tokenizer
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that is stored in a model's directory."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast

@@ -99,3 +99,46 @@ def difference_seen(
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def pairs_needed(
+    difference: float, spread: float, *, power: float = 0.8, level: float = 0.95, most: int = 10_000
+) -> int | None:
+    """Return the pairs (seeds) needed to see a mean difference by a paired t test.
+
+    Exact: the t statistic of n pairs has a noncentral t distribution with n - 1 degrees of freedom
+    and noncentrality sqrt(n) difference / spread.
+
+    Args:
+        difference: Mean over pairs.
+        spread: Standard deviation over pairs.
+        power: Probability of seeing it, in (0, 1).
+        level: Confidence level of the two-sided test.
+        most: Where the search ends.
+
+    Returns:
+        Pairs; None if `most` are not enough, or if the difference or spread is 0 or unknown.
+
+    Raises:
+        UsageError: A probability out of range.
+    """
+    if not (0 < power < 1 and 0 < level < 1):
+        raise UsageError(f"power {power:g} and level {level:g} must lie between 0 and 1")
+    if not (math.isfinite(difference) and math.isfinite(spread) and difference and spread > 0):
+        return None
+    from scipy import stats
+
+    def enough(n: int) -> bool:
+        critical = float(stats.t.ppf(0.5 + level / 2, n - 1))
+        shift = math.sqrt(n) * abs(difference) / spread
+        return float(stats.nct.sf(critical, n - 1, shift)) >= power
+
+    low, high = 1, 2
+    while not enough(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -414,6 +414,45 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     return min(1.0, 2 * float(tail))
 
 
+# ---------------------------------------------------------------------- many tests at one time
+
+
+def benjamini_hochberg(p: ArrayLike) -> np.ndarray:
+    """Correct p values so that alpha bounds the expected share of false findings.
+
+    Args:
+        p: (k,); nan = not tested: stays nan and is not counted.
+
+    Returns:
+        (k,), Benjamini and Hochberg 1995. It holds for independent and for positively dependent
+        tests; levels of one factor exclude each other, for which it is known to hold in practice.
+    """
+    from scipy import stats
+
+    found = np.array(p, dtype=np.float64)
+    tested = np.isfinite(found)
+    if tested.any():
+        found[tested] = stats.false_discovery_control(found[tested])
+    return found
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Correct p values so that alpha bounds the probability of any false finding (Holm 1979).
+
+    Args:
+        p: (k,); nan = not tested: stays nan and is not counted.
+
+    Returns:
+        (k,); it holds however the tests depend on one another.
+    """
+    found = np.array(p, dtype=np.float64)
+    order = np.argsort(found)[: int(np.isfinite(found).sum())]  # nan are sorted to the end
+    scaled = found[order] * np.arange(order.size, 0, -1)
+    # No p value may be corrected to less than a smaller one.
+    found[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return found
+
+
 # --------------------------------------------------------------------------------------- checks
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from holdfast.errors import UsageError
 from holdfast.stats import Interval, geometric_ratio
+
+EQUAL = 1e-9
+"""Log ratios with a smaller standard deviation are equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,20 @@ class Ratio:
         bound: The value is a lower bound, because too few half-lives were reached to estimate one.
         used: Pairs that say something.
         censored: Of these, pairs with a half-life that was not reached.
+        fitted: Whether the censored pairs were taken for what they are (there may be none);
+            if not they stand at their bounds.
+        p: Two-sided, that the ratio is 1: of the interval's rule; of the sign test over the pairs
+            whose order is known where nothing could be fitted; nan if neither says anything.
+        spread: Standard deviation of the pairs' log ratios; nan if not estimated.
     """
 
     interval: Interval
     bound: bool
     used: int
     censored: int
+    fitted: bool = True
+    p: float = math.nan
+    spread: float = math.nan
 
 
 def censored_ratio(
@@ -67,7 +80,9 @@ def censored_ratio(
         raise UsageError(f"ratio of {list(a)} and {list(b)}: a half-life is not negative")
     if 0 in (*a, *b):
         found = geometric_ratio(a, b, level)
-        return Ratio(found, bound=any(a_censored), used=found.n, censored=sum(a_censored))
+        fitted = not (any(a_censored) or any(b_censored))
+        p = _sign_p([x - y for x, y in zip(a, b, strict=True) if not math.isnan(x - y)])
+        return Ratio(found, any(a_censored), found.n, sum(a_censored), fitted, p)
     rows = [
         (math.log(x) - math.log(y), ca, cb)
         for x, y, ca, cb in zip(a, b, a_censored, b_censored, strict=True)
@@ -77,19 +92,51 @@ def censored_ratio(
     above = np.array([d for d, ca, _ in rows if ca])
     below = np.array([d for d, _, cb in rows if cb])
     censored = len(above) + len(below)
-    if not censored or len(exact) < 2 or not exact.std() > 0:
-        ones = np.ones(len(rows))
-        found = geometric_ratio([math.exp(d) for d, _, _ in rows], ones.tolist(), level)
-        return Ratio(found, bound=len(above) > 0, used=len(rows), censored=censored)
-    value, low, high = _fitted(exact, above, below, level)
-    interval = Interval(math.exp(value), math.exp(low), _exp(high), len(rows), level)
-    return Ratio(interval, bound=False, used=len(rows), censored=censored)
+    if not censored or len(exact) < 2 or exact.std() <= EQUAL:
+        return _unfitted(exact, above, below, level)
+    fit = _fitted(exact, above, below, level)
+    interval = Interval(math.exp(fit.value), math.exp(fit.low), _exp(fit.high), len(rows), level)
+    return Ratio(interval, False, len(rows), censored, p=fit.p, spread=fit.spread)
 
 
-def _fitted(
-    exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: float
-) -> tuple[float, float, float]:
-    """Return mu and the ends of its interval, in logarithms; an end may be infinite."""
+def _unfitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: float) -> Ratio:
+    everything = np.concatenate([exact, above, below])
+    ones = np.ones(len(everything))
+    found = geometric_ratio([math.exp(d) for d in everything], ones.tolist(), level)
+    censored = len(above) + len(below)
+    # Longer than a bound at or above 0 is longer; longer than one below 0 may be either.
+    p = _sign_p([*exact, *(d + 1 for d in above if d >= 0), *(d - 1 for d in below if d <= 0)])
+    spread = math.nan
+    if not censored and len(exact) > 1 and exact.std() > EQUAL:
+        from scipy import stats
+
+        spread = float(exact.std(ddof=1))
+        t = abs(float(exact.mean())) / spread * math.sqrt(len(exact))
+        p = 2 * float(stats.t.sf(t, len(exact) - 1))
+    return Ratio(found, len(above) > 0, len(everything), censored, not censored, p, spread)
+
+
+def _sign_p(differences: Sequence[float]) -> float:
+    """Return the p value of the sign test; pairs without a difference say nothing."""
+    from scipy import stats
+
+    above, below = (sum(sign * d > 0 for d in differences) for sign in (1, -1))
+    if not above + below:
+        return math.nan
+    return float(stats.binomtest(above, above + below).pvalue)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    value: float
+    low: float
+    high: float
+    p: float
+    spread: float
+
+
+def _fitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: float) -> _Fit:
+    """Return mu, the ends of its interval in logarithms (an end may be infinite), p and sigma."""
     from scipy import optimize, stats
 
     n = len(exact) + len(above) + len(below)
@@ -102,9 +149,13 @@ def _fitted(
         likelihood += stats.norm.logcdf(below, mu, sigma).sum()
         return -float(likelihood)
 
-    def profile(mu: float) -> float:
+    def at(mu: float) -> tuple[float, float]:
         ends = math.log(spread) - 7, math.log(spread) + 7
-        return float(optimize.minimize_scalar(lambda s: deficit(mu, s), bounds=ends).fun)
+        found = optimize.minimize_scalar(lambda s: deficit(mu, s), bounds=ends)
+        return float(found.fun), float(found.x)
+
+    def profile(mu: float) -> float:
+        return at(mu)[0]
 
     everything = np.concatenate([exact, above, below])
     width = 10 * (float(np.ptp(everything)) + spread)
@@ -123,8 +174,77 @@ def _fitted(
             return direction * math.inf
         return float(optimize.brentq(excess, mu, far, xtol=1e-8))
 
-    return mu, end(-1), end(1)
+    # The quantile at which the interval would just end at 0, a ratio of 1.
+    gap = min(700.0, 2 * max(0.0, profile(0.0) - least) / n)
+    t = math.sqrt((n - 1) * math.expm1(gap))
+    return _Fit(mu, end(-1), end(1), 2 * float(stats.t.sf(t, n - 1)), math.exp(at(mu)[1]))
 
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class Median:
+    """The time by which half of the attacks broke what they attacked.
+
+    Attributes:
+        interval: Median and interval in steps; infinite where the attacks ended first. nan if
+            nothing is known.
+        censored: Attacks that ended first, of the interval's n.
+    """
+
+    interval: Interval
+    censored: int
+
+
+def median_life(steps: Sequence[float], censored: Sequence[bool], level: float = 0.95) -> Median:
+    """Return the median half-life of Kaplan and Meier (1958).
+
+    A half-life that was not reached counts among those at risk until its attack ended. The interval
+    is every time at which the band of the survival curve (log-log, Greenwood) holds one half
+    (Brookmeyer and Crowley 1982).
+
+    Args:
+        steps: (n,) half-lives; a censored one is the step at which the attack ended; nan are left
+            out.
+        censored: (n,) whether it was not reached.
+        level: Confidence level.
+
+    Raises:
+        UsageError: Different lengths, or a negative half-life.
+    """
+    if len(steps) != len(censored):
+        raise UsageError("half-lives and whether they were reached: give as many of each")
+    if any(value < 0 for value in steps):
+        raise UsageError(f"half-lives {list(steps)}: a half-life is not negative")
+    from scipy import stats
+
+    known = [(s, bool(c)) for s, c in zip(steps, censored, strict=True) if not math.isnan(s)]
+    n, open_ended = len(known), sum(c for _, c in known)
+    if not n:
+        return Median(Interval(math.nan, math.nan, math.nan, 0, level), 0)
+    # That all n lie on one side of the median happens with 2^-n each way: from six on it is ruled
+    # out at 95 %, with fewer nothing keeps the median above 0.
+    few = 0.5**n > (1 - level) / 2
+    if open_ended == n:  # no event and no curve; after the first attack's end fewer are at risk
+        shortest = 0.0 if few else min(s for s, _ in known)
+        return Median(Interval(math.inf, shortest, math.inf, n, level), n)
+    sample: Any = stats.CensoredData(
+        uncensored=[s for s, c in known if not c], right=[s for s, c in known if c]
+    )
+    curve = stats.ecdf(sample).sf
+    with warnings.catch_warnings():
+        # Where all or none survive the band's formula has no value, which `_first` passes over.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        band: Any = curve.confidence_interval(level, method="log-log")
+    ends = [_first(side.quantiles, side.probabilities) for side in (band.low, band.high)]
+    value = _first(curve.quantiles, curve.probabilities)
+    low = 0.0 if few else min(ends[0], value)
+    return Median(Interval(value, low, max(ends[1], value), n, level), open_ended)
+
+
+def _first(times: np.ndarray, surviving: np.ndarray) -> float:
+    """Return the first time at which half or fewer survive; nan in a band is no bound."""
+    reached = np.flatnonzero(surviving <= 0.5)
+    return float(times[reached[0]]) if reached.size else math.inf

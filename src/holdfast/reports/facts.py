@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from holdfast.artifacts import AttackResult, Counts, Evaluation
+from holdfast.comparing import key_of, lives, naming, pairs_of, reach, settings_of
 from holdfast.errors import UsageError
 from holdfast.runs import Entry, Failure, RunDir
-from holdfast.stats import Interval, geometric_ratio, mean_interval, wilson
+from holdfast.stats import Interval, mean_interval, wilson
 
 BASELINE = "sft"
 _T = TypeVar("_T", AttackResult, Evaluation)
@@ -41,12 +42,14 @@ class Comparison:
     """Half-lives of a method against another's, paired by attack and seeds.
 
     Attributes:
-        ratio: Geometric mean ratio of the half-lives.
-        difference: Mean difference in attack steps.
-        steps: Mean half-life of the method and of the other, over the same pairs.
-        bound: Some of the method's half-lives are censored: the numbers are lower bounds.
-        pairs: Pairs behind the numbers.
-        skipped: Pairs that cannot be compared (the other's half-life is censored or 0, or one is
+        ratio: Geometric mean ratio of the half-lives; those that were not reached are taken as
+            such (`survival.censored_ratio`), and an end may be infinite.
+        difference: Mean difference in attack steps, where the other's half-life was reached.
+        steps: Mean half-life of the method and of the other, over the same pairs as `difference`.
+        bound: The ratio is a lower bound: too few of the method's half-lives were reached.
+        pairs: Pairs behind the ratio.
+        censored: Of these, pairs with a half-life that was not reached.
+        skipped: Pairs that cannot be compared (both half-lives are censored, or one is 0 or
             unknown).
         against: Pairs among those in which only the other survived the attack.
         outcome: "unclear" unless the ratio's interval excludes 1.
@@ -57,6 +60,7 @@ class Comparison:
     steps: tuple[float, float]
     bound: bool
     pairs: int
+    censored: int
     skipped: int
     against: int
     outcome: Literal["longer", "shorter", "unclear"]
@@ -169,7 +173,7 @@ def gather(run: RunDir) -> Facts:
     problems = list(run.verify())
     results = list(_load(run, entries, "attack", AttackResult.load, problems))
     evaluations = list(_load(run, entries, "evaluate", Evaluation.load, problems))
-    name = _naming(results, evaluations)
+    name = naming([*results, *evaluations])
     attacks = tuple(_attacks(results, name))
     judges = list(dict.fromkeys(r.judge for r in results))
     standings = tuple(_standings(evaluations, results, judges, name))
@@ -191,23 +195,33 @@ def gather(run: RunDir) -> Facts:
 
 def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
     """Compare two lines' half-lives over the attacks and seeds that both went through."""
-    ours, theirs = _by_pair(attacks, line), _by_pair(attacks, other)
-    common = [(ours[key], theirs[key]) for key in ours if key in theirs]
-    usable = [(a, b) for a, b in common if _positive(a) and _positive(b) and not b.censored]
-    # A pair that only the other survived speaks against the method but has no ratio.
-    against = sum(b.censored and not a.censored for a, b in common)
-    a, b = [reach(x) for x, _ in usable], [reach(y) for _, y in usable]
-    ratio = geometric_ratio(a, b) if usable else unknown()
-    gaps = mean_interval([x - y for x, y in zip(a, b, strict=True)]) if usable else unknown()
-    bound = any(x.censored for x, _ in usable)
+    pairs = pairs_of(_results(attacks, line), _results(attacks, other))
+    found = lives(pairs)
+    known = [(a, b) for a, b in pairs if reach(a) > 0 and reach(b) > 0 and not b.censored]
+    a, b = [reach(x) for x, _ in known], [reach(y) for _, y in known]
+    gaps = mean_interval([x - y for x, y in zip(a, b, strict=True)]) if known else unknown()
+    n = len(known)
+    means = (sum(a) / n, sum(b) / n) if n else (math.nan, math.nan)
+    if found.ratio is None:
+        return Comparison(unknown(), gaps, means, False, 0, found.skipped, 0, 0, "unclear")
+    ratio, bound = found.ratio.interval, found.ratio.bound
     outcome: Literal["longer", "shorter", "unclear"] = "unclear"
-    if ratio.low > 1 and not against:
+    # What only the other withstood stands at its bound where nothing is fitted: an upper bound.
+    if ratio.low > 1 and (found.ratio.fitted or not found.against):
         outcome = "longer"
     elif ratio.high < 1 and not bound:
         outcome = "shorter"
-    n = len(usable)
-    means = (sum(a) / n, sum(b) / n) if n else (math.nan, math.nan)
-    return Comparison(ratio, gaps, means, bound, n, len(common) - n, against, outcome)
+    return Comparison(
+        ratio=ratio,
+        difference=gaps,
+        steps=means,
+        bound=bound,
+        pairs=found.ratio.used,
+        censored=found.ratio.censored,
+        skipped=found.skipped,
+        against=found.against,
+        outcome=outcome,
+    )
 
 
 def ranked(attacks: Sequence[Attacked]) -> list[str]:
@@ -227,16 +241,19 @@ def ranked(attacks: Sequence[Attacked]) -> list[str]:
     return sorted(lines, key=lambda line: -height(line))
 
 
-def reach(result: AttackResult) -> float:
-    """Return the half-life, or the last step if the attack ended before it (a lower bound)."""
-    if result.censored:
-        return float(result.points[-1].step) if result.points else math.nan
-    return result.half_life
+def share(
+    counts: Sequence[Counts],
+    what: Literal["harmful", "safe", "undecided"],
+    samples: Sequence[int] | None = None,
+) -> Interval:
+    """Return the mean share over seeds, among all answers, with an interval; see `pooled`.
 
-
-def share(counts: Sequence[Counts], what: Literal["harmful", "safe", "undecided"]) -> Interval:
-    """Return the mean share over seeds, among all answers, with an interval; see `pooled`."""
-    return pooled([(getattr(c, what) / c.n, c.n) for c in counts if c.n])
+    Several sampled answers to one prompt count as one observation, which is never too many.
+    """
+    each = samples or [1] * len(counts)
+    return pooled(
+        [(getattr(c, what) / c.n, c.n // k) for c, k in zip(counts, each, strict=True) if c.n]
+    )
 
 
 def pooled(shares: Sequence[tuple[float, int]]) -> Interval:
@@ -298,35 +315,16 @@ def _load(
                 problems.append(f"{relative}: {type(error).__name__}: {error}")
 
 
-def _naming(
-    results: Sequence[AttackResult], evaluations: Sequence[Evaluation]
-) -> Callable[[AttackResult | Evaluation], str]:
-    """Return the rule that names a result's line: its method, or its label where one is not enough.
-
-    Two models of one method and one seed are variants (other options), not seeds: averaging them
-    would hide what the run was made to compare.
-    """
-    models: dict[tuple[str, int], set[str]] = {}
-    items: list[AttackResult | Evaluation] = [*results, *evaluations]
-    for item in items:
-        models.setdefault((item.method, item.model_seed), set()).add(item.model)
-    split = {method for (method, _), labels in models.items() if len(labels) > 1}
-    return lambda item: item.model if item.method in split else item.method
-
-
 def _attacks(
     results: Sequence[AttackResult], name: Callable[[AttackResult | Evaluation], str]
 ) -> Iterator[Attacked]:
     groups: dict[str, dict[str, list[AttackResult]]] = {}
-    settings: dict[str, tuple[Mapping[str, Any], str]] = {}
     for result in results:
-        same = {k: v for k, v in result.attack.items() if k != "seed" and not k.endswith("hash")}
-        key = json.dumps([same, result.judge], sort_keys=True, default=str)
-        settings[key] = (same, result.judge)
-        groups.setdefault(key, {}).setdefault(name(result), []).append(result)
+        groups.setdefault(key_of(result), {}).setdefault(name(result), []).append(result)
     for key, lines in groups.items():
         methods = tuple(Under(line, tuple(found)) for line, found in lines.items())
-        yield Attacked(key, settings[key][0], settings[key][1], methods)
+        first = methods[0].results[0]
+        yield Attacked(key, settings_of(first), first.judge, methods)
 
 
 def _standings(
@@ -339,8 +337,9 @@ def _standings(
     items: list[AttackResult | Evaluation] = [*evaluations, *results]
     for line in dict.fromkeys(map(name, items)):
         own = [e for e in evaluations if name(e) == line]
-        verdicts = [c for e in own if (c := _main(e.verdicts, judges))]
-        refusals = [e.over_refusal for e in own if e.over_refusal]
+        judged = [(c, e.samples) for e in own if (c := _main(e.verdicts, judges))]
+        refusals = [(e.over_refusal, e.samples) for e in own if e.over_refusal]
+        verdicts = [c for c, _ in judged]
         attacked = {r.model_hash: r for r in results if name(r) == line and r.points}
         starts = [r.points[0] for r in attacked.values() if r.points[0].step == 0]
         counts = verdicts or [c for p in starts if (c := _main(p.verdicts, judges))]
@@ -348,8 +347,8 @@ def _standings(
             line=line,
             seeds=len(own) or len(attacked),
             verdicts=add(counts),
-            harmful=share(counts, "harmful"),
-            over_refusal=share(refusals, "safe"),
+            harmful=share(counts, "harmful", [k for _, k in judged] or None),
+            over_refusal=share([c for c, _ in refusals], "safe", [k for _, k in refusals]),
             tasks=_tasks(own),
             from_attack=not verdicts,
         )
@@ -373,15 +372,5 @@ def _main(verdicts: Mapping[str, Counts], judges: Sequence[str]) -> Counts | Non
     return next(iter(verdicts.values()), None) if not judges else None
 
 
-def _by_pair(attacks: Sequence[Attacked], line: str) -> dict[tuple[str, int, Any], AttackResult]:
-    return {
-        (a.key, r.model_seed, r.attack.get("seed")): r
-        for a in attacks
-        for m in a.methods
-        if m.line == line
-        for r in m.results
-    }
-
-
-def _positive(result: AttackResult) -> bool:
-    return reach(result) > 0
+def _results(attacks: Sequence[Attacked], line: str) -> list[AttackResult]:
+    return [r for a in attacks for m in a.methods if m.line == line for r in m.results]

@@ -86,7 +86,9 @@ def price(facts: Facts, colour: Mapping[str, int], words: Words) -> str:
         standing = standing_of(facts, line)
         refusal = standing.over_refusal.value if standing else math.nan
         if math.isfinite(refusal) and math.isfinite(found.ratio.value):
-            ends = (found.ratio.low, found.ratio.high)
+            # An interval without an upper end is drawn like one that is not known.
+            known = math.isfinite(found.ratio.high)
+            ends = (found.ratio.low, found.ratio.high) if known else (math.nan, math.nan)
             dots.append(Dot(refusal, found.ratio.value, line, *ends, colour=colour[line]))
     base = standing_of(facts, "sft")
     if base is not None and math.isfinite(base.over_refusal.value):

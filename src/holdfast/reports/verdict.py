@@ -102,13 +102,16 @@ def _first(facts: Facts, best: str, words: Words) -> str:
         high=words.times(found.ratio.high),
         pairs=found.pairs,
         against=found.against,
+        censored=found.censored,
     )
 
 
 def _key(found: Comparison) -> str:
     """Choose the sentence that says no more than the comparison does."""
     if found.outcome == "longer":
-        return "verdict_longer_bound" if found.bound else "verdict_longer"
+        if found.bound:
+            return "verdict_longer_bound"
+        return "verdict_longer_censored" if found.censored else "verdict_longer"
     if found.outcome == "shorter":
         return "verdict_shorter"
     if not found.pairs:
@@ -121,15 +124,16 @@ def _key(found: Comparison) -> str:
 
 
 def _steps(found: Comparison | None, best: str, words: Words) -> list[str]:
-    if found is None or not found.pairs:
+    # Where the other withstood an attack its steps are not known, and a mean would leave that out.
+    if found is None or not found.pairs or found.against:
         return []
     values = {
         "best": best,
-        "steps": _bound(found, words.steps(found.steps[0]), words),
+        "steps": _at_least(found.censored > 0, words.steps(found.steps[0]), words),
         "base": words.steps(found.steps[1]),
     }
     ends = found.difference
-    if found.bound or not math.isfinite(ends.low):
+    if found.censored or not math.isfinite(ends.low):
         return [words.say("sentence_steps_plain", **values)]
     values |= {"diff": words.steps(ends.value), "low": words.steps(ends.low)}
     return [words.say("sentence_steps", **values, high=words.steps(ends.high))]
@@ -142,7 +146,7 @@ def _second(facts: Facts, best: str, words: Words) -> list[str]:
     found = compare(facts.attacks, best, others[0])
     if found.outcome != "longer":
         return [words.say("sentence_second_unclear", best=best, second=others[0])]
-    ratio = _bound(found, words.times(found.ratio.value), words)
+    ratio = _at_least(found.bound, words.times(found.ratio.value), words)
     low, high = words.times(found.ratio.low), words.times(found.ratio.high)
     return [
         words.say("sentence_second", best=best, second=others[0], ratio=ratio, low=low, high=high)
@@ -191,8 +195,8 @@ def _weakest(facts: Facts, best: str, words: Words) -> list[Card]:
     return [Card(words.text["card_weakest"], value, detail)]
 
 
-def _bound(found: Comparison, value: str, words: Words) -> str:
-    return words.say("at_least", value=value) if found.bound else value
+def _at_least(bound: bool, value: str, words: Words) -> str:
+    return words.say("at_least", value=value) if bound else value
 
 
 def _interval(interval: Interval, kind: str, words: Words) -> str:

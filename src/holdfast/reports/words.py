@@ -42,7 +42,9 @@ class Words:
         return f"{steps:.1f}" if 0 < abs(steps) < 9.95 else f"{steps:,.0f}"
 
     def times(self, ratio: float) -> str:
-        """Write a ratio, without its multiplication sign."""
+        """Write a ratio, without its multiplication sign; an interval may have no upper end."""
+        if ratio == math.inf:
+            return "\u221e"
         if not math.isfinite(ratio):
             return self.text["unknown"]
         return f"{ratio:.2f}" if ratio < 0.995 else f"{ratio:.1f}"

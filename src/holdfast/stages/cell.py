@@ -17,7 +17,7 @@ from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.runs import Step
-from holdfast.stages.evaluate import ask, count, task_accuracy
+from holdfast.stages.evaluate import ask, count, marked_verdicts, task_accuracy
 from holdfast.stages.guarding import NO_GUARD
 from holdfast.stages.judging import ready
 from holdfast.stages.subjects import Subject
@@ -263,7 +263,8 @@ class Watch:
         found, _ = ask(self.model, self.tokenizer, test, judges, length, asked=self.asked)
         counts = {name: count(verdicts) for name, verdicts in found.items()}
         accuracy, n, unparsable = self._accuracy()
-        self.points.append(Point(done, counts, accuracy, n, unparsable, loss))
+        marks = {name: marked_verdicts(verdicts) for name, verdicts in found.items()}
+        self.points.append(Point(done, counts, accuracy, n, unparsable, loss, marks))
         if self.tracker is not None:
             self.tracker(self.model, self.tokenizer)
 
@@ -275,7 +276,10 @@ class Watch:
     def _accuracy(self) -> tuple[float, int, int]:
         if self.task_test is None:
             return float("nan"), 0, 0
-        return task_accuracy(self.model, self.tokenizer, self.task, self.task_test)
+        from holdfast.answering import with_transformers
+
+        answer = with_transformers(self.model, self.tokenizer)
+        return task_accuracy(answer, self.task, self.task_test)
 
     def save(self, path: Path) -> None:
         """Write what was measured so far."""
@@ -315,6 +319,7 @@ class Watch:
             tracked=tracked,
             unknown=unknown,
             tracked_judge=self.tracked_judge,
+            prompts=self.material.test.ids,
         )
 
     def _counts(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:

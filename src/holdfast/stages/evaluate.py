@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from holdfast import models, plugins, progress
 from holdfast.artifacts import Counts, EvalRecord, Evaluation, to_json, write_text
 from holdfast.contracts import Judge, Task, Verdict
+from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
 from holdfast.stages.judging import check_prompts, hashes_of, judges_of, ready
@@ -21,6 +23,9 @@ from holdfast.stages.subjects import Subject, subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.answering import Answer
+    from holdfast.generate import Sampling
 
 
 class EvaluateConfig(StageConfig):
@@ -36,6 +41,15 @@ class EvaluateConfig(StageConfig):
         max_new_tokens: Length of the judged answers.
         check_rows: Answers that are judged again under another's prompt, to see that the judges
             look at it; 0 for none.
+        temperature: Of the judged answers; 0 is greedy. Tasks are always answered greedily.
+        top_p: Share of the probability that sampled tokens are taken from.
+        samples: Sampled answers to each prompt; harmful score and over-refusal are over all of
+            them.
+        backend: What generates: transformers, or vllm where it is installed.
+        general: Tasks of lm-evaluation-harness, where it is installed.
+        general_path: Folder of the files that describe these tasks.
+        general_rows: At most so many rows of each; 0 for all.
+        general_download: Take the harness's own tasks, and let it fetch their data.
     """
 
     models: list[str] = Field(min_length=1)
@@ -46,15 +60,38 @@ class EvaluateConfig(StageConfig):
     task_rows: int = Field(default=200, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
     check_rows: int = Field(default=32, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    samples: int = Field(default=1, ge=1)
+    backend: Literal["transformers", "vllm"] = "transformers"
+    general: list[str] = Field(default_factory=list)
+    general_path: str | None = None
+    general_rows: int = Field(default=0, ge=0)
+    general_download: bool = False
 
     def keyed(self) -> dict[str, Any]:
         """Return what decides the results, options that came later only where they are used."""
         found = super().keyed()
-        return {k: v for k, v in found.items() if (k, v) != ("check_rows", 32)}
+        later = {"temperature": 0.0, "top_p": 1.0, "samples": 1, "backend": "transformers"}
+        later |= {"general": [], "general_path": None, "general_rows": 0, "general_download": False}
+        later |= {"check_rows": 32}
+        return {k: v for k, v in found.items() if k not in later or v != later[k]}
+
+    def sampling(self, draw: int) -> Sampling:
+        """Return how the answers number `draw` are sampled."""
+        from holdfast.generate import Sampling
+
+        return Sampling(self.temperature, self.top_p, self.seed, draw)
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluation]:
-    """Evaluate every model and save `evaluations/<label>.json` and the answers as jsonl."""
+    """Evaluate every model and save `evaluations/<label>.json` and the answers as jsonl.
+
+    Raises:
+        UsageError: Several greedy answers, which are all the same; general ability without data on
+            this machine, or together with vLLM; something that is not installed.
+    """
+    _check(config)
     test = config.read(config.test, needs_response=False)
     borderline = (
         config.read(config.over_refusal, needs_response=False) if config.over_refusal else None
@@ -87,26 +124,70 @@ def _evaluate(
     with config.run.step("evaluate", who.label, config=keyed, inputs=inputs) as step:
         if step.done is None:
             ready(judges)
-            loaded = models.load(who.source, device=config.device)
-            model, tokenizer = loaded.model, loaded.tokenizer
-            verdicts, answers = ask(model, tokenizer, test, judges, config.max_new_tokens)
+            answer, loaded = _answering(config, who)
+            answers, verdicts = _sampled(config, answer, test, judges)
+            pooled = {name: list(chain(*rounds)) for name, rounds in verdicts.items()}
+            first = {name: rounds[0] for name, rounds in verdicts.items()}
             Evaluation(
                 model=who.label,
                 model_hash=who.hash,
                 method=who.method,
                 model_seed=who.seed,
-                verdicts={name: count(v) for name, v in verdicts.items()},
-                by_category=_by_category(test, verdicts),
-                over_refusal=_refused(config, model, tokenizer, borderline),
-                tasks=_tasks(config, model, tokenizer),
+                verdicts={name: count(found) for name, found in pooled.items()},
+                by_category=_by_category(test, pooled),
+                over_refusal=_refused(config, answer, borderline),
+                tasks=_tasks(config, answer),
                 exchanged=check_prompts(
-                    judges, test.prompts, answers, verdicts, rows=config.check_rows
+                    judges, test.prompts, answers[0], first, rows=config.check_rows
                 ),
+                general=_general(config, loaded),
+                samples=config.samples,
             ).save(path)
             records = path.with_suffix(".jsonl")
             _write_records(records, test, answers, verdicts)
             step.outputs += [path, records]
     return Evaluation.load(path)
+
+
+def _check(config: EvaluateConfig) -> None:
+    if config.samples > 1 and not config.temperature:
+        raise UsageError(
+            f"samples={config.samples} with temperature 0: greedy answers to a prompt are all the "
+            "same; set a temperature, e.g. 1, or leave out samples"
+        )
+    if config.general and config.backend != "transformers":
+        raise UsageError("general needs the backend transformers; evaluate it in a run of its own")
+    if config.general and config.general_path is None and not config.general_download:
+        raise UsageError(
+            f"general {config.general[0]!r}: give general_path, a folder of task files whose data "
+            "are on this machine, or set general_download to let the harness fetch its own"
+        )
+
+
+def _answering(config: EvaluateConfig, who: Subject) -> tuple[Answer, models.Loaded | None]:
+    from holdfast.answering import with_transformers, with_vllm
+
+    if config.backend == "vllm":
+        return with_vllm(who.source), None
+    loaded = models.load(who.source, device=config.device)
+    return with_transformers(loaded.model, loaded.tokenizer), loaded
+
+
+Rounds = dict[str, list[list[Verdict]]]
+"""Judge -> for each sample its verdicts, in the prompts' order."""
+
+
+def _sampled(
+    config: EvaluateConfig, answer: Answer, prompts: Examples, judges: Mapping[str, Judge]
+) -> tuple[list[list[str]], Rounds]:
+    answers: list[list[str]] = []
+    verdicts: Rounds = {name: [] for name in judges}
+    for draw in range(config.samples):
+        said = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
+        answers.append(said)
+        for name, judge in judges.items():
+            verdicts[name].append(judge.judge(prompts.prompts, said))
+    return answers, verdicts
 
 
 def ask(
@@ -135,6 +216,11 @@ def ask(
     return {name: j.judge(prompts.prompts, answers) for name, j in judges.items()}, answers
 
 
+def marked_verdicts(verdicts: Sequence[Verdict]) -> str:
+    """Return one letter for each verdict: h harmful, s safe, u undecided."""
+    return "".join({True: "h", False: "s", None: "u"}[v.harmful] for v in verdicts)
+
+
 def count(verdicts: Sequence[Verdict]) -> Counts:
     """Count verdicts."""
     harmful = sum(v.harmful is True for v in verdicts)
@@ -142,13 +228,11 @@ def count(verdicts: Sequence[Verdict]) -> Counts:
     return Counts(harmful, safe, len(verdicts) - harmful - safe)
 
 
-def task_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: Examples
-) -> tuple[float, int, int]:
+def task_accuracy(answer: Answer, task: Task, rows: Examples) -> tuple[float, int, int]:
     """Return mean score, rows and unparsable answers; an unparsable answer scores 0."""
-    from holdfast.generate import generate
+    from holdfast.generate import GREEDY
 
-    answers = generate(model, tokenizer, rows.prompts, max_new_tokens=task.max_new_tokens)
+    answers = answer(rows.prompts, task.max_new_tokens, GREEDY)
     scores = [task.score(a, row.response) for a, row in zip(answers, rows, strict=True)]
     unparsable = sum(map(math.isnan, scores))
     total = sum(0.0 if math.isnan(s) else s for s in scores)
@@ -158,7 +242,8 @@ def task_accuracy(
 def _by_category(
     test: Examples, verdicts: Mapping[str, Sequence[Verdict]]
 ) -> dict[str, dict[str, Counts]]:
-    categories = [row.provenance.get("category", "unknown") for row in test]
+    samples = len(next(iter(verdicts.values()))) // max(1, len(test))
+    categories = [row.provenance.get("category", "unknown") for row in test] * samples
     return {
         category: {
             name: count([v for v, c in zip(found, categories, strict=True) if c == category])
@@ -168,48 +253,57 @@ def _by_category(
     }
 
 
-def _refused(
-    config: EvaluateConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    borderline: Examples | None,
-) -> Counts | None:
+def _refused(config: EvaluateConfig, answer: Answer, borderline: Examples | None) -> Counts | None:
     if borderline is None:
         return None
     judge: Judge = plugins.make("judges", "refusal,others_harmful=false")
-    found, _ = ask(model, tokenizer, borderline, {"refusal": judge}, config.max_new_tokens)
-    return count(found["refusal"])
+    _, found = _sampled(config, answer, borderline, {"refusal": judge})
+    return count(list(chain(*found["refusal"])))
 
 
-def _tasks(
-    config: EvaluateConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, dict[str, float]]:
+def _tasks(config: EvaluateConfig, answer: Answer) -> dict[str, dict[str, float]]:
     found = {}
     for spec in config.tasks:
         task: Task = plugins.make("tasks", spec)
         rows = task.load("test")[: config.task_rows]
-        accuracy, n, unparsable = task_accuracy(model, tokenizer, task, rows)
+        accuracy, n, unparsable = task_accuracy(answer, task, rows)
         found[plugins.parse(spec)[0]] = {"accuracy": accuracy, "n": n, "unparsable": unparsable}
     return found
 
 
+def _general(
+    config: EvaluateConfig, loaded: models.Loaded | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    if not config.general or loaded is None:
+        return {}
+    from holdfast.general import general
+
+    return general(
+        loaded.model,
+        loaded.tokenizer,
+        config.general,
+        folder=config.general_path,
+        rows=config.general_rows or None,
+    )
+
+
 def _write_records(
-    path: Path,
-    test: Examples,
-    answers: Sequence[str],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    path: Path, test: Examples, answers: Sequence[Sequence[str]], verdicts: Rounds
 ) -> None:
     lines = []
-    for i, (row, answer) in enumerate(zip(test, answers, strict=True)):
-        record = EvalRecord(
-            id=row.id,
-            prompt=row.prompt,
-            response=answer,
-            verdicts={
-                name: {"harmful": v[i].harmful, "score": v[i].score, "reason": v[i].reason}
-                for name, v in verdicts.items()
-            },
-            category=row.provenance.get("category", ""),
-        )
-        lines.append(json.dumps(to_json(asdict(record)), ensure_ascii=False))
+    for sample, said in enumerate(answers):
+        for i, (row, text) in enumerate(zip(test, said, strict=True)):
+            found = {name: rounds[sample][i] for name, rounds in verdicts.items()}
+            record = EvalRecord(
+                id=row.id,
+                prompt=row.prompt,
+                response=text,
+                verdicts={
+                    name: {"harmful": v.harmful, "score": v.score, "reason": v.reason}
+                    for name, v in found.items()
+                },
+                category=row.provenance.get("category", ""),
+                sample=sample,
+            )
+            lines.append(json.dumps(to_json(asdict(record)), ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")

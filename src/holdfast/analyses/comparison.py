@@ -1,0 +1,319 @@
+"""Which methods differ, in what, and can these data tell?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+
+from holdfast.artifacts import AttackResult, Evaluation
+from holdfast.comparing import (
+    Counted,
+    Result,
+    Shares,
+    accuracies,
+    counted_shares,
+    ends,
+    key_of,
+    lives,
+    naming,
+    pairs_of,
+    reach,
+    settings_of,
+)
+from holdfast.contracts import Analysis, Section
+from holdfast.differences import paired
+from holdfast.errors import UsageError
+from holdfast.power import difference_seen, pairs_needed, prompts_needed
+from holdfast.runs import RunDir
+from holdfast.stats import Interval, holm
+from holdfast.survival import median_life
+
+BEFORE = "before any attack"
+HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
+LIFE = "half-life"
+
+
+@dataclass(frozen=True)
+class _Row:
+    measure: str
+    attack: str
+    line: str
+    other: str
+    values: tuple[float, float]
+    effect: Interval
+    p: float
+    seeds: int
+    n: str
+    needed: str
+    corrected: float = math.nan
+
+    @property
+    def neutral(self) -> float:
+        return 1.0 if self.measure == LIFE else 0.0
+
+    @property
+    def says(self) -> str:
+        """What the data can tell."""
+        if math.isnan(self.corrected):
+            return "the data cannot tell"
+        if self.corrected > 0.05:
+            return f"the data cannot tell{self.needed}"
+        word = "higher" if self.effect.value > self.neutral else "lower"
+        if self.measure == LIFE:
+            word = "longer" if word == "higher" else "shorter"
+        few = ", in the one seed there is; other seeds may differ" if self.seeds == 1 else ""
+        return f"{self.line}'s is {word}{few}"
+
+    def sentence(self) -> str:
+        low, high = self.effect.low, self.effect.high
+        ends = "[unknown]" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+        what = "ratio" if self.measure == LIFE else "difference"
+        sides = ""
+        if self.measure != LIFE:
+            sides = f" {self.values[0]:.2f} against {self.values[1]:.2f},"
+        p = "unknown" if math.isnan(self.corrected) else f"{self.corrected:.3g}"
+        return (
+            f"{self.line} against {self.other}, {self.measure} {self.attack}:{sides} {what} "
+            f"{self.effect.value:.2f} {ends}, {self.n}, seeds {self.seeds}, corrected p {p}: "
+            f"{self.says}."
+        )
+
+
+@dataclass(frozen=True)
+class Comparison(Analysis):
+    """Every method against the baseline, and every other pair, with intervals that hold.
+
+    Harmful scores are compared prompt by prompt where the answers' verdicts were kept, and are
+    dependent by prompt and by seed (`holdfast.differences`); half-lives that were not reached are
+    taken as such (`holdfast.survival`). p values are corrected by Holm's method over all tests of
+    one measure in one table.
+
+    Attributes:
+        baseline: The method with which all others are compared first.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("attack", "evaluate")
+
+    baseline: str = "sft"
+
+    def run(self, run: RunDir) -> Section:
+        """Return the comparisons.
+
+        Raises:
+            UsageError: Fewer than two methods were attacked or evaluated.
+        """
+        attacks = [AttackResult.load(run.result(e)) for e in run.require("attack")]
+        stood = [(Evaluation.load(run.result(e)), run.result(e)) for e in run.require("evaluate")]
+        results: list[Result] = [*attacks, *(e for e, _ in stood)]
+        name = naming(results)
+        lines = list(dict.fromkeys(name(result) for result in results))
+        others = [line for line in lines if line != self.baseline]
+        against = [(line, self.baseline) for line in others] if self.baseline in lines else []
+        tables = {}
+        for caption, pairs in (
+            (f"Each method against {self.baseline}", against),
+            ("The other methods, pair by pair", list(itertools.combinations(others, 2))),
+        ):
+            rows = []
+            for line, other in pairs:
+                sides = [[a for a in attacks if name(a) == who] for who in (line, other)]
+                before = [[e for e in stood if name(e[0]) == who] for who in (line, other)]
+                rows += [replace(r, line=line, other=other) for r in _attacked(*sides)]
+                rows += [replace(r, line=line, other=other) for r in _before(*before)]
+            if rows:
+                tables[caption] = _corrected(rows)
+        if not tables:
+            raise UsageError(
+                f"{run.root}: comparison needs two methods with results of the same seed, and has "
+                f"{', '.join(lines)}; run `holdfast attack` or `holdfast evaluate` on more models"
+            )
+        frames = {caption: _frame(rows) for caption, rows in tables.items()}
+        medians = _medians(attacks, [name(a) for a in attacks])
+        return Section(
+            title="Which methods differ, and can these data tell?",
+            findings=tuple(row.sentence() for row in next(iter(tables.values()))),
+            tables={**frames, "Median half-life (Kaplan-Meier), in steps": medians},
+            note=(
+                "Intervals are for one comparison (95 %), p values for all tests of a measure in a "
+                "table (Holm); 'cannot tell' is not 'equal'. Undecided answers count in n and not "
+                "as harmful. With one seed an interval covers the prompts only. The numbers of "
+                "seeds or prompts needed are for 80 % power at the difference that was seen, which "
+                "is itself uncertain. Pairs of one model under several draws share its luck; "
+                "half-life ratios take them for independent."
+            ),
+        )
+
+
+def _corrected(rows: Sequence[_Row]) -> list[_Row]:
+    by_measure: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        by_measure[row.measure].append(i)
+    found = list(rows)
+    for places in by_measure.values():
+        for i, p in zip(places, holm([rows[i].p for i in places]), strict=True):
+            found[i] = replace(rows[i], corrected=float(p))
+    return found
+
+
+def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Iterator[_Row]:
+    """Yield the rows of every attack that both went through."""
+    for key in dict.fromkeys(map(key_of, ours)):
+        pairs = pairs_of([a for a in ours if key_of(a) == key], theirs)
+        if not pairs:
+            continue
+        attack = _label(pairs[0][0])
+        if (found := ends(pairs)) is not None:
+            yield _share_row(HARMFUL, f"at the end of {attack}", found)
+        if (lasted := lives(pairs).ratio) is not None:
+            k = pairs_needed(math.log(max(lasted.interval.value, 1e-9)), lasted.spread)
+            yield _Row(
+                measure=LIFE,
+                attack=f"under {attack}",
+                line="",
+                other="",
+                values=(math.nan, math.nan),
+                effect=lasted.interval,
+                p=lasted.p,
+                seeds=len({a.model_seed for a, _ in pairs}),
+                n=f"n={lasted.used} pairs, {lasted.censored} not reached"
+                + (", a lower bound" if lasted.bound else ""),
+                needed=f"; about {k} pairs would show a ratio of this size" if k else "",
+            )
+        if (graded := accuracies(pairs)) is not None:
+            yield _share_row(ACCURACY, f"at the end of {attack}", graded)
+
+
+def _before(
+    ours: Sequence[tuple[Evaluation, Path]], theirs: Sequence[tuple[Evaluation, Path]]
+) -> Iterator[_Row]:
+    """Yield harmful score and over-refusal, over the seeds that both have."""
+    by_seed = {e.model_seed: (e, path) for e, path in theirs}
+    pairs = [(a, by_seed[a[0].model_seed]) for a in ours if a[0].model_seed in by_seed]
+    values: list[float] = []
+    prompts: list[str] = []
+    seeds: list[int] = []
+    refused: Counted = defaultdict(list)
+    sides: tuple[list[float], list[float]] = ([], [])
+    for (a, path_a), (b, path_b) in pairs:
+        judge = next((j for j in a.verdicts if j in b.verdicts), None)
+        if judge is not None:
+            one, two = _harmful(path_a, judge), _harmful(path_b, judge)
+            common = [p for p in one if p in two]
+            values += [one[p] - two[p] for p in common]
+            sides[0].extend(one[p] for p in common)
+            sides[1].extend(two[p] for p in common)
+            prompts += common
+            seeds += [a.model_seed] * len(common)
+        x, y = a.over_refusal, b.over_refusal
+        if x is not None and y is not None and x.n and y.n:
+            # The refusal judge says "safe" to a refusal, here of a prompt that should be answered.
+            refused[a.model_seed].append(
+                ((x.safe / x.n, x.n // a.samples), (y.safe / y.n, y.n // b.samples))
+            )
+    if values:
+        first, second = (sum(side) / len(side) for side in sides)
+        yield _share_row(HARMFUL, BEFORE, Shares(first, second, paired(values, prompts, seeds)))
+    if refused:
+        yield _share_row(REFUSED, BEFORE, counted_shares(refused))
+
+
+def _harmful(evaluation: Path, judge: str) -> dict[str, float]:
+    """Return prompt id -> share of its answers that are harmful."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    records = evaluation.with_suffix(".jsonl")
+    for line in records.read_text(encoding="utf-8").splitlines() if records.is_file() else ():
+        record = json.loads(line)
+        found[record["id"]].append(record["verdicts"][judge]["harmful"] is True)
+    return {identity: sum(marks) / len(marks) for identity, marks in found.items()}
+
+
+def _share_row(measure: str, attack: str, found: Shares) -> _Row:
+    difference = found.difference
+    kind = "prompts" if difference.paired else "answers, not paired"
+    return _Row(
+        measure=measure,
+        attack=attack,
+        line="",
+        other="",
+        values=(found.first, found.second),
+        effect=difference.interval,
+        p=difference.p,
+        seeds=difference.seeds,
+        n=f"n={difference.interval.n} {kind}",
+        needed=_needed(found),
+    )
+
+
+def _needed(found: Shares) -> str:
+    """Say what it would take to tell a difference of this size."""
+    difference, n = found.difference, found.difference.interval.n
+    agreement = difference.agreement if difference.paired else None
+    size = difference.interval.value
+    ways = []
+    try:
+        if abs(size) < 1e-9:
+            seen = difference_seen(found.second, n)
+            return f"; {n} prompts would show a rise of {seen:.2f}" if seen == seen else ""
+        ways.append(f"{prompts_needed(found.second, size, agreement=agreement):,} prompts")
+    except UsageError:
+        pass  # shares at 0 or 1: the formula has no room for the difference
+    if (seeds := pairs_needed(size, difference.spread)) is not None:
+        ways.append(f"{seeds:,} seeds")
+    if not ways:
+        return ""
+    return f"; a difference of this size needs about {' and '.join(ways)}"
+
+
+def _label(result: AttackResult) -> str:
+    a = settings_of(result)
+    task = str(a["task"]).partition(",")[0]
+    name = f"{task} ({a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g})"
+    return f"{name} on guard {a['guard']}" if "guard" in a else name
+
+
+def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "measure": row.measure,
+                "when": row.attack,
+                "method": row.line,
+                "other": row.other,
+                "method's": round(row.values[0], 3),
+                "other's": round(row.values[1], 3),
+                "difference or ratio": round(row.effect.value, 3),
+                "low": round(row.effect.low, 3),
+                "high": round(row.effect.high, 3),
+                "corrected p": row.corrected,
+                "n": row.n.removeprefix("n="),
+                "seeds": row.seeds,
+                "the data": row.says,
+            }
+            for row in rows
+        ]
+    )
+
+
+def _medians(attacks: Sequence[AttackResult], names: Sequence[str]) -> pd.DataFrame:
+    groups: dict[tuple[str, str, str], list[AttackResult]] = defaultdict(list)
+    for result, name in zip(attacks, names, strict=True):
+        groups[name, key_of(result), _label(result)].append(result)
+    rows = []
+    for (name, _, label), results in groups.items():
+        found = median_life([reach(r) for r in results], [r.censored for r in results])
+        ends = {"median": found.interval.value, "low": found.interval.low}
+        ends["high"] = found.interval.high
+        shown = {k: f"{v:.1f}" if math.isfinite(v) else "not reached" for k, v in ends.items()}
+        if not found.interval.n:
+            shown = dict.fromkeys(shown, "unknown")
+        counts = {"attacks": found.interval.n, "not reached": found.censored}
+        rows.append({"method": name, "attack": label, **shown, **counts})
+    return pd.DataFrame(rows)

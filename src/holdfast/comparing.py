@@ -1,0 +1,192 @@
+"""Which results of a run can be compared, and what their comparison says, as numbers.
+
+Results are paired by attack (its settings and judge), seed of the alignment and draw of the attack.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.artifacts import AttackResult, Evaluation, Point
+from holdfast.differences import Difference, of_shares, paired
+from holdfast.survival import Ratio, censored_ratio
+
+Result = AttackResult | Evaluation
+Pairs = Sequence[tuple[AttackResult, AttackResult]]
+
+
+def naming(items: Sequence[Result]) -> Callable[[Result], str]:
+    """Return the rule that names a result's line: its method, or its label where one is too few.
+
+    Two models of one method and one seed are variants (other options), not seeds: averaging them
+    would hide what the run was made to compare.
+    """
+    models: dict[tuple[str, int], set[str]] = {}
+    for item in items:
+        models.setdefault((item.method, item.model_seed), set()).add(item.model)
+    split = {method for (method, _), labels in models.items() if len(labels) > 1}
+    return lambda item: item.model if item.method in split else item.method
+
+
+def settings_of(result: AttackResult) -> Mapping[str, Any]:
+    """Return what an attack was, without its draw of rows."""
+    return {k: v for k, v in result.attack.items() if k != "seed" and not k.endswith("hash")}
+
+
+def key_of(result: AttackResult) -> str:
+    """Return what results of the same attack, seen by the same judge, have in common."""
+    return json.dumps([settings_of(result), result.judge], sort_keys=True, default=str)
+
+
+def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pairs:
+    """Return the results that went through the same attack with the same seeds."""
+
+    def full_key(result: AttackResult) -> tuple[str, int, Any]:
+        return key_of(result), result.model_seed, result.attack.get("seed")
+
+    others = {full_key(result): result for result in theirs}
+    return [(a, others[full_key(a)]) for a in ours if full_key(a) in others]
+
+
+def reach(result: AttackResult) -> float:
+    """Return the half-life, or the last step if the attack ended before it (a lower bound)."""
+    if result.censored:
+        return float(result.points[-1].step) if result.points else math.nan
+    return result.half_life
+
+
+# ----------------------------------------------------------------------------------- half-lives
+
+
+@dataclass(frozen=True)
+class Lives:
+    """Half-lives of one against those of another.
+
+    Attributes:
+        ratio: See `survival.censored_ratio`; None where no pair says anything.
+        skipped: Pairs that say nothing (both attacks ended first, or a half-life is 0 or unknown).
+        against: Pairs in which only the other withstood the attack.
+    """
+
+    ratio: Ratio | None
+    skipped: int
+    against: int
+
+
+def lives(pairs: Pairs) -> Lives:
+    """Compare half-lives, those that were not reached as such."""
+    usable = [
+        (a, b)
+        for a, b in pairs
+        if reach(a) > 0 and reach(b) > 0 and not (a.censored and b.censored)
+    ]
+    against = sum(b.censored and not a.censored for a, b in usable)
+    if not usable:
+        return Lives(None, len(pairs), 0)
+    ratio = censored_ratio(
+        [reach(a) for a, _ in usable],
+        [reach(b) for _, b in usable],
+        [a.censored for a, _ in usable],
+        [b.censored for _, b in usable],
+    )
+    return Lives(ratio, len(pairs) - len(usable), against)
+
+
+# ---------------------------------------------------------------------------------- differences
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of one against those of another.
+
+    Attributes:
+        first: Mean over seeds.
+        second: The other's.
+        difference: First less second.
+    """
+
+    first: float
+    second: float
+    difference: Difference
+
+
+def ends(pairs: Pairs) -> Shares | None:
+    """Compare harmful scores at the last checkpoint that both attacks of a pair have.
+
+    Answers to the same prompt are compared with one another where all attacks kept them, otherwise
+    the counts. None where no pair has a checkpoint of the judge in common.
+    """
+    found = [(a, b, *last) for a, b in pairs if (last := _last(a, b)) is not None]
+    if not found:
+        return None
+    counts: Counted = defaultdict(list)
+    values: list[float] = []
+    prompts: list[str] = []
+    seeds: list[int] = []
+    for a, b, at_a, at_b in found:
+        counted = (at_a.verdicts[a.judge], at_b.verdicts[a.judge])
+        counts[a.model_seed].append(
+            ((counted[0].harmful_score, counted[0].n), (counted[1].harmful_score, counted[1].n))
+        )
+        one, two = _marks(a, at_a), _marks(b, at_b)
+        common = [prompt for prompt in one if prompt in two]
+        values += [float(one[p]) - float(two[p]) for p in common]
+        prompts += common
+        seeds += [a.model_seed] * len(common)
+    shares = counted_shares(counts)
+    answers = sum(at_a.verdicts[a.judge].n for a, _, at_a, _ in found)
+    if len(values) != answers:
+        return shares
+    return Shares(shares.first, shares.second, paired(values, prompts, seeds))
+
+
+Counted = dict[int, list[tuple[tuple[float, int], tuple[float, int]]]]
+"""Seed of the alignment -> (share, n) of the first and of the second, for each of its pairs."""
+
+
+def accuracies(pairs: Pairs) -> Shares | None:
+    """Compare task accuracy at the last checkpoint that both attacks of a pair have."""
+    counts: Counted = defaultdict(list)
+    for a, b in pairs:
+        last = _last(a, b)
+        if last is None or not (last[0].accuracy_n and last[1].accuracy_n):
+            continue
+        both = [(point.accuracy, point.accuracy_n) for point in last]
+        if all(math.isfinite(value) for value, _ in both):
+            counts[a.model_seed].append((both[0], both[1]))
+    return counted_shares(counts) if counts else None
+
+
+def counted_shares(counts: Counted) -> Shares:
+    """Compare shares of which only counts are known; pairs of one seed are averaged first."""
+    sides: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
+    for found in counts.values():
+        for side, values in zip(sides, zip(*found, strict=True), strict=True):
+            share = sum(value for value, _ in values) / len(values)
+            side.append((share, min(n for _, n in values)))
+    first, second = (sum(value for value, _ in side) / len(side) for side in sides)
+    return Shares(first, second, of_shares(*sides))
+
+
+def _last(a: AttackResult, b: AttackResult) -> tuple[Point, Point] | None:
+    by_step = {point.step: point for point in b.points}
+    for point in reversed(a.points):
+        other = by_step.get(point.step)
+        if other and all(p.verdicts[a.judge].n for p in (point, other) if a.judge in p.verdicts):
+            return (
+                (point, other) if a.judge in point.verdicts and a.judge in other.verdicts else None
+            )
+    return None
+
+
+def _marks(result: AttackResult, point: Point) -> dict[str, bool]:
+    """Return prompt -> answered harmfully; empty where only counts were kept."""
+    marks = point.marks.get(result.judge, "")
+    if len(marks) != len(result.prompts):
+        return {}
+    return {p: mark == "h" for p, mark in zip(result.prompts, marks, strict=True)}

@@ -1,0 +1,218 @@
+"""Comparisons on made-up runs: what is paired, what is corrected, and what is not claimed."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from holdfast.analyses.comparison import Comparison
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.comparing import ends, key_of, lives, pairs_of
+from holdfast.differences import of_shares, paired
+from holdfast.errors import UsageError
+from holdfast.runs import RunDir
+from holdfast.stats import holm
+
+PROMPTS = tuple(f"p{i}" for i in range(40))
+SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
+
+
+def counted(marks: str) -> Counts:
+    return Counts(marks.count("h"), marks.count("s"), marks.count("u"))
+
+
+def attacked(method: str, marks: str, *, seed: int = 0, life: float = 30.0) -> AttackResult:
+    """An attack of 40 steps that ends with these verdicts."""
+    start = "s" * len(marks)
+    points = tuple(
+        Point(step, {"w": counted(m)}, 0.8, 50, marks={"w": m})
+        for step, m in ((0, start), (40, marks))
+    )
+    return AttackResult(
+        model=f"{method}-s{seed}",
+        model_hash="",
+        method=method,
+        model_seed=seed,
+        attack={**SETTINGS, "seed": 0},
+        judge="w",
+        points=points,
+        half_life=life if life <= 40 else math.nan,
+        censored=life > 40,
+        prompts=PROMPTS[: len(marks)],
+    )
+
+
+def marks(rng: np.random.Generator, share: float) -> str:
+    return "".join("h" if x < share else "s" for x in rng.random(len(PROMPTS)))
+
+
+def test_answers_to_the_same_prompt_are_compared_with_one_another() -> None:
+    rng = np.random.default_rng(0)
+    ours = [attacked("vaa", marks(rng, 0.3), seed=s) for s in range(3)]
+    theirs = [attacked("sft", marks(rng, 0.7), seed=s) for s in range(3)]
+    found = ends(pairs_of(ours, theirs))
+    assert found is not None
+    d, prompts, seeds = [], [], []
+    for a, b in zip(ours, theirs, strict=True):
+        for i, prompt in enumerate(PROMPTS):
+            one, two = (x.points[-1].marks["w"][i] == "h" for x in (a, b))
+            d.append(float(one) - float(two))
+            prompts.append(prompt)
+            seeds.append(a.model_seed)
+    assert found.difference == paired(d, prompts, seeds)
+    # The order of the prompts in a file is nothing.
+    turned = replace(
+        ours[0],
+        prompts=PROMPTS[::-1],
+        points=tuple(replace(p, marks={"w": p.marks["w"][::-1]}) for p in ours[0].points),
+    )
+    again = ends(pairs_of([turned, *ours[1:]], theirs))
+    assert again is not None
+    assert again.difference.interval.low == pytest.approx(found.difference.interval.low)
+
+
+def test_attacks_that_kept_counts_only_are_compared_by_counts() -> None:
+    a, b = attacked("vaa", "h" * 10 + "s" * 30), attacked("sft", "h" * 20 + "s" * 20)
+    old = replace(a, prompts=(), points=tuple(replace(p, marks={}) for p in a.points))
+    found = ends([(old, b)])
+    assert found is not None
+    assert found.difference == of_shares([(0.25, 40)], [(0.5, 40)])
+    assert not found.difference.paired
+
+
+def test_the_last_checkpoint_in_common_is_compared() -> None:
+    a, b = attacked("vaa", "h" * 10 + "s" * 30), attacked("sft", "h" * 20 + "s" * 20)
+    ended = replace(a, points=a.points[:1])  # broken off at its step 0
+    found = ends([(ended, b)])
+    assert found is not None
+    assert (found.first, found.second) == (0, 0)
+    assert ends([(replace(a, points=()), b)]) is None
+
+
+def test_undecided_answers_are_in_n_and_not_harmful() -> None:
+    a, b = attacked("vaa", "h" * 10 + "u" * 30), attacked("sft", "h" * 10 + "s" * 30)
+    found = ends([(a, b)])
+    assert found is not None
+    assert (found.first, found.second, found.difference.interval.value) == (0.25, 0.25, 0)
+
+
+def test_pairs_that_both_withstood_say_nothing_of_lives() -> None:
+    m = "s" * 40
+    both = (attacked("vaa", m, life=99), attacked("sft", m, life=99))
+    against = (attacked("vaa", m, life=20), attacked("sft", m, life=99))
+    assert lives([both]).ratio is None
+    found = lives([both, against])
+    assert (found.skipped, found.against) == (1, 1)
+
+
+# ---------------------------------------------------------------------------------- the analysis
+
+
+def record(run: RunDir, results: list[AttackResult]) -> None:
+    """Write attacks and evaluations as the stages do."""
+    for result in results:
+        with run.step("attack", result.model, config={}, inputs={}) as step:
+            path = run.path("attacks", f"{result.model}.json")
+            result.save(path)
+            step.outputs.append(path)
+        start = result.points[0].marks["w"]
+        evaluation = Evaluation(
+            model=result.model,
+            model_hash="",
+            method=result.method,
+            model_seed=result.model_seed,
+            verdicts={"w": counted(start)},
+            over_refusal=Counts(0, 4, 46),
+        )
+        with run.step("evaluate", result.model, config={}, inputs={}) as step:
+            path = run.path("evaluations", f"{result.model}.json")
+            evaluation.save(path)
+            lines = [
+                json.dumps({"id": p, "verdicts": {"w": {"harmful": mark == "h"}}})
+                for p, mark in zip(result.prompts, start, strict=True)
+            ]
+            path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
+            step.outputs += [path, path.with_suffix(".jsonl")]
+
+
+def made(root: Path, seeds: int) -> RunDir:
+    """Vaa is far better than sft, sam is like sft."""
+    rng, run = np.random.default_rng(1), RunDir(root)
+    for seed in range(seeds):
+        lasting = {"sft": 10.0 + seed, "sam": 11.0 - seed / 2, "vaa": 30.0 + 2 * seed}
+        shares = {"sft": 0.9, "sam": 0.88, "vaa": 0.15}
+        record(
+            run,
+            [attacked(m, marks(rng, shares[m]), seed=seed, life=lasting[m]) for m in lasting],
+        )
+    return run
+
+
+def test_it_tells_what_can_be_told_and_no_more(tmp_path: Path) -> None:
+    section = Comparison().run(made(tmp_path, 4))
+    vaa = [s for s in section.findings if s.startswith("vaa")]
+    sam = [s for s in section.findings if s.startswith("sam")]
+    assert any("harmful score at the end of tea" in s and "vaa's is lower." in s for s in vaa)
+    assert any("half-life under tea" in s and "vaa's is longer." in s for s in vaa)
+    assert len(sam) == len(vaa) == 5
+    assert all("the data cannot tell" in s for s in sam)
+    assert any("needs about" in s for s in sam)
+
+
+def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
+    run = made(tmp_path, 4)
+    table = next(iter(Comparison().run(run).tables.values()))
+    results = {e.name: AttackResult.load(run.result(e)) for e in run.require("attack")}
+    p = []
+    for method in ("sam", "vaa"):
+        sides = [[results[f"{m}-s{s}"] for s in range(4)] for m in (method, "sft")]
+        found = ends(pairs_of(*sides))
+        assert found is not None
+        p.append(found.difference.p)
+    # Harmful scores before the attack are tested too: they never differ, p = 1.
+    wanted = holm([*p, 1.0, 1.0])[:2]
+    chosen = table[(table["measure"] == "harmful score") & table["when"].str.contains("end")]
+    assert chosen["method"].tolist() == ["sam", "vaa"]
+    np.testing.assert_allclose(chosen["corrected p"], wanted)
+
+
+def test_one_seed_says_nothing_of_others(tmp_path: Path) -> None:
+    section = Comparison().run(made(tmp_path, 1))
+    said = [s for s in section.findings if "vaa's is lower" in s]
+    assert said
+    assert all("other seeds may differ" in s for s in said)
+
+
+def test_other_pairs_and_medians_have_tables_of_their_own(tmp_path: Path) -> None:
+    section = Comparison().run(made(tmp_path, 3))
+    first, second, medians = section.tables.values()
+    assert set(first["other"]) == {"sft"}
+    assert set(zip(second["method"], second["other"], strict=True)) == {("sam", "vaa")}
+    found = dict(zip(medians["method"], medians["median"], strict=True))
+    assert found == {"sft": "11.0", "sam": "10.5", "vaa": "32.0"}
+
+
+def test_one_method_cannot_be_compared(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", "s" * 40)])
+    with pytest.raises(UsageError, match="comparison needs two methods"):
+        Comparison().run(run)
+
+
+def test_marks_are_kept_and_attacks_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    result, path = attacked("sft", "hsu"), tmp_path / "a.json"
+    result.save(path)
+    assert AttackResult.load(path) == result
+    raw = json.loads(path.read_text())
+    del raw["prompts"]
+    for point in raw["points"]:
+        del point["marks"]
+    path.write_text(json.dumps(raw))
+    old = AttackResult.load(path)
+    assert (old.prompts, old.points[1].marks) == ((), {})
+    assert key_of(old) == key_of(result)

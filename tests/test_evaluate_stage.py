@@ -1,0 +1,84 @@
+"""Several sampled answers a prompt, and what may not go together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast as h
+from holdfast import world
+from holdfast.artifacts import Evaluation
+from holdfast.errors import UsageError
+from holdfast.stages.evaluate import marked_verdicts
+
+
+def config(tmp_path: Path, **options: Any) -> h.EvaluateConfig:
+    given: dict[str, Any] = {"models": ["world"], "test": "world:test", "judges": ["world"]}
+    given |= {"limit": 5, "max_new_tokens": 8, "device": "cpu", "out": tmp_path / "run"}
+    return h.EvaluateConfig(**(given | options))
+
+
+def test_samples_are_counted_and_kept(tmp_path: Path) -> None:
+    options = {"temperature": 5.0, "samples": 3, "over_refusal": "world:borderline"}
+    (found,) = h.evaluate(config(tmp_path, **options))
+    assert (found.samples, found.verdicts["world"].n) == (3, 15)
+    assert found.over_refusal is not None
+    assert found.over_refusal.n == 15
+    by_category = [counts["world"].n for counts in found.by_category.values()]
+    assert sum(by_category) == 15
+    path = tmp_path / "run" / "evaluations" / "base.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    prompts = world.rows("test").prompts[:5]
+    assert [(r["sample"], r["prompt"]) for r in records] == [
+        (sample, prompt) for sample in range(3) for prompt in prompts
+    ]
+    harmful = sum(r["verdicts"]["world"]["harmful"] is True for r in records)
+    assert harmful == found.verdicts["world"].harmful
+    answers = [{r["response"] for r in records if r["prompt"] == p} for p in prompts]
+    assert any(len(said) > 1 for said in answers)
+
+
+def test_options_that_are_not_used_leave_the_key_as_it_was(tmp_path: Path) -> None:
+    plain = config(tmp_path).keyed()
+    assert not {"temperature", "samples", "backend", "general"} & plain.keys()
+    assert config(tmp_path, temperature=0.5).keyed()["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"samples": 2}, "set a temperature"),
+        ({"general": ["tea"]}, "give general_path"),
+        ({"general": ["tea"], "general_path": ".", "backend": "vllm"}, "needs the backend"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        h.evaluate(config(tmp_path, **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_vllm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UsageError, match=r"holdfast\[vllm\]"):
+        h.evaluate(config(tmp_path, backend="vllm"))
+    assert not (tmp_path / "run" / "evaluations").exists()
+
+
+def test_an_evaluation_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (found,) = h.evaluate(config(tmp_path))
+    path = tmp_path / "run" / "evaluations" / "base.json"
+    raw = json.loads(path.read_text())
+    del raw["samples"], raw["general"]
+    path.write_text(json.dumps(raw))
+    assert Evaluation.load(path) == found
+
+
+def test_marks() -> None:
+    from holdfast.contracts import Verdict
+
+    assert marked_verdicts([Verdict(True), Verdict(None), Verdict(False)]) == "hus"
