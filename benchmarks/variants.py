@@ -29,7 +29,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-layers0.3": {"layers": 0.3},
     "hold-8steps": {"inner_steps": 8},
     "hold-16steps": {"inner_steps": 16},
-    "hold-reach1e-3": {"inner_steps": 16, "reach": 1e-3},
+    "hold-32steps": {"inner_steps": 32},
+    "hold-reach1e-3": {"reach": 1e-3},
     "hold-comply0": {"comply": 0.0},
     "hold-comply3": {"comply": 3.0},
     "hold-oppose": {"oppose": 0.5},
@@ -50,7 +51,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-worst0.5": {"worst": 0.5},
     "hold-cap": {"cap": 0.02},
     "hold-regroup": {"regroup": 50},
-    "hold-watched": {"over_refusal": 0.05, "inner_steps": 64},
+    "hold-watched": {"over_refusal": 0.05, "inner_steps": 96},
     **{f"hold-{control}": {"control": control} for control in ("ungrouped", "shuffled")},
     # VAA's own ablation; uniform is its importance sampling, as far as the paper says what that is.
     "vaa-ungrouped": {"control": "ungrouped"},

@@ -26,7 +26,7 @@ Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
-HARMFUL = {"attack_rows": "harmful", "growth": "constant", "every": 0}
+HARMFUL = {"attack_rows": "harmful", "growth": "constant", "every": 0, "comply": 0.0}
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_benign_rows_are_held_on_the_other_side(
     model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
     options = {"reach": 0.01, "inner_steps": 2, "clean": 0.0, "benign": 1.0, "oppose": 0.5}
-    trainer = make_trainer("hold", model, comply=3.0, **options, **{**HARMFUL, "every": 1})
+    trainer = make_trainer("hold", model, **{**HARMFUL, **options, "every": 1, "comply": 3.0})
     batch = drawn(trainer)
     safe, total = batch["is_safety"], answer_tokens(batch)
     parameters = trainer.trainable_parameters()

@@ -6,10 +6,13 @@ attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761
 
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
     min_theta max_q sum_i q_i [ (1 - clean) l_i(theta_k) + clean l_i(theta) ]
-                    + benign l_benign(theta),
+                    + benign [ l_benign(theta) - comply mean log(1 - p_theta(S)) ],
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
-DRO over vulnerable and invulnerable examples. What it is not: no second derivatives, no entropy
+DRO over vulnerable and invulnerable examples. S are the tokens that alignment answers begin with,
+p(S) the chance of one at a benign answer's first token: of its many tokens the first decides
+whether there is an answer, and a model that learns to go on refusing begins to refuse what it
+should answer. What it is not: no second derivatives, no entropy
 objective, nothing is unlearnt; benign rows only see theta.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
@@ -30,11 +33,8 @@ What else there is, all of it off or neutral by default unless said so:
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
-- `benign`: at 1 the model also learns to refuse what it should answer, and the more so the longer
-  the attack; more of it holds that off.
 - `oppose`: benign rows are trained on that many times as far on the other side of theta, where the
-  model is more inclined to refuse: what is answered there is answered at theta too. `comply`:
-  weight of -log(1 - p(S)), S the tokens that alignment answers begin with, for benign rows.
+  model is more inclined to refuse: what is answered there is answered at theta too.
 - `spread`: the group that is most vulnerable is attacked that many times farther than the least
   vulnerable one, groups between them in geometric steps.
 - `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
@@ -99,13 +99,13 @@ class HoldOptions(GroupDroOptions):
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
     geometry: str = field(default="sign", metadata={"help": "sign, soft, l2 or adam."})
     reach: float = field(default=5e-4, metadata={"help": "Size of an inner step."})
-    inner_steps: int = field(default=32, metadata={"help": "Most steps of the attack."})
+    inner_steps: int = field(default=48, metadata={"help": "Most steps of the attack."})
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
     benign: float = field(default=2.0, metadata={"help": "Weight of the benign rows."})
     oppose: float = field(default=0.0, metadata={"help": "Reach of benign rows, the other way."})
-    comply: float = field(default=0.0, metadata={"help": "Weight of not refusing benign rows."})
+    comply: float = field(default=1.0, metadata={"help": "Weight of not refusing benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
