@@ -85,13 +85,14 @@ def shapes_of(model: Any, call: Callable[[], object]) -> list[tuple[int, int, in
 
 
 def generation_rows(turns: int, count: int) -> Iterator[Row]:
-    """Yield a row for greedy and one for sampled answers."""
+    """Yield a row for greedy answers and one for each way to sample."""
     loaded = models.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     prompts = [*world.rows("test").prompts, *world.rows("benign").prompts][:count]
     for name, sampling in (
         ("greedy", generate.GREEDY),
-        ("sampled", generate.Sampling(temperature=1.0, top_p=0.9)),
+        ("sampled", generate.Sampling(temperature=1.0)),
+        ("sampled, top_p", generate.Sampling(temperature=1.0, top_p=0.9)),
     ):
 
         def whole(sampling: generate.Sampling = sampling) -> None:
