@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from holdfast.analyses import comparison
 from holdfast.analyses.comparison import Comparison
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.comparing import ends, key_of, lives, pairs_of
 from holdfast.differences import of_shares, paired
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
-from holdfast.stats import holm
+from holdfast.stats import Interval, holm
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
 SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
@@ -216,3 +217,16 @@ def test_marks_are_kept_and_attacks_of_earlier_versions_are_read(tmp_path: Path)
     old = AttackResult.load(path)
     assert (old.prompts, old.points[1].marks) == ((), {})
     assert key_of(old) == key_of(result)
+
+
+def test_of_many_comparisons_only_the_clear_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = comparison._Row(
+        *("harmful score", "under a", "vaa", "sft", (0.2, 0.4), Interval(-0.2, -0.3, -0.1, 100)),
+        *(0.001, 3, "n=100", ", more is needed"),
+    )
+    rows = [replace(row, corrected=p) for p in (0.01, 0.5, math.nan)]
+    assert len(comparison._told(rows)) == 3
+    monkeypatch.setattr(comparison, "MOST", 2)
+    clear, rest = comparison._told(rows)
+    assert "vaa's is lower" in clear
+    assert rest.startswith("In 2 of 3 comparisons the data cannot tell")

@@ -39,6 +39,8 @@ from holdfast.survival import median_life
 BEFORE = "before any attack"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
 LIFE = "half-life"
+MOST = 12
+"""Comparisons that a reader can be told of one by one."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Comparison(Analysis):
         medians = _medians(attacks, [name(a) for a in attacks])
         return Section(
             title="Which methods differ, and can these data tell?",
-            findings=tuple(row.sentence() for row in next(iter(tables.values()))),
+            findings=_told(next(iter(tables.values()))),
             tables={**frames, "Median half-life (Kaplan-Meier), in steps": medians},
             note=(
                 "Intervals are for one comparison (95 %), p values for all tests of a measure in a "
@@ -150,6 +152,18 @@ class Comparison(Analysis):
                 "half-life ratios take them for independent."
             ),
         )
+
+
+def _told(rows: Sequence[_Row]) -> tuple[str, ...]:
+    """Return a sentence for each comparison; of many, for those in which the data can tell."""
+    if len(rows) <= MOST:
+        return tuple(row.sentence() for row in rows)
+    clear = [row for row in rows if row.corrected <= 0.05]
+    rest = (
+        f"In {len(rows) - len(clear)} of {len(rows)} comparisons the data cannot tell; the table "
+        "has them all, and how much more data each would take."
+    )
+    return (*(row.sentence() for row in clear), rest)
 
 
 def _corrected(rows: Sequence[_Row]) -> list[_Row]:
