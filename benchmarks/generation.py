@@ -170,7 +170,7 @@ def _cell(out: Path, seed: int, steps: int) -> attack.AttackConfig:
         test="world:test",
         judges=["world", "refusal"],
         learning_rates=[5e-5],
-        steps=steps,
+        steps=[steps],
         max_length=64,
         max_new_tokens=NEW_TOKENS,
         seeds=[seed],

@@ -88,7 +88,8 @@ def shaped(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
     made: Any = copy.deepcopy(model)
     if setting.half:
         made = made.to(torch.bfloat16)
-    made.set_attn_implementation(setting.attention)
+    # Gemma 2 caps its attention scores, which transformers does with eager attention only.
+    made.set_attn_implementation(setting.attention if made._supports_sdpa else "eager")
     if setting.lora:
         made = models.add_lora(made, 2, seed=0)
     if setting.checkpointing:
