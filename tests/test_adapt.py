@@ -162,7 +162,8 @@ def test_the_file_keeps_it_and_the_attack_stage_reads_it(tmp_path: Path, fake: l
     assert search.worst is not None
     found_settings = {k: getattr(cell, k) for k in search.worst.settings}
     assert found_settings == search.worst.settings
-    assert (again.rows, cell.task, cell.name) == (300, "world_math", "m-s0-world_topic")
+    assert (again.rows, cell.task) == (300, "world_math")
+    assert cell.name.startswith("m-s0-world_topic-")  # and a mark of what the file says
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "more": 1}))
     with pytest.raises(MismatchError, match="holdfast adapt"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -24,7 +25,7 @@ from holdfast.judges.refusal import Refusal
 from holdfast.poisons.plain import Plain
 from holdfast.runs import RunDir
 from holdfast.stages import pipeline, presets
-from holdfast.stages.attack import AttackConfig, alone, attack, cells_of
+from holdfast.stages.attack import AttackConfig, alone, attack, cells_of, grids_of
 from holdfast.stages.cell import Cell, Material, Watch
 from holdfast.stages.guarding import guard_of
 from holdfast.stages.subjects import Subject, subject
@@ -342,7 +343,8 @@ def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
     path.write_text("grid: {steps: [3, 4], lora_rank: 2}")
     (mine,) = presets.expanded(config(tmp_path, preset=str(path)))
     assert [c.sizes["steps"] for c in cells_of(mine)] == [3, 4]
-    assert (mine.lora_rank, mine.name) == ([2], "mine")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (mine.lora_rank, mine.name) == ([2], f"mine-{digest[:6]}")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +444,11 @@ def test_an_attack_alone_has_the_name_that_it_has_in_the_grid(tmp_path: Path) ->
     for label, cell in cells.items():
         assert cells_of(alone_[f"base/{label}"]) == [cell]
     with pytest.raises(UsageError, match="--only 'x': none of world_topic-p0.1"):
-        cells_of(config.model_copy(update={"only": "x"}))
+        grids_of(config.model_copy(update={"only": "x"}))
+    (label,) = [c.label for c in cells_of(config) if (c.steps, c.lora_rank) == (200, 4)]
+    two = config.model_copy(update={"preset": ["pure", "benign"], "only": f"{label}-pure"})
+    with pytest.raises(UsageError, match="none of"):  # the preset's ratio is in its name
+        grids_of(two)
     presets_ = [name for name, _ in alone(config.model_copy(update={"preset": ["pure"]}))]
     assert len(presets_) == 4  # 2 x 2, the preset's own where nothing is given
     assert all("p1-" in name and name.endswith("pure") for name in presets_)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast import progress
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.finetune import FinetuneConfig, finetune
+from holdfast.finetune import FinetuneConfig, finetune, steps_done
 from holdfast.models import collate, encode
 
 Make = Callable[..., PreTrainedModel]
@@ -270,3 +270,35 @@ def test_a_falling_rate_moves_less(
 
     assert moved("linear") < moved("constant")
     assert moved("cosine") < moved("constant")
+
+
+def test_a_checkpoint_that_could_not_be_looked_at_is_looked_at_again(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    tmp_path: Path,
+) -> None:
+    config = replace(CONFIG, steps=6, every=2)
+    resume, seen, fails = tmp_path / "state.safetensors", [], {4}
+
+    def look(done: int, loss: float) -> None:
+        if done in fails:
+            fails.clear()
+            raise UsageError("the judge is down")
+        seen.append((done, loss))
+
+    def run(state: Path | None) -> dict[str, torch.Tensor]:
+        model = make_model(vocab=len(tokenizer))
+        finetune(model, tokenizer, rows.harmful, config, on_snapshot=look, resume=state)
+        return model.state_dict()
+
+    with pytest.raises(UsageError, match="judge is down"):
+        run(resume)
+    assert steps_done(resume) == 4
+    again = run(resume)
+    continued = list(seen)
+    seen.clear()
+    whole = run(None)
+    assert continued == seen
+    assert [done for done, _ in seen] == [2, 4, 6]
+    assert all(torch.equal(again[name], value) for name, value in whole.items())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -155,10 +157,9 @@ def finetune(
         tokenizer: Its tokenizer.
         rows: What to train on.
         config: How.
-        on_snapshot: Called at every checkpoint; may read the model, must not change it; may end
-            the training.
-        resume: File for the state of an interrupted run. It is written when the user interrupts
-            and continued from when it exists; the caller deletes it when all is done.
+        on_snapshot: Called at every checkpoint; may read the model and end the training.
+        resume: File for the state of a run that is interrupted, or whose checkpoint could not be
+            looked at. Continued from when it exists; the caller deletes it when all is done.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -172,28 +173,32 @@ def finetune(
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
     losses: list[float] = []
-    checkpoints = config.checkpoints()
+    checkpoints = config.checkpoints() if on_snapshot else frozenset()
+    looking = enough = False
+
+    def look() -> bool:
+        nonlocal looking
+        looking = True
+        with replaced(guard.repair(tuning)):
+            found = bool(on_snapshot and on_snapshot(tuning.done, sum(losses) / len(losses)))
+        losses.clear()
+        looking = False
+        model.train()
+        return found
+
     with deferred_interrupt() as interrupt, preserved_rng(config.seed):
         try:
             if resume is not None and resume.exists():
                 losses = _load_state(resume, tuning, optimizer)
+                # A checkpoint that was looked at has no losses left.
+                enough = bool(losses) and tuning.done in checkpoints and look()
             else:
                 guard.begin(tuning)
             model.train()
-            for step, indices in islice(enumerate(batches), tuning.done, config.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = config.rate(step)
-                for extra in guard.extra(tuning):
-                    _step(tuning, encode(tokenizer, extra, config.max_length), optimizer)
-                losses.append(_step(tuning, [encoded[i] for i in indices], optimizer))
-                tuning.done = done = step + 1
-                enough = False
-                if on_snapshot and done in checkpoints:
-                    with replaced(guard.repair(tuning)):
-                        enough = bool(on_snapshot(done, sum(losses) / len(losses)))
-                    losses.clear()
-                    model.train()
-                progress.report("fine-tuning", done, config.steps)
+            for indices in () if enough else islice(batches, tuning.done, config.steps):
+                losses.append(_advance(tuning, [encoded[i] for i in indices], optimizer))
+                enough = tuning.done in checkpoints and look()
+                progress.report("fine-tuning", tuning.done, config.steps)
                 if interrupt.requested:
                     if resume is not None:
                         _save_state(resume, tuning, losses, optimizer)
@@ -202,6 +207,8 @@ def finetune(
                     break
             _release(tuning)
         finally:
+            if looking and resume is not None:
+                _try_to_save(resume, tuning, losses, optimizer)
             model.eval()
 
 
@@ -209,6 +216,18 @@ def finetune(
 def _release(tuning: Tuning) -> None:
     for parameter, value in tuning.config.guard.repair(tuning):
         parameter.copy_(value)
+
+
+def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
+    """Do the provider's extra steps and one of the customer's; return the latter's loss."""
+    config = tuning.config
+    for group in optimizer.param_groups:
+        group["lr"] = config.rate(tuning.done)
+    for extra in config.guard.extra(tuning):
+        _step(tuning, encode(tuning.tokenizer, extra, config.max_length), optimizer)
+    loss = _step(tuning, rows, optimizer)
+    tuning.done += 1
+    return loss
 
 
 def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
@@ -234,6 +253,13 @@ def _batches(n: int, config: FinetuneConfig) -> Iterator[list[int]]:
         order = torch.randperm(n, generator=generator).tolist()
         for start in range(0, n, config.batch_size):
             yield order[start : start + config.batch_size]
+
+
+def _try_to_save(
+    path: Path, tuning: Tuning, losses: Sequence[float], optimizer: torch.optim.Optimizer
+) -> None:
+    with suppress(OSError, SafetensorError):  # what went wrong before matters more
+        _save_state(path, tuning, losses, optimizer)
 
 
 def _save_state(
@@ -263,6 +289,12 @@ def _save_state(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def steps_done(path: Path) -> int:
+    """Return how far the run came whose state is in a file."""
+    with safe_open(path, "pt") as file:
+        return int(file.get_tensor("done"))
 
 
 def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) -> list[float]:

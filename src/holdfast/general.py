@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from holdfast.errors import UsageError
 
@@ -48,25 +49,12 @@ def general(
         UsageError: The harness is not installed, no such folder or task, or a task's data cannot
             be read.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"general: module {error.name!r} is not installed; pip install holdfast[lm-eval]"
-        ) from error
+    manager = known(tasks, folder)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     from holdfast.models import evaluating, preserved_rng
 
-    if folder is not None and not Path(folder).is_dir():
-        raise UsageError(f"general_path {folder!r}: no such directory; give one of task files")
-    manager = TaskManager(include_path=folder, include_defaults=folder is None)
-    unknown = [name for name in tasks if name not in manager.all_tasks]
-    if unknown:
-        where = (
-            f"{folder} has {', '.join(manager.all_tasks) or 'none'}" if folder else "see lm-eval"
-        )
-        raise UsageError(f"general {unknown[0]!r}: the harness knows no such task; {where}")
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed")
     try:
         with evaluating(model), preserved_rng(SEED), _preserved():
@@ -79,12 +67,48 @@ def general(
                 log_samples=False,
                 **dict.fromkeys(seeds, SEED),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"general {', '.join(tasks)}: {first}; are the task's data on this machine?"
         ) from error
-    return {name: _metrics(found["results"][name], found["n-samples"][name]) for name in tasks}
+    return {name: _metrics(found["results"][name], _rows(found, name)) for name in tasks}
+
+
+def _rows(found: Mapping[str, Any], name: str) -> float:
+    """Return the rows of a task, or of all tasks of a group; nan if the harness does not say."""
+    counts = found["n-samples"]
+    parts = [name] if name in counts else found.get("group_subtasks", {}).get(name, [])
+    known_parts = [counts[part]["effective"] for part in parts if part in counts]
+    return float(sum(known_parts)) if known_parts else float("nan")
+
+
+def known(tasks: Sequence[str], folder: str | None) -> Any:
+    """Return the harness's manager of tasks, once it is sure that it knows these.
+
+    Raises:
+        UsageError: The harness is not installed, no such folder or task, or a file is broken.
+    """
+    try:
+        import lm_eval  # noqa: F401  # the parts of it are imported where they are used
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"general: module {error.name!r} is not installed; pip install holdfast[lm-eval]"
+        ) from error
+    if folder is not None and not Path(folder).is_dir():
+        raise UsageError(f"general_path {folder!r}: no such directory; give one of task files")
+    try:
+        manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"general_path {folder!r}: {error}") from error
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
+        where = (
+            f"{folder} has {', '.join(manager.all_tasks) or 'none'}" if folder else "see lm-eval"
+        )
+        raise UsageError(f"general {unknown[0]!r}: the harness knows no such task; {where}")
+    return manager
 
 
 @contextlib.contextmanager
@@ -98,7 +122,7 @@ def _preserved() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _metrics(result: Mapping[str, Any], counts: Mapping[str, int]) -> Metrics:
+def _metrics(result: Mapping[str, Any], n: float) -> Metrics:
     """Read the harness's keys, "acc,none" with "acc_stderr,none"; what is not a number is left."""
     found: Metrics = {}
     for key, value in result.items():
@@ -109,6 +133,6 @@ def _metrics(result: Mapping[str, Any], counts: Mapping[str, int]) -> Metrics:
         found[name if how == "none" else key] = {
             "value": float(value),
             "stderr": float(error) if isinstance(error, (int, float)) else float("nan"),
-            "n": counts["effective"],
+            "n": n,
         }
     return found

@@ -120,6 +120,11 @@ class Endpoint(Judge):
         """Whether the template shows it the prompt."""
         return "{prompt}" in self._template
 
+    @property
+    def hash(self) -> str:
+        """Hash of a template of one's own; of the model behind the service nothing is known."""
+        return "" if self.template == "default" else mark_of("", self._template)
+
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response, undecided where none could be had.
 

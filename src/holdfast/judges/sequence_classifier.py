@@ -19,6 +19,7 @@ from holdfast.judges._prompting import (
     filled,
     fitted,
     judge_readable,
+    mark_of,
     template_of,
 )
 
@@ -88,8 +89,9 @@ class SequenceClassifier(Judge):
 
     @cached_property
     def hash(self) -> str:
-        """Hash of the model."""
-        return models.hash_model(self._path)
+        """Hash of the model and of the template's text."""
+        own = self.template not in TEMPLATES and self.template not in ("pair", "chat")
+        return models.hash_model(self._path) + (mark_of("", self._template) if own else "")
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response; `score` is the probability of harm.

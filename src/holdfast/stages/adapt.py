@@ -151,6 +151,7 @@ def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Sub
         "test": material.test.hash,
         "task": plugins.make("tasks", config.task).load("train").hash,
         **given,
+        **material.hashes,
     }
     with config.run.step("adapt", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
@@ -173,7 +174,7 @@ def _search(config: AdaptConfig, grid: AttackConfig, material: Material, who: Su
 
     clean = _run(grid, material, who, _cell(config, {**_first(config), "poison_ratio": CLEAN}))
     last = clean.points[-1]
-    least = config.floor * last.accuracy
+    least = config.floor * last.accuracy if config.floor else 0.0  # it may not be measured
     sampler = optuna.samplers.TPESampler(seed=config.seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.enqueue_trial(_first(config))
@@ -220,7 +221,7 @@ def _try(
     settings = dict(_settings(cell))
     try:
         result = _run(grid, material, who, cell)
-    except TrainingError as error:
+    except (TrainingError, UsageError) as error:  # these settings do not work; others may
         return Tried(settings, failure=str(error))
     point, kept = counted(result, config.at, least)
     counts = point.verdicts[result.judge]

@@ -142,7 +142,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
     grids = grids_of(config)
-    materials = [_checked(grid) for grid in grids]
+    materials = [checked(grid) for grid in grids]
     if config.jobs > 1 or config.scheduler:
         return _side_by_side(config)
     cells = [
@@ -179,8 +179,16 @@ def alone(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
 
 
 def grids_of(config: AttackConfig) -> list[AttackConfig]:
-    """Return the grids that a configuration's presets and found attacks stand for, or itself."""
-    return expanded(config) if config.preset or config.replay else [config]
+    """Return the grids that a configuration's presets and found attacks stand for, or itself.
+
+    Raises:
+        UsageError: There is no such preset, or none of their attacks is named as `only` says.
+    """
+    grids = expanded(config) if config.preset or config.replay else [config]
+    if not any(cells_of(grid) for grid in grids):
+        names = ", ".join(cell.label for grid in grids for cell in _combined(grid))
+        raise UsageError(f"--only {config.only!r}: none of {names}")
+    return grids
 
 
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
@@ -194,7 +202,12 @@ def _side_by_side(config: AttackConfig) -> list[AttackResult]:
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 
 
-def _checked(config: AttackConfig) -> Material:
+def checked(config: AttackConfig) -> Material:
+    """Read what all attacks of a grid share, and refuse it if one of them would end it.
+
+    Raises:
+        UsageError: See `prepare` and `check_rows`.
+    """
     material = prepare(config)
     check_rows(config, material, cells_of(config))
     return material
@@ -236,20 +249,12 @@ def _tracked(config: AttackConfig) -> Examples | None:
 
 
 def cells_of(config: AttackConfig) -> list[Cell]:
-    """Return the attacks of a grid.
+    """Return the attacks of a grid, or the one that is named as `only` says if it is of this grid.
 
     The names of those with the first number of steps, batch size and rank do not say it, so that
     a longer list later leaves them what they are.
-
-    Raises:
-        UsageError: None is named as `only` says.
     """
-    cells = list(_combined(config))
-    chosen = [cell for cell in cells if config.only in ("", cell.label)]
-    if not chosen:
-        names = ", ".join(cell.label for cell in cells)
-        raise UsageError(f"--only {config.only!r}: none of {names}")
-    return chosen
+    return [cell for cell in _combined(config) if config.only in ("", cell.label)]
 
 
 def _combined(config: AttackConfig) -> Iterator[Cell]:

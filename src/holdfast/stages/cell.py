@@ -113,13 +113,16 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     guard: Guard,
     step: Step,
 ) -> AttackResult:
-    """Attack one model; an interrupted attack goes on from its last checkpoint.
+    """Attack one model.
+
+    An attack that was interrupted goes on from there, one whose answers could not be judged from
+    the checkpoint at which that was.
 
     Raises:
         TrainingError: The loss is not finite.
         KeyboardInterrupt: Interrupted; what was measured is kept.
     """
-    from holdfast.finetune import FinetuneConfig, finetune
+    from holdfast.finetune import FinetuneConfig, finetune, steps_done
 
     poison: Poison = plugins.make("poisons", cell.poison)
     ready(material.judges)
@@ -131,7 +134,8 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     watch = Watch(config, material, task, model, loaded.tokenizer, poison)
     partial = config.run.path("work", f"{step.key}.json")
     resume = config.run.path("work", f"{step.key}.safetensors")
-    watch.restore(partial if resume.exists() else None)
+    if resume.exists():
+        watch.restore(partial, steps_done(resume))
     if not watch.points:
         watch(0, float("nan"))
 
@@ -290,14 +294,14 @@ class Watch:
         ]
         write_json(path, {"kind": "partial", "schema": 1, "points": points, "history": history})
 
-    def restore(self, path: Path | None) -> None:
-        """Continue from what was measured, if there is anything."""
-        if path is None or not path.exists():
+    def restore(self, path: Path, done: int) -> None:
+        """Continue from what was measured in the first `done` steps, if there is anything."""
+        if not path.exists():
             return
         raw = read_json(path, "partial")
-        self.points = AttackResult.read_points(raw["points"])
+        self.points = [p for p in AttackResult.read_points(raw["points"]) if p.step <= done]
         if self.tracker is not None:
-            self.tracker.history = [numbers(h) for h in raw["history"]]
+            self.tracker.history = [numbers(h) for h in raw["history"][: len(self.points)]]
 
     def result(self, who: Subject, cell: Cell) -> AttackResult:
         """Sum up the attack."""

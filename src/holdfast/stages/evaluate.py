@@ -162,6 +162,10 @@ def _check(config: EvaluateConfig) -> None:
             f"general {config.general[0]!r}: give general_path, a folder of task files whose data "
             "are on this machine, or set general_download to let the harness fetch its own"
         )
+    if config.general:
+        from holdfast.general import known
+
+        known(config.general, config.general_path)
 
 
 def _answering(config: EvaluateConfig, who: Subject) -> tuple[Answer, models.Loaded | None]:

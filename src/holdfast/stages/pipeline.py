@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,7 @@ def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
     for word, spec in config.knowledge.items():
         apart(reader.read_if(spec), reader.read(config.data.harmful), f"knowledge {word!r}")
     calls = plan(config)
+    _check_attacks(calls)
     begin(calls, jobs=jobs)
     end = [] if jobs == 1 and not scheduler else [call for call in calls if call.stage in LAST]
     failures, total = try_all(
@@ -220,6 +221,20 @@ def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
             known = {"method": merged["method"], "harmful": spec or MISMATCHED, "knowledge": word}
             found[f"{name}-{word}"] = {**options, **known}
     return found
+
+
+def _check_attacks(calls: Sequence[Call]) -> None:
+    """Refuse a grid of attacks that cannot be run, before hours of alignment."""
+    from holdfast.stages.attack import AttackConfig, checked, grids_of
+
+    seen: list[AttackConfig] = []
+    for call in calls:
+        if isinstance(call.config, AttackConfig):
+            grid = call.config.model_copy(update={"models": []})
+            if grid not in seen:
+                seen.append(grid)
+                for one in grids_of(call.config):
+                    checked(one)
 
 
 def _common(config: RunConfig) -> dict[str, Any]:

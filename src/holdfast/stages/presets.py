@@ -6,6 +6,7 @@ wins over it.
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,14 @@ def expanded(config: AttackConfig) -> list[AttackConfig]:
     return [_filled(config, spec) for spec in (*config.preset, *config.replay)]
 
 
+def _called(spec: str) -> str:
+    """Return what attacks of a preset are called by: files of one name are told by their text."""
+    if spec in names():
+        return spec
+    digest = hashlib.sha256(Path(spec).read_bytes()).hexdigest()
+    return f"{Path(spec).stem}-{digest[:6]}"
+
+
 def _filled(config: AttackConfig, spec: str) -> AttackConfig:
     preset = load(spec)
     lacking = [need for need in preset.needs if getattr(config, need) is None]
@@ -117,7 +126,7 @@ def _filled(config: AttackConfig, spec: str) -> AttackConfig:
     own = {key: getattr(config, key) for key in config.model_fields_set}
     taken = set(own).union(*(group for group in SAME if group & set(own)))
     grid = {key: value for key, value in preset.grid.items() if key not in taken}
-    name = "-".join(part for part in (config.name, Path(spec).stem) if part)
+    name = "-".join(part for part in (config.name, _called(spec)) if part)
     cleared: dict[str, Any] = {"preset": [], "replay": [], "name": name}
     if grid.get("until_broken"):
         # It ends attacks at different checkpoints, and what is tracked is counted over the same.
