@@ -157,7 +157,7 @@ def finetune(
         tokenizer: Its tokenizer.
         rows: What to train on.
         config: How.
-        on_snapshot: Called at every checkpoint; may read the model and end the training.
+        on_snapshot: Called at checkpoints; may read the model and end the training.
         resume: File for the state of a run that is interrupted, or whose checkpoint could not be
             looked at. Continued from when it exists; the caller deletes it when all is done.
 
@@ -172,9 +172,8 @@ def finetune(
     tuning = Tuning(model, tokenizer, config, trainable(model))
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
-    losses: list[float] = []
+    losses, looking, enough = list[float](), False, False
     checkpoints = config.checkpoints() if on_snapshot else frozenset()
-    looking = enough = False
 
     def look() -> bool:
         nonlocal looking
