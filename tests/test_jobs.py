@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from holdfast import progress
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
-from holdfast.jobs import Job, Pace, duration, run, summary
+from holdfast.jobs import End, Job, Pace, Pool, duration, run, summary
 from holdfast.workers import accelerators, cores, local
 
 PROGRAM = "jobs_program"
@@ -146,6 +147,36 @@ def test_a_full_disk_begins_nothing_more(tmp_path: Path, job: Any) -> None:
     assert noted == ["full", "next"]
     assert [type(error) for error in failures.values()] == [DiskFull, DiskFull]
     assert events(tmp_path) == [("full", "begins")]
+
+
+def pool_of(*futures: Future[End]) -> Pool:
+    left = list(futures)
+    return Pool(1, lambda job: left.pop(0), lambda level: None)
+
+
+def ended(end: End) -> Future[End]:
+    future: Future[End] = Future()
+    future.set_result(end)
+    return future
+
+
+def test_the_first_cause_of_a_chain_of_failures_is_told(job: Any) -> None:
+    jobs = [job("a"), job("b", "short", "a"), job("c", "short", "b"), job("d", "short", "c")]
+    failures = run(jobs, pool_of(ended(End(0.0, "HoldfastError", "no room"))))
+    assert {name: str(error) for name, error in failures.items()} == {
+        "a": "no room",
+        "b": "not done, since it needs a",
+        "c": "not done, since it needs b",
+        "d": "not done, since it needs c",
+    }
+
+
+def test_a_cancelled_job_is_one_that_failed(job: Any) -> None:
+    gone: Future[End] = Future()
+    gone.cancel()
+    gone.set_running_or_notify_cancel()
+    failures = run([job("a"), job("b")], pool_of(gone, ended(End(0.0))))
+    assert {name: type(error) for name, error in failures.items()} == {"a": JobError}
 
 
 def test_one_error_for_all() -> None:
