@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import progress
+from holdfast import cluster, progress, workers
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
 from holdfast.jobs import End, Job, Pace, Pool, duration, run, summary
-from holdfast.workers import accelerators, cores, local
+from holdfast.workers import accelerator, accelerators, cores, local
 
 PROGRAM = "jobs_program"
 
@@ -224,6 +225,27 @@ def test_jobs_save_when_whoever_started_them_is_killed(tmp_path: Path, job: Any)
     waited_for(tmp_path / "a.saved")
 
 
+def test_a_job_whose_scheduler_is_gone_saves(
+    tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+
+    class Gone:
+        def __init__(self, name: str) -> None:
+            pass
+
+        def is_set(self) -> bool:
+            if (tmp_path / "a.begun").exists():
+                raise OSError("Timed out trying to connect")
+            return False
+
+    monkeypatch.setattr(distributed, "Event", Gone)
+    monkeypatch.setattr(cluster, "OFTEN", 0.0)
+    end = cluster.remote(PROGRAM, job("a", "long"), str(tmp_path), str(tmp_path / "jobs"))
+    assert end.error == "Interrupted"
+    assert (tmp_path / "a.saved").exists()
+
+
 # ----------------------------------------------------------------------------------------- means
 
 
@@ -238,6 +260,40 @@ def test_each_has_its_share_of_the_cores_and_an_accelerator(
     begun = [line for line in log(tmp_path) if line[1] == "begins"]
     assert {line[3] for line in begun} == {str(max(cores() // 2, 1))}
     assert sorted(line[4] for line in begun) == ["4", "7"]
+
+
+def test_the_successor_of_a_dead_process_has_its_accelerator(
+    tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with local(PROGRAM, 1) as pool:
+        run([job("a", "die"), job("b")], pool)
+    assert [line[4] for line in log(tmp_path) if line[1] == "begins"] == ["4", "4"]
+
+
+def test_two_that_begin_at_once_choose_two_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Counter[str]):
+        def __getitem__(self, name: str) -> int:
+            found = super().__getitem__(name)
+            time.sleep(0.02)
+            return found
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(workers, "_in_use", Slow())
+    together, found = threading.Barrier(2), list[str]()
+
+    def choose() -> None:
+        together.wait()
+        with accelerator() as env:
+            found.append(env["CUDA_VISIBLE_DEVICES"])
+            together.wait()
+
+    threads = [threading.Thread(target=choose) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == ["4", "7"]
 
 
 def test_a_choice_of_threads_is_kept(
