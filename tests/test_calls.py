@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast import models, progress
+from holdfast.artifacts import read_json
 from holdfast.errors import HoldfastError, TrainingError
 from holdfast.runs import RunDir
 from holdfast.stages import calls as module
@@ -120,8 +121,15 @@ def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str)
     assert config.model_copy(update={"jobs": 4, "scheduler": "x"}).keyed() == config.keyed()
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TrainingError("the loss is nan"), "the loss is nan"),
+        (RuntimeError("CUDA error"), "RuntimeError: CUDA error"),
+    ],
+)
 def test_a_cell_that_fails_is_noted_and_the_others_are_run(
-    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     from holdfast.stages import attack as stage
 
@@ -129,16 +137,16 @@ def test_a_cell_that_fails_is_noted_and_the_others_are_run(
 
     def failing(*args: Any) -> Any:
         if args[3].task == "world_topic":
-            raise TrainingError("the loss is nan")
+            raise error
         return real(*args)
 
     monkeypatch.setattr(stage, "run_cell", failing)
     config = attacks(tmp_path / "a", tiny)
-    with pytest.raises(HoldfastError, match="1 of 2 failed; .*\n.*topic.*: the loss is nan"):
+    with pytest.raises(HoldfastError, match=rf"1 of 2 failed; .*\n.*topic.*: {words}"):
         attack(config)
     run = RunDir(config.out)
     assert [entry.name for entry in run.entries()] == ["tiny/world_sentiment-p0.5-lr0.0001-s0"]
-    assert [failure.reason for failure in run.failures()] == ["the loss is nan"]
+    assert [failure.reason for failure in run.failures()] == [words]
     monkeypatch.undo()
     assert len(attack(config)) == 2
     assert run.failures() == []
@@ -171,6 +179,47 @@ def test_what_needs_a_failed_call_is_not_done(
     assert failed["score loss-s0"] == "not done, since it needs align sft-s0"
     assert failed["attack vaa-s0/world_topic-p0.1-lr0.0001-s3"].endswith("needs align vaa-s0")
     assert any("failed: the loss is nan" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), RuntimeError("CUDA error"), ValueError("odd")]
+)
+def test_what_nobody_foresaw_is_one_failed_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    done: list[str] = []
+
+    def called(call: Call) -> None:
+        if call.title == "align sft-s0":
+            raise error
+        done.append(call.title)
+
+    monkeypatch.setattr(Call, "__call__", called)
+    # That nothing can be noted ends nothing either.
+    monkeypatch.setattr(RunDir, "failures", lambda run: read_json(tmp_path / "gone", "failure"))
+    with pytest.raises(HoldfastError, match=f"align sft-s0: .*{error.args[-1]}"):
+        do(pipeline.plan(configuration(tmp_path / "a")))
+    assert {"align sft-s1", "analyze all", "report report"} <= set(done)
+
+
+@pytest.mark.parametrize("last", ["analyze all", "report report"])
+def test_the_note_of_a_last_call_goes_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    def called(call: Call) -> None:
+        if call.title in failing:
+            raise TrainingError("nothing to read")
+
+    failing = {last}
+    monkeypatch.setattr(Call, "__call__", called)
+    monkeypatch.setattr(Call, "finished", False)
+    calls = pipeline.plan(configuration(tmp_path / "a"))[-2:]
+    with pytest.raises(HoldfastError):
+        do(calls)
+    assert [f"{f.stage} {f.name}" for f in RunDir(tmp_path / "a").failures()] == [last]
+    failing.clear()
+    do(calls)
+    assert RunDir(tmp_path / "a").failures() == []
 
 
 @pytest.mark.slow

@@ -10,16 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holdfast import progress
+from holdfast import cluster, progress, workers
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
-from holdfast.jobs import Job, Pace, duration, run, summary
-from holdfast.workers import accelerators, cores, local
+from holdfast.jobs import End, Job, Pace, Pool, duration, run, summary
+from holdfast.workers import accelerator, accelerators, cores, local
 
 PROGRAM = "jobs_program"
 
@@ -148,6 +150,36 @@ def test_a_full_disk_begins_nothing_more(tmp_path: Path, job: Any) -> None:
     assert events(tmp_path) == [("full", "begins")]
 
 
+def pool_of(*futures: Future[End]) -> Pool:
+    left = list(futures)
+    return Pool(1, lambda job: left.pop(0), lambda level: None)
+
+
+def ended(end: End) -> Future[End]:
+    future: Future[End] = Future()
+    future.set_result(end)
+    return future
+
+
+def test_the_first_cause_of_a_chain_of_failures_is_told(job: Any) -> None:
+    jobs = [job("a"), job("b", "short", "a"), job("c", "short", "b"), job("d", "short", "c")]
+    failures = run(jobs, pool_of(ended(End(0.0, "HoldfastError", "no room"))))
+    assert {name: str(error) for name, error in failures.items()} == {
+        "a": "no room",
+        "b": "not done, since it needs a",
+        "c": "not done, since it needs b",
+        "d": "not done, since it needs c",
+    }
+
+
+def test_a_cancelled_job_is_one_that_failed(job: Any) -> None:
+    gone: Future[End] = Future()
+    gone.cancel()
+    gone.set_running_or_notify_cancel()
+    failures = run([job("a"), job("b")], pool_of(gone, ended(End(0.0))))
+    assert {name: type(error) for name, error in failures.items()} == {"a": JobError}
+
+
 def test_one_error_for_all() -> None:
     wrong, bad = UsageError("wrong"), HoldfastError("bad")
     assert summary({"a": wrong}, 1) is wrong
@@ -193,6 +225,27 @@ def test_jobs_save_when_whoever_started_them_is_killed(tmp_path: Path, job: Any)
     waited_for(tmp_path / "a.saved")
 
 
+def test_a_job_whose_scheduler_is_gone_saves(
+    tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+
+    class Gone:
+        def __init__(self, name: str) -> None:
+            pass
+
+        def is_set(self) -> bool:
+            if (tmp_path / "a.begun").exists():
+                raise OSError("Timed out trying to connect")
+            return False
+
+    monkeypatch.setattr(distributed, "Event", Gone)
+    monkeypatch.setattr(cluster, "OFTEN", 0.0)
+    end = cluster.remote(PROGRAM, job("a", "long"), str(tmp_path), str(tmp_path / "jobs"))
+    assert end.error == "Interrupted"
+    assert (tmp_path / "a.saved").exists()
+
+
 # ----------------------------------------------------------------------------------------- means
 
 
@@ -207,6 +260,40 @@ def test_each_has_its_share_of_the_cores_and_an_accelerator(
     begun = [line for line in log(tmp_path) if line[1] == "begins"]
     assert {line[3] for line in begun} == {str(max(cores() // 2, 1))}
     assert sorted(line[4] for line in begun) == ["4", "7"]
+
+
+def test_the_successor_of_a_dead_process_has_its_accelerator(
+    tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with local(PROGRAM, 1) as pool:
+        run([job("a", "die"), job("b")], pool)
+    assert [line[4] for line in log(tmp_path) if line[1] == "begins"] == ["4", "4"]
+
+
+def test_two_that_begin_at_once_choose_two_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Counter[str]):
+        def __getitem__(self, name: str) -> int:
+            found = super().__getitem__(name)
+            time.sleep(0.02)
+            return found
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(workers, "_in_use", Slow())
+    together, found = threading.Barrier(2), list[str]()
+
+    def choose() -> None:
+        together.wait()
+        with accelerator() as env:
+            found.append(env["CUDA_VISIBLE_DEVICES"])
+            together.wait()
+
+    threads = [threading.Thread(target=choose) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == ["4", "7"]
 
 
 def test_a_choice_of_threads_is_kept(

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.artifacts import write_json
+from holdfast import runs
+from holdfast.artifacts import read_json, write_json
 from holdfast.errors import Busy, DiskFull, HoldfastError, TrainingError, UsageError
 from holdfast.reports.build import build
 from holdfast.runs import NotDone, RunDir, only_looking, patient
@@ -41,6 +42,24 @@ def test_a_failure_is_noted_until_the_step_is_done(run: RunDir) -> None:
     assert run.entries() == []
     step(run)
     assert (run.failures(), len(run.entries())) == ([], 1)
+
+
+def test_a_note_that_another_process_removes_is_passed_over(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.fail("attack", "a", "the loss is nan")
+    run.fail("attack", "b", "the loss is inf")
+
+    def removing(path: Path, kind: str) -> Any:
+        if path.stem.endswith("-a"):
+            path.unlink()
+        return read_json(path, kind)
+
+    monkeypatch.setattr(runs, "read_json", removing)
+    assert [one.name for one in run.failures()] == ["b"]
+    run.path("failed", "broken.json").write_text("{")
+    with pytest.raises(UsageError, match="not valid JSON"):
+        run.failures()
 
 
 def test_what_nobody_foresaw_is_noted_and_stays_what_it_is(run: RunDir) -> None:
@@ -90,6 +109,23 @@ def test_a_full_disk_says_what_lies_there(
         f"{run.root}: no room on the disk for attack 'a/b' (here lie attacked/ 3"
     )
     assert "same command again; what is finished is kept" in text
+
+
+def test_a_file_that_goes_away_hides_no_full_disk(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        if str(path).endswith("gone"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, **more)
+
+    run.path("work").mkdir(parents=True)
+    run.path("work", "gone").touch()
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(DiskFull):
+        step(run, FULL)
 
 
 def test_a_broken_file_is_no_full_disk_while_there_is_room(run: RunDir) -> None:
@@ -165,3 +201,6 @@ def test_the_report_names_what_failed(run: RunDir, language: Any, heading: str) 
     page = build(run, [], title="t", language=language)
     for words in (heading, "attack sft-s0/topic", "no &lt;room&gt; left"):
         assert words in page
+    run.forgive("attack", "sft-s0/topic")
+    run.fail("report", "report", "no room for this page")
+    assert heading not in build(run, [], title="t", language=language)

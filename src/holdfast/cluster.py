@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 from holdfast.artifacts import write_text
 from holdfast.errors import UsageError
 from holdfast.jobs import RUN, STOP, End, Job, Pool
-from holdfast.workers import Worker, accelerator
+from holdfast.workers import Worker
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Event
+
+logger = logging.getLogger(__name__)
 
 AGAIN = 2
 """How often a job is begun again whose worker was lost."""
@@ -152,17 +155,24 @@ def remote(program: str, job: Job, here: str, folder: str) -> End:
     asked = [RUN, 0.0]
 
     def order() -> int:
-        if time.monotonic() - asked[1] > OFTEN:
-            asked[:] = STOP if event.is_set() else RUN, time.monotonic()
+        if asked[0] == RUN and time.monotonic() - asked[1] > OFTEN:
+            asked[:] = STOP if _is_set(event) else RUN, time.monotonic()
         return int(asked[0])
 
-    none: dict[str, str] = {}
-    with accelerator() if job.accelerator else contextlib.nullcontext(none) as own:
-        worker = Worker(program, own, here)
-        try:
-            return worker.do(job, order)
-        finally:
-            worker.close()
+    worker = Worker(program, folder=here, accelerated=job.accelerator)
+    try:
+        return worker.do(job, order)
+    finally:
+        worker.close()
+
+
+def _is_set(event: Event) -> bool:
+    """Say whether to stop; also where nobody answers, so that what was computed is saved."""
+    try:
+        return bool(event.is_set())
+    except (OSError, RuntimeError, ValueError, CancelledError) as error:
+        logger.warning("the scheduler does not answer, so the job stops: %s", error)
+        return True
 
 
 def _remove(folder: Path) -> None:

@@ -129,9 +129,11 @@ class _State:
 
     def begin(self, pool: Pool) -> None:
         """Begin what can begin, in the order given."""
-        for job in [j for j in self.waiting if j.needs & self.failures.keys()]:
-            lacking = ", ".join(sorted(job.needs & self.failures.keys()))
-            self._fail(job, JobError(f"not done, since it needs {lacking}"))
+        # One that fails for this reason may be what others need.
+        while without := [j for j in self.waiting if j.needs & self.failures.keys()]:
+            for job in without:
+                lacking = ", ".join(sorted(job.needs & self.failures.keys()))
+                self._fail(job, JobError(f"not done, since it needs {lacking}"))
         ready = [job for job in self.waiting if not job.needs & self.open]
         for job in ready[: max(pool.workers - len(self.running), 0)]:
             self.running[pool.submit(job)] = job
@@ -144,8 +146,7 @@ class _State:
     def end(self, future: Future[End]) -> None:
         """Note how a job ended."""
         job = self.running.pop(future)
-        error = future.exception()
-        end = future.result() if error is None else End(0.0, "JobError", _said(error))
+        end = _end(future)
         failure = end.failure
         if failure is None:
             self.open.remove(job.name)
@@ -175,8 +176,11 @@ class _State:
         progress.report("jobs", done, self.total)
 
 
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _end(future: Future[End]) -> End:
+    if future.cancelled():
+        return End(0.0, "JobError", "it was cancelled where it was to be done")
+    error = future.exception()
+    return End(0.0, "JobError", f"{type(error).__name__}: {error}") if error else future.result()
 
 
 def summary(failures: Mapping[str, HoldfastError], total: int) -> HoldfastError:

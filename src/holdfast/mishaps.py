@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
+import os
 import shutil
 from pathlib import Path
 
-from holdfast.errors import DiskFull, HoldfastError
+from holdfast.errors import DiskFull, HoldfastError, JobError
+
+logger = logging.getLogger(__name__)
+
+FAILS = (HoldfastError, OSError, RuntimeError, ValueError, MemoryError)
+"""What may be raised by one call that fails, while the others go on."""
+
+
+def failure(error: Exception) -> HoldfastError:
+    """Return one of `FAILS` as the error of a call.
+
+    It has neither traceback nor cause: their frames would hold the model, and with it the memory
+    that the next call needs.
+    """
+    logger.debug("%s", error, exc_info=error)
+    if isinstance(error, HoldfastError):
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return HoldfastError(f"{where}{error.strerror or error}")
+    return JobError(f"{type(error).__name__}: {error}")
 
 
 def plain(error: BaseException, root: Path, what: str) -> HoldfastError | None:
@@ -50,7 +74,7 @@ def _is_full(error: BaseException, root: Path) -> bool:
 def _largest(root: Path) -> str:
     """Say what takes most room in a run directory."""
     sizes = {
-        folder.name: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        folder.name: _size(folder)
         for folder in (root / "models", root / "attacked", root / "work")
         if folder.is_dir()
     }
@@ -59,3 +83,12 @@ def _largest(root: Path) -> str:
         for name, size in sorted(sizes.items(), key=lambda x: -x[1])
     )
     return f" (here lie {shown})" if shown else ""
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # others remove their files at the same time
+                total += os.stat(os.path.join(where, name)).st_size
+    return total

@@ -244,7 +244,12 @@ class RunDir:
         """Return the steps that failed when they were last tried, and were not done since."""
         found = []
         for path in sorted(self.path("failed").glob("*.json")):
-            raw = read_json(path, "failure")
+            try:
+                raw = read_json(path, "failure")
+            except UsageError:
+                if path.exists():
+                    raise
+                continue  # another process has just done the step
             del raw["kind"], raw["schema"]
             found.append(Failure(**raw))
         return found

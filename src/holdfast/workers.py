@@ -25,8 +25,9 @@ from contextvars import copy_context
 from typing import IO, Any
 
 from holdfast import progress
-from holdfast.errors import HoldfastError, Interrupted
+from holdfast.errors import Interrupted
 from holdfast.jobs import KILL, LOOK, RUN, STOP, End, Job, Pool
+from holdfast.mishaps import FAILS, failure
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def serve(do: Callable[[Message], None]) -> None:
     After a job that failed the program ends, so that nothing of the failure outlives it.
 
     Args:
-        do: Does one job; raises HoldfastError or OSError if it fails.
+        do: Does one job; raises one of `mishaps.FAILS` if it fails.
     """
     # What libraries print must not come between the lines of JSON.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -88,11 +89,9 @@ def _done(do: Callable[[Message], None], job: Message, channel: IO[str]) -> Mess
     try:
         with progress.showing(report):
             do(job)
-    except HoldfastError as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return {"error": "HoldfastError", "message": f"{where}{error.strerror or error}"}
+    except FAILS as error:
+        found = failure(error)
+        return {"error": type(found).__name__, "message": str(found)}
     except KeyboardInterrupt:
         return {"error": Interrupted.__name__, "message": "interrupted"}
     return {"done": True}
@@ -122,24 +121,33 @@ class Worker:
         program: Module that is run with `python -m` and calls `serve`.
         env: Environment variables besides this process's own.
         folder: Where it runs; here if None.
+        accelerated: Whether it has an accelerator, which it keeps until it is closed.
     """
 
     def __init__(
-        self, program: str, env: Mapping[str, str] | None = None, folder: str | None = None
+        self,
+        program: str,
+        env: Mapping[str, str] | None = None,
+        folder: str | None = None,
+        *,
+        accelerated: bool = False,
     ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", program],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, **(env or {})},
-            # Ctrl-C in a terminal goes to all processes in front; this one hears of it from its
-            # input, once, since a second one would end it before it has saved.
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as held:
+            own = held.enter_context(accelerator()) if accelerated else {}
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", program],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, **(env or {}), **own},
+                # Ctrl-C in a terminal goes to all processes in front; this one hears of it from
+                # its input, once, since a second one would end it before it has saved.
+                start_new_session=True,
+            )
+            self.held = held.pop_all()
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.words: deque[str] = deque(maxlen=20)
         self.readers = [threading.Thread(target=t, daemon=True) for t in (self._hear, self._note)]
@@ -192,6 +200,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.held.close()
         for reader in self.readers:
             reader.join(GRACE)
         for pipe in (self.process.stdout, self.process.stderr):
@@ -253,24 +262,23 @@ def local(program: str, workers: int) -> Iterator[Pool]:
     env = {}
     if "OMP_NUM_THREADS" not in os.environ:
         env["OMP_NUM_THREADS"] = str(max(cores() // workers, 1))
-    ended = contextlib.ExitStack()
 
     def work(job: Job) -> End:
         worker = _another(idle, job)
         if worker is None:
-            with _starting:
-                own = ended.enter_context(accelerator()) if job.accelerator else {}
-                worker = Worker(program, {**env, **own})
+            worker = Worker(program, env, accelerated=job.accelerator)
         end = worker.do(job, lambda: order[0])
         if worker.usable:
             idle.put((worker, job))
+        else:
+            worker.close()
         return end
 
     def submit(job: Job) -> Future[End]:
         # The copied context knows to whom progress is shown.
         return threads.submit(copy_context().run, work, job)
 
-    with ended, ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(workers) as threads:
         try:
             yield Pool(workers, submit, lambda level: order.__setitem__(0, level))
         finally:
@@ -300,7 +308,7 @@ def cores() -> int:
 # ---------------------------------------------------------------------------------- accelerators
 
 _in_use: Counter[str] = Counter()
-_starting = threading.Lock()
+_choosing = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -310,16 +318,15 @@ def accelerator() -> Iterator[dict[str, str]]:
     Yields:
         The environment variables by which a process sees that one only.
     """
-    visible = accelerators()
-    if len(visible) < 2:
-        yield {}
-        return
-    chosen = min(visible, key=lambda name: _in_use[name])
-    _in_use[chosen] += 1
+    with _choosing:
+        visible = accelerators()
+        chosen = min(visible, key=lambda name: _in_use[name]) if len(visible) > 1 else ""
+        _in_use[chosen] += 1
     try:
-        yield {"CUDA_VISIBLE_DEVICES": chosen}
+        yield {"CUDA_VISIBLE_DEVICES": chosen} if chosen else {}
     finally:
-        _in_use[chosen] -= 1
+        with _choosing:
+            _in_use[chosen] -= 1
 
 
 def accelerators() -> list[str]:

@@ -188,7 +188,8 @@ def gather(run: RunDir) -> Facts:
         comparisons={x: compare(attacks, x, BASELINE) for x in lines if x != BASELINE},
         missing=tuple(s for s in ("score", "align", "attack", "evaluate") if s not in stages),
         problems=tuple(dict.fromkeys(problems)),
-        failed=tuple(run.failures()),
+        # That an earlier report failed is over when this one is there.
+        failed=tuple(f for f in run.failures() if f.stage != "report"),
         judges=tuple(judges),
     )
 

@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from holdfast import plugins, progress
 from holdfast.artifacts import AttackResult, to_json
 from holdfast.contracts import Task
-from holdfast.errors import DiskFull, HoldfastError, UsageError
+from holdfast.errors import DiskFull, UsageError
 from holdfast.examples import Examples
 from holdfast.finetune import Schedule
 from holdfast.jobs import summary
+from holdfast.mishaps import FAILS, failure
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell
 from holdfast.stages.config import JobsConfig
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
@@ -158,8 +159,8 @@ def attack(config: AttackConfig) -> list[AttackResult]:
             results.append(one_attack(grid, material, who, cell))
         except DiskFull:
             raise
-        except HoldfastError as error:
-            failures[f"{who.label}/{cell.label}"] = error
+        except FAILS as error:
+            failures[f"{who.label}/{cell.label}"] = failure(error)
     progress.report("attacks", len(cells), len(cells))
     if failures:
         raise summary(failures, len(cells))

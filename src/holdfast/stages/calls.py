@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,10 +15,13 @@ from holdfast import jobs as engine
 from holdfast import progress
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
 from holdfast.jobs import Job, Pace, Pool
+from holdfast.mishaps import FAILS, failure
 from holdfast.runs import NotDone, only_looking
 from holdfast.stages.config import StageConfig
 from holdfast.stages.subjects import label_of
 from holdfast.workers import local
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "holdfast.stages.child"
 Failures = dict[str, HoldfastError]
@@ -81,7 +85,7 @@ class Call:
         try:
             with only_looking():
                 self()
-        except (NotDone, HoldfastError):  # an error is told when it is this call's turn
+        except (NotDone, *FAILS):  # an error is told when it is this call's turn
             return False
         return True
 
@@ -146,11 +150,11 @@ def try_all(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> tup
         failures = engine.run(
             [_job(call, wanted) for call in wanted.values()],
             pool,
-            lambda title, failure: _note(wanted[title], failure),
+            lambda title, error: _note(wanted[title], error),
         )
-    for failure in failures.values():
-        if isinstance(failure, DiskFull):
-            raise failure
+    for error in failures.values():
+        if isinstance(error, DiskFull):
+            raise error
     return failures, len(every)
 
 
@@ -186,24 +190,33 @@ def _in_order(calls: Sequence[Call]) -> Failures:
             call()
         except DiskFull:
             raise
-        except HoldfastError as error:
-            failures[call.title] = error
-            progress.say(f"{place} {call.title} failed: {error}")
-            _note(call, error)
+        except FAILS as error:
+            failures[call.title] = why = failure(error)
+            progress.say(f"{place} {call.title} failed: {why}")
+            _note(call, why)
         else:
+            call.config.run.forgive(call.stage, call.name)
             # What was finished before says nothing of how long the others take.
             if len(call.config.run.entries(call.stage)) > there:
                 pace.end(call.title, call.stage, time.monotonic() - clock)
     return failures
 
 
-def _note(call: Call, failure: HoldfastError) -> None:
-    """Note a failure in the run directory, where the step has not done so itself."""
-    if isinstance(failure, Busy | DiskFull):  # the step that found no room has noted it
+def _note(call: Call, error: HoldfastError) -> None:
+    """Note a failure in the run directory, as far as possible: it ends nothing that goes on."""
+    if isinstance(error, Busy | DiskFull):  # the step that found no room has noted it
         return
+    try:
+        _noted(call, str(error))
+    except FAILS as problem:
+        logger.warning("%s: its failure could not be noted: %s", call.title, failure(problem))
+
+
+def _noted(call: Call, reason: str) -> None:
+    """Note a failure where the step has not done so itself."""
     run, found = call.config.run, parts([call])
     noted = {(one.stage, one.name) for one in run.failures()}
     for part in found:
         known = (part.stage, part.name) in noted and len(found) > 1
         if not known and not part.finished:
-            run.fail(part.stage, part.name, str(failure))
+            run.fail(part.stage, part.name, reason)

@@ -360,5 +360,5 @@ def _last(config: RunConfig) -> list[Call]:
     common: dict[str, Any] = {"out": config.out, "device": config.device}
     return [
         Call("analyze", "all", AnalyzeConfig(**common, analyses=config.analyses)),
-        Call("report", "report.html", ReportConfig(**common, **config.report)),
+        Call("report", "report", ReportConfig(**common, **config.report)),
     ]

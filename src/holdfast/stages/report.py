@@ -42,7 +42,7 @@ def report(config: ReportConfig) -> Path:
     ]
     path = run.path("report.html")
     inputs = {"run": run.digest}
-    if failed := run.failures():
+    if failed := [f for f in run.failures() if f.stage != "report"]:
         inputs["failed"] = sha256_json([[f.stage, f.name, f.reason] for f in failed])
     with run.step("report", "report", config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
