@@ -114,6 +114,23 @@ def test_pairs_that_both_withstood_say_nothing_of_lives() -> None:
 # ---------------------------------------------------------------------------------- the analysis
 
 
+def test_a_ratio_says_which_way_it_is_a_bound() -> None:
+    m = "s" * 40
+    rows = {}
+    for ours, theirs in ((99, 20), (20, 99)):
+        a = [attacked("vaa", m, seed=s, life=ours) for s in range(6)]
+        b = [attacked("sft", m, seed=s, life=theirs) for s in range(6)]
+        found = [r for r in comparison._attacked(a, b) if r.measure == comparison.LIFE]
+        (row,) = comparison._corrected([replace(r, line="vaa", other="sft") for r in found])
+        rows[ours] = row.sentence()
+    assert "ratio 2.00 [2.00, inf]" in rows[99]
+    assert ", a lower bound," in rows[99]
+    assert rows[99].endswith("vaa's is longer.")
+    assert "ratio 0.50 [0.00, 0.50]" in rows[20]
+    assert ", an upper bound," in rows[20]
+    assert rows[20].endswith("vaa's is shorter.")
+
+
 def record(run: RunDir, results: list[AttackResult]) -> None:
     """Write attacks and evaluations as the stages do."""
     for result in results:

@@ -34,11 +34,17 @@ from holdfast.errors import UsageError
 from holdfast.power import difference_seen, pairs_needed, prompts_needed
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, holm
-from holdfast.survival import median_life
+from holdfast.survival import Bound, median_life
 
 BEFORE = "before any attack"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
 LIFE = "half-life"
+BOUNDS: dict[Bound, str] = {
+    "": "",
+    "lower": ", a lower bound",
+    "upper": ", an upper bound",
+    "unknown": ", bounded on neither side",
+}
 MOST = 12
 """Comparisons that a reader can be told of one by one."""
 
@@ -66,7 +72,9 @@ class _Row:
         """What the data can tell."""
         if math.isnan(self.corrected):
             return "the data cannot tell"
-        if self.corrected > 0.05:
+        # The sign test of half-lives at their bounds may be clearer than the interval.
+        open_ended = self.measure == LIFE and self.effect.low <= 1 <= self.effect.high
+        if self.corrected > 0.05 or open_ended:
             return f"the data cannot tell{self.needed}"
         word = "higher" if self.effect.value > self.neutral else "lower"
         if self.measure == LIFE:
@@ -76,7 +84,7 @@ class _Row:
 
     def sentence(self) -> str:
         low, high = self.effect.low, self.effect.high
-        ends = "[unknown]" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+        ends = "[unknown]" if math.isnan(low + high) else f"[{low:.2f}, {high:.2f}]"
         what = "ratio" if self.measure == LIFE else "difference"
         sides = ""
         if self.measure != LIFE:
@@ -198,7 +206,7 @@ def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> I
                 p=lasted.p,
                 seeds=len({a.model_seed for a, _ in pairs}),
                 n=f"n={lasted.used} pairs, {lasted.censored} not reached"
-                + (", a lower bound" if lasted.bound else ""),
+                + BOUNDS[lasted.bound],
                 needed=f"; about {k} pairs would show a ratio of this size" if k else "",
             )
         if (graded := accuracies(pairs)) is not None:

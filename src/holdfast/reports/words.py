@@ -11,6 +11,7 @@ from typing import Any
 from holdfast.reports.facts import Attacked, Comparison, Life
 from holdfast.reports.texts import TEXTS, Language
 from holdfast.stats import Interval
+from holdfast.survival import Bound
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Words:
 
     def between(self, interval: Interval, kind: str) -> str:
         """Write the ends of an interval ("" if it has none); kind is percent, steps or times."""
-        if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        if math.isnan(interval.low) or math.isnan(interval.high):
             return ""
         write = getattr(self, kind)
         # Steps and ratios cannot be negative; a t interval over two seeds does not know that.
@@ -68,9 +69,17 @@ class Words:
         """Write how many times as long as the baseline a method held."""
         if comparison is None or not comparison.pairs:
             return self.text["unknown"]
-        return (
-            "\u2265" if comparison.bound else ""
-        ) + f"{self.times(comparison.ratio.value)}\u00d7"
+        if comparison.bound == "unknown":
+            return self.text["unknown"]
+        sign = {"lower": "\u2265", "upper": "\u2264"}.get(comparison.bound, "")
+        return f"{sign}{self.times(comparison.ratio.value)}\u00d7"
+
+    def within(self, bound: Bound, value: str) -> str:
+        """Write a value for what it bounds."""
+        if bound == "unknown":
+            return self.text["unknown"]
+        key = {"lower": "at_least", "upper": "at_most"}.get(bound)
+        return self.say(key, value=value) if key else value
 
     def attack(self, attack: Attacked, among: Sequence[Attacked]) -> str:
         """Name an attack by its settings, adding those that tell it from the others."""
