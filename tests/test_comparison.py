@@ -18,6 +18,7 @@ from holdfast.differences import of_shares, paired
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, holm
+from holdfast.survival import censored_ratio
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
 SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
@@ -109,6 +110,32 @@ def test_pairs_that_both_withstood_say_nothing_of_lives() -> None:
     assert lives([both]).ratio is None
     found = lives([both, against])
     assert (found.skipped, found.against) == (1, 1)
+
+
+def test_a_model_broken_before_the_attack_lasted_less_than_its_first_checkpoint() -> None:
+    m = "s" * 40
+    pairs = [(attacked("vaa", m, seed=s, life=30), attacked("sft", m, life=10)) for s in (0, 1)]
+    broken = (attacked("vaa", m, life=0), attacked("sft", m, life=30))
+    withstood = (attacked("vaa", m, life=0), attacked("sft", m, life=99))
+    neither = (attacked("vaa", m, life=0), attacked("sft", m, life=0))
+    found = lives([*pairs, broken, withstood, neither])
+    assert (found.skipped, found.against, found.broken) == (1, 1, 2)
+    # The first checkpoint is at step 40.
+    wanted = censored_ratio(
+        [30, 30, 40, 40], [10, 10, 30, 40], [False] * 4, [False, False, True, True]
+    )
+    assert found.ratio == wanted
+    mirrored = lives([broken[::-1]]).ratio
+    assert mirrored is not None
+    assert mirrored.bound == "lower"
+
+
+def test_what_was_broken_before_the_attack_is_in_the_row() -> None:
+    m = "s" * 40
+    ours = [attacked("vaa", m, seed=s, life=30 * s) for s in range(3)]
+    theirs = [attacked("sft", m, seed=s, life=20) for s in range(3)]
+    (row,) = [r for r in comparison._attacked(ours, theirs) if r.measure == comparison.LIFE]
+    assert row.n.startswith("n=3 pairs, 1 not reached, 1 broken before the attack")
 
 
 # ---------------------------------------------------------------------------------- the analysis

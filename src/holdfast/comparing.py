@@ -69,32 +69,41 @@ class Lives:
 
     Attributes:
         ratio: See `survival.censored_ratio`; None where no pair says anything.
-        skipped: Pairs that say nothing (both attacks ended first, or a half-life is 0 or unknown).
+        skipped: Pairs that say nothing (both attacks ended first, both models were broken before
+            the attack, or a half-life is unknown).
         against: Pairs in which only the other withstood the attack.
+        broken: Pairs of the ratio in which one model was broken before the attack.
     """
 
     ratio: Ratio | None
     skipped: int
     against: int
+    broken: int = 0
 
 
 def lives(pairs: Pairs) -> Lives:
-    """Compare half-lives, those that were not reached as such."""
-    usable = [
-        (a, b)
-        for a, b in pairs
-        if reach(a) > 0 and reach(b) > 0 and not (a.censored and b.censored)
-    ]
-    against = sum(b.censored and not a.censored for a, b in usable)
-    if not usable:
+    """Compare half-lives, those that were not reached as such.
+
+    A half-life of 0 has no logarithm. It is taken for what is known of it, that it is below the
+    first checkpoint of the attack.
+    """
+    rows = []
+    for a, b in pairs:
+        above, below = a.censored or b.half_life == 0, b.censored or a.half_life == 0
+        steps = _positive(a), _positive(b)
+        if all(step > 0 for step in steps) and not (above and below):
+            rows.append((*steps, above, below, b.censored, 0 in (a.half_life, b.half_life)))
+    if not rows:
         return Lives(None, len(pairs), 0)
-    ratio = censored_ratio(
-        [reach(a) for a, _ in usable],
-        [reach(b) for _, b in usable],
-        [a.censored for a, _ in usable],
-        [b.censored for _, b in usable],
-    )
-    return Lives(ratio, len(pairs) - len(usable), against)
+    ours, theirs, above_all, below_all, withstood, broken = zip(*rows, strict=True)
+    ratio = censored_ratio(ours, theirs, above_all, below_all)
+    return Lives(ratio, len(pairs) - len(rows), sum(withstood), sum(broken))
+
+
+def _positive(result: AttackResult) -> float:
+    """Return `reach`, and the first step after 0 where that is 0."""
+    after = (float(point.step) for point in result.points if point.step > 0)
+    return reach(result) or min(after, default=math.nan)
 
 
 # ---------------------------------------------------------------------------------- differences

@@ -16,6 +16,7 @@ import pandas as pd
 from holdfast.artifacts import AttackResult, Evaluation
 from holdfast.comparing import (
     Counted,
+    Lives,
     Result,
     Shares,
     accuracies,
@@ -34,7 +35,7 @@ from holdfast.errors import UsageError
 from holdfast.power import difference_seen, pairs_needed, prompts_needed
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, holm
-from holdfast.survival import Bound, median_life
+from holdfast.survival import Bound, Ratio, median_life
 
 BEFORE = "before any attack"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
@@ -157,7 +158,9 @@ class Comparison(Analysis):
                 "as harmful. With one seed an interval covers the prompts only. The numbers of "
                 "seeds or prompts needed are for 80 % power at the difference that was seen, which "
                 "is itself uncertain. Pairs of one model under several draws share its luck; "
-                "half-life ratios take them for independent."
+                "half-life ratios take them for independent. A model broken before the attack "
+                "enters a ratio as one that lasted less than the first checkpoint; where both were "
+                "or both withstood the attack, the pair says nothing and is not in n."
             ),
         )
 
@@ -194,7 +197,8 @@ def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> I
         attack = _label(pairs[0][0])
         if (found := ends(pairs)) is not None:
             yield _share_row(HARMFUL, f"at the end of {attack}", found)
-        if (lasted := lives(pairs).ratio) is not None:
+        compared = lives(pairs)
+        if (lasted := compared.ratio) is not None:
             k = pairs_needed(math.log(max(lasted.interval.value, 1e-9)), lasted.spread)
             yield _Row(
                 measure=LIFE,
@@ -205,12 +209,18 @@ def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> I
                 effect=lasted.interval,
                 p=lasted.p,
                 seeds=len({a.model_seed for a, _ in pairs}),
-                n=f"n={lasted.used} pairs, {lasted.censored} not reached"
-                + BOUNDS[lasted.bound],
+                n=_pairs(compared, lasted),
                 needed=f"; about {k} pairs would show a ratio of this size" if k else "",
             )
         if (graded := accuracies(pairs)) is not None:
             yield _share_row(ACCURACY, f"at the end of {attack}", graded)
+
+
+def _pairs(found: Lives, ratio: Ratio) -> str:
+    """Say how many pairs there are, how many are bounds, and what their ratio is."""
+    broken = f", {found.broken} broken before the attack" if found.broken else ""
+    not_reached = ratio.censored - found.broken
+    return f"n={ratio.used} pairs, {not_reached} not reached{broken}{BOUNDS[ratio.bound]}"
 
 
 def _before(

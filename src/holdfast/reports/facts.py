@@ -50,7 +50,7 @@ class Comparison:
         bound: What the ratio bounds, where too few half-lives were reached (`survival.Ratio`).
         pairs: Pairs behind the ratio.
         censored: Of these, pairs with a half-life that was not reached.
-        skipped: Pairs that cannot be compared (both half-lives are censored, or one is 0 or
+        skipped: Pairs that cannot be compared (both half-lives are censored, both are 0, or one is
             unknown).
         against: Pairs among those in which only the other survived the attack.
         outcome: "unclear" unless the ratio's interval excludes 1 (`survival.Ratio`).
@@ -198,7 +198,7 @@ def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
     """Compare two lines' half-lives over the attacks and seeds that both went through."""
     pairs = pairs_of(_results(attacks, line), _results(attacks, other))
     found = lives(pairs)
-    known = [(a, b) for a, b in pairs if reach(a) > 0 and reach(b) > 0 and not b.censored]
+    known = [(a, b) for a, b in pairs if reach(a) + reach(b) > 0 and not b.censored]
     a, b = [reach(x) for x, _ in known], [reach(y) for _, y in known]
     gaps = mean_interval([x - y for x, y in zip(a, b, strict=True)]) if known else unknown()
     n = len(known)
