@@ -134,7 +134,11 @@ def test_what_was_broken_before_the_attack_is_in_the_row() -> None:
     m = "s" * 40
     ours = [attacked("vaa", m, seed=s, life=30 * s) for s in range(3)]
     theirs = [attacked("sft", m, seed=s, life=20) for s in range(3)]
-    (row,) = [r for r in comparison._attacked(ours, theirs) if r.measure == comparison.LIFE]
+    (row,) = [
+        r
+        for r in comparison._attacked(ours, theirs, comparison._labels(ours))
+        if r.measure == comparison.LIFE
+    ]
     assert row.n.startswith("n=3 pairs, 1 not reached, 1 broken before the attack")
 
 
@@ -147,7 +151,11 @@ def test_a_ratio_says_which_way_it_is_a_bound() -> None:
     for ours, theirs in ((99, 20), (20, 99)):
         a = [attacked("vaa", m, seed=s, life=ours) for s in range(6)]
         b = [attacked("sft", m, seed=s, life=theirs) for s in range(6)]
-        found = [r for r in comparison._attacked(a, b) if r.measure == comparison.LIFE]
+        found = [
+            r
+            for r in comparison._attacked(a, b, comparison._labels(a))
+            if r.measure == comparison.LIFE
+        ]
         (row,) = comparison._corrected([replace(r, line="vaa", other="sft") for r in found])
         rows[ours] = row.sentence()
     assert "ratio 2.00 [2.00, inf]" in rows[99]
@@ -224,6 +232,31 @@ def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
     chosen = table[(table["measure"] == "harmful score") & table["when"].str.contains("end")]
     assert chosen["method"].tolist() == ["sam", "vaa"]
     np.testing.assert_allclose(chosen["corrected p"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("poison", ("plain", "low_loss"), "rows low_loss"),
+        ("schedule", ("constant", "cosine"), "cosine schedule"),
+        ("steps", (40, 80), "steps=80"),
+        ("lora_rank", (0, 8), "lora_rank=8"),
+        ("name", ("", "covert"), "grid covert"),
+    ],
+)
+def test_attacks_that_differ_have_different_names(
+    tmp_path: Path, key: str, values: tuple[object, object], said: str
+) -> None:
+    run = RunDir(tmp_path)
+    for i, value in enumerate(values):
+        for method, life in (("sft", 10.0), ("vaa", 20.0)):
+            one = attacked(method, "s" * 40, seed=i, life=life)
+            record(run, [replace(one, attack={**one.attack, key: value})])
+    first, medians = Comparison().run(run).tables.values()
+    when = first["when"][first["measure"] == "half-life"].tolist()
+    assert len(set(when)) == 2
+    assert when[1].endswith(said)
+    assert medians["attack"].nunique() == 2
 
 
 def test_one_seed_says_nothing_of_others(tmp_path: Path) -> None:

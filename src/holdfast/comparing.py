@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,58 @@ def settings_of(result: AttackResult) -> Mapping[str, Any]:
 def key_of(result: AttackResult) -> str:
     """Return what results of the same attack, seen by the same judge, have in common."""
     return json.dumps([settings_of(result), result.judge], sort_keys=True, default=str)
+
+
+LABELS = {
+    "unknown": "unknown",
+    "poison": "{share} harmful rows",
+    "learning_rate": "learning rate {value}",
+    "guard": "guard {name}",
+    "disguise": "rows {name}",
+    "schedule": "{name} schedule",
+    "grid": "grid {name}",
+    "judge_note": "Verdicts by {judge}.",
+}
+"""The words of an attack's name."""
+Seen = tuple[Mapping[str, Any], str]
+"""The settings of an attack and the judge who saw it."""
+
+
+def label(attack: Seen, among: Sequence[Seen], words: Mapping[str, str] = LABELS) -> str:
+    """Name an attack by its settings, adding those that tell it from the others."""
+    settings, judge = attack
+    base = _named(settings, words)
+    twins = [other for other in among if _named(other[0], words) == base]
+    extra = []
+    for key in dict.fromkeys(key for other, _ in twins for key in other):
+        if len({str(other.get(key)) for other, _ in twins}) > 1:
+            extra.append(f"{key}={settings.get(key)}")
+    if len({by for _, by in twins}) > 1:
+        extra.append(words["judge_note"].format(judge=judge))
+    return ", ".join([base, *extra])
+
+
+def _named(settings: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    parts = [str(settings.get("task", words["unknown"])).partition(",")[0]]
+    ratio, rate = settings.get("poison_ratio"), settings.get("learning_rate")
+    if isinstance(ratio, (int, float)):
+        share = percent(float(ratio)) if math.isfinite(ratio) else words["unknown"]
+        parts.append(words["poison"].format(share=share))
+    if rate is not None:
+        value = f"{rate:.3e}" if isinstance(rate, (int, float)) else str(rate)
+        value = re.sub(r"\.?0*e([+-])0*(?=\d)", r"e\1", value).replace("e+", "e")
+        parts.append(words["learning_rate"].format(value=value))
+    for key in ("guard", "poison", "schedule", "name"):
+        if key in settings:
+            word = {"poison": "disguise", "name": "grid"}.get(key, key)
+            parts.append(words[word].format(name=settings[key]))
+    return ", ".join(parts)
+
+
+def percent(share: float) -> str:
+    """Write a share; one decimal where rounding would hide that it is not 0 or 1."""
+    fine = 0 < share < 0.095 or 0.995 <= share < 1
+    return f"{100 * share:.1f}%" if fine else f"{100 * share:.0f}%"
 
 
 def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pairs:

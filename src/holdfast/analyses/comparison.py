@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +23,7 @@ from holdfast.comparing import (
     counted_shares,
     ends,
     key_of,
+    label,
     lives,
     naming,
     pairs_of,
@@ -128,7 +129,7 @@ class Comparison(Analysis):
         lines = list(dict.fromkeys(name(result) for result in results))
         others = [line for line in lines if line != self.baseline]
         against = [(line, self.baseline) for line in others] if self.baseline in lines else []
-        tables = {}
+        tables, labels = {}, _labels(attacks)
         for caption, pairs in (
             (f"Each method against {self.baseline}", against),
             ("The other methods, pair by pair", list(itertools.combinations(others, 2))),
@@ -137,7 +138,7 @@ class Comparison(Analysis):
             for line, other in pairs:
                 sides = [[a for a in attacks if name(a) == who] for who in (line, other)]
                 before = [[e for e in stood if name(e[0]) == who] for who in (line, other)]
-                rows += [replace(r, line=line, other=other) for r in _attacked(*sides)]
+                rows += [replace(r, line=line, other=other) for r in _attacked(*sides, labels)]
                 rows += [replace(r, line=line, other=other) for r in _before(*before)]
             if rows:
                 tables[caption] = _corrected(rows)
@@ -147,7 +148,7 @@ class Comparison(Analysis):
                 f"{', '.join(lines)}; run `holdfast attack` or `holdfast evaluate` on more models"
             )
         frames = {caption: _frame(rows) for caption, rows in tables.items()}
-        medians = _medians(attacks, [name(a) for a in attacks])
+        medians = _medians(attacks, [name(a) for a in attacks], labels)
         return Section(
             title="Which methods differ, and can these data tell?",
             findings=_told(next(iter(tables.values()))),
@@ -188,13 +189,15 @@ def _corrected(rows: Sequence[_Row]) -> list[_Row]:
     return found
 
 
-def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Iterator[_Row]:
-    """Yield the rows of every attack that both went through."""
+def _attacked(
+    ours: Sequence[AttackResult], theirs: Sequence[AttackResult], labels: Mapping[str, str]
+) -> Iterator[_Row]:
+    """Yield the rows of every attack that both went through; labels are `_labels`."""
     for key in dict.fromkeys(map(key_of, ours)):
         pairs = pairs_of([a for a in ours if key_of(a) == key], theirs)
         if not pairs:
             continue
-        attack = _label(pairs[0][0])
+        attack = labels[key]
         if (found := ends(pairs)) is not None:
             yield _share_row(HARMFUL, f"at the end of {attack}", found)
         compared = lives(pairs)
@@ -304,11 +307,10 @@ def _needed(found: Shares) -> str:
     return f"; a difference of this size needs about {' and '.join(ways)}"
 
 
-def _label(result: AttackResult) -> str:
-    a = settings_of(result)
-    task = str(a["task"]).partition(",")[0]
-    name = f"{task} ({a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g})"
-    return f"{name} on guard {a['guard']}" if "guard" in a else name
+def _labels(attacks: Sequence[AttackResult]) -> dict[str, str]:
+    """Return the key of each attack -> its name among all."""
+    seen = {key_of(a): (settings_of(a), a.judge) for a in attacks}
+    return {key: label(one, list(seen.values())) for key, one in seen.items()}
 
 
 def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
@@ -334,12 +336,14 @@ def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
     )
 
 
-def _medians(attacks: Sequence[AttackResult], names: Sequence[str]) -> pd.DataFrame:
-    groups: dict[tuple[str, str, str], list[AttackResult]] = defaultdict(list)
+def _medians(
+    attacks: Sequence[AttackResult], names: Sequence[str], labels: Mapping[str, str]
+) -> pd.DataFrame:
+    groups: dict[tuple[str, str], list[AttackResult]] = defaultdict(list)
     for result, name in zip(attacks, names, strict=True):
-        groups[name, key_of(result), _label(result)].append(result)
+        groups[name, key_of(result)].append(result)
     rows = []
-    for (name, _, label), results in groups.items():
+    for (name, key), results in groups.items():
         found = median_life([reach(r) for r in results], [r.censored for r in results])
         ends = {"median": found.interval.value, "low": found.interval.low}
         ends["high"] = found.interval.high
@@ -347,5 +351,5 @@ def _medians(attacks: Sequence[AttackResult], names: Sequence[str]) -> pd.DataFr
         if not found.interval.n:
             shown = dict.fromkeys(shown, "unknown")
         counts = {"attacks": found.interval.n, "not reached": found.censored}
-        rows.append({"method": name, "attack": label, **shown, **counts})
+        rows.append({"method": name, "attack": labels[key], **shown, **counts})
     return pd.DataFrame(rows)

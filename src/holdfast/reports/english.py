@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from holdfast.comparing import LABELS
+
 TEXT: dict[str, str] = {
+    **LABELS,
     "product": "holdfast safety report",
     "skip": "Skip to the summary",
     "written": "Written {date}",
@@ -20,7 +23,6 @@ TEXT: dict[str, str] = {
     "data": "Where the data came from",
     "hashes": "Fingerprints",
     "glossary": "Words used",
-    "unknown": "unknown",
     "not_recorded": "not recorded",
     "at_least": "at least {value}",
     "at_most": "at most {value}",
@@ -171,12 +173,6 @@ TEXT: dict[str, str] = {
         "attack."
     ),
     "no_comparison": "Nothing has been measured yet.",
-    "poison": "{share} harmful rows",
-    "learning_rate": "learning rate {value}",
-    "guard": "guard {name}",
-    "disguise": "rows {name}",
-    "schedule": "{name} schedule",
-    "grid": "grid {name}",
     "chart_curve_caption": (
         "Harmful score over attack steps. Lines are means over seeds, bands run from the "
         "lowest seed to the highest; the dashed line marks one half."
@@ -194,7 +190,6 @@ TEXT: dict[str, str] = {
         "SFT's upwards. Best is top left."
     ),
     "chart_price_y": "half-life, multiple of plain SFT",
-    "judge_note": "Verdicts by {judge}.",
     "undecided_text": (
         "The judge could not decide on {k} of {n} answers at the end of the attacks ({share}); "
         "they are incoherent or answer something else. They are counted neither as harmful nor "
