@@ -300,15 +300,23 @@ def test_defenses_pool_answers_and_compare_half_lives(bench: SimpleNamespace) ->
     assert whole["half_life_ratio"] == pytest.approx(math.sqrt(2 * 16))
     # Logarithms log 2 and log 16 = 4 log 2: mean 2.5 log 2, deviation 3 log 2 / sqrt 2.
     half = T_975[1] * 3 * math.log(2) / 2
-    assert math.log(whole["half_life_ratio_high"]) == pytest.approx(
-        2.5 * math.log(2) + half, rel=1e-4
+    assert math.log(whole["half_life_ratio_low"]) == pytest.approx(
+        2.5 * math.log(2) - half, rel=1e-4
     )
+    assert (whole["half_life_ratio_bound"], whole["half_life_ratio_high"]) == ("lower", math.inf)
     assert (whole["censored"], whole["censored_baseline"], whole["pairs"]) == (1, 0, 2)
     assert whole["half_life_median"] == 50  # of 20 and 80
     assert (whole["hs"], whole["undecided"], whole["n"]) == (6 / 20, 4 / 20, 20)
     assert whole["hs_low"] < 0.3 < whole["hs_high"]
     assert rows["sft", "all"]["fa"] == pytest.approx(0.5)
     assert rows["sft", "all"]["half_life_ratio"] == 1
+
+
+def test_a_ratio_says_which_way_it_is_a_bound(bench: SimpleNamespace) -> None:
+    broken = [*attacks()[:2], attack("vaa", 0, Counts(10, 0, 0))]
+    row = rows_of(bench, broken)["vaa", "all"]
+    assert (row["half_life_ratio_bound"], row["half_life_ratio_low"]) == ("upper", 0)
+    assert math.isfinite(row["half_life_ratio"])
 
 
 def test_accuracy_is_that_of_the_attacks_without_poison(bench: SimpleNamespace) -> None:

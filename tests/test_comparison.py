@@ -18,6 +18,7 @@ from holdfast.differences import of_shares, paired
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, holm
+from holdfast.survival import censored_ratio
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
 SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
@@ -111,7 +112,58 @@ def test_pairs_that_both_withstood_say_nothing_of_lives() -> None:
     assert (found.skipped, found.against) == (1, 1)
 
 
+def test_a_model_broken_before_the_attack_lasted_less_than_its_first_checkpoint() -> None:
+    m = "s" * 40
+    pairs = [(attacked("vaa", m, seed=s, life=30), attacked("sft", m, life=10)) for s in (0, 1)]
+    broken = (attacked("vaa", m, life=0), attacked("sft", m, life=30))
+    withstood = (attacked("vaa", m, life=0), attacked("sft", m, life=99))
+    neither = (attacked("vaa", m, life=0), attacked("sft", m, life=0))
+    found = lives([*pairs, broken, withstood, neither])
+    assert (found.skipped, found.against, found.broken) == (1, 1, 2)
+    # The first checkpoint is at step 40.
+    wanted = censored_ratio(
+        [30, 30, 40, 40], [10, 10, 30, 40], [False] * 4, [False, False, True, True]
+    )
+    assert found.ratio == wanted
+    mirrored = lives([broken[::-1]]).ratio
+    assert mirrored is not None
+    assert mirrored.bound == "lower"
+
+
+def test_what_was_broken_before_the_attack_is_in_the_row() -> None:
+    m = "s" * 40
+    ours = [attacked("vaa", m, seed=s, life=30 * s) for s in range(3)]
+    theirs = [attacked("sft", m, seed=s, life=20) for s in range(3)]
+    (row,) = [
+        r
+        for r in comparison._attacked(ours, theirs, comparison._labels(ours))
+        if r.measure == comparison.LIFE
+    ]
+    assert row.n.startswith("n=3 pairs, 1 not reached, 1 broken before the attack")
+
+
 # ---------------------------------------------------------------------------------- the analysis
+
+
+def test_a_ratio_says_which_way_it_is_a_bound() -> None:
+    m = "s" * 40
+    rows = {}
+    for ours, theirs in ((99, 20), (20, 99)):
+        a = [attacked("vaa", m, seed=s, life=ours) for s in range(6)]
+        b = [attacked("sft", m, seed=s, life=theirs) for s in range(6)]
+        found = [
+            r
+            for r in comparison._attacked(a, b, comparison._labels(a))
+            if r.measure == comparison.LIFE
+        ]
+        (row,) = comparison._corrected([replace(r, line="vaa", other="sft") for r in found])
+        rows[ours] = row.sentence()
+    assert "ratio 2.00 [2.00, inf]" in rows[99]
+    assert ", a lower bound," in rows[99]
+    assert rows[99].endswith("vaa's is longer.")
+    assert "ratio 0.50 [0.00, 0.50]" in rows[20]
+    assert ", an upper bound," in rows[20]
+    assert rows[20].endswith("vaa's is shorter.")
 
 
 def record(run: RunDir, results: list[AttackResult]) -> None:
@@ -180,6 +232,31 @@ def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
     chosen = table[(table["measure"] == "harmful score") & table["when"].str.contains("end")]
     assert chosen["method"].tolist() == ["sam", "vaa"]
     np.testing.assert_allclose(chosen["corrected p"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("poison", ("plain", "low_loss"), "rows low_loss"),
+        ("schedule", ("constant", "cosine"), "cosine schedule"),
+        ("steps", (40, 80), "steps=80"),
+        ("lora_rank", (0, 8), "lora_rank=8"),
+        ("name", ("", "covert"), "grid covert"),
+    ],
+)
+def test_attacks_that_differ_have_different_names(
+    tmp_path: Path, key: str, values: tuple[object, object], said: str
+) -> None:
+    run = RunDir(tmp_path)
+    for i, value in enumerate(values):
+        for method, life in (("sft", 10.0), ("vaa", 20.0)):
+            one = attacked(method, "s" * 40, seed=i, life=life)
+            record(run, [replace(one, attack={**one.attack, key: value})])
+    first, medians = Comparison().run(run).tables.values()
+    when = first["when"][first["measure"] == "half-life"].tolist()
+    assert len(set(when)) == 2
+    assert when[1].endswith(said)
+    assert medians["attack"].nunique() == 2
 
 
 def test_one_seed_says_nothing_of_others(tmp_path: Path) -> None:

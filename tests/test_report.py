@@ -23,7 +23,7 @@ from holdfast.reports import build
 from holdfast.reports.clean import sanitise
 from holdfast.reports.facts import compare, gather, pooled, ranked, share
 from holdfast.reports.texts import TEXTS
-from holdfast.reports.verdict import verdict
+from holdfast.reports.verdict import cards, verdict
 from holdfast.reports.words import Words
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
@@ -227,7 +227,7 @@ def test_comparison_pairs_by_attack_and_seed(tmp_path: Path) -> None:
     assert found.ratio.value == pytest.approx(math.sqrt(3))
     assert found.difference.value == pytest.approx(65)
     assert found.steps == (pytest.approx(145), pytest.approx(80))
-    assert (found.pairs, found.skipped, found.bound) == (2, 0, False)
+    assert (found.pairs, found.skipped, found.bound) == (2, 0, "")
     # log ratios differ by log(4/3); t(1) = 12.7 makes the interval include 1.
     assert found.outcome == "unclear"
 
@@ -245,16 +245,50 @@ def test_equal_ratios_are_a_difference(tmp_path: Path) -> None:
 
 def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    record(run, [attacked("sft", 100), attacked("vaa", 900)])
-    record(run, [attacked("sft", 100, seed=1), attacked("vaa", 900, seed=1)])
+    for seed in range(6):
+        record(run, [attacked("sft", 100, seed=seed), attacked("vaa", 900, seed=seed)])
     facts = gather(run)
     life = facts.attacks[0].methods[1].life
-    assert (life.steps.value, life.censored, life.n) == (LAST, 2, 2)
+    assert (life.steps.value, life.censored, life.n) == (LAST, 6, 6)
     assert math.isnan(life.steps.low)
     assert EN.life(life) == ">400"
-    assert facts.comparisons["vaa"].bound
-    assert EN.ratio(facts.comparisons["vaa"]) == "\u22654.0\u00d7"
+    found = facts.comparisons["vaa"]
+    assert found.bound == "lower"
+    assert EN.ratio(found) == "\u22654.0\u00d7"
+    assert EN.between(found.ratio, "times") == "4.0\u2013\u221e"
     assert "at least 4.0 times" in verdict(facts, EN)[0]
+    assert cards(facts, EN)[0].detail == EN.text["card_lower"]
+
+
+def test_two_lower_bounds_decide_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for seed in (0, 1):
+        record(run, [attacked("sft", 100, seed=seed), attacked("vaa", 900, seed=seed)])
+    facts = gather(run)
+    assert facts.comparisons["vaa"].outcome == "unclear"
+    assert "only a lower bound is known" in verdict(facts, EN)[0]
+
+
+def test_what_only_the_baseline_withstood_is_an_upper_bound(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for seed in range(6):
+        record(run, [attacked("sft", 900, seed=seed), attacked("vaa", 100, seed=seed)])
+    found = gather(run).comparisons["vaa"]
+    assert (found.bound, found.ratio.low, found.outcome) == ("upper", 0, "shorter")
+    assert EN.ratio(found) == "\u22640.25\u00d7"
+
+
+def test_bounds_of_both_kinds_bound_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", 900), attacked("vaa", 300)])
+    record(run, [attacked("sft", 50, seed=1), attacked("vaa", 900, seed=1)])
+    facts = gather(run)
+    found = facts.comparisons["vaa"]
+    assert (found.bound, found.ratio.low, found.ratio.high) == ("unknown", 0, math.inf)
+    assert EN.ratio(found) == "unknown"
+    for words in (EN, Words("ja")):
+        assert words.say("verdict_unclear_either", best="vaa", pairs=2) == verdict(facts, words)[0]
+        assert cards(facts, words)[0].detail == words.text["card_unknown"]
 
 
 def test_a_baseline_that_survives_speaks_against_the_method(tmp_path: Path) -> None:
@@ -277,7 +311,7 @@ def test_half_lives_that_were_not_reached_enter_as_what_they_are(tmp_path: Path)
         [200, 300, 400, 400], [100] * 4, [False, False, False, True], [False] * 4
     )
     assert found.ratio == wanted.interval
-    assert (found.pairs, found.censored, found.bound, found.outcome) == (4, 1, False, "longer")
+    assert (found.pairs, found.censored, found.bound, found.outcome) == (4, 1, "", "longer")
     assert found.ratio.value > 96 ** (1 / 4)  # the bound itself would give this
     first, second = verdict(facts, EN)[:2]
     assert "an estimated" in first

@@ -36,7 +36,7 @@ def test_it_is_scipys_fit_of_censored_data() -> None:
     a = np.exp(np.concatenate([exact, above])).tolist()
     found = censored_ratio(a, [1.0] * 6, [False] * 4 + [True] * 2, NO)
     assert math.log(found.interval.value) == pytest.approx(mu, abs=1e-3)
-    assert (found.used, found.censored, found.bound) == (6, 2, False)
+    assert (found.used, found.censored, found.bound) == (6, 2, "")
     # Larger than if the censored ones had ended where the attack did.
     assert found.interval.value > geometric_ratio(a, [1.0] * 6).value
 
@@ -60,7 +60,7 @@ def test_pairs_that_say_nothing_are_left_out() -> None:
 def test_too_few_that_were_reached_give_a_bound(exact: int) -> None:
     censored = [i >= exact for i in range(3)]
     found = censored_ratio([4.0, 4.0, 5.0], [1.0, 1.0, 1.0], censored, [False] * 3)
-    assert found.bound
+    assert found.bound == "lower"
     assert found.interval.value == pytest.approx(80 ** (1 / 3))
 
 
@@ -115,9 +115,32 @@ def test_the_p_value_is_that_of_the_interval() -> None:
 def test_bounds_alone_are_counted_not_measured() -> None:
     # Two of two pairs are longer for certain: 2 / 2^2.
     found = censored_ratio([4.0, 4.0], [1.0, 1.0], [True, True], [False, False])
-    assert (found.p, found.fitted, found.bound) == (0.5, False, True)
+    assert (found.p, found.fitted, found.bound) == (0.5, False, "lower")
     # A half-life of more than 1 may be above or below one of 4.
     assert math.isnan(censored_ratio([1.0], [4.0], [True], [False]).p)
+
+
+def test_an_interval_is_open_where_nothing_bounds_it() -> None:
+    long, short = [1000.0] * 4, [400.0, 430.0, 470.0, 500.0]
+    above = censored_ratio(long, short, [True] * 4, [False] * 4)
+    assert (above.bound, above.interval.high) == ("lower", math.inf)
+    assert above.interval.low == pytest.approx(geometric_ratio(long, short).low)
+    below = censored_ratio(short, long, [False] * 4, [True] * 4)
+    assert (below.bound, below.interval.low) == ("upper", 0)
+    assert below.interval.high == pytest.approx(1 / above.interval.low)
+    half = [True, True, False, False]
+    both = censored_ratio([*long[:2], *short[:2]], [*short[:2], *long[:2]], half, half[::-1])
+    assert (both.bound, both.interval.low, both.interval.high) == ("unknown", 0, math.inf)
+
+
+def test_a_bound_is_told_where_the_sign_test_tells_it_too() -> None:
+    a, b, ended, reached = [400.0] * 6, [100.0] * 6, [True] * 6, [False] * 6
+    assert censored_ratio(a[:2], b[:2], ended[:2], reached[:2]).outcome == "unclear"
+    assert censored_ratio(a, b, ended, reached).outcome == "longer"
+    assert censored_ratio(b, a, reached, ended).outcome == "shorter"
+    # Where those that say nothing are far below 1, six that are longer do not make it shorter.
+    more = censored_ratio([*a, 1.0, 1.0], [*b, 1e9, 1e9], [*ended, True, True], [False] * 8)
+    assert (more.p < 0.05, more.interval.value < 1, more.outcome) == (True, True, "unclear")
 
 
 # --------------------------------------------------------------------------------- Kaplan-Meier

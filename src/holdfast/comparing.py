@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,58 @@ def key_of(result: AttackResult) -> str:
     return json.dumps([settings_of(result), result.judge], sort_keys=True, default=str)
 
 
+LABELS = {
+    "unknown": "unknown",
+    "poison": "{share} harmful rows",
+    "learning_rate": "learning rate {value}",
+    "guard": "guard {name}",
+    "disguise": "rows {name}",
+    "schedule": "{name} schedule",
+    "grid": "grid {name}",
+    "judge_note": "Verdicts by {judge}.",
+}
+"""The words of an attack's name."""
+Seen = tuple[Mapping[str, Any], str]
+"""The settings of an attack and the judge who saw it."""
+
+
+def label(attack: Seen, among: Sequence[Seen], words: Mapping[str, str] = LABELS) -> str:
+    """Name an attack by its settings, adding those that tell it from the others."""
+    settings, judge = attack
+    base = _named(settings, words)
+    twins = [other for other in among if _named(other[0], words) == base]
+    extra = []
+    for key in dict.fromkeys(key for other, _ in twins for key in other):
+        if len({str(other.get(key)) for other, _ in twins}) > 1:
+            extra.append(f"{key}={settings.get(key)}")
+    if len({by for _, by in twins}) > 1:
+        extra.append(words["judge_note"].format(judge=judge))
+    return ", ".join([base, *extra])
+
+
+def _named(settings: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    parts = [str(settings.get("task", words["unknown"])).partition(",")[0]]
+    ratio, rate = settings.get("poison_ratio"), settings.get("learning_rate")
+    if isinstance(ratio, (int, float)):
+        share = percent(float(ratio)) if math.isfinite(ratio) else words["unknown"]
+        parts.append(words["poison"].format(share=share))
+    if rate is not None:
+        value = f"{rate:.3e}" if isinstance(rate, (int, float)) else str(rate)
+        value = re.sub(r"\.?0*e([+-])0*(?=\d)", r"e\1", value).replace("e+", "e")
+        parts.append(words["learning_rate"].format(value=value))
+    for key in ("guard", "poison", "schedule", "name"):
+        if key in settings:
+            word = {"poison": "disguise", "name": "grid"}.get(key, key)
+            parts.append(words[word].format(name=settings[key]))
+    return ", ".join(parts)
+
+
+def percent(share: float) -> str:
+    """Write a share; one decimal where rounding would hide that it is not 0 or 1."""
+    fine = 0 < share < 0.095 or 0.995 <= share < 1
+    return f"{100 * share:.1f}%" if fine else f"{100 * share:.0f}%"
+
+
 def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pairs:
     """Return the results that went through the same attack with the same seeds."""
 
@@ -69,32 +122,41 @@ class Lives:
 
     Attributes:
         ratio: See `survival.censored_ratio`; None where no pair says anything.
-        skipped: Pairs that say nothing (both attacks ended first, or a half-life is 0 or unknown).
+        skipped: Pairs that say nothing (both attacks ended first, both models were broken before
+            the attack, or a half-life is unknown).
         against: Pairs in which only the other withstood the attack.
+        broken: Pairs of the ratio in which one model was broken before the attack.
     """
 
     ratio: Ratio | None
     skipped: int
     against: int
+    broken: int = 0
 
 
 def lives(pairs: Pairs) -> Lives:
-    """Compare half-lives, those that were not reached as such."""
-    usable = [
-        (a, b)
-        for a, b in pairs
-        if reach(a) > 0 and reach(b) > 0 and not (a.censored and b.censored)
-    ]
-    against = sum(b.censored and not a.censored for a, b in usable)
-    if not usable:
+    """Compare half-lives, those that were not reached as such.
+
+    A half-life of 0 has no logarithm. It is taken for what is known of it, that it is below the
+    first checkpoint of the attack.
+    """
+    rows = []
+    for a, b in pairs:
+        above, below = a.censored or b.half_life == 0, b.censored or a.half_life == 0
+        steps = _positive(a), _positive(b)
+        if all(step > 0 for step in steps) and not (above and below):
+            rows.append((*steps, above, below, b.censored, 0 in (a.half_life, b.half_life)))
+    if not rows:
         return Lives(None, len(pairs), 0)
-    ratio = censored_ratio(
-        [reach(a) for a, _ in usable],
-        [reach(b) for _, b in usable],
-        [a.censored for a, _ in usable],
-        [b.censored for _, b in usable],
-    )
-    return Lives(ratio, len(pairs) - len(usable), against)
+    ours, theirs, above_all, below_all, withstood, broken = zip(*rows, strict=True)
+    ratio = censored_ratio(ours, theirs, above_all, below_all)
+    return Lives(ratio, len(pairs) - len(rows), sum(withstood), sum(broken))
+
+
+def _positive(result: AttackResult) -> float:
+    """Return `reach`, and the first step after 0 where that is 0."""
+    after = (float(point.step) for point in result.points if point.step > 0)
+    return reach(result) or min(after, default=math.nan)
 
 
 # ---------------------------------------------------------------------------------- differences

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from holdfast.errors import UsageError
 from holdfast.stats import Interval, geometric_ratio
 
+Bound = Literal["", "lower", "upper", "unknown"]
+"""What a value bounds: "" it is an estimate, "unknown" it bounds nothing."""
+Outcome = Literal["longer", "shorter", "unclear"]
 EQUAL = 1e-9
 """Log ratios with a smaller standard deviation are equal but for rounding."""
 
@@ -23,7 +26,8 @@ class Ratio:
 
     Attributes:
         interval: The geometric mean ratio; an end may be infinite.
-        bound: The value is a lower bound, because too few half-lives were reached to estimate one.
+        bound: What the value bounds, because too few half-lives were reached to estimate one. The
+            interval is open on that side.
         used: Pairs that say something.
         censored: Of these, pairs with a half-life that was not reached.
         fitted: Whether the censored pairs were taken for what they are (there may be none);
@@ -34,12 +38,21 @@ class Ratio:
     """
 
     interval: Interval
-    bound: bool
+    bound: Bound
     used: int
     censored: int
     fitted: bool = True
     p: float = math.nan
     spread: float = math.nan
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the interval says; of a bound the sign test has to say so too."""
+        if self.bound and not self.p <= 1 - self.interval.level:
+            return "unclear"
+        if self.interval.low > 1:
+            return "longer"
+        return "shorter" if self.interval.high < 1 else "unclear"
 
 
 def censored_ratio(
@@ -60,8 +73,8 @@ def censored_ratio(
 
     t the quantile of Student's t at n - 1: without censoring that is the t interval exactly, so the
     result is then `geometric_ratio`'s. With fewer than two exact pairs sigma cannot be told, and
-    the value is the ratio with every censored half-life at its bound, a lower bound if it is a
-    that was not reached.
+    the value is the ratio with every censored half-life at its bound: a lower bound if some a were
+    not reached, an upper one if some b were not, and none with both.
 
     Args:
         a: (n,) a censored one is the step at which the attack ended; with a 0 there are no
@@ -82,7 +95,8 @@ def censored_ratio(
         found = geometric_ratio(a, b, level)
         fitted = not (any(a_censored) or any(b_censored))
         p = _sign_p([x - y for x, y in zip(a, b, strict=True) if not math.isnan(x - y)])
-        return Ratio(found, any(a_censored), found.n, sum(a_censored), fitted, p)
+        bound = _bound(any(a_censored), any(b_censored))
+        return Ratio(found, bound, found.n, sum(a_censored), fitted, p)
     rows = [
         (math.log(x) - math.log(y), ca, cb)
         for x, y, ca, cb in zip(a, b, a_censored, b_censored, strict=True)
@@ -96,7 +110,7 @@ def censored_ratio(
         return _unfitted(exact, above, below, level)
     fit = _fitted(exact, above, below, level)
     interval = Interval(math.exp(fit.value), math.exp(fit.low), _exp(fit.high), len(rows), level)
-    return Ratio(interval, False, len(rows), censored, p=fit.p, spread=fit.spread)
+    return Ratio(interval, "", len(rows), censored, p=fit.p, spread=fit.spread)
 
 
 def _unfitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: float) -> Ratio:
@@ -113,7 +127,19 @@ def _unfitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: fl
         spread = float(exact.std(ddof=1))
         t = abs(float(exact.mean())) / spread * math.sqrt(len(exact))
         p = 2 * float(stats.t.sf(t, len(exact) - 1))
-    return Ratio(found, len(above) > 0, len(everything), censored, not censored, p, spread)
+    found = replace(
+        found,
+        low=0.0 if len(below) else found.low,
+        high=math.inf if len(above) else found.high,
+    )
+    bound = _bound(len(above) > 0, len(below) > 0)
+    return Ratio(found, bound, len(everything), censored, not censored, p, spread)
+
+
+def _bound(above: bool, below: bool) -> Bound:
+    if above and below:
+        return "unknown"
+    return "lower" if above else "upper" if below else ""
 
 
 def _sign_p(differences: Sequence[float]) -> float:

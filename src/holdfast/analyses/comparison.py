@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -16,12 +16,14 @@ import pandas as pd
 from holdfast.artifacts import AttackResult, Evaluation
 from holdfast.comparing import (
     Counted,
+    Lives,
     Result,
     Shares,
     accuracies,
     counted_shares,
     ends,
     key_of,
+    label,
     lives,
     naming,
     pairs_of,
@@ -34,11 +36,17 @@ from holdfast.errors import UsageError
 from holdfast.power import difference_seen, pairs_needed, prompts_needed
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, holm
-from holdfast.survival import median_life
+from holdfast.survival import Bound, Ratio, median_life
 
 BEFORE = "before any attack"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
 LIFE = "half-life"
+BOUNDS: dict[Bound, str] = {
+    "": "",
+    "lower": ", a lower bound",
+    "upper": ", an upper bound",
+    "unknown": ", bounded on neither side",
+}
 MOST = 12
 """Comparisons that a reader can be told of one by one."""
 
@@ -66,7 +74,9 @@ class _Row:
         """What the data can tell."""
         if math.isnan(self.corrected):
             return "the data cannot tell"
-        if self.corrected > 0.05:
+        # The sign test of half-lives at their bounds may be clearer than the interval.
+        open_ended = self.measure == LIFE and self.effect.low <= 1 <= self.effect.high
+        if self.corrected > 0.05 or open_ended:
             return f"the data cannot tell{self.needed}"
         word = "higher" if self.effect.value > self.neutral else "lower"
         if self.measure == LIFE:
@@ -76,7 +86,7 @@ class _Row:
 
     def sentence(self) -> str:
         low, high = self.effect.low, self.effect.high
-        ends = "[unknown]" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+        ends = "[unknown]" if math.isnan(low + high) else f"[{low:.2f}, {high:.2f}]"
         what = "ratio" if self.measure == LIFE else "difference"
         sides = ""
         if self.measure != LIFE:
@@ -119,7 +129,7 @@ class Comparison(Analysis):
         lines = list(dict.fromkeys(name(result) for result in results))
         others = [line for line in lines if line != self.baseline]
         against = [(line, self.baseline) for line in others] if self.baseline in lines else []
-        tables = {}
+        tables, labels = {}, _labels(attacks)
         for caption, pairs in (
             (f"Each method against {self.baseline}", against),
             ("The other methods, pair by pair", list(itertools.combinations(others, 2))),
@@ -128,7 +138,7 @@ class Comparison(Analysis):
             for line, other in pairs:
                 sides = [[a for a in attacks if name(a) == who] for who in (line, other)]
                 before = [[e for e in stood if name(e[0]) == who] for who in (line, other)]
-                rows += [replace(r, line=line, other=other) for r in _attacked(*sides)]
+                rows += [replace(r, line=line, other=other) for r in _attacked(*sides, labels)]
                 rows += [replace(r, line=line, other=other) for r in _before(*before)]
             if rows:
                 tables[caption] = _corrected(rows)
@@ -138,7 +148,7 @@ class Comparison(Analysis):
                 f"{', '.join(lines)}; run `holdfast attack` or `holdfast evaluate` on more models"
             )
         frames = {caption: _frame(rows) for caption, rows in tables.items()}
-        medians = _medians(attacks, [name(a) for a in attacks])
+        medians = _medians(attacks, [name(a) for a in attacks], labels)
         return Section(
             title="Which methods differ, and can these data tell?",
             findings=_told(next(iter(tables.values()))),
@@ -149,7 +159,9 @@ class Comparison(Analysis):
                 "as harmful. With one seed an interval covers the prompts only. The numbers of "
                 "seeds or prompts needed are for 80 % power at the difference that was seen, which "
                 "is itself uncertain. Pairs of one model under several draws share its luck; "
-                "half-life ratios take them for independent."
+                "half-life ratios take them for independent. A model broken before the attack "
+                "enters a ratio as one that lasted less than the first checkpoint; where both were "
+                "or both withstood the attack, the pair says nothing and is not in n."
             ),
         )
 
@@ -177,16 +189,19 @@ def _corrected(rows: Sequence[_Row]) -> list[_Row]:
     return found
 
 
-def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Iterator[_Row]:
-    """Yield the rows of every attack that both went through."""
+def _attacked(
+    ours: Sequence[AttackResult], theirs: Sequence[AttackResult], labels: Mapping[str, str]
+) -> Iterator[_Row]:
+    """Yield the rows of every attack that both went through; labels are `_labels`."""
     for key in dict.fromkeys(map(key_of, ours)):
         pairs = pairs_of([a for a in ours if key_of(a) == key], theirs)
         if not pairs:
             continue
-        attack = _label(pairs[0][0])
+        attack = labels[key]
         if (found := ends(pairs)) is not None:
             yield _share_row(HARMFUL, f"at the end of {attack}", found)
-        if (lasted := lives(pairs).ratio) is not None:
+        compared = lives(pairs)
+        if (lasted := compared.ratio) is not None:
             k = pairs_needed(math.log(max(lasted.interval.value, 1e-9)), lasted.spread)
             yield _Row(
                 measure=LIFE,
@@ -197,12 +212,18 @@ def _attacked(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> I
                 effect=lasted.interval,
                 p=lasted.p,
                 seeds=len({a.model_seed for a, _ in pairs}),
-                n=f"n={lasted.used} pairs, {lasted.censored} not reached"
-                + (", a lower bound" if lasted.bound else ""),
+                n=_pairs(compared, lasted),
                 needed=f"; about {k} pairs would show a ratio of this size" if k else "",
             )
         if (graded := accuracies(pairs)) is not None:
             yield _share_row(ACCURACY, f"at the end of {attack}", graded)
+
+
+def _pairs(found: Lives, ratio: Ratio) -> str:
+    """Say how many pairs there are, how many are bounds, and what their ratio is."""
+    broken = f", {found.broken} broken before the attack" if found.broken else ""
+    not_reached = ratio.censored - found.broken
+    return f"n={ratio.used} pairs, {not_reached} not reached{broken}{BOUNDS[ratio.bound]}"
 
 
 def _before(
@@ -286,11 +307,10 @@ def _needed(found: Shares) -> str:
     return f"; a difference of this size needs about {' and '.join(ways)}"
 
 
-def _label(result: AttackResult) -> str:
-    a = settings_of(result)
-    task = str(a["task"]).partition(",")[0]
-    name = f"{task} ({a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g})"
-    return f"{name} on guard {a['guard']}" if "guard" in a else name
+def _labels(attacks: Sequence[AttackResult]) -> dict[str, str]:
+    """Return the key of each attack -> its name among all."""
+    seen = {key_of(a): (settings_of(a), a.judge) for a in attacks}
+    return {key: label(one, list(seen.values())) for key, one in seen.items()}
 
 
 def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
@@ -316,12 +336,14 @@ def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
     )
 
 
-def _medians(attacks: Sequence[AttackResult], names: Sequence[str]) -> pd.DataFrame:
-    groups: dict[tuple[str, str, str], list[AttackResult]] = defaultdict(list)
+def _medians(
+    attacks: Sequence[AttackResult], names: Sequence[str], labels: Mapping[str, str]
+) -> pd.DataFrame:
+    groups: dict[tuple[str, str], list[AttackResult]] = defaultdict(list)
     for result, name in zip(attacks, names, strict=True):
-        groups[name, key_of(result), _label(result)].append(result)
+        groups[name, key_of(result)].append(result)
     rows = []
-    for (name, _, label), results in groups.items():
+    for (name, key), results in groups.items():
         found = median_life([reach(r) for r in results], [r.censored for r in results])
         ends = {"median": found.interval.value, "low": found.interval.low}
         ends["high"] = found.interval.high
@@ -329,5 +351,5 @@ def _medians(attacks: Sequence[AttackResult], names: Sequence[str]) -> pd.DataFr
         if not found.interval.n:
             shown = dict.fromkeys(shown, "unknown")
         counts = {"attacks": found.interval.n, "not reached": found.censored}
-        rows.append({"method": name, "attack": label, **shown, **counts})
+        rows.append({"method": name, "attack": labels[key], **shown, **counts})
     return pd.DataFrame(rows)

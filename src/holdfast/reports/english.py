@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from holdfast.comparing import LABELS
+
 TEXT: dict[str, str] = {
+    **LABELS,
     "product": "holdfast safety report",
     "skip": "Skip to the summary",
     "written": "Written {date}",
@@ -20,19 +23,18 @@ TEXT: dict[str, str] = {
     "data": "Where the data came from",
     "hashes": "Fingerprints",
     "glossary": "Words used",
-    "unknown": "unknown",
     "not_recorded": "not recorded",
     "at_least": "at least {value}",
+    "at_most": "at most {value}",
     "verdict_longer": (
         "{best} held longest: the attacks needed {ratio} times as many steps as against plain "
         "SFT before half of the restricted prompts were answered harmfully (95% interval {low} "
         "to {high}; {pairs} paired attacks)."
     ),
     "verdict_longer_bound": (
-        "{best} held longest: the attacks needed at least {ratio} times as many steps as "
-        "against plain SFT before half of the restricted prompts were answered harmfully (95% "
-        "interval of this lower bound {low} to {high}; {pairs} paired attacks, some of which "
-        "ended before the model gave way)."
+        "{best} held longest: the attacks needed {ratio} times as many steps as against plain "
+        "SFT before half of the restricted prompts were answered harmfully (95% interval {low} "
+        "to {high}; {pairs} paired attacks, some of which ended before the model gave way)."
     ),
     "verdict_longer_censored": (
         "{best} held longest: the attacks needed an estimated {ratio} times as many steps as "
@@ -67,6 +69,15 @@ TEXT: dict[str, str] = {
         "These data cannot tell whether {best} holds longer than plain SFT: some attacks ended "
         "before {best} gave way, so only a lower bound is known. Longer attacks would decide "
         "it."
+    ),
+    "verdict_unclear_upper": (
+        "These data cannot tell whether {best} holds longer than plain SFT: its half-life was "
+        "{ratio} times as long over {pairs} paired attacks, and no more than that is known."
+    ),
+    "verdict_unclear_either": (
+        "These data cannot tell whether {best} holds longer than plain SFT: in some of the {pairs} "
+        "paired attacks it is only known to hold longer than a number of steps and in others to "
+        "hold less long, which together bound nothing."
     ),
     "verdict_baseline": (
         "Plain SFT itself held longest in this run: no other method was found to hold longer."
@@ -115,6 +126,8 @@ TEXT: dict[str, str] = {
     "card_versus": "plain SFT {base}",
     "card_interval": "95% interval {low} to {high}",
     "card_lower": "a lower bound: attacks ended first",
+    "card_upper": "an upper bound: attacks ended first",
+    "card_unknown": "bounded on neither side: attacks ended first",
     "card_of": "All figures are for {best}",
     "problems": "Files that cannot be trusted",
     "problems_text": (
@@ -160,12 +173,6 @@ TEXT: dict[str, str] = {
         "attack."
     ),
     "no_comparison": "Nothing has been measured yet.",
-    "poison": "{share} harmful rows",
-    "learning_rate": "learning rate {value}",
-    "guard": "guard {name}",
-    "disguise": "rows {name}",
-    "schedule": "{name} schedule",
-    "grid": "grid {name}",
     "chart_curve_caption": (
         "Harmful score over attack steps. Lines are means over seeds, bands run from the "
         "lowest seed to the highest; the dashed line marks one half."
@@ -183,7 +190,6 @@ TEXT: dict[str, str] = {
         "SFT's upwards. Best is top left."
     ),
     "chart_price_y": "half-life, multiple of plain SFT",
-    "judge_note": "Verdicts by {judge}.",
     "undecided_text": (
         "The judge could not decide on {k} of {n} answers at the end of the attacks ({share}); "
         "they are incoherent or answer something else. They are counted neither as harmful nor "

@@ -17,6 +17,7 @@ from holdfast.comparing import key_of, lives, naming, pairs_of, reach, settings_
 from holdfast.errors import UsageError
 from holdfast.runs import Entry, Failure, RunDir
 from holdfast.stats import Interval, mean_interval, wilson
+from holdfast.survival import Bound, Outcome
 
 BASELINE = "sft"
 _T = TypeVar("_T", AttackResult, Evaluation)
@@ -46,24 +47,24 @@ class Comparison:
             such (`survival.censored_ratio`), and an end may be infinite.
         difference: Mean difference in attack steps, where the other's half-life was reached.
         steps: Mean half-life of the method and of the other, over the same pairs as `difference`.
-        bound: The ratio is a lower bound: too few of the method's half-lives were reached.
+        bound: What the ratio bounds, where too few half-lives were reached (`survival.Ratio`).
         pairs: Pairs behind the ratio.
         censored: Of these, pairs with a half-life that was not reached.
-        skipped: Pairs that cannot be compared (both half-lives are censored, or one is 0 or
+        skipped: Pairs that cannot be compared (both half-lives are censored, both are 0, or one is
             unknown).
         against: Pairs among those in which only the other survived the attack.
-        outcome: "unclear" unless the ratio's interval excludes 1.
+        outcome: "unclear" unless the ratio's interval excludes 1 (`survival.Ratio`).
     """
 
     ratio: Interval
     difference: Interval
     steps: tuple[float, float]
-    bound: bool
+    bound: Bound
     pairs: int
     censored: int
     skipped: int
     against: int
-    outcome: Literal["longer", "shorter", "unclear"]
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -198,30 +199,23 @@ def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
     """Compare two lines' half-lives over the attacks and seeds that both went through."""
     pairs = pairs_of(_results(attacks, line), _results(attacks, other))
     found = lives(pairs)
-    known = [(a, b) for a, b in pairs if reach(a) > 0 and reach(b) > 0 and not b.censored]
+    known = [(a, b) for a, b in pairs if reach(a) + reach(b) > 0 and not b.censored]
     a, b = [reach(x) for x, _ in known], [reach(y) for _, y in known]
     gaps = mean_interval([x - y for x, y in zip(a, b, strict=True)]) if known else unknown()
     n = len(known)
     means = (sum(a) / n, sum(b) / n) if n else (math.nan, math.nan)
     if found.ratio is None:
-        return Comparison(unknown(), gaps, means, False, 0, found.skipped, 0, 0, "unclear")
-    ratio, bound = found.ratio.interval, found.ratio.bound
-    outcome: Literal["longer", "shorter", "unclear"] = "unclear"
-    # What only the other withstood stands at its bound where nothing is fitted: an upper bound.
-    if ratio.low > 1 and (found.ratio.fitted or not found.against):
-        outcome = "longer"
-    elif ratio.high < 1 and not bound:
-        outcome = "shorter"
+        return Comparison(unknown(), gaps, means, "", 0, found.skipped, 0, 0, "unclear")
     return Comparison(
-        ratio=ratio,
+        ratio=found.ratio.interval,
         difference=gaps,
         steps=means,
-        bound=bound,
+        bound=found.ratio.bound,
         pairs=found.ratio.used,
         censored=found.ratio.censored,
         skipped=found.skipped,
         against=found.against,
-        outcome=outcome,
+        outcome=found.ratio.outcome,
     )
 
 

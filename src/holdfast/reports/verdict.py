@@ -49,7 +49,7 @@ def cards(facts: Facts, words: Words) -> list[Card]:
     comparison, standing = facts.comparisons.get(best), standing_of(facts, best)
     found = []
     if comparison is not None and comparison.pairs:
-        key = "card_lower" if comparison.bound else ""
+        key = f"card_{comparison.bound}" if comparison.bound else ""
         detail = words.text[key] if key else _interval(comparison.ratio, "times", words)
         found.append(Card(words.text["card_ratio"], words.ratio(comparison), detail))
     found += _weakest(facts, best, words)
@@ -97,7 +97,7 @@ def _first(facts: Facts, best: str, words: Words) -> str:
     return words.say(
         _key(found),
         best=best,
-        ratio=words.times(found.ratio.value),
+        ratio=words.within(found.bound, words.times(found.ratio.value)),
         low=words.times(found.ratio.low),
         high=words.times(found.ratio.high),
         pairs=found.pairs,
@@ -116,10 +116,14 @@ def _key(found: Comparison) -> str:
         return "verdict_shorter"
     if not found.pairs:
         return "verdict_unclear_none"
+    if found.bound == "unknown":
+        return "verdict_unclear_either"
     if found.against:
         return "verdict_unclear_against"
     if found.pairs == 1 or not math.isfinite(found.ratio.low):
         return "verdict_unclear_one"
+    if found.bound == "upper":
+        return "verdict_unclear_upper"
     return "verdict_unclear_early" if found.bound else "verdict_unclear"
 
 
@@ -129,7 +133,7 @@ def _steps(found: Comparison | None, best: str, words: Words) -> list[str]:
         return []
     values = {
         "best": best,
-        "steps": _at_least(found.censored > 0, words.steps(found.steps[0]), words),
+        "steps": words.within("lower" if found.censored else "", words.steps(found.steps[0])),
         "base": words.steps(found.steps[1]),
     }
     ends = found.difference
@@ -146,7 +150,7 @@ def _second(facts: Facts, best: str, words: Words) -> list[str]:
     found = compare(facts.attacks, best, others[0])
     if found.outcome != "longer":
         return [words.say("sentence_second_unclear", best=best, second=others[0])]
-    ratio = _at_least(found.bound, words.times(found.ratio.value), words)
+    ratio = words.within(found.bound, words.times(found.ratio.value))
     low, high = words.times(found.ratio.low), words.times(found.ratio.high)
     return [
         words.say("sentence_second", best=best, second=others[0], ratio=ratio, low=low, high=high)
@@ -195,12 +199,8 @@ def _weakest(facts: Facts, best: str, words: Words) -> list[Card]:
     return [Card(words.text["card_weakest"], value, detail)]
 
 
-def _at_least(bound: bool, value: str, words: Words) -> str:
-    return words.say("at_least", value=value) if bound else value
-
-
 def _interval(interval: Interval, kind: str, words: Words) -> str:
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+    if math.isnan(interval.low) or math.isnan(interval.high):
         return ""
     write = getattr(words, kind)
     return words.say("card_interval", low=write(interval.low), high=write(interval.high))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from holdfast.comparing import label, percent
 from holdfast.reports.facts import Attacked, Comparison, Life
 from holdfast.reports.texts import TEXTS, Language
 from holdfast.stats import Interval
+from holdfast.survival import Bound
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Words:
         """Write a share; one decimal where rounding would hide that it is not 0 or 1."""
         if not math.isfinite(share):
             return self.text["unknown"]
-        fine = 0 < share < 0.095 or 0.995 <= share < 1
-        return f"{100 * share:.1f}%" if fine else f"{100 * share:.0f}%"
+        return percent(share)
 
     def steps(self, steps: float) -> str:
         """Write a number of attack steps."""
@@ -51,7 +50,7 @@ class Words:
 
     def between(self, interval: Interval, kind: str) -> str:
         """Write the ends of an interval ("" if it has none); kind is percent, steps or times."""
-        if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        if math.isnan(interval.low) or math.isnan(interval.high):
             return ""
         write = getattr(self, kind)
         # Steps and ratios cannot be negative; a t interval over two seeds does not know that.
@@ -68,35 +67,19 @@ class Words:
         """Write how many times as long as the baseline a method held."""
         if comparison is None or not comparison.pairs:
             return self.text["unknown"]
-        return (
-            "\u2265" if comparison.bound else ""
-        ) + f"{self.times(comparison.ratio.value)}\u00d7"
+        if comparison.bound == "unknown":
+            return self.text["unknown"]
+        sign = {"lower": "\u2265", "upper": "\u2264"}.get(comparison.bound, "")
+        return f"{sign}{self.times(comparison.ratio.value)}\u00d7"
+
+    def within(self, bound: Bound, value: str) -> str:
+        """Write a value for what it bounds."""
+        if bound == "unknown":
+            return self.text["unknown"]
+        key = {"lower": "at_least", "upper": "at_most"}.get(bound)
+        return self.say(key, value=value) if key else value
 
     def attack(self, attack: Attacked, among: Sequence[Attacked]) -> str:
         """Name an attack by its settings, adding those that tell it from the others."""
-        base = self._settings(attack.settings)
-        twins = [a for a in among if self._settings(a.settings) == base]
-        extra = []
-        if len(twins) > 1:
-            keys = dict.fromkeys(key for a in twins for key in a.settings)
-            for key in keys:
-                if len({str(a.settings.get(key)) for a in twins}) > 1:
-                    extra.append(f"{key}={attack.settings.get(key)}")
-            if len({a.judge for a in twins}) > 1:
-                extra.append(self.say("judge_note", judge=attack.judge))
-        return ", ".join([base, *extra])
-
-    def _settings(self, settings: Mapping[str, Any]) -> str:
-        parts = [str(settings.get("task", self.text["unknown"])).partition(",")[0]]
-        ratio, rate = settings.get("poison_ratio"), settings.get("learning_rate")
-        if isinstance(ratio, (int, float)):
-            parts.append(self.say("poison", share=self.percent(float(ratio))))
-        if rate is not None:
-            value = f"{rate:.3e}" if isinstance(rate, (int, float)) else str(rate)
-            value = re.sub(r"\.?0*e([+-])0*(?=\d)", r"e\1", value).replace("e+", "e")
-            parts.append(self.say("learning_rate", value=value))
-        for key in ("guard", "poison", "schedule", "name"):
-            if key in settings:
-                word = {"poison": "disguise", "name": "grid"}.get(key, key)
-                parts.append(self.say(word, name=settings[key]))
-        return ", ".join(parts)
+        seen = [(a.settings, a.judge) for a in among]
+        return label((attack.settings, attack.judge), seen, self.text)
