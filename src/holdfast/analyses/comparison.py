@@ -136,9 +136,11 @@ class Comparison(Analysis):
         ):
             rows = []
             for line, other in pairs:
-                sides = [[a for a in attacks if name(a) == who] for who in (line, other)]
+                ours, theirs = ([a for a in attacks if name(a) == who] for who in (line, other))
                 before = [[e for e in stood if name(e[0]) == who] for who in (line, other)]
-                rows += [replace(r, line=line, other=other) for r in _attacked(*sides, labels)]
+                rows += [
+                    replace(r, line=line, other=other) for r in _attacked(ours, theirs, labels)
+                ]
                 rows += [replace(r, line=line, other=other) for r in _before(*before)]
             if rows:
                 tables[caption] = _corrected(rows)
