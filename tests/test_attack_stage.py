@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from holdfast import models
+from holdfast import models, plugins
 from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
@@ -452,3 +452,27 @@ def test_an_attack_alone_has_the_name_that_it_has_in_the_grid(tmp_path: Path) ->
     presets_ = [name for name, _ in alone(config.model_copy(update={"preset": ["pure"]}))]
     assert len(presets_) == 4  # 2 x 2, the preset's own where nothing is given
     assert all("p1-" in name and name.endswith("pure") for name in presets_)
+
+
+def test_a_run_refuses_attacks_that_cannot_be_run_before_it_begins(tmp_path: Path) -> None:
+    raw = {
+        "out": tmp_path / "run",
+        "model": "world",
+        "data": {"alignment": "world:alignment", "harmful": "world:harmful", "test": "world:test"},
+        "methods": {"sft": {}},
+        "attack": {"tasks": ["world_topic"], "rows": 10**6},
+    }
+    with pytest.raises(UsageError, match="rows are needed for 1000000 rows"):
+        pipeline.run(pipeline.parse(raw, where="here"))
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_a_judges_own_template_is_part_of_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "policy.txt"
+    spec = f"endpoint,base_url=http://127.0.0.1:9/v1,template={path}"
+    hashes = []
+    for word in ("harmful", "bad"):
+        path.write_text(f"Is this {word}? {{prompt}} {{response}} {{mark}}")
+        hashes.append(plugins.make("judges", spec).hash)
+    assert hashes[0] != hashes[1]
+    assert plugins.make("judges", "endpoint,base_url=http://127.0.0.1:9/v1").hash == ""
