@@ -12,8 +12,9 @@ with s the sign (Adam's first step, so what attackers use), and q moved by the a
 DRO over vulnerable and invulnerable examples. S are the tokens that alignment answers begin with,
 p(S) the chance of one at a benign answer's first token: of its many tokens the first decides
 whether there is an answer, and a model that learns to go on refusing begins to refuse what it
-should answer. What it is not: no second derivatives, no entropy
-objective, nothing is unlearnt; benign rows only see theta.
+should answer. Rows of preferences have no such token, and are trained without that term. What it
+is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta
+only, unless `oppose` is given.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
 "free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
