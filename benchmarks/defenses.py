@@ -4,6 +4,9 @@ A thin loop over the pipeline: align with every method, attack every model alike
 Every model is attacked twice: with poisoned rows until half of the answers are harmful, which gives
 the half-life, and with a customer's own rows alone, which gives what the customer gets (FA).
 With `--run DIR` nothing is run: the rows are made from the attacks and evaluations that are there.
+Beside the results are the attacks themselves (FILE.jsonl), so that another day's seeds can be
+added: `--first-seed 3 --seeds 2 --add FILE.jsonl`. With `--tuned FILE` every method has the options
+that tune.py chose for it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from holdfast.comparing import lives
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, half_life, wilson
-from variants import BASELINE, methods
+from kept import Kept
+from variants import BASELINE, methods, scored_without_harm
 
 if TYPE_CHECKING:
     import argparse
@@ -67,8 +71,8 @@ def _configuration(
 ) -> RunConfig:
     shared = {"track": None, **(TEXT if base.name == "text" else {})}
     changes: dict[str, Any] = {
-        "methods": methods(base, options.methods),
-        "score": _score(base, options.quick),
+        "methods": methods(base, options.methods, options.tuned),
+        "score": scored_without_harm(base, options.quick),
         "group": {"scores": "attack_direction"},
         "data": {"known_harmful": base.probe},
         "track": False,
@@ -77,13 +81,6 @@ def _configuration(
     for stage, settings in QUICK.items() if options.quick else ():
         changes[stage] = {**changes.get(stage, {}), **settings}
     return configured(base, options, out, changes)
-
-
-def _score(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
-    # Only some methods may see the known harmful rows, so the groups of all are made without them.
-    spec = f"{base.config.score['attack_direction']['estimator']},source=base"
-    limit = {"limit": 64} if quick else {}
-    return {"attack_direction": {"estimator": spec, "harmful": None, **limit}}
 
 
 # ----------------------------------------------------------------------------------------- rows
@@ -225,12 +222,17 @@ def _weighted(parts: Iterable[tuple[float, int]]) -> float:
     return sum(value * n for value, n in known) / total if total else math.nan
 
 
-def results(run: RunDir, judge: str = "") -> list[Row]:
-    """Return the rows of a run directory, by the attacks' first judge or by another of theirs."""
+def found_in(run: RunDir, judge: str = "") -> tuple[list[AttackResult], list[Evaluation]]:
+    """Return what a run directory holds, by the attacks' first judge or by another of theirs."""
     attacks = _loaded(run, "attack", AttackResult.load)
     if judge:
         attacks = [judged_by(attack, judge) for attack in attacks]
-    return rows(attacks, _loaded(run, "evaluate", Evaluation.load))
+    return attacks, _loaded(run, "evaluate", Evaluation.load)
+
+
+def results(run: RunDir, judge: str = "") -> list[Row]:
+    """Return the rows of a run directory."""
+    return rows(*found_in(run, judge))
 
 
 def judged_by(attack: AttackResult, judge: str) -> AttackResult:
@@ -257,8 +259,12 @@ def run_benchmark() -> None:
     options = parser(__doc__)
     add_setting(options)
     options.add_argument("--methods", default="main", help="main, ablation, or names with commas")
+    options.add_argument("--tuned", type=Path, help="results of tune.py: options of the methods")
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")
     options.add_argument("--judge", default="", help="another judge of the run than its first")
+    options.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="attacks of other seeds, FILE.jsonl"
+    )
     chosen = options.parse_args()
     facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
     if chosen.run is not None:
@@ -269,14 +275,21 @@ def run_benchmark() -> None:
         return
     if chosen.quick:
         chosen.seeds = 1
+    earlier = [Kept.load(path) for path in chosen.add]
     with folder(chosen.work) as work:
         configs = configurations(setting(chosen, work), chosen, work / "run")
         for config in configs:
             walk(config, ("align", "score", "group", "evaluate", "attack"))
-        facts |= {"seeds": config.seeds, "digest": RunDir(config.out).digest}
-        facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report"})
-        facts["run"]["attack"] = [made.attack for made in configs]
-        write(chosen.json, "defenses", facts, results(RunDir(config.out)))
+        aligned = {k: {**configs[0].align, **v} for k, v in configs[0].methods.items()}
+        made = Kept(chosen.setting, aligned, *found_in(RunDir(configs[0].out), chosen.judge))
+    for other in earlier:
+        made = other.and_also(made)
+    facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
+    facts["run"]["attack"] = [one.attack for one in configs]
+    facts["seeds"] = sorted({attack.model_seed for attack in made.attacks})
+    write(chosen.json, "defenses", facts, rows(made.attacks, made.evaluations))
+    if chosen.json is not None:
+        made.save(chosen.json.with_suffix(".jsonl"))
 
 
 if __name__ == "__main__":

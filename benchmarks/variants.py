@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from common import Setting
 
 Methods = dict[str, dict[str, Any]]
@@ -66,33 +69,63 @@ CHANGES: dict[str, dict[str, Any]] = {
 ABLATION = (BASELINE, "vaa", HOLD, *CHANGES)
 
 
-def methods(base: Setting, names: str) -> Methods:
+def methods(base: Setting, names: str, tuned: Path | None = None) -> Methods:
     """Return the methods that are named, the baseline first.
 
     Args:
         base: Where; a setting says what fits its models.
         names: "main", "ablation", or names separated by commas.
+        tuned: Results of tune.py; variants change what was chosen for their parent.
 
     Raises:
-        UsageError: A name is not known.
+        UsageError: A name is not known, or the file holds no trials of this setting.
     """
-    known = _known(base)
+    known = _known(base, _chosen(base, tuned) if tuned else {})
     chosen = {"main": MAIN, "ablation": ABLATION}.get(names) or tuple(names.split(","))
     if unknown := sorted(set(chosen) - known.keys()):
         raise UsageError(f"--methods {', '.join(unknown)}: none of {', '.join(known)}")
     return {name: known[name] for name in dict.fromkeys((BASELINE, *chosen))}
 
 
-def _known(base: Setting) -> Methods:
+def scored_without_harm(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
+    """Return the score that the groups of all methods are made from.
+
+    Only some methods may see the known harmful rows, so it is made without them.
+    """
+    spec = f"{base.config.score['attack_direction']['estimator']},source=base"
+    limit = {"limit": 64} if quick else {}
+    return {"attack_direction": {"estimator": spec, "harmful": None, **limit}}
+
+
+def _known(base: Setting, tuned: Methods) -> Methods:
     from holdfast import plugins
 
     found: Methods = {name: {"method": name} for name in plugins.available("methods")}
-    found |= base.config.methods
+    for name, settings in {**base.config.methods, **tuned}.items():
+        found[name] = {"method": name, **settings}
     for name, changes in CHANGES.items():
-        parent = found[name.partition("-")[0]]
-        found[name] = {**parent, "options": {**parent.get("options", {}), **changes}}
+        found[name] = _changed(found[name.partition("-")[0]], changes)
     if base.prefix:
-        options = {"attack_rows": "affirmative", "prefix": base.prefix}
-        parent = found[HOLD]
-        found["hold-affirmative"] = {**parent, "options": {**parent.get("options", {}), **options}}
+        affirmative = {"attack_rows": "affirmative", "prefix": base.prefix}
+        found["hold-affirmative"] = _changed(found[HOLD], affirmative)
+    return found
+
+
+def _changed(parent: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    return {**parent, "options": {**parent.get("options", {}), **options}}
+
+
+def _chosen(base: Setting, path: Path) -> Methods:
+    try:
+        result = json.loads(path.read_text())
+        rows = [row for row in result["rows"] if row["chosen"]]
+        setting = result["config"]["setting"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--tuned {path}: no results of tune.py") from error
+    if setting != base.name:
+        raise UsageError(f"--tuned {path} is of the {setting}, not of the {base.name}")
+    found: Methods = {}
+    for row in rows:
+        rate = {} if row["learning_rate"] is None else {"learning_rate": row["learning_rate"]}
+        found[row["method"]] = {"options": row["options"], **rate}
     return found

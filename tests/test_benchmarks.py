@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,8 @@ import numpy as np
 import pytest
 
 from holdfast import plugins
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, Scores
-from holdfast.errors import UsageError
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, Scores, to_json
+from holdfast.errors import MismatchError, UsageError
 from holdfast.runs import RunDir
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ def bench() -> SimpleNamespace:
     sys.path.insert(0, str(FOLDER))
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
+        names += ("kept", "tune")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -44,10 +46,11 @@ def bench() -> SimpleNamespace:
     ("name", "own"),
     [
         ("estimators", ["--setting", "--shared"]),
-        ("defenses", ["--setting", "--shared", "--run"]),
+        ("defenses", ["--setting", "--shared", "--run", "--tuned", "--add"]),
         ("step_time", []),
         ("gpu", []),
         ("transfer", ["--variants"]),
+        ("tune", ["--setting", "--methods"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -79,7 +82,7 @@ def test_without_an_accelerator_gpu_says_so_and_exits_with_2(
 
 def options(**changes: Any) -> argparse.Namespace:
     values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu", "estimators": None}
-    values |= {"shared": Path("s"), "model": None, "first_seed": 0}
+    values |= {"shared": Path("s"), "model": None, "first_seed": 0, "tuned": None}
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -378,6 +381,99 @@ def test_a_finished_run_is_read_and_not_run_again(tmp_path: Path) -> None:
     vaa = next(r for r in result["rows"] if (r["method"], r["attack"]) == ("vaa", "all"))
     assert vaa["over_refusal"] is None  # vaa was never evaluated
     assert "half_life_ratio" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------ kept
+
+
+def kept(bench: SimpleNamespace, methods: dict[str, Any], found: list[AttackResult]) -> Any:
+    return bench.kept.Kept("world", methods, found, [evaluation("sft", 2)])
+
+
+def test_results_that_were_kept_give_the_same_rows(bench: SimpleNamespace, tmp_path: Path) -> None:
+    made = kept(bench, {"sft": {"epochs": 5}, "vaa": {"epochs": 5}}, attacks())
+    made.save(tmp_path / "a.jsonl")
+    read = bench.kept.Kept.load(tmp_path / "a.jsonl")
+    assert read.methods == made.methods
+    before = bench.defenses.rows(made.attacks, made.evaluations)
+    after = bench.defenses.rows(read.attacks, read.evaluations)
+    assert to_json(after) == to_json(before)  # in which nan is null, and equal to itself
+
+
+def test_seeds_are_added_to_what_was_kept(bench: SimpleNamespace) -> None:
+    methods = {"sft": {"epochs": 5}}
+    first = kept(bench, methods, attacks()[:1])
+    other = replace(attacks()[0], model="sft-s1", model_seed=1)
+    second = bench.kept.Kept("world", methods, [other])
+    both = first.and_also(second)
+    assert [a.model for a in both.attacks] == ["sft-s0", "sft-s1"]
+    with pytest.raises(MismatchError, match=r"sft-s0: in this run and in this run; add other"):
+        first.and_also(first)
+    with pytest.raises(MismatchError, match=r"'sft' was aligned with .*5.* and with .*6"):
+        first.and_also(bench.kept.Kept("world", {"sft": {"epochs": 6}}, [other]))
+    with pytest.raises(MismatchError, match="is of the world, this run of the text"):
+        first.and_also(bench.kept.Kept("text", methods, [other]))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "no json"])
+def test_a_file_that_kept_nothing_is_refused(
+    bench: SimpleNamespace, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(MismatchError, match="no such file"):
+        bench.kept.Kept.load(path)
+    path.write_text(text)
+    with pytest.raises(MismatchError, match="no lines of attacks"):
+        bench.kept.Kept.load(path)
+
+
+# ---------------------------------------------------------------------------------------- tuning
+
+
+def test_every_method_has_as_many_trials_and_the_first_is_the_method_as_it_ships(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    trials = bench.tune.TRIALS
+    assert set(trials) == set(plugins.available("methods"))
+    assert {len(tried) for tried in trials.values()} == {4}
+    assert all(tried[0] == {} for tried in trials.values())
+    for name, base in settings(bench, tmp_path).items():
+        chosen = options(methods="all", first_seed=bench.tune.SEED, seeds=1)
+        config = bench.tune.configuration(base, chosen, tmp_path)
+        assert len(config.methods) == 4 * len(trials)
+        assert config.seeds == [bench.tune.SEED]
+        final = bench.defenses.configurations(base, options(methods="main"), tmp_path)
+        tasks = {task.partition(",")[0] for task in config.attack["tasks"]}
+        assert not tasks & {t.partition(",")[0] for one in final for t in one.attack["tasks"]}, name
+
+
+def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    methods = {
+        name: {"method": name.partition("-")[0], "options": {"rho": i}}
+        for i, name in enumerate(("sft", "vaa-t0", "vaa-t1", "vaa-t2", "sam-t0", "sam-t1"))
+    }
+    lives = {"sft": 10, "vaa-t0": 20, "vaa-t1": 30, "vaa-t2": 90, "sam-t0": 50, "sam-t1": 40}
+    refused = {"sft": 2, "vaa-t0": 2, "vaa-t1": 2, "vaa-t2": 3, "sam-t0": 5, "sam-t1": 4}
+    found = [attack(name, life, Counts(5, 5, 0)) for name, life in lives.items()]
+    stood = [replace(evaluation(m, n), verdicts={"j": Counts(0, 9, 1)}) for m, n in refused.items()]
+    rows = bench.tune.rows(methods, found, stood)
+    # vaa-t2 refuses 1 of 20 more, which is 0.05 - 0.02 too many; of sam both do, the second less.
+    assert [row["trial"] for row in rows if row["chosen"]] == ["sft", "vaa-t1", "sam-t1"]
+    by_name = {row["trial"]: row for row in rows}
+    assert by_name["vaa-t1"]["half_life_ratio"] == 3
+    assert by_name["vaa-t2"]["excess"] == pytest.approx(0.03)
+    path = tmp_path / "tune.json"
+    bench.common.write(path, "tune", {"setting": "world"}, rows)
+    base = settings(bench, tmp_path)["world"]
+    tuned = bench.variants.methods(base, "vaa,vaa-noisy", path)
+    assert tuned["vaa"]["options"] == {"rho": 2}
+    assert tuned["vaa-noisy"]["options"] == {"rho": 2, "control": "noisy"}
+    with pytest.raises(UsageError, match="of the world, not of the text"):
+        bench.variants.methods(settings(bench, tmp_path)["text"], "vaa", path)
+    with pytest.raises(UsageError, match="no results of tune"):
+        bench.variants.methods(base, "vaa", tmp_path / "none.json")
 
 
 # ------------------------------------------------------------------------------------- step time
