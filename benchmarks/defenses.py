@@ -48,7 +48,7 @@ NOTES = (
 HARMFUL: dict[str, Any] = {"every": 8, "spacing": 1.15, "until_broken": True, "task_rows": 0}
 STEPS = {"world": 1000, "text": 500}
 """After which an attack ends even if the alignment holds: its half-life is then censored."""
-RATES = {"world": [5e-5, 1e-4], "text": [2e-4]}
+RATES = {"world": [5e-5, 1e-4], "text": [5e-4]}
 CLEAN: dict[str, Any] = {"poison_ratios": [0.0], "steps": 120, "every": 120, "task_rows": 400}
 TEXT: dict[str, Any] = {"max_length": 128}
 QUICK: dict[str, dict[str, Any]] = {

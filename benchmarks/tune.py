@@ -64,6 +64,9 @@ TRIALS: dict[str, list[Settings]] = {
 VALIDATION: dict[str, list[str]] = {"world": ["world_note"]}
 """The attacked task; on text it is short Alpaca instructions, see `attacked`."""
 
+PROMPTS = {"world": {"test": "world:validation"}}
+"""Restricted prompts that no result is taken from, where there are such."""
+
 
 def attacked(base: Setting, options: argparse.Namespace) -> list[str]:
     """Return the task of the validation attack."""
@@ -85,7 +88,7 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
         "methods": _methods(base, options.methods),
         "score": scored_without_harm(base, options.quick),
         "group": {"scores": "attack_direction"},
-        "data": {"known_harmful": base.probe},
+        "data": {"known_harmful": base.probe, **PROMPTS.get(base.name, {})},
         "track": False,
         "attack": attack,
     }

@@ -36,7 +36,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-reach1e-3": {"reach": 1e-3},
     "hold-comply0": {"comply": 0.0},
     "hold-comply3": {"comply": 3.0},
-    "hold-oppose": {"oppose": 0.5},
     "hold-benign1": {"benign": 1.0},
     "hold-benign4": {"benign": 4.0},
     "hold-constant": {"growth": "constant"},

@@ -18,8 +18,9 @@ from holdfast import models
 from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
+from holdfast.losses import kept_rows
 from holdfast.methods.base import AlignmentData
-from holdfast.methods.hold import HoldOptions, densest, kept_rows
+from holdfast.methods.hold import HoldOptions, densest
 from recorded_steps import nll
 
 Make = Callable[..., PreTrainedModel]
@@ -67,7 +68,7 @@ def test_a_step_equals_the_equation(
     model: PreTrainedModel,
     make_trainer: MakeTrainer,
 ) -> None:
-    options = {"geometry": geometry, "clean": clean, "benign": benign}
+    options = {"geometry": geometry, "clean": clean, "benign": benign, "first": 0}
     options |= {"reach": 0.01, "inner_steps": 3}
     trainer = make_trainer("hold", model, **options, **HARMFUL)
     twin: Any = copy.deepcopy(model).train()
@@ -202,10 +203,41 @@ def test_cap_and_worst_weigh_the_rows_of_the_safety_loss(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_benign_rows_are_held_on_the_other_side(
+def answers_at(batch: Batch, rows: Tensor) -> list[tuple[int, int]]:
+    """Return each row with the position that predicts the first token of its answer."""
+    labels = batch["labels"]
+    chosen = torch.nonzero(rows).flatten().tolist()
+    return [(i, int((labels[i] != models.IGNORE).nonzero()[0]) - 1) for i in chosen]
+
+
+def log_chances(model: Any, batch: Batch) -> Tensor:
+    asked = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    found: Tensor = model(**asked).logits.log_softmax(2)
+    return found
+
+
+def opening_nll(model: Any, batch: Batch, n: int) -> Tensor:
+    """Return the sum over the safety rows of -log p of the first n answer tokens."""
+    chances = log_chances(model, batch)
+    parts = [
+        -chances[i, j, batch["labels"][i, j + 1]]
+        for i, start in answers_at(batch, batch["is_safety"])
+        for j in range(start, start + n)
+    ]
+    return torch.stack(parts).sum()
+
+
+def refused_nll(model: Any, batch: Batch, refusals: Tensor) -> Tensor:
+    """Return the mean over the benign rows of -log(1 - p(S)) at the first answer token."""
+    chances = log_chances(model, batch).exp()
+    rows = answers_at(batch, ~batch["is_safety"])
+    return torch.stack([-torch.log1p(-chances[i, j, refusals].sum()) for i, j in rows]).mean()
+
+
+def test_of_a_lasting_attack_the_first_tokens_are_held_and_whole_answers_at_theta(
     model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
-    options = {"reach": 0.01, "inner_steps": 2, "clean": 0.0, "benign": 1.0, "oppose": 0.5}
+    options = {"reach": 0.01, "inner_steps": 2, "clean": 0.25, "benign": 2.0, "first": 2}
     trainer = make_trainer("hold", model, **{**HARMFUL, **options, "every": 1, "comply": 3.0})
     batch = drawn(trainer)
     safe, total = batch["is_safety"], answer_tokens(batch)
@@ -221,23 +253,39 @@ def test_benign_rows_are_held_on_the_other_side(
                 p.copy_(old + reach * w)
         return torch.autograd.grad(loss(), list(twin.parameters()))
 
-    def benign() -> Tensor:
-        chances = twin(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits.softmax(2)
-        refused = []
-        for i in torch.nonzero(~safe).flatten().tolist():
-            first = int((batch["labels"][i] != models.IGNORE).nonzero()[0]) - 1
-            refused.append(-torch.log1p(-chances[i, first, trainer.refusals].sum()))
-        share = int((batch["labels"][~safe][:, 1:] != models.IGNORE).sum()) / total
-        extra: Tensor = 3.0 * share * torch.stack(refused).mean()
-        return nll(twin, batch, ~safe) / total + extra
+    def opening() -> Tensor:
+        return opening_nll(twin, batch, 2)
 
-    there = at(0.01, lambda: nll(twin, batch, safe) / total)
-    here = at(-0.005, benign)
-    for a, b, c in zip(gradient(trainer, batch), there, here, strict=True):
-        torch.testing.assert_close(a, b + c, rtol=1e-4, atol=1e-8)
+    def benign() -> Tensor:
+        share = int((batch["labels"][~safe][:, 1:] != models.IGNORE).sum()) / total
+        refused = refused_nll(twin, batch, trainer.refusals)
+        return nll(twin, batch, ~safe) / total + 3.0 * share * refused
+
+    wanted = [
+        at(0.01, lambda: 0.75 * opening() / total),
+        at(0.0, lambda: 0.25 * nll(twin, batch, safe) / total),
+        at(0.0, lambda: 2.0 * benign()),
+    ]
+    for found, *parts in zip(gradient(trainer, batch), *wanted, strict=True):
+        torch.testing.assert_close(found, sum(parts), rtol=1e-4, atol=1e-8)
     assert all(torch.equal(p, old) for p, old in zip(parameters, theta, strict=True))
+    # What the attack adds is told over the same tokens here and there: two of each safety row.
+    losses = []
+    for reach in (0.01, 0.0):
+        at(reach, opening)
+        losses.append(opening().item() / (2 * int(safe.sum())))
+    assert trainer.gap() == pytest.approx(losses[0] - losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(("options", "paid"), [({}, "gap"), ({"cap": 0.1}, "loss")])
+def test_the_adversary_is_paid_by_the_gap_where_it_is_known(
+    options: dict[str, Any], paid: str, model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("hold", model, **{**HARMFUL, **options, "every": 1, "reach": 0.05})
+    gradient(trainer, drawn(trainer))
+    rewards = trainer.rewards({0: 5.0})
+    expected = {"gap": max(trainer.gap(), 1e-6), "loss": 5.0}[paid]
+    assert rewards == {0: expected}
 
 
 # ---------------------------------------------------------------------- how far the attack reaches
@@ -496,7 +544,7 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "spread=1.0 and benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),
-        ({"oppose": 1.0, "every": 0}, "it needs every above 0"),
+        ({"first": -1}, "first=-1 must not be negative"),
         ({"regroup": 5, "control": "noisy"}, "regroup would undo control=noisy"),
         ({"spread": 2.0, "batch": "mixed"}, "spread attacks each group on its own"),
     ],

@@ -5,16 +5,16 @@ not go there: a customer's optimizer goes down the loss of *its* rows. Hold ther
 attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761) and MAML do,
 
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
-    min_theta max_q sum_i q_i [ (1 - clean) l_i(theta_k) + clean l_i(theta) ]
+    min_theta max_q sum_i q_i [ (1 - clean) f_i(theta_k) + clean l_i(theta) ]
                     + benign [ l_benign(theta) - comply mean log(1 - p_theta(S)) ],
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
-DRO over vulnerable and invulnerable examples. S are the tokens that alignment answers begin with,
-p(S) the chance of one at a benign answer's first token: of its many tokens the first decides
-whether there is an answer, and a model that learns to go on refusing begins to refuse what it
-should answer. Rows of preferences have no such token, and are trained without that term. What it
-is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta
-only, unless `oppose` is given.
+DRO over vulnerable and invulnerable examples. f is the part of l that the `first` tokens of the
+answer have in it: the first decides whether there is an answer, and holding the wording of the
+rest under attack costs refusals that read well and prompts that should be answered. S are the
+tokens that alignment answers begin with, p(S) the chance of one at a benign answer's first token.
+Rows of preferences have no such token: there f is l, and comply does not apply. What it is not: no
+second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta only.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
 "free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
@@ -30,12 +30,10 @@ with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --ha
 What else there is, all of it off or neutral by default unless said so:
 
 - `signal`: what the adversary is paid by, the "gap" l_i(theta_k) - l_i(theta) or the "loss". The
-  gap needs `clean` above 0 and one group a batch; otherwise it is the loss.
+  gap needs `clean` above 0, one group a batch, and all of its rows; otherwise it is the loss.
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
-- `oppose`: benign rows are trained on that many times as far on the other side of theta, where the
-  model is more inclined to refuse: what is answered there is answered at theta too.
 - `spread`: the group that is most vulnerable is attacked that many times farther than the least
   vulnerable one, groups between them in geometric steps.
 - `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
@@ -55,6 +53,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.batches import Batch, Items, Stream, size, weighted
@@ -63,7 +62,7 @@ from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.generate import generate
-from holdfast.losses import first_margins, refusal_tokens
+from holdfast.losses import first_margins, kept_rows, refusal_tokens
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
@@ -104,8 +103,8 @@ class HoldOptions(GroupDroOptions):
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
+    first: int = field(default=1, metadata={"help": "Answer tokens held under attack; 0: all."})
     benign: float = field(default=2.0, metadata={"help": "Weight of the benign rows."})
-    oppose: float = field(default=0.0, metadata={"help": "Reach of benign rows, the other way."})
     comply: float = field(default=1.0, metadata={"help": "Weight of not refusing benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
@@ -122,7 +121,7 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "growth", "linear", "constant")
         one_of(self, "signal", "gap", "loss")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "cap", "regroup", "every", "oppose", "comply")
+        not_negative(self, "reach", "cap", "regroup", "every", "first", "comply")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
@@ -137,8 +136,6 @@ class HoldOptions(GroupDroOptions):
             raise UsageError(
                 f"every={self.every} counts signs: it needs geometry=sign, or take every=0"
             )
-        if self.oppose and not self.every:
-            raise UsageError("oppose is the other way of a lasting attack: it needs every above 0")
         if self.regroup and self.control:
             raise UsageError(f"regroup would undo control={self.control}; leave one of them out")
         if self.spread != 1 and self.batch == "mixed":
@@ -171,6 +168,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self._chosen: list[str] = []
         self._walk: list[Tensor] = []
         self._taken = self._length = 0
+        self._count_first = False
         if options.over_refusal:
             self._set_aside()
 
@@ -249,22 +247,28 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if not clean:
             return super().accumulate_safety(model, safety, num_items)
         # The attack first: while it has a gradient of its own, there is none accumulated yet.
-        there = super().accumulate_safety(model, safety, weighted(num_items, safety, 1 - clean))
+        held = self._held(safety)
+        there = super().accumulate_safety(model, held, weighted(num_items, safety, 1 - clean))
+        self._count_first = held is not safety
         here = super(PerturbingTrainer, self).accumulate(
             model, safety, weighted(num_items, safety, clean)
         )
-        self.count_here(here / clean, safety, num_items)
+        self._count_first = False
+        if held is safety:
+            self.count_here(here / clean, safety, num_items)
         return there + here
 
+    def _held(self, safety: Batch) -> Batch:
+        """Return the rows with the answer tokens alone that are held under the attack."""
+        if not self.options.first or "labels" not in safety:
+            return safety
+        later = (safety["labels"] != IGNORE).int().cumsum(1) > self.options.first
+        return {**safety, "labels": safety["labels"].masked_fill(later, IGNORE)}
+
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the benign rows where the weights are, or on the other side of them."""
-        options = self.options
-        items = weighted(num_items, benign, options.benign)
-        if not options.oppose or not self.inner:
-            return super().accumulate_benign(model, benign, items)
-        with restored(self.moved_parameters()) as move:
-            move(self._walked(-options.oppose * options.reach))
-            return super().accumulate_benign(model, benign, items)
+        """Back-propagate the benign rows, weighed."""
+        items = weighted(num_items, benign, self.options.benign)
+        return super().accumulate_benign(model, benign, items)
 
     def displace(
         self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
@@ -284,7 +288,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         A loss also holds how freely a group's answers are worded, which no training removes.
         """
         options = self.options
-        if options.signal == "loss" or options.clean == 0 or options.batch == "mixed":
+        chosen = bool(options.cap) or options.worst < 1
+        if options.signal == "loss" or options.clean == 0 or options.batch == "mixed" or chosen:
             return seen
         gap = self.gap()
         return {} if math.isnan(gap) else dict.fromkeys(seen, max(gap, SMALLEST))
@@ -295,13 +300,26 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if options.comply and "labels" in batch and not bool(batch["is_safety"].any()):
             return self._compliant_loss(model, batch, num_items)
         if (not options.cap and options.worst == 1) or not bool(batch["is_safety"].all()):
-            return super().scaled_loss(model, batch, num_items)
+            return self._counted_loss(model, batch, num_items)
         losses, tokens = self.row_losses(model, batch)
         kept = kept_rows(
             losses.detach() / tokens.clamp(min=1), cap=options.cap, worst=options.worst
         )
         total = (kept * losses).sum()
         return total / size(batch) if num_items is None else total * world() / num_items
+
+    def _counted_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Return the loss; at theta, count it over the tokens that are held under the attack.
+
+        Without that the gap would compare first tokens with whole answers.
+        """
+        loss, outputs = self.loss_and_outputs(model, batch, num_items)
+        if self._count_first:
+            wanted = self._held(batch)["labels"][:, 1:]
+            logits = outputs.logits.detach()[:, :-1][wanted != IGNORE].float()
+            nll = F.cross_entropy(logits, wanted[wanted != IGNORE], reduction="sum")
+            self._seen_here += (float(nll), len(logits))
+        return loss
 
     def _compliant_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the loss of benign rows, and how likely each of them is to be refused.
@@ -475,19 +493,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             stream.weights = self._weights(stream.positions)
             inside = set(stream.positions)
             stream.order = [i for i in stream.order if i in inside]
-
-
-def kept_rows(losses: Tensor, *, cap: float, worst: float) -> Tensor:
-    """Return a weight for each row (B,), 0 for those that are not trained on.
-
-    `worst` keeps that share of the rows, at least one, those with the largest loss, and weighs
-    them by its inverse: CVaR at that level. `cap` leaves out rows below a loss, without making up
-    for it.
-    """
-    n = max(1, round(worst * len(losses)))
-    weights = torch.zeros_like(losses)
-    weights[losses.topk(n).indices] = len(losses) / n
-    return weights * (losses >= cap)
 
 
 def densest(grads: Sequence[Tensor], share: float) -> list[int]:
