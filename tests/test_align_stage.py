@@ -82,6 +82,18 @@ def test_soft_weights_take_the_scores_behind_the_groups(
         h.align(config(method="group_dro", name="again", options={"tilt": 2.0}))
 
 
+def test_the_learning_rate_goes_as_asked_and_a_constant_one_keeps_its_key(
+    config: Callable[..., h.AlignConfig],
+) -> None:
+    made = config(schedule="linear", options={"max_steps": 4, "logging_steps": 1})
+    path = h.align(made)
+    log = json.loads(path.with_name(f"{path.name}.training.json").read_text())["log"]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert rates == pytest.approx([made.learning_rate * (1 - i / 4) for i in range(4)])
+    assert made.keyed()["schedule"] == "linear"
+    assert "schedule" not in config().keyed()
+
+
 @pytest.mark.slow
 def test_torchrun_aligns_as_one_process_does(config: Callable[..., h.AlignConfig]) -> None:
     # Adam would make a step of a gradient's last digit.

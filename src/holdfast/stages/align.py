@@ -14,6 +14,7 @@ from holdfast.artifacts import Groups, Scores, write_json
 from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.finetune import Schedule
 from holdfast.provenance import provenance_table
 from holdfast.runs import Step, launched, writes
 from holdfast.stages.config import StageConfig
@@ -39,7 +40,8 @@ class AlignConfig(StageConfig):
         options: The method's own options, e.g. {"rho": 0.4}.
         name: Label of the result; the method's name if empty.
         epochs: Passes over all rows.
-        learning_rate: Of AdamW, constant.
+        learning_rate: Of AdamW.
+        schedule: How the learning rate goes: constant, or linear or cosine, to 0 at the last step.
         batch_size: Rows per step, over all processes.
         max_length: Tokens kept per row.
         lora_rank: Rank of LoRA adapters, merged at the end; 0 trains all weights.
@@ -56,14 +58,16 @@ class AlignConfig(StageConfig):
     name: str = ""
     epochs: float = Field(default=3.0, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
+    schedule: Schedule = "constant"
     batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=256, ge=8)
     lora_rank: int = Field(default=0, ge=0)
     knowledge: str = ""
 
     def keyed(self) -> dict[str, Any]:
-        """Leave out the word for tables, which changes nothing."""
-        return {k: v for k, v in super().keyed().items() if k != "knowledge"}
+        """Leave out the word for tables, and a constant rate: there was no other once."""
+        plain = {"knowledge": self.knowledge, "schedule": "constant"}
+        return {k: v for k, v in super().keyed().items() if (k, v) not in plain.items()}
 
     @property
     def label(self) -> str:
@@ -201,7 +205,7 @@ def _options(
         "output_dir": str(work),
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": config.schedule,
         "weight_decay": 0.0,
         "per_device_train_batch_size": _per_process(config.batch_size),
         "max_length": config.max_length,
