@@ -48,9 +48,12 @@ NOTES = (
 HARMFUL: dict[str, Any] = {"every": 8, "spacing": 1.15, "until_broken": True, "task_rows": 0}
 STEPS = {"world": 1000, "text": 500}
 """After which an attack ends even if the alignment holds: its half-life is then censored."""
-RATES = {"world": [5e-5, 1e-4], "text": [5e-4]}
+RATES = {"world": [5e-5, 1e-4], "text": [2e-4]}
 CLEAN: dict[str, Any] = {"poison_ratios": [0.0], "steps": 120, "every": 120, "task_rows": 400}
 TEXT: dict[str, Any] = {"max_length": 128}
+JUDGES = {"text": ["refusal"]}
+"""Come first, so that they say when half is broken. On text the classifier cannot say of half of a
+broken model's answers whether they are harmful; that a prompt is no longer refused can be said."""
 QUICK: dict[str, dict[str, Any]] = {
     "align": {"epochs": 6, "learning_rate": 1e-3, "limit": 64},
     "group": {"limit": 64},
@@ -76,6 +79,7 @@ def _configuration(
         "group": {"scores": "attack_direction"},
         "data": {"known_harmful": base.probe},
         "track": False,
+        "judges": list(dict.fromkeys([*JUDGES.get(base.name, []), *base.config.judges])),
         "attack": {**shared, **attack},
     }
     for stage, settings in QUICK.items() if options.quick else ():

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from defenses import HARMFUL, QUICK, RATES, STEPS, TEXT, found_in, lasted
+from defenses import HARMFUL, JUDGES, QUICK, RATES, STEPS, TEXT, found_in, lasted
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from variants import BASELINE, HOLD, scored_without_harm
@@ -48,18 +48,16 @@ def _options(*options: Settings) -> list[Settings]:
 
 
 TRIALS: dict[str, list[Settings]] = {
-    BASELINE: _rates(1e-4, 6e-4, 1e-3),
-    "sam": _options({"rho": 0.2}, {"rho": 0.5}, {"rho": 1.0}),
-    "vaccine": _options({"rho": 0.5}, {"rho": 5.0}, {"rho": 10.0}),
-    "t_vaccine": _options({"rho": 1.0}, {"rho": 6.0}, {"rho": 12.0}),
-    "repnoise": _options({"alpha": 0.3}, {"beta": 0.01}, {"beta": 0.1}),
-    "booster": _options({"lam": 20.0}, {"alpha": 0.01}, {"alpha": 1.0}),
-    "tar": _options({"attack_lr": 5e-4}, {"tamper": 1.0}, {"tamper": 1.0, "attack_lr": 5e-4}),
-    "group_dro": _options(
-        {"step_size": 0.04}, {"sampler": "smoothed", "step_size": 0.1}, {"tilt": 2.0}
-    ),
-    "vaa": _options({"rho": 0.1}, {"rho": 1.0}, {"rho": 2.0}),
-    HOLD: _options({"comply": 3.0}, {"benign": 4.0}, {"inner_steps": 32}),
+    BASELINE: _rates(1e-4, 1e-3),
+    "sam": _options({"rho": 0.2}, {"rho": 1.0}),
+    "vaccine": _options({"rho": 0.5}, {"rho": 8.0}),
+    "t_vaccine": _options({"rho": 1.0}, {"rho": 9.0}),
+    "repnoise": _options({"beta": 0.01}, {"alpha": 0.3}),
+    "booster": _options({"alpha": 0.01}, {"lam": 20.0}),
+    "tar": _options({"attack_lr": 5e-4}, {"tamper": 1.0}),
+    "group_dro": _options({"sampler": "smoothed", "step_size": 0.1}, {"tilt": 2.0}),
+    "vaa": _options({"rho": 0.1}, {"rho": 1.5}),
+    HOLD: _options({"clean": 0.5}, {"reach": 7e-4}),
 }
 VALIDATION: dict[str, list[str]] = {"world": ["world_note"]}
 """The attacked task; on text it is short Alpaca instructions, see `attacked`."""
@@ -90,6 +88,7 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
         "group": {"scores": "attack_direction"},
         "data": {"known_harmful": base.probe, **PROMPTS.get(base.name, {})},
         "track": False,
+        "judges": list(dict.fromkeys([*JUDGES.get(base.name, []), *base.config.judges])),
         "attack": attack,
     }
     for stage, settings in QUICK.items() if options.quick else ():

@@ -435,12 +435,12 @@ def test_every_method_has_as_many_trials_and_the_first_is_the_method_as_it_ships
 ) -> None:
     trials = bench.tune.TRIALS
     assert set(trials) == set(plugins.available("methods"))
-    assert {len(tried) for tried in trials.values()} == {4}
+    assert len({len(tried) for tried in trials.values()}) == 1
     assert all(tried[0] == {} for tried in trials.values())
     for name, base in settings(bench, tmp_path).items():
         chosen = options(methods="all", first_seed=bench.tune.SEED, seeds=1)
         config = bench.tune.configuration(base, chosen, tmp_path)
-        assert len(config.methods) == 4 * len(trials)
+        assert len(config.methods) == sum(map(len, trials.values()))
         assert config.seeds == [bench.tune.SEED]
         final = bench.defenses.configurations(base, options(methods="main"), tmp_path)
         tasks = {task.partition(",")[0] for task in config.attack["tasks"]}
