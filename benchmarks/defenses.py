@@ -25,7 +25,7 @@ from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, half_life, wilson
 from kept import Kept
-from variants import BASELINE, methods, scored_without_harm
+from variants import BASELINE, PUBLISHED, methods, scored_without_harm
 
 if TYPE_CHECKING:
     import argparse
@@ -111,7 +111,32 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         for guard in dict.fromkeys(map(guarded, mine)):
             chosen = [a for a in mine if guarded(a) == guard]
             found.append({**_over_all(method, f"all{guard}", chosen, attacks), **refused})
-    return found
+    return [{**r, **_against_best(r, found, attacks)} for r in found]
+
+
+def _against_best(
+    ours: Row, found: Sequence[Row], attacks: Sequence[AttackResult]
+) -> dict[str, Any]:
+    """Compare with the published method that lasts longest, where the row is over all attacks."""
+    others = [
+        r
+        for r in found
+        if r["attack"] == ours["attack"] == "all"
+        and r["method"] in PUBLISHED
+        and math.isfinite(r["half_life_ratio"])
+    ]
+    best = max(others, key=lambda r: r["half_life_ratio"])["method"] if others else ""
+    if not best or ours["method"] == BASELINE:
+        return {}
+    plain = [a for a in attacks if a.attack["poison_ratio"] > 0 and not guarded(a)]
+    theirs = {_pair(a): a for a in plain if a.method == best}
+    mine = [a for a in plain if a.method == ours["method"] and _pair(a) in theirs]
+    ratio = lives([(a, theirs[_pair(a)]) for a in mine]).ratio
+    if ratio is None:
+        return {}
+    ends = {"low": ratio.interval.low, "high": ratio.interval.high}
+    named = {f"best_ratio_{end}": value for end, value in ends.items()}
+    return {"best": best, "best_ratio": ratio.interval.value, **named}
 
 
 def _over_all(

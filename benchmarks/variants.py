@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 Methods = dict[str, dict[str, Any]]
 BASELINE = "sft"
 HOLD = "hold"
-MAIN = (
-    *(BASELINE, "sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa"),
-    *(HOLD, "hold-lean", "hold-harmful"),
-)
+PUBLISHED = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa")
+MAIN = (BASELINE, *PUBLISHED, HOLD, "hold-lean", "hold-harmful")
 LEAN = {"every": 8, "layers": 0.3, "clean": 0.0}
 # What is left out or put in, one thing at a time.
 CHANGES: dict[str, dict[str, Any]] = {

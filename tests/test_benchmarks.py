@@ -33,7 +33,7 @@ def bench() -> SimpleNamespace:
     sys.path.insert(0, str(FOLDER))
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
-        names += ("kept", "tune")
+        names += ("kept", "tune", "figures")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -313,6 +313,39 @@ def test_defenses_pool_answers_and_compare_half_lives(bench: SimpleNamespace) ->
     assert whole["hs_low"] < 0.3 < whole["hs_high"]
     assert rows["sft", "all"]["fa"] == pytest.approx(0.5)
     assert rows["sft", "all"]["half_life_ratio"] == 1
+
+
+def test_each_method_is_compared_with_the_published_one_that_lasts_longest(
+    bench: SimpleNamespace,
+) -> None:
+    found = [
+        *attacks(),  # vaa: sixteen times and twice as long as sft
+        *(
+            attack("sam", steps, Counts(5, 5, 0), attack=how)
+            for steps, how in ((11, {}), (6, HARDER))
+        ),
+        *(
+            attack("hold", steps, Counts(5, 5, 0), attack=how)
+            for steps, how in ((60, {}), (240, HARDER))
+        ),
+    ]
+    rows = {key: row for key, row in rows_of(bench, found).items() if key[1] == "all"}
+    assert [row.get("best") for row in rows.values()] == [None, "vaa", "vaa", "vaa"]
+    # 60 / 20 and 240 against at least 80: one of the two pairs is censored, so it is a bound.
+    assert rows["hold", "all"]["best_ratio"] == pytest.approx(3)
+    assert rows["vaa", "all"]["best_ratio"] == 1
+    easy = rows_of(bench, found)["hold", "t p=0.1 lr=0.0001"]
+    assert "best_ratio" not in easy
+
+
+def test_figures_of_defenses_draw_every_method(bench: SimpleNamespace) -> None:
+    found = [*attacks(), attack("hold", 60, Counts(5, 5, 0))]
+    rows = to_json(bench.defenses.rows(found, []))
+    lives = bench.figures.half_lives({"rows": rows})
+    courses = bench.figures.courses(kept(bench, {}, found))
+    for name in ("sft", "vaa", "hold"):
+        assert f">{name}<" in lives
+        assert f">{name}<" in courses
 
 
 def test_a_ratio_says_which_way_it_is_a_bound(bench: SimpleNamespace) -> None:
