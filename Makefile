@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/holdfast demo --out demo-out
 
+# A process a core with a thread each: as many threads as cores in each would wait for one another.
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
@@ -53,10 +54,11 @@ bench: $(STAMP)
 		--json $(RESULTS)/estimators-world.json
 	$(BIN)/python benchmarks/transfer.py --work $(WORK)/transfer \
 		--json $(RESULTS)/transfer-world.json
+	$(BIN)/python benchmarks/tune.py --work $(WORK)/tune --json $(RESULTS)/tune-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods main --work $(WORK)/defenses \
-		--json $(RESULTS)/defenses-world.json
+		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods ablation --work $(WORK)/ablation \
-		--json $(RESULTS)/defenses-ablation.json
+		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-ablation.json
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py --json $(RESULTS)/step_time-gpu.json

@@ -51,6 +51,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-worst0.5": {"worst": 0.5},
     "hold-cap": {"cap": 0.02},
     "hold-regroup": {"regroup": 50},
+    "hold-weight4": {"weight": 4.0},
+    "hold-weight16": {"weight": 16.0},
+    "hold-first0": {"first": 0},
+    "hold-first4": {"first": 4},
     "hold-watched": {"over_refusal": 0.05, "inner_steps": 96},
     **{f"hold-{control}": {"control": control} for control in ("ungrouped", "shuffled")},
     # VAA's own ablation; uniform is its importance sampling, as far as the paper says what that is.

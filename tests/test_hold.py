@@ -238,6 +238,7 @@ def test_of_a_lasting_attack_the_first_tokens_are_held_and_whole_answers_at_thet
     model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
     options = {"reach": 0.01, "inner_steps": 2, "clean": 0.25, "benign": 2.0, "first": 2}
+    options["weight"] = 4.0
     trainer = make_trainer("hold", model, **{**HARMFUL, **options, "every": 1, "comply": 3.0})
     batch = drawn(trainer)
     safe, total = batch["is_safety"], answer_tokens(batch)
@@ -262,7 +263,7 @@ def test_of_a_lasting_attack_the_first_tokens_are_held_and_whole_answers_at_thet
         return nll(twin, batch, ~safe) / total + 3.0 * share * refused
 
     wanted = [
-        at(0.01, lambda: 0.75 * opening() / total),
+        at(0.01, lambda: 4.0 * 0.75 * opening() / total),
         at(0.0, lambda: 0.25 * nll(twin, batch, safe) / total),
         at(0.0, lambda: 2.0 * benign()),
     ]
@@ -542,7 +543,7 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
         ({"worst": 0.0}, "worst=0.0 and layers=1.0 are shares"),
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
-        ({"benign": 0.0}, "spread=1.0 and benign=0.0 must be above 0"),
+        ({"benign": 0.0}, "benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),
         ({"first": -1}, "first=-1 must not be negative"),
         ({"regroup": 5, "control": "noisy"}, "regroup would undo control=noisy"),

@@ -5,7 +5,7 @@ not go there: a customer's optimizer goes down the loss of *its* rows. Hold ther
 attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761) and MAML do,
 
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
-    min_theta max_q sum_i q_i [ (1 - clean) f_i(theta_k) + clean l_i(theta) ]
+    min_theta max_q sum_i q_i [ weight (1 - clean) f_i(theta_k) + clean l_i(theta) ]
                     + benign [ l_benign(theta) - comply mean log(1 - p_theta(S)) ],
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
@@ -104,6 +104,7 @@ class HoldOptions(GroupDroOptions):
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
     first: int = field(default=1, metadata={"help": "Answer tokens held under attack; 0: all."})
+    weight: float = field(default=1.0, metadata={"help": "Weight of what is held under attack."})
     benign: float = field(default=2.0, metadata={"help": "Weight of the benign rows."})
     comply: float = field(default=1.0, metadata={"help": "Weight of not refusing benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
@@ -130,8 +131,9 @@ class HoldOptions(GroupDroOptions):
             raise UsageError(f"worst={self.worst} and layers={self.layers} are shares in (0, 1]")
         if not 1 <= self.inner_steps <= MOST_STEPS:
             raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
-        if not 0 < self.spread < math.inf or not 0 < self.benign < math.inf:
-            raise UsageError(f"spread={self.spread} and benign={self.benign} must be above 0")
+        for name in ("spread", "benign", "weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name)} must be above 0 and finite")
         if self.every and self.geometry != "sign":
             raise UsageError(
                 f"every={self.every} counts signs: it needs geometry=sign, or take every=0"
@@ -243,12 +245,15 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows under the attack, and without it."""
-        clean = self.options.clean if self.inner else 0.0
-        if not clean:
+        options, clean = self.options, self.options.clean
+        if not self.inner:
             return super().accumulate_safety(model, safety, num_items)
         # The attack first: while it has a gradient of its own, there is none accumulated yet.
-        held = self._held(safety)
-        there = super().accumulate_safety(model, held, weighted(num_items, safety, 1 - clean))
+        held = self._held(safety) if clean else safety
+        weight = (1 - clean) * options.weight
+        there = super().accumulate_safety(model, held, weighted(num_items, safety, weight))
+        if not clean:
+            return there
         self._count_first = held is not safety
         here = super(PerturbingTrainer, self).accumulate(
             model, safety, weighted(num_items, safety, clean)
