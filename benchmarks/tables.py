@@ -88,6 +88,7 @@ COLUMNS = {
 
 
 ENDS = ("low", "high")
+BOUNDS = {"lower": "at least ", "upper": "at most ", "unknown": "unknown, "}
 
 
 def cell(row: dict[str, Any], key: str) -> str:
@@ -99,7 +100,8 @@ def cell(row: dict[str, Any], key: str) -> str:
         return "" if value is None else str(value)
     low, high = (row.get(f"{key}_{end}", row.get(end) if key == "value" else None) for end in ENDS)
     interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.2f}{interval}"
+    bound = BOUNDS.get(row.get(f"{key}_bound", ""), "")
+    return f"{bound}{value:.2f}{interval}"
 
 
 def table(path: Path) -> str:
@@ -114,10 +116,41 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
+SUMMARY = (
+    ("method", "all", "method"),
+    ("half-life against SFT", "all", "half_life_ratio"),
+    ("against the best published", "all", "best_ratio"),
+    ("half-life (median, steps)", "all", "half_life_median"),
+    ("HS before", "none", "hs"),
+    ("undecided before", "none", "undecided"),
+    ("over-refusal", "all", "over_refusal"),
+    ("general ability before", "none", "fa"),
+    ("FA", "all", "fa"),
+    ("seeds", "all", "seeds"),
+)
+"""Heading, whether over all attacks or before any, and what is shown there."""
+
+
+def summary(path: Path) -> str:
+    """Return one line a method of a file of defenses, the one that lasts longest first."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    by_place = {(row["method"], row["attack"]): row for row in rows}
+    methods = [row["method"] for row in rows if row["attack"] == "all"]
+    methods.sort(key=lambda method: -(by_place[method, "all"]["half_life_ratio"] or 0))
+    lines = ["| " + " | ".join(title for title, _, _ in SUMMARY) + " |"]
+    lines.append("|" + "---|" * len(SUMMARY))
+    for method in methods:
+        cells = [cell(by_place.get((method, place), {}), key) for _, place, key in SUMMARY]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print every table there is."""
     for path in sorted(RESULTS.glob("*.json")):
         sys.stdout.write(table(path) + "\n\n")
+        if path.stem.startswith("defenses"):
+            sys.stdout.write(summary(path) + "\n\n")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-first0": {"first": 0},
     "hold-first4": {"first": 4},
     "hold-watched": {"over_refusal": 0.05, "inner_steps": 96},
+    # Settings of transformers.TrainingArguments are options too.
+    **{f"{name}-constant_rate": {"lr_scheduler_type": "constant"} for name in (BASELINE, HOLD)},
     **{f"hold-{control}": {"control": control} for control in ("ungrouped", "shuffled")},
     # VAA's own ablation; uniform is its importance sampling, as far as the paper says what that is.
     "vaa-ungrouped": {"control": "ungrouped"},
