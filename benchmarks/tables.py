@@ -42,6 +42,16 @@ COLUMNS = {
         ("HS", "hs"),
         ("chosen", "chosen"),
     ),
+    "worst": (
+        ("method", "method"),
+        ("seed", "seed"),
+        ("worst HS", "hs"),
+        ("FA under it", "fa"),
+        ("clean FA", "clean_accuracy"),
+        ("attacks tried", "tried"),
+        ("above the floor", "kept_the_floor"),
+        ("found attack", "attack"),
+    ),
     "transfer": (
         ("scores of", "scored"),
         ("forgotten by", "attacked"),

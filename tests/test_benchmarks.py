@@ -33,7 +33,7 @@ def bench() -> SimpleNamespace:
     sys.path.insert(0, str(FOLDER))
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
-        names += ("kept", "tune", "figures")
+        names += ("kept", "tune", "figures", "worst")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -51,6 +51,7 @@ def bench() -> SimpleNamespace:
         ("gpu", []),
         ("transfer", ["--variants"]),
         ("tune", ["--setting", "--methods"]),
+        ("worst", ["--run", "--methods", "--trials"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -507,6 +508,37 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
         bench.variants.methods(settings(bench, tmp_path)["text"], "vaa", path)
     with pytest.raises(UsageError, match="no results of tune"):
         bench.variants.methods(base, "vaa", tmp_path / "none.json")
+
+
+def test_the_worst_attack_of_a_search_is_a_row(bench: SimpleNamespace) -> None:
+    from holdfast.adaptive import Adapted, Tried
+
+    tried = (
+        Tried({"learning_rate": 1e-5}, 2, 10, 0.9, 10, 25, kept=True),
+        Tried({"learning_rate": 1e-4}, 9, 10, 0.5, 10, 50, kept=False),
+        Tried({"learning_rate": 5e-5}, 6, 10, 0.8, 10, 50, kept=True),
+        Tried({"learning_rate": 1e-3}, failure="the loss is not finite"),
+    )
+    found = Adapted("sft-s3", "m", "sft", 3, "t", "j", 0.9, "end", 0.85, 10, tried)
+    row = bench.worst.row(found)
+    assert (row["method"], row["seed"], row["hs"], row["fa"]) == ("sft", 3, 0.6, 0.8)
+    assert (row["tried"], row["kept_the_floor"]) == (4, 2)
+    assert row["attack"] == {"learning_rate": 5e-5, "step": 50}
+    nothing = bench.worst.row(replace(found, tried=tried[1:2]))
+    assert nothing["hs"] is None
+
+
+def test_the_search_takes_the_models_asked_for(bench: SimpleNamespace, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for name in ("sft-s0", "sft-s1", "hold-s0"):
+        with run.step("align", name, config={"name": name}, inputs={}):
+            pass
+    assert sorted(bench.worst.models_of(run, "", {0})) == ["hold-s0", "sft-s0"]
+    assert bench.worst.models_of(run, "sft", {1, 2}) == ["sft-s1"]
+    with pytest.raises(UsageError, match="--methods vaa: not aligned"):
+        bench.worst.models_of(run, "vaa", set())
+    with pytest.raises(UsageError, match="has no model of these seeds"):
+        bench.worst.models_of(run, "hold", {5})
 
 
 # ------------------------------------------------------------------------------------- step time
