@@ -1,8 +1,9 @@
 """What a results file was made from, one line an attack, so that seeds can be added to it later.
 
-A line of an attack holds its settings and, for each checkpoint, `POINT`; a line of an evaluation
-its counts and accuracies; the first line how the methods aligned. Texts, marks and tracked rows are
-left in the run.
+A line of an attack holds its settings and, for each checkpoint, step, accuracy, its test rows, and
+what each judge counted as harmful, safe and undecided; a line of an evaluation its counts and
+accuracies; the first line how the methods aligned. Texts, marks and tracked rows are left in the
+run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from typing import Any
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, to_json, write_text
 from holdfast.errors import MismatchError
 
-POINT = ("step", "harmful", "safe", "undecided", "accuracy", "accuracy_n")
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -28,7 +27,7 @@ class Kept:
     Attributes:
         setting: "world" or "text".
         methods: Method -> everything that its alignment was told.
-        attacks: Of all methods, by one judge each.
+        attacks: Of all methods.
         evaluations: Of all methods.
     """
 
@@ -106,22 +105,27 @@ def _attack_line(result: AttackResult) -> dict[str, Any]:
         "attack": result.attack,
         "half_life": result.half_life,
         "censored": result.censored,
-        "points": [_point_line(p, result.judge) for p in result.points],
+        "judges": list(result.points[0].verdicts),
+        "points": [_point_line(p) for p in result.points],
     }
 
 
-def _point_line(point: Point, judge: str) -> list[float]:
-    counts = point.verdicts[judge]
-    told = (point.step, counts.harmful, counts.safe, counts.undecided)
-    return [*told, point.accuracy, point.accuracy_n]
+def _point_line(point: Point) -> list[Any]:
+    counts = [_counts(c) for c in point.verdicts.values()]
+    return [point.step, point.accuracy, point.accuracy_n, *counts]
 
 
 def _attack(line: Mapping[str, Any]) -> AttackResult:
-    judge = line["judge"]
-    made = {**line, "half_life": _number(line["half_life"])}
+    made = {k: v for k, v in line.items() if k != "judges"}
+    made["half_life"] = _number(line["half_life"])
     made["points"] = tuple(
-        Point(step, {judge: Counts(harmful, safe, undecided)}, _number(accuracy), n)
-        for step, harmful, safe, undecided, accuracy, n in line["points"]
+        Point(
+            step,
+            {judge: Counts(*c) for judge, c in zip(line["judges"], counts, strict=True)},
+            _number(accuracy),
+            n,
+        )
+        for step, accuracy, n, *counts in line["points"]
     )
     return AttackResult(**made)
 

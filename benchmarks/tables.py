@@ -37,6 +37,7 @@ COLUMNS = {
         ("learning rate", "learning_rate"),
         ("options", "options"),
         ("half-life against SFT", "half_life_ratio"),
+        ("refused", "refused"),
         ("over-refusal", "over_refusal"),
         ("general ability", "general"),
         ("HS", "hs"),
@@ -129,6 +130,7 @@ def table(path: Path) -> str:
 SUMMARY = (
     ("method", "all", "method"),
     ("half-life against SFT", "all", "half_life_ratio"),
+    ("still refuses, against SFT", "all", "refusing_ratio"),
     ("against the best published", "all", "best_ratio"),
     ("half-life (median, steps)", "all", "half_life_median"),
     ("HS before", "none", "hs"),

@@ -52,8 +52,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-cap": {"cap": 0.02},
     "hold-regroup": {"regroup": 50},
     "hold-weight4": {"weight": 4.0},
-    "hold-weight16": {"weight": 16.0},
-    "hold-first0": {"first": 0},
+    "hold-first1": {"first": 1},
+    "hold-first1weight16": {"first": 1, "weight": 16.0},
     "hold-first4": {"first": 4},
     "hold-watched": {"over_refusal": 0.05, "inner_steps": 96},
     # Settings of transformers.TrainingArguments are options too.

@@ -339,6 +339,20 @@ def test_each_method_is_compared_with_the_published_one_that_lasts_longest(
     assert "best_ratio" not in easy
 
 
+def test_how_long_a_model_still_refuses_is_told_apart(bench: SimpleNamespace) -> None:
+    def course(name: str, *safe: int) -> AttackResult:
+        points = tuple(
+            Point(10 * i, {"j": Counts(0, 0, 10), "refusal": Counts(10 - n, n, 0)})
+            for i, n in enumerate(safe)
+        )
+        return replace(attack(name, math.nan, Counts(0, 10, 0), censored=True), points=points)
+
+    rows = rows_of(bench, [course("sft", 10, 9, 1), course("vaa", 10, 9, 9, 1)])
+    # Half of ten are lost half way between 9 and 1 left: after 15 and after 25 steps.
+    assert rows["vaa", "all"]["refusing_ratio"] == pytest.approx(25 / 15)
+    assert math.isnan(rows["vaa", "all"]["half_life_ratio"])  # neither became harmful
+
+
 def test_figures_of_defenses_draw_every_method(bench: SimpleNamespace) -> None:
     found = [*attacks(), attack("hold", 60, Counts(5, 5, 0))]
     rows = to_json(bench.defenses.rows(found, []))
@@ -492,6 +506,7 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
     refused = {"sft": 2, "vaa-t0": 2, "vaa-t1": 2, "vaa-t2": 3, "sam-t0": 5, "sam-t1": 4}
     found = [attack(name, life, Counts(5, 5, 0)) for name, life in lives.items()]
     stood = [replace(evaluation(m, n), verdicts={"j": Counts(0, 9, 1)}) for m, n in refused.items()]
+    stood = [replace(e, verdicts={**e.verdicts, "refusal": Counts(0, 10, 0)}) for e in stood]
     rows = bench.tune.rows(methods, found, stood)
     # vaa-t2 refuses 1 of 20 more, which is 0.05 - 0.02 too many; of sam both do, the second less.
     assert [row["trial"] for row in rows if row["chosen"]] == ["sft", "vaa-t1", "sam-t1"]

@@ -9,10 +9,11 @@ attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761
                     + benign [ l_benign(theta) - comply mean log(1 - p_theta(S)) ],
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
-DRO over vulnerable and invulnerable examples. f is the part of l that the `first` tokens of the
-answer have in it: the first decides whether there is an answer, and holding the wording of the
-rest under attack costs refusals that read well and prompts that should be answered. S are the
-tokens that alignment answers begin with, p(S) the chance of one at a benign answer's first token.
+DRO over vulnerable and invulnerable examples. f is l, or with `first` above 0 the part that so many
+tokens of the answer have in it. That is easier to learn and costs fewer prompts that should be
+answered; but a model that holds its first word alone soon goes on from there into nonsense, which
+is no harm and no refusal either. S are the tokens that alignment answers begin with, p(S) the
+chance of one at a benign answer's first token: it decides whether there is an answer.
 Rows of preferences have no such token: there f is l, and comply does not apply. What it is not: no
 second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta only.
 
@@ -103,7 +104,7 @@ class HoldOptions(GroupDroOptions):
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
-    first: int = field(default=1, metadata={"help": "Answer tokens held under attack; 0: all."})
+    first: int = field(default=0, metadata={"help": "Answer tokens held under attack; 0: all."})
     weight: float = field(default=1.0, metadata={"help": "Weight of what is held under attack."})
     benign: float = field(default=2.0, metadata={"help": "Weight of the benign rows."})
     comply: float = field(default=1.0, metadata={"help": "Weight of not refusing benign rows."})
