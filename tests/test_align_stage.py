@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from holdfast import models
 from holdfast.artifacts import Scores
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.methods.hold import HoldOptions
 from holdfast.runs import RunDir
 
 
@@ -82,7 +84,7 @@ def test_soft_weights_take_the_scores_behind_the_groups(
         h.align(config(method="group_dro", name="again", options={"tilt": 2.0}))
 
 
-def test_the_learning_rate_goes_as_asked_and_a_constant_one_keeps_its_key(
+def test_the_learning_rate_goes_as_asked(
     config: Callable[..., h.AlignConfig],
 ) -> None:
     made = config(schedule="linear", options={"max_steps": 4, "logging_steps": 1})
@@ -90,8 +92,11 @@ def test_the_learning_rate_goes_as_asked_and_a_constant_one_keeps_its_key(
     log = json.loads(path.with_name(f"{path.name}.training.json").read_text())["log"]
     rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     assert rates == pytest.approx([made.learning_rate * (1 - i / 4) for i in range(4)])
-    assert made.keyed()["schedule"] == "linear"
-    assert "schedule" not in config().keyed()
+
+
+def test_defaults_are_part_of_what_an_alignment_is(config: Callable[..., h.AlignConfig]) -> None:
+    options = config(method="hold", options={"reach": 1e-3}).keyed()["options"]
+    assert options == {**asdict(HoldOptions()), "reach": 1e-3}
 
 
 @pytest.mark.slow

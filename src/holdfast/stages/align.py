@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,16 @@ class AlignConfig(StageConfig):
     knowledge: str = ""
 
     def keyed(self) -> dict[str, Any]:
-        """Leave out the word for tables, and a constant rate: there was no other once."""
-        plain = {"knowledge": self.knowledge, "schedule": "constant"}
-        return {k: v for k, v in super().keyed().items() if (k, v) not in plain.items()}
+        """Leave out the word for tables; name the options that were not given as well.
+
+        A default that another version changes is then another alignment.
+        """
+        from holdfast.methods._together import method
+
+        own = fields(method(self.method).Options)
+        defaults = {f.name: f.default for f in own if f.init and f.default is not MISSING}
+        found = {k: v for k, v in super().keyed().items() if k != "knowledge"}
+        return {**found, "options": {**defaults, **self.options}}
 
     @property
     def label(self) -> str:
