@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ def test_without_censoring_it_is_the_t_interval() -> None:
     rng = np.random.default_rng(0)
     a, b = np.exp(rng.normal(1.0, 0.4, 6)).tolist(), np.exp(rng.normal(0.0, 0.3, 6)).tolist()
     found = censored_ratio(a, b, NO, NO)
-    assert found.interval == geometric_ratio([x / y for x, y in zip(a, b, strict=True)], [1.0] * 6)
+    plain = geometric_ratio([x / y for x, y in zip(a, b, strict=True)], [1.0] * 6)
+    # log(a) - log(b) is log(a / b) but for rounding, which machines do differently.
+    assert astuple(found.interval) == pytest.approx(astuple(plain))
     # The likelihood's own interval, which the shortcut leaves out, is the same.
     from holdfast.survival import _fitted
 
@@ -52,7 +55,9 @@ def test_pairs_that_say_nothing_are_left_out() -> None:
     a, b = [2.0, 3.0, 9.0, math.nan], [1.0, 1.0, 9.0, 1.0]
     both = [False, False, True, False]
     found = censored_ratio(a, b, both, both)
-    assert found.interval == geometric_ratio([2.0, 3.0], [1.0, 1.0])
+    assert astuple(found.interval) == pytest.approx(
+        astuple(geometric_ratio([2.0, 3.0], [1.0, 1.0]))
+    )
     assert (found.used, found.censored) == (2, 0)
 
 
