@@ -57,6 +57,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/tune.py --work $(WORK)/tune --json $(RESULTS)/tune-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods main --work $(WORK)/defenses \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-world.json
+	$(BIN)/python benchmarks/worst.py --run $(WORK)/defenses/run --trials 40 \
+		--json $(RESULTS)/worst-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods ablation --work $(WORK)/ablation \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-ablation.json
 
