@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +93,8 @@ class Kept:
 
 
 def _models(kept: Kept) -> set[str]:
-    found = Counter(a.model for a in kept.attacks)
-    return {*found, *(e.model for e in kept.evaluations if e.method in kept.methods)}
+    stood = (e.model for e in kept.evaluations if e.method in kept.methods)
+    return {*(a.model for a in kept.attacks), *stood}
 
 
 def _attack_line(result: AttackResult) -> dict[str, Any]:

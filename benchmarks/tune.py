@@ -15,11 +15,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from defenses import HARMFUL, JUDGES, QUICK, RATES, STEPS, TEXT, found_in, lasted
+import defenses
+from common import Row, Setting, add_setting, folder, main, parser, setting, walk, write
+from defenses import HARMFUL, RATES, STEPS, found_in, lasted
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
-from variants import BASELINE, HOLD, scored_without_harm
+from variants import BASELINE, HOLD
 
 if TYPE_CHECKING:
     import argparse
@@ -82,22 +83,11 @@ def attacked(base: Setting, options: argparse.Namespace) -> list[str]:
 def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunConfig:
     """Return the run of all trials."""
     attack: dict[str, Any] = {
-        **{"track": None, "tasks": attacked(base, options), "learning_rates": RATES[base.name][:1]},
+        **{"tasks": attacked(base, options), "learning_rates": RATES[base.name][:1]},
         **{**HARMFUL, "steps": STEPS[base.name], "seeds": [SEED]},
-        **(TEXT if base.name == "text" else {}),
     }
-    changes: dict[str, Any] = {
-        "methods": _methods(base, options.methods),
-        "score": scored_without_harm(base, options.quick),
-        "group": {"scores": "attack_direction"},
-        "data": {"known_harmful": base.probe, **PROMPTS.get(base.name, {})},
-        "track": False,
-        "judges": list(dict.fromkeys([*JUDGES.get(base.name, []), *base.config.judges])),
-        "attack": attack,
-    }
-    for stage, settings in QUICK.items() if options.quick else ():
-        changes[stage] = {**changes.get(stage, {}), **settings}
-    return configured(base, options, out, changes)
+    trials = _methods(base, options.methods)
+    return defenses.configuration(base, options, out, trials, attack, **PROMPTS.get(base.name, {}))
 
 
 def _methods(base: Setting, names: str) -> dict[str, Settings]:
