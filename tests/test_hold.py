@@ -245,7 +245,7 @@ def test_of_a_lasting_attack_the_first_tokens_are_held_and_whole_answers_at_thet
     parameters = trainer.trainable_parameters()
     assert trainer.inner
     theta = [p.detach().clone() for p in parameters]
-    walk = [count.double() for count in trainer._walk]
+    walk = list(trainer.lasting.steps(parameters, 1.0))
     twin: Any = copy.deepcopy(model).train()
 
     def at(reach: float, loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
@@ -438,7 +438,7 @@ def test_a_lasting_attack_written_out(model: PreTrainedModel, make_trainer: Make
         with trainer.perturbation(model, batch, 1):
             for p, old, w in zip(parameters, theta, walk, strict=True):
                 torch.testing.assert_close(p.detach(), old + 0.01 * w, rtol=0, atol=1e-12)
-    assert all(count.dtype is torch.int8 for count in trainer._walk)
+    assert all(count.dtype is torch.int8 for count in trainer.lasting.tensors().values())
     assert all(torch.equal(p, old) for p, old in zip(parameters, theta, strict=True))
 
 
@@ -452,6 +452,20 @@ class Lengths:
         return self.lengths.pop(0)
 
 
+def test_a_step_of_a_lean_attack_is_made_of_that_share_of_the_rows(
+    model: PreTrainedModel, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share, rows in ((1.0, 3), (0.5, 2), (0.01, 1)):  # of three safety rows
+        trainer = make_trainer("hold", model, attack_share=share, **{**HARMFUL, "every": 1})
+        seen = []
+        collate = trainer.collate_rows
+        monkeypatch.setattr(
+            trainer, "collate_rows", lambda r, c=collate, s=seen: s.append(len(r)) or c(r)
+        )
+        drawn(trainer)
+        assert seen[0] == rows
+
+
 def test_only_the_chosen_tensors_move(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("hold", model, layers=0.4, reach=0.01, **HARMFUL)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -463,7 +477,7 @@ def test_only_the_chosen_tensors_move(model: PreTrainedModel, make_trainer: Make
     assert 0.1 < sum(weights[n].numel() for n in moved) / total <= 0.4
 
 
-LEAN = {"every": 3, "layers": 0.5}
+LEAN = {"every": 3, "layers": 0.5, "attack_share": 0.5}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "lean": LEAN,
@@ -541,7 +555,8 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"growth": "fast"}, "growth='fast' must be one of linear"),
         ({"reach": -1.0}, "reach=-1.0 must not be negative"),
         ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
-        ({"worst": 0.0}, "worst=0.0 and layers=1.0 are shares"),
+        ({"worst": 0.0}, r"worst=0.0 must be a share in \(0, 1\]"),
+        ({"attack_share": 1.5}, r"attack_share=1.5 must be a share in \(0, 1\]"),
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.weights import (
+    _Lost,
+    displaced,
     frozen,
     global_norm,
     gradients,
@@ -159,6 +162,66 @@ def test_nothing_is_copied_when_nothing_moves() -> None:
     start = copies(parameters)
     with restored(parameters):
         pass
+    assert equal(start, parameters)
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_taken_back_is_put_right_bit_for_bit(dtype: torch.dtype) -> None:
+    """Weights of all sizes, far smaller and far larger than the step, of both signs and zero."""
+    torch.manual_seed(0)
+    p = nn.Parameter((torch.randn(64, 64) * 10.0 ** torch.empty(64, 64).uniform_(-7, 2)).to(dtype))
+    q = nn.Parameter(torch.cat([torch.zeros(8), torch.full((8,), -0.0)]).to(dtype))
+    parameters = [p, q]
+    start = copies(parameters)
+    steps = [0.01 * torch.randn_like(x) for x in parameters]
+    assert not torch.equal(p + steps[0] - steps[0], p)
+    with displaced(parameters, lambda: steps):
+        for x, old, step in zip(parameters, start, steps, strict=True):
+            assert torch.equal(x.detach(), old + step)
+    assert equal(start, parameters)
+    assert [math.copysign(1, x) for x in q.tolist()] == [1.0] * 8 + [-1.0] * 8
+
+
+def test_a_displacement_keeps_a_quarter_of_a_copy() -> None:
+    p = torch.randn(100, 100) + 5
+    lost = _Lost.between(p, p + 0.1 - 0.1)
+    assert lost is not None
+    assert lost.near.nbytes == p.nbytes / 4
+    assert len(lost.where) == 0
+    tiny = torch.full((100,), 1e-9)  # of which nothing is left: a copy is smaller
+    assert _Lost.between(tiny, tiny + 0.1 - 0.1) is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_displacement_that_is_not_finite_does_not_stay(bad: float) -> None:
+    parameters = trainable(net())
+    start = copies(parameters)
+    with displaced(parameters, lambda: [torch.full_like(p, bad) for p in parameters]):
+        assert not parameters[0].isfinite().any()
+    assert equal(start, parameters)
+
+
+def test_a_displacement_is_undone_on_any_way_out() -> None:
+    parameters = trainable(net())
+    start = copies(parameters)
+    ones = [torch.ones_like(p) for p in parameters]
+    with pytest.raises(RuntimeError, match="boom"), displaced(parameters, lambda: ones):
+        raise RuntimeError("boom")
+    assert equal(start, parameters)
+    with pytest.raises(ValueError, match="shorter"), displaced(parameters, lambda: ones[:-1]):
+        pytest.fail("the block must not be entered")
+    assert equal(start, parameters)
+
+    def cut_short() -> Iterator[Tensor]:
+        yield ones[0]
+        raise KeyboardInterrupt
+
+    calls = iter([cut_short(), iter(ones)])
+    with pytest.raises(KeyboardInterrupt), displaced(parameters, lambda: next(calls)):
+        pytest.fail("the block must not be entered")
     assert equal(start, parameters)
 
 

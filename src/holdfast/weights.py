@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -144,6 +145,77 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Iterable[
             # Fewer are kept than there are if the first step was cut short.
             for p, old in zip(parameters, kept, strict=False):
                 p.copy_(old)
+
+
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What a step that is taken back leaves wrong, in units of a weight's last place.
+
+    Attributes:
+        near: For every weight, one byte.
+        where: Places of those that it does not fit.
+        far: What is wrong with them.
+    """
+
+    near: Tensor
+    where: Tensor
+    far: Tensor
+
+    @classmethod
+    def between(cls, old: Tensor, back: Tensor) -> _Lost | None:
+        """Return what turns `back` into `old`; None if a copy of `old` would be smaller."""
+        lost = (_bits(old) - _bits(back)).flatten()  # wraps around, and so does the way back
+        near = lost.to(torch.int8)
+        where = (near != lost).nonzero().squeeze(1)
+        size = near.nbytes + len(where) * (where.itemsize + lost.itemsize)
+        return cls(near, where, lost[where]) if size < old.nbytes else None
+
+    def put_right(self, back: Tensor) -> None:
+        bits = _bits(back)
+        wrong = self.near.to(bits.dtype)
+        wrong[self.where] = self.far
+        bits.add_(wrong.view_as(bits))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(_BITS[tensor.itemsize])
+
+
+@contextmanager
+def displaced(
+    parameters: Sequence[nn.Parameter], steps: Callable[[], Iterable[Tensor]]
+) -> Iterator[None]:
+    """Hold the weights at theta + steps inside the block; on exit they are bit for bit as before.
+
+    Where `restored` keeps a copy, this takes the same steps back and keeps what rounding lost. That
+    is a few units in the last place of a weight unless the step is far larger than the weight: one
+    byte each, so a quarter of a copy of single-precision weights. A tensor with many weights that
+    are far smaller than their steps is copied after all.
+
+    Args:
+        parameters: What moves. The block must not change it.
+        steps: Makes the steps, one per parameter: the same ones on the way in and on the way out.
+    """
+    kept: list[Tensor | _Lost] = []
+    try:
+        with torch.no_grad():
+            for p, step in zip(parameters, steps(), strict=True):
+                old = p.detach().clone()
+                kept.append(old)
+                p.add_(step)
+                kept[-1] = _Lost.between(old, p - step) or old
+        yield
+    finally:
+        with torch.no_grad():
+            for p, step, old in zip(parameters, steps(), kept, strict=False):
+                if isinstance(old, _Lost):
+                    p.sub_(step)
+                    old.put_right(p)
+                else:
+                    p.copy_(old)
 
 
 @contextmanager

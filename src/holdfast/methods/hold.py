@@ -64,11 +64,19 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.generate import generate
 from holdfast.losses import first_margins, kept_rows, refusal_tokens
+from holdfast.methods._lasting import MOST_STEPS, LastingAttack
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
 from holdfast.models import IGNORE, evaluating
-from holdfast.weights import Geometry, consumed, gradients_everywhere, restored, step_along
+from holdfast.weights import (
+    Geometry,
+    consumed,
+    displaced,
+    gradients_everywhere,
+    restored,
+    step_along,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,8 +89,6 @@ CHECKS = 40
 """How often it is watched in a run."""
 SMALLEST = 1e-6
 """Nats that an attack is taken to add to a loss where it adds none: a reward stays positive."""
-MOST_STEPS = 127
-"""So that where a lasting attack stands fits into a byte."""
 GROWN = 0.6
 """Share of the checks after which the attack is at its full length if nothing holds it back."""
 
@@ -113,6 +119,9 @@ class HoldOptions(GroupDroOptions):
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
     regroup: int = field(default=0, metadata={"help": "Steps between new groups; 0: never."})
     every: int = field(default=1, metadata={"help": "Updates a step of a lasting attack takes."})
+    attack_share: float = field(
+        default=1.0, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
+    )
     layers: float = field(default=1.0, metadata={"help": "Share of the weights that move."})
     per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
 
@@ -128,8 +137,9 @@ class HoldOptions(GroupDroOptions):
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
             )
-        if not 0 < self.worst <= 1 or not 0 < self.layers <= 1:
-            raise UsageError(f"worst={self.worst} and layers={self.layers} are shares in (0, 1]")
+        for name in ("worst", "layers", "attack_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be a share in (0, 1]")
         if not 1 <= self.inner_steps <= MOST_STEPS:
             raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
         for name in ("spread", "benign", "weight"):
@@ -169,8 +179,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.level = 0.0
         self.inner = 0
         self._chosen: list[str] = []
-        self._walk: list[Tensor] = []
-        self._taken = self._length = 0
+        self.lasting = LastingAttack()
         self._count_first = False
         if options.over_refusal:
             self._set_aside()
@@ -229,7 +238,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if options.reach:
             self._look_ahead(most)
         if options.every:
-            self.inner = self._taken
+            self.inner = self.lasting.taken
         else:
             self.inner = int(self.draws.integers(1, most + 1)) if most else 0
         if options.regroup and self.inner and step and step % options.regroup == 0:
@@ -242,6 +251,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Hold the weights where the attack leads, if this step has one."""
         if not self.inner:
             return nullcontext()
+        if self.options.every:
+            return self._where_it_stands(self._size())
         return super().perturbation(model, safety, num_items)
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
@@ -281,7 +292,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     ) -> None:
         """Play the attack."""
         del num_items
-        self._play(model, move, self.mix[0] * len(safety), self.inner, self._size())
+        self._play(model, move, self.inner, self._size(), micro_batches=len(safety))
 
     def before_update(self, losses: Tensor) -> None:
         """Log the attack's length."""
@@ -350,7 +361,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             "level": self.level,
             "labels": self.labels.tolist(),
             "chosen": self._chosen,
-            "walk": [self._taken, self._length],
+            "lasting": self.lasting.state(),
         }
 
     def load_method_state(self, state: Mapping[str, Any]) -> None:
@@ -358,16 +369,16 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         super().load_method_state(state)
         self.draws.bit_generator.state = state["draws"]
         self.level, self._chosen = state["level"], list(state["chosen"])
-        self._taken, self._length = state["walk"]
+        self.lasting.load_state(state["lasting"])
         self._relabel(np.array(state["labels"]))
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return where a lasting attack stands."""
-        return {str(i): count for i, count in enumerate(self._walk)}
+        return self.lasting.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `method_tensors`."""
-        self._walk = [tensors[str(i)].to(self.args.device) for i in range(len(tensors))]
+        self.lasting.load_tensors(tensors, self.args.device)
 
     # -------------------------------------------------------------------------- the attack
 
@@ -387,13 +398,20 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         rank = self.group / max(len(self.names) - 1, 1)
         return self.options.reach * float(self.options.spread**rank)
 
-    def _play(self, model: nn.Module, move: Move, n: int, steps: int, reach: float) -> None:
-        """Take the attacker's steps, each on n rows, or go where a lasting attack stands."""
-        if self.options.every:
-            move(self._walked(reach))
-            return
+    def _where_it_stands(self, reach: float) -> AbstractContextManager[None]:
+        parameters = self.moved_parameters()
+        return displaced(parameters, lambda: self.lasting.steps(parameters, reach))
+
+    def _play(
+        self, model: nn.Module, move: Move, steps: int, reach: float, *, micro_batches: int = 1
+    ) -> None:
+        """Take the attacker's steps."""
         for _ in range(steps):
-            move(self._step(model, n, reach))
+            move(self._step(model, self._rows() * micro_batches, reach))
+
+    def _rows(self) -> int:
+        """Return how many rows an attack's step is made of, over all processes."""
+        return max(world(), round(self.options.attack_share * self.mix[0]))
 
     def _step(self, model: nn.Module, n: int, reach: float) -> Iterable[Tensor]:
         grads = self._gradient(model, n)
@@ -401,11 +419,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             return consumed(self._preconditioned(grads, reach))
         geometry = cast(Geometry, self.options.geometry)
         return consumed(step_along(grads, -reach, geometry=geometry, in_place=True))
-
-    def _walked(self, reach: float) -> Iterator[Tensor]:
-        """Yield where a lasting attack stands, from the weights on."""
-        for count, p in zip(self._walk, self.moved_parameters(), strict=True):
-            yield count.to(p.dtype).mul_(reach)
 
     def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
         rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
@@ -428,28 +441,22 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _look_ahead(self, most: int) -> None:
         """Choose the tensors that move, and let a lasting attack take its next step."""
         options, model = self.options, cast(nn.Module, self.model)
-        n = self.mix[0]
         # Asked here, since weights are cut into pieces only when training begins.
         if (options.layers < 1 or options.every) and is_sharded(self.trainable_parameters()):
             raise UsageError("every and layers need whole weights; train with DDP, not FSDP2")
         if options.layers < 1 and not self._chosen:
             names = [name for name, _ in self._named()]
-            self._chosen = [names[i] for i in densest(self._gradient(model, n), options.layers)]
+            grads = self._gradient(model, self._rows())
+            self._chosen = [names[i] for i in densest(grads, options.layers)]
         if not options.every or self.state.global_step % options.every:
             return
-        if self._taken >= self._length:
-            self._walk = [
-                torch.zeros_like(p, dtype=torch.int8, memory_format=torch.preserve_format)
-                for p in self.moved_parameters()
-            ]
-            self._taken, self._length = 0, int(self.draws.integers(1, most + 1)) if most else 0
-        if self._length:
-            with restored(self.moved_parameters()) as move:
-                move(self._walked(options.reach))
-                grads = self._gradient(model, n)
-            for count, g in zip(self._walk, consumed(grads), strict=True):
-                count.sub_(g.sign_().to(torch.int8))
-            self._taken += 1
+        if self.lasting.over:
+            length = int(self.draws.integers(1, most + 1)) if most else 0
+            self.lasting.begin(self.moved_parameters(), length)
+        if self.lasting.length:
+            with self._where_it_stands(options.reach):
+                grads = self._gradient(model, self._rows())
+            self.lasting.descend(consumed(grads))
 
     # ------------------------------------------------------- how long it is, and the groups
 
@@ -480,9 +487,12 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _regroup(self) -> None:
         """Make groups of the same sizes of the margins under the attack, least held last."""
         model = cast(nn.Module, self.model)
-        n = self.mix[0]
-        with evaluating(model), restored(self.moved_parameters()) as move:
-            self._play(model, move, n, max(self._most(), 1), self.options.reach)
+        options, parameters = self.options, self.moved_parameters()
+        with evaluating(model), restored(parameters) as move:
+            if options.every:
+                move(self.lasting.steps(parameters, options.reach))
+            else:
+                self._play(model, move, max(self._most(), 1), options.reach)
             margins = self._margins(self.safety_rows)
         labels = np.empty_like(self.labels)
         labels[np.argsort(-margins, kind="stable")] = np.sort(self.labels)

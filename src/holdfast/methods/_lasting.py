@@ -1,0 +1,67 @@
+"""An attack that lasts over many updates, as Hold plays it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOST_STEPS = 127
+"""So that where an attack stands fits into a byte."""
+
+
+class LastingAttack:
+    """Sign steps of one size, counted: one byte a weight says where they led.
+
+    A count depends on no weight, so the attack goes along when training moves the weights.
+
+    Attributes:
+        taken: Steps taken so far.
+        length: Steps after which it is over; 0 before the first attack.
+    """
+
+    def __init__(self) -> None:
+        self.taken = self.length = 0
+        self._counts: list[Tensor] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether it has its length."""
+        return self.taken >= self.length
+
+    def begin(self, parameters: Sequence[nn.Parameter], length: int) -> None:
+        """Start another one at the weights as they are."""
+        self._counts = [
+            torch.zeros_like(p, dtype=torch.int8, memory_format=torch.preserve_format)
+            for p in parameters
+        ]
+        self.taken, self.length = 0, length
+
+    def descend(self, grads: Iterator[Tensor]) -> None:
+        """Take a step down a gradient, which is used up."""
+        for count, g in zip(self._counts, grads, strict=True):
+            count.sub_(g.sign_().to(torch.int8))
+        self.taken += 1
+
+    def steps(self, parameters: Sequence[nn.Parameter], size: float) -> Iterator[Tensor]:
+        """Yield the way from the weights to where it stands, a tensor per parameter."""
+        for count, p in zip(self._counts, parameters, strict=True):
+            yield count.to(p.dtype).mul_(size)
+
+    def state(self) -> list[int]:
+        """Return what a resumed run needs besides `tensors`."""
+        return [self.taken, self.length]
+
+    def load_state(self, state: Sequence[int]) -> None:
+        """Continue from `state`."""
+        self.taken, self.length = state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return where it stands."""
+        return {str(i): count for i, count in enumerate(self._counts)}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], device: Any) -> None:
+        """Continue from `tensors`."""
+        self._counts = [tensors[str(i)].to(device) for i in range(len(tensors))]
