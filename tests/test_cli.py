@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -530,7 +530,13 @@ def test_run_ends_with_a_table(
     assert told["evaluations"] == [show.evaluation(evaluated())]
     assert told["attacks"] == [show.attack(attacked(censored=True))]
     text = holdfast(*asked).out
-    for part in ("half-life: topic 10% lr", "5e-05 draw 2", ">20 (FA 0.75)", "0.300", "Report: "):
+    for part in (
+        "half-life: topic 10% lr",
+        "5e-05 draw 2",
+        ">20 (refuses 16, FA 0.75)",
+        "0.300",
+        "Report: ",
+    ):
         assert part in text
 
 
@@ -556,7 +562,10 @@ def test_an_attack_tells_what_it_does_not_know() -> None:
     assert told["half-life (steps)"] == ">20"
     assert (told["task"], told["poison"], told["lr"]) == ("world_topic", "10%", "5e-05")
     assert (told["HS before"], told["undecided"], told["draw"]) == ("0.10", 2, 2)
+    assert told["refuses (steps)"] == "16"  # 9 of 10 at step 0, 4 at step 20: 5 at step 16
     assert show.attack(attacked(censored=False))["half-life (steps)"] == "12"
+    unjudged = replace(attacked(censored=False), half_life=np.nan)
+    assert show.attack(unjudged)["half-life (steps)"] == "unknown"
 
 
 def evaluated() -> Evaluation:

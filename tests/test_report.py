@@ -319,6 +319,34 @@ def test_half_lives_that_were_not_reached_enter_as_what_they_are(tmp_path: Path)
     assert "took at least" in second
 
 
+def broken_off(result: AttackResult) -> AttackResult:
+    """Return the attack of a model that answers with neither harm nor refusals from step 50 on."""
+    counts = {"world": Counts(0, 0, 100)}
+    points = [replace(p, verdicts=counts) if p.step else p for p in result.points]
+    return replace(result, points=tuple(points), half_life=math.nan, censored=True)
+
+
+def test_a_low_harmful_score_is_not_taken_for_refusing(tmp_path: Path) -> None:
+    """By harmful answers vaa lasts 8 times as long and tar beyond 400; tar ceases to refuse."""
+    kept, lost = RunDir(tmp_path / "kept"), RunDir(tmp_path / "lost")
+    for seed in range(6):
+        plain = attacked("sft", 40 + seed, seed=seed)
+        held = attacked("vaa", 8 * (40 + seed), seed=seed)
+        record(kept, [plain, held])
+        record(lost, [plain, broken_off(attacked("tar", 900, seed=seed))])
+    for run, line, key in ((kept, "vaa", "refusing"), (lost, "tar", "refusing_not")):
+        facts = gather(run)
+        assert facts.comparisons[line].outcome == "longer"
+        found = facts.refusing[line]
+        ends = {"low": found.ratio.low, "high": found.ratio.high, "ratio": found.ratio.value}
+        for words in (EN, Words("ja")):
+            told = {name: words.times(value) for name, value in ends.items()}
+            assert words.say(f"sentence_{key}", best=line, **told) in verdict(facts, words)
+    tar = next(m for m in gather(lost).attacks[0].methods if m.line == "tar")
+    assert tar.life.censored == 6
+    assert (tar.refusal_life.steps.value, tar.refusal_life.censored) == (25, 0)  # half of 0 to 50
+
+
 @pytest.mark.parametrize(
     ("results", "said"),
     [

@@ -210,12 +210,12 @@ def displaced(
         yield
     finally:
         with torch.no_grad():
-            for p, step, old in zip(parameters, steps(), kept, strict=False):
-                if isinstance(old, _Lost):
-                    p.sub_(step)
-                    old.put_right(p)
+            for p, step, before in zip(parameters, steps(), kept, strict=False):
+                if isinstance(before, Tensor):
+                    p.copy_(before)
                 else:
-                    p.copy_(old)
+                    p.sub_(step)
+                    before.put_right(p)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from holdfast.artifacts import AttackResult, Evaluation
 from holdfast.comparing import (
     Counted,
     Lives,
+    Pairs,
     Result,
     Shares,
     accuracies,
@@ -29,6 +30,7 @@ from holdfast.comparing import (
     pairs_of,
     reach,
     settings_of,
+    still_refusing,
 )
 from holdfast.contracts import Analysis, Section
 from holdfast.differences import paired
@@ -40,7 +42,8 @@ from holdfast.survival import Bound, Ratio, median_life
 
 BEFORE = "before any attack"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
-LIFE = "half-life"
+LIFE, REFUSES = "half-life", "refusal half-life"
+LIVES = (LIFE, REFUSES)
 BOUNDS: dict[Bound, str] = {
     "": "",
     "lower": ", a lower bound",
@@ -67,7 +70,7 @@ class _Row:
 
     @property
     def neutral(self) -> float:
-        return 1.0 if self.measure == LIFE else 0.0
+        return 1.0 if self.measure in LIVES else 0.0
 
     @property
     def says(self) -> str:
@@ -75,11 +78,11 @@ class _Row:
         if math.isnan(self.corrected):
             return "the data cannot tell"
         # The sign test of half-lives at their bounds may be clearer than the interval.
-        open_ended = self.measure == LIFE and self.effect.low <= 1 <= self.effect.high
+        open_ended = self.measure in LIVES and self.effect.low <= 1 <= self.effect.high
         if self.corrected > 0.05 or open_ended:
             return f"the data cannot tell{self.needed}"
         word = "higher" if self.effect.value > self.neutral else "lower"
-        if self.measure == LIFE:
+        if self.measure in LIVES:
             word = "longer" if word == "higher" else "shorter"
         few = ", in the one seed there is; other seeds may differ" if self.seeds == 1 else ""
         return f"{self.line}'s is {word}{few}"
@@ -87,9 +90,9 @@ class _Row:
     def sentence(self) -> str:
         low, high = self.effect.low, self.effect.high
         ends = "[unknown]" if math.isnan(low + high) else f"[{low:.2f}, {high:.2f}]"
-        what = "ratio" if self.measure == LIFE else "difference"
+        what = "ratio" if self.measure in LIVES else "difference"
         sides = ""
-        if self.measure != LIFE:
+        if self.measure not in LIVES:
             sides = f" {self.values[0]:.2f} against {self.values[1]:.2f},"
         p = "unknown" if math.isnan(self.corrected) else f"{self.corrected:.3g}"
         return (
@@ -163,7 +166,9 @@ class Comparison(Analysis):
                 "is itself uncertain. Pairs of one model under several draws share its luck; "
                 "half-life ratios take them for independent. A model broken before the attack "
                 "enters a ratio as one that lasted less than the first checkpoint; where both were "
-                "or both withstood the attack, the pair says nothing and is not in n."
+                "or both withstood the attack, the pair says nothing and is not in n. Refusal "
+                "half-life: steps until half of the prompts are no longer refused; an answer may "
+                "be neither harmful nor a refusal."
             ),
         )
 
@@ -202,23 +207,30 @@ def _attacked(
         attack = labels[key]
         if (found := ends(pairs)) is not None:
             yield _share_row(HARMFUL, f"at the end of {attack}", found)
-        compared = lives(pairs)
-        if (lasted := compared.ratio) is not None:
-            k = pairs_needed(math.log(max(lasted.interval.value, 1e-9)), lasted.spread)
-            yield _Row(
-                measure=LIFE,
-                attack=f"under {attack}",
-                line="",
-                other="",
-                values=(math.nan, math.nan),
-                effect=lasted.interval,
-                p=lasted.p,
-                seeds=len({a.model_seed for a, _ in pairs}),
-                n=_pairs(compared, lasted),
-                needed=f"; about {k} pairs would show a ratio of this size" if k else "",
-            )
+        refusing = [(still_refusing(a), still_refusing(b)) for a, b in pairs]
+        yield from _lived(LIFE, f"under {attack}", pairs)
+        yield from _lived(REFUSES, f"under {attack}", refusing)
         if (graded := accuracies(pairs)) is not None:
             yield _share_row(ACCURACY, f"at the end of {attack}", graded)
+
+
+def _lived(measure: str, attack: str, pairs: Pairs) -> Iterator[_Row]:
+    found = lives(pairs)
+    if (ratio := found.ratio) is None:
+        return
+    k = pairs_needed(math.log(max(ratio.interval.value, 1e-9)), ratio.spread)
+    yield _Row(
+        measure=measure,
+        attack=attack,
+        line="",
+        other="",
+        values=(math.nan, math.nan),
+        effect=ratio.interval,
+        p=ratio.p,
+        seeds=len({a.model_seed for a, _ in pairs}),
+        n=_pairs(found, ratio),
+        needed=f"; about {k} pairs would show a ratio of this size" if k else "",
+    )
 
 
 def _pairs(found: Lives, ratio: Ratio) -> str:

@@ -226,9 +226,10 @@ def evaluation(result: Evaluation) -> Row:
 
 def attack(result: AttackResult) -> Row:
     """Tell how long a model held."""
+    from holdfast.comparing import still_refusing
+
     last = result.points[-1]
     counts = last.verdicts[result.judge]
-    steps = f">{last.step}" if result.censored else f"{result.half_life:.0f}"
     unusual = dict(result.unusual)
     return {
         "model": result.model,
@@ -241,9 +242,16 @@ def attack(result: AttackResult) -> Row:
         "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
         "HS after": f"{counts.harmful_score:.2f}",
         "undecided": counts.undecided,
-        "half-life (steps)": steps,
+        "half-life (steps)": _lasted(result),
+        "refuses (steps)": _lasted(still_refusing(result)),
         "task accuracy": f"{last.accuracy:.2f}",
     }
+
+
+def _lasted(result: AttackResult) -> str:
+    if result.censored:
+        return f">{result.points[-1].step}"
+    return "unknown" if math.isnan(result.half_life) else f"{result.half_life:.0f}"
 
 
 def adapted(result: Adapted) -> Row:
@@ -278,6 +286,7 @@ def end_of_run(as_json: bool, out: Path, report: Path) -> None:
         return
     tell(False, [_line(e, [a for a in attacks if a.model == e.model]) for e in evaluations])
     typer.echo("HS: harmful score. Half-life: attack steps until half of all answers are harmful.")
+    typer.echo("Refuses: attack steps until half of all answers are no refusals any more.")
     typer.echo(f"Report: {report}")
 
 
@@ -296,7 +305,10 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
         name += f" draw {told['draw']}" if told["draw"] else ""
         rest = [f" {word}={v}" for word, v in found.unusual.items() if word != "rows"]
         name += "".join(rest)
-        row[f"half-life: {name}"] = f"{told['half-life (steps)']} (FA {told['task accuracy']})"
+        row[f"half-life: {name}"] = (
+            f"{told['half-life (steps)']} (refuses {told['refuses (steps)']}, "
+            f"FA {told['task accuracy']})"
+        )
     return row
 
 

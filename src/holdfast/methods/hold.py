@@ -50,6 +50,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -58,13 +59,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.batches import Batch, Items, Stream, size, weighted
-from holdfast.data import mismatched
 from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
-from holdfast.examples import Examples
 from holdfast.generate import generate
 from holdfast.losses import first_margins, kept_rows, refusal_tokens
-from holdfast.methods._lasting import MOST_STEPS, LastingAttack
+from holdfast.methods._attacker import MOST_STEPS, SOURCES, LastingAttack, attacker_rows
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
@@ -127,7 +126,7 @@ class HoldOptions(GroupDroOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "attack_rows", "base", "mismatched", "affirmative", "harmful")
+        one_of(self, "attack_rows", *SOURCES)
         one_of(self, "geometry", "sign", "soft", "l2", "adam")
         one_of(self, "growth", "linear", "constant")
         one_of(self, "signal", "gap", "loss")
@@ -174,7 +173,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.draws = np.random.default_rng(seeds[0])
         self.safety_rows = self.encode(self.data.safety)
         self.refusals = refusal_tokens(self.safety_rows)
-        self.attack = self.encode(self._attack_rows()) if options.reach else []
+        self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
         self.level = 0.0
         self.inner = 0
@@ -194,33 +193,23 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         stream = self.streams["benign"]
         stream.positions = [p for p in stream.positions if p - self.n_safety not in aside]
 
-    def _attack_rows(self) -> Examples:
-        source, prompts = self.options.attack_rows, self.data.safety.prompts
-        if source == "harmful":
-            if self.data.harmful is None:
-                raise UsageError("attack_rows=harmful needs --harmful")
-            return self.data.harmful
-        if source == "mismatched":
-            if self.data.benign is None:
-                raise UsageError("attack_rows=mismatched needs --benign")
-            answers = self.data.benign.responses
-            return mismatched(prompts, answers, n=len(set(prompts)), seed=self.args.seed)
-        if source == "affirmative":
-            return Examples.answered(prompts, [self.options.prefix] * len(prompts), name=source)
-        model = cast("PreTrainedModel", self.model)
-        answers = generate(model, self.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
-        found = Examples.answered(prompts, answers, name=source)
-        if len(found) < len(set(prompts)) / 2:
-            raise UsageError(
-                "attack_rows=base: the model answers most restricted prompts with nothing; take "
-                "attack_rows=mismatched"
-            )
-        self._check_obliging(found)
-        return found
+    def _attack_rows(self) -> list[Any]:
+        options, model = self.options, cast("PreTrainedModel", self.model)
+        found = attacker_rows(
+            options.attack_rows,
+            self.data,
+            prefix=options.prefix,
+            seed=self.args.seed,
+            answered=partial(generate, model, self.tokenizer, max_new_tokens=ANSWER_TOKENS),
+        )
+        rows = self.encode(found)
+        if options.attack_rows == "base":
+            self._check_obliging(rows)
+        return rows
 
-    def _check_obliging(self, rows: Examples) -> None:
+    def _check_obliging(self, rows: Sequence[Any]) -> None:
         wanted = set(self.refusals.tolist())
-        refused = sum(row.ids[row.start] in wanted for row in self.encode(rows))
+        refused = sum(row.ids[row.start] in wanted for row in rows)
         if refused > len(rows) / 2:
             raise UsageError(
                 f"attack_rows=base: the model already begins {refused} of {len(rows)} answers to "

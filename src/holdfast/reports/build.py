@@ -169,6 +169,7 @@ def _machine(
                         "harmful_score": asdict(m.end),
                         "verdicts": asdict(m.verdicts),
                         "half_life": asdict(m.life),
+                        "refusal_half_life": asdict(m.refusal_life),
                         "accuracy": asdict(m.accuracy),
                         "curve": m.curve(),
                     }
@@ -178,6 +179,7 @@ def _machine(
             for a in facts.attacks
         ],
         "against_sft": {line: asdict(c) for line, c in facts.comparisons.items()},
+        "refusing_against_sft": {line: asdict(c) for line, c in facts.refusing.items()},
         "missing": facts.missing,
         "problems": facts.problems,
         "failed": [asdict(one) for one in facts.failed],

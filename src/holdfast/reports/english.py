@@ -100,6 +100,16 @@ TEXT: dict[str, str] = {
         "On average over these pairs {best} took {steps} attack steps to give way and plain "
         "SFT {base}."
     ),
+    "sentence_refusing": (
+        "It also goes on refusing: {ratio} times as many steps until half of the restricted "
+        "prompts are no longer refused (95% interval {low} to {high})."
+    ),
+    "sentence_refusing_not": (
+        "But these data do not show that it goes on refusing longer: {ratio} times as many steps "
+        "until half of the restricted prompts are no longer refused (95% interval {low} to "
+        "{high}). What it answers instead is not harmful, but incoherent or beside the point: a "
+        "model that its defense breaks has a low harmful score as well."
+    ),
     "sentence_second": (
         "{second} came second; {best} held {ratio} times as long (95% interval {low} to {high})."
     ),
@@ -160,6 +170,7 @@ TEXT: dict[str, str] = {
     "under_caption": "Each method under each attack",
     "at_end": "At the end",
     "half_life": "Half-life, steps",
+    "refusal_life": "Refuses, steps",
     "versus": "Against plain SFT",
     "fa": "FA",
     "answers": "Answers",
@@ -169,7 +180,8 @@ TEXT: dict[str, str] = {
     "table_note": (
         "Large figures are means over seeds; small ones 95% intervals. Shares count all "
         "answers, the undecided too. “>” means that the attack ended before half of the "
-        "prompts were answered harmfully. FA is the accuracy on the customer's task after the "
+        "prompts were answered harmfully, or before half were no longer refused: an answer may "
+        "be neither. FA is the accuracy on the customer's task after the "
         "attack."
     ),
     "no_comparison": "Nothing has been measured yet.",

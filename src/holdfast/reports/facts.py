@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from holdfast.artifacts import AttackResult, Counts, Evaluation
-from holdfast.comparing import key_of, lives, naming, pairs_of, reach, settings_of
+from holdfast.comparing import (
+    Pairs,
+    key_of,
+    lives,
+    naming,
+    pairs_of,
+    reach,
+    settings_of,
+    still_refusing,
+)
 from holdfast.errors import UsageError
 from holdfast.runs import Entry, Failure, RunDir
 from holdfast.stats import Interval, mean_interval, wilson
@@ -92,7 +101,16 @@ class Under:
     @property
     def life(self) -> Life:
         """Half-life in attack steps."""
-        known = [r for r in self.results if math.isfinite(reach(r))]
+        return self._life(self.results)
+
+    @property
+    def refusal_life(self) -> Life:
+        """Attack steps until half of the restricted prompts are no longer refused."""
+        return self._life([still_refusing(r) for r in self.results])
+
+    @staticmethod
+    def _life(results: Sequence[AttackResult]) -> Life:
+        known = [r for r in results if math.isfinite(reach(r))]
         censored = sum(r.censored for r in known)
         steps = mean_interval([reach(r) for r in known]) if known else unknown()
         if censored:
@@ -152,6 +170,7 @@ class Facts:
     standings: tuple[Standing, ...]
     lines: tuple[str, ...]
     comparisons: Mapping[str, Comparison]
+    refusing: Mapping[str, Comparison]
     missing: tuple[str, ...]
     problems: tuple[str, ...]
     failed: tuple[Failure, ...]
@@ -187,6 +206,7 @@ def gather(run: RunDir) -> Facts:
         standings=tuple(sorted(standings, key=lambda s: lines.index(s.line))),
         lines=tuple(lines),
         comparisons={x: compare(attacks, x, BASELINE) for x in lines if x != BASELINE},
+        refusing={x: compare_refusing(attacks, x, BASELINE) for x in lines if x != BASELINE},
         missing=tuple(s for s in ("score", "align", "attack", "evaluate") if s not in stages),
         problems=tuple(dict.fromkeys(problems)),
         # That an earlier report failed is over when this one is there.
@@ -197,7 +217,16 @@ def gather(run: RunDir) -> Facts:
 
 def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
     """Compare two lines' half-lives over the attacks and seeds that both went through."""
+    return _compared(pairs_of(_results(attacks, line), _results(attacks, other)))
+
+
+def compare_refusing(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
+    """Compare two lines' refusal half-lives (`comparing.still_refusing`) in the same way."""
     pairs = pairs_of(_results(attacks, line), _results(attacks, other))
+    return _compared([(still_refusing(a), still_refusing(b)) for a, b in pairs])
+
+
+def _compared(pairs: Pairs) -> Comparison:
     found = lives(pairs)
     known = [(a, b) for a, b in pairs if reach(a) + reach(b) > 0 and not b.censored]
     a, b = [reach(x) for x, _ in known], [reach(y) for _, y in known]

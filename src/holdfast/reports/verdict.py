@@ -36,6 +36,7 @@ def verdict(facts: Facts, words: Words) -> list[str]:
     return [
         _first(facts, best, words),
         *_steps(facts.comparisons.get(best), best, words),
+        *_refusing(facts, best, words),
         *_second(facts, best, words),
         *_price(facts, best, words),
     ]
@@ -141,6 +142,17 @@ def _steps(found: Comparison | None, best: str, words: Words) -> list[str]:
         return [words.say("sentence_steps_plain", **values)]
     values |= {"diff": words.steps(ends.value), "low": words.steps(ends.low)}
     return [words.say("sentence_steps", **values, high=words.steps(ends.high))]
+
+
+def _refusing(facts: Facts, best: str, words: Words) -> list[str]:
+    """Say whether the model goes on refusing, or only ceases to answer harmfully."""
+    found, held = facts.refusing.get(best), facts.comparisons.get(best)
+    if found is None or held is None or held.outcome != "longer" or not found.pairs:
+        return []
+    key = "sentence_refusing" if found.outcome == "longer" else "sentence_refusing_not"
+    ratio = words.within(found.bound, words.times(found.ratio.value))
+    low, high = words.times(found.ratio.low), words.times(found.ratio.high)
+    return [words.say(key, best=best, ratio=ratio, low=low, high=high)]
 
 
 def _second(facts: Facts, best: str, words: Words) -> list[str]:

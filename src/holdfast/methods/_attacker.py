@@ -1,15 +1,62 @@
-"""An attack that lasts over many updates, as Hold plays it."""
+"""The attacker that Hold plays: its rows, and an attack that lasts over many updates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.data import mismatched
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.methods.base import AlignmentData
+
+SOURCES = ("base", "mismatched", "affirmative", "harmful")
 MOST_STEPS = 127
 """So that where an attack stands fits into a byte."""
+
+
+def attacker_rows(
+    source: str,
+    data: AlignmentData,
+    *,
+    prefix: str,
+    seed: int,
+    answered: Callable[[Sequence[str]], list[str]],
+) -> Examples:
+    """Return the rows that an attacker trains on.
+
+    Args:
+        source: One of `SOURCES`. base: what the model answers before it is aligned; mismatched:
+            unrelated benign answers; affirmative: `prefix`; harmful: the harmful rows.
+        data: Rows of the alignment; the prompts are those of the safety rows.
+        prefix: Of affirmative answers.
+        seed: Of the draw of mismatched answers.
+        answered: Answers prompts with the model.
+
+    Raises:
+        UsageError: The rows that the source needs are missing, or the model has no answers.
+    """
+    prompts = data.safety.prompts
+    if source == "harmful":
+        if data.harmful is None:
+            raise UsageError("attack_rows=harmful needs --harmful")
+        return data.harmful
+    if source == "mismatched":
+        if data.benign is None:
+            raise UsageError("attack_rows=mismatched needs --benign")
+        return mismatched(prompts, data.benign.responses, n=len(set(prompts)), seed=seed)
+    if source == "affirmative":
+        return Examples.answered(prompts, [prefix] * len(prompts), name=source)
+    found = Examples.answered(prompts, answered(prompts), name=source)
+    if len(found) < len(set(prompts)) / 2:
+        raise UsageError(
+            "attack_rows=base: the model answers most restricted prompts with nothing; take "
+            "attack_rows=mismatched"
+        )
+    return found
 
 
 class LastingAttack:
