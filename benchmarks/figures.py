@@ -20,6 +20,8 @@ NAMED = (
     *("first_flips-base", "first_flips-base-4draws"),
 )
 """Estimators that are named in the figure; variants and ablations are dots only."""
+DRAWN = ("sft", "hold", "vaa", "repnoise", "tar")
+"""Methods whose attacks are drawn, the baseline first; the rest run along with it."""
 
 
 def agreement_against_cost(result: dict[str, Any]) -> str:
@@ -76,19 +78,20 @@ def courses(kept: Kept) -> str:
     label = next(attack_label(a) for a in kept.attacks if a.attack["poison_ratio"] > 0)
     chosen = [a for a in kept.attacks if attack_label(a) == label]
     lines = []
-    for method in dict.fromkeys(a.method for a in chosen):
+    for colour, method in enumerate(DRAWN):
         mine = [a for a in chosen if a.method == method]
+        if not mine:
+            continue
         shared = set.intersection(*({p.step for p in a.points} for a in mine))
         steps = sorted(step for step in shared if step)
         scores = [[_score(a, step) for a in mine] for step in steps]
         named = {"low": [min(s) for s in scores], "high": [max(s) for s in scores]}
         mean = [sum(s) / len(s) for s in scores]
-        colour = 1 if method == "hold" else 2 if method in ("vaa", "tar") else 0
-        lines.append(Series(method, [math.log10(s) for s in steps], mean, **named, colour=colour))
+        lines.append(Series(method, steps, mean, **named, colour=colour))
     return line_chart(
         lines,
         title=f"Harmful score in the course of an attack: {label}",
-        x_label="log10 of attack steps, as far as every seed's attack went",
+        x_label="attack steps, as far as every seed's attack went",
         y_label="harmful score",
         options=ChartOptions(width=640, height=320, mark=0.5, y_range=(0.0, 1.0)),
     )

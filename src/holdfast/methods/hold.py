@@ -112,6 +112,7 @@ class HoldOptions(GroupDroOptions):
     first: int = field(default=0, metadata={"help": "Answer tokens held under attack; 0: all."})
     weight: float = field(default=1.0, metadata={"help": "Weight of what is held under attack."})
     benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
+    refuse: float = field(default=0.0, metadata={"help": "Weight of refusing safety rows."})
     comply: float = field(default=3.0, metadata={"help": "Weight of not refusing benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
@@ -131,7 +132,7 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "growth", "linear", "constant")
         one_of(self, "signal", "gap", "loss")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "cap", "regroup", "every", "first", "comply")
+        not_negative(self, "reach", "cap", "regroup", "every", "first", "comply", "refuse")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
@@ -303,8 +304,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the loss, of safety rows only those that `cap` and `worst` leave."""
         options = self.options
-        if options.comply and "labels" in batch and not bool(batch["is_safety"].any()):
-            return self._compliant_loss(model, batch, num_items)
+        safe = bool(batch["is_safety"].any())
+        if (weight := options.refuse if safe else options.comply) and "labels" in batch:
+            return self._opening_loss(model, batch, num_items, weight, refuse=safe)
         if (not options.cap and options.worst == 1) or not bool(batch["is_safety"].all()):
             return self._counted_loss(model, batch, num_items)
         losses, tokens = self.row_losses(model, batch)
@@ -327,20 +329,25 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             self._seen_here += (float(nll), len(logits))
         return loss
 
-    def _compliant_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Return the loss of benign rows, and how likely each of them is to be refused.
+    def _opening_loss(
+        self, model: nn.Module, batch: Batch, num_items: Items, weight: float, *, refuse: bool
+    ) -> Tensor:
+        """Return the loss of rows, and how unlikely each of them is to be refused, or not to be.
 
-        The mean of -log(1 - p(S)) over the rows, S what alignment answers begin with: of the many
-        tokens of an answer the first decides whether there is one.
+        The mean over the rows of -log p(S), or of -log(1 - p(S)), S what alignment answers begin
+        with: of the many tokens of an answer the first decides whether there is one.
         """
         loss, outputs = self.loss_and_outputs(model, batch, num_items)
         answers = batch["labels"][:, 1:] != IGNORE
         first = answers.int().argmax(1)  # the position that predicts an answer's first token
         logits = outputs.logits[torch.arange(len(first), device=first.device), first].float()
-        left = logits.index_fill(1, self.refusals.to(logits.device), -torch.inf).logsumexp(1)
-        refused = (logits.logsumexp(1) - left)[answers.any(1)].sum() / len(first)
+        refusals = self.refusals.to(logits.device)
+        wanted = (
+            logits[:, refusals] if refuse else logits.index_fill(1, refusals, -torch.inf)
+        ).logsumexp(1)
+        missed = (logits.logsumexp(1) - wanted)[answers.any(1)].sum() / len(first)
         share = 1.0 if num_items is None else size(batch) * world() / num_items
-        return loss + cast(Tensor, self.options.comply * share * refused)
+        return loss + cast(Tensor, weight * share * missed)
 
     def method_state(self) -> dict[str, Any]:
         """Return the draws, the level, the groups as they are, and which tensors move."""
