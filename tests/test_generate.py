@@ -144,14 +144,16 @@ def sampled_twin(
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
         share = (logits / sampling.temperature).softmax(-1).tolist()
-        kept, mass = set(), 0.0
+        kept: list[int] = []
+        mass = 0.0
         for token in sorted(range(len(share)), key=lambda i: -share[i]):
-            kept.add(token)
+            kept.append(token)
             mass += share[token]
             if mass >= sampling.top_p:
                 break
         left = number * mass
-        for token in sorted(kept):
+        # Of all tokens in their own order, of some from the likeliest on.
+        for token in kept if sampling.top_p < 1 else sorted(kept):
             left -= share[token]
             if left < 0:
                 break
@@ -206,7 +208,8 @@ def test_drawn_tokens_have_the_models_probabilities(
     with torch.no_grad():
         share = model(input_ids=torch.tensor(ids)).logits[0, -1].double().softmax(-1)
     likeliest = int(share.argmax())
-    draw = _Drawn(torch.rand(20000, 1, generator=torch.Generator().manual_seed(0)).double())
+    uniforms = torch.rand(20000, 1, generator=torch.Generator().manual_seed(0)).double()
+    draw = _Drawn(uniforms, Sampling(temperature=1.0))
     scores = share.log().float().expand(20000, -1)
     hits = float((draw(torch.zeros(20000, 1), scores).argmax(-1) == likeliest).double().mean())
     p = float(share[likeliest])

@@ -132,32 +132,38 @@ def complete(
 
 
 def _drawing(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
-    """Return what makes greedy decoding draw: processors that leave one token, the drawn one."""
+    """Return what makes greedy decoding draw: a processor that leaves one token, the drawn one."""
     if not sampling.temperature:
         return {}
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import LogitsProcessorList
 
     uniforms = torch.tensor(np.array([sampling.uniforms(prompt, n) for prompt in prompts]))
-    chosen: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_p < 1:
-        chosen.append(TopPLogitsWarper(sampling.top_p))
-    return {"logits_processor": LogitsProcessorList([*chosen, _Drawn(uniforms)])}
+    return {"logits_processor": LogitsProcessorList([_Drawn(uniforms, sampling)])}
 
 
 class _Drawn:
     """Leaves of each row's tokens the one that the row's next number draws."""
 
-    def __init__(self, uniforms: Tensor) -> None:
-        self.uniforms, self.done = uniforms, 0
+    def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
+        self.uniforms, self.sampling, self.done = uniforms, sampling, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # In float64, so that sums over a large vocabulary do not depend on how they are batched.
-        below = scores.double().softmax(-1).cumsum(-1)
-        number = self.uniforms[:, self.done, None].to(below.device)
+        number = self.uniforms[:, self.done, None].to(scores.device)
         self.done += 1
-        token = torch.searchsorted(below, number * below[:, -1:], right=True)
-        token.clamp_(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        return torch.full_like(scores, -torch.inf).scatter_(1, self._token(scores, number), 0.0)
+
+    def _token(self, scores: Tensor, number: Tensor) -> Tensor:
+        last = scores.shape[-1] - 1
+        # In float64, so that sums over a large vocabulary do not depend on how they are batched.
+        chances = (scores.double() / self.sampling.temperature).softmax(-1)
+        if self.sampling.top_p == 1:
+            below = chances.cumsum(-1)
+            return torch.searchsorted(below, number * below[:, -1:], right=True).clamp(max=last)
+        chances, order = chances.sort(dim=-1, descending=True, stable=True)
+        below = chances.cumsum(-1)
+        enough = (below < self.sampling.top_p).sum(-1, keepdim=True).clamp(max=last)
+        place = torch.searchsorted(below, number * below.gather(1, enough), right=True)
+        return order.gather(1, place.clamp(max=last))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
