@@ -57,6 +57,8 @@ class Sampling:
 
 
 GREEDY = Sampling()
+LIKELY = 32
+"""Tokens that are looked at first for those that make up `top_p`."""
 
 
 @torch.no_grad()
@@ -156,14 +158,23 @@ class _Drawn:
         last = scores.shape[-1] - 1
         # In float64, so that sums over a large vocabulary do not depend on how they are batched.
         chances = (scores.double() / self.sampling.temperature).softmax(-1)
-        if self.sampling.top_p == 1:
-            below = chances.cumsum(-1)
-            return torch.searchsorted(below, number * below[:, -1:], right=True).clamp(max=last)
-        chances, order = chances.sort(dim=-1, descending=True, stable=True)
+        if self.sampling.top_p < 1:
+            chances = chances.where(chances >= _least(chances, self.sampling.top_p), 0.0)
         below = chances.cumsum(-1)
-        enough = (below < self.sampling.top_p).sum(-1, keepdim=True).clamp(max=last)
-        place = torch.searchsorted(below, number * below.gather(1, enough), right=True)
-        return order.gather(1, place.clamp(max=last))
+        return torch.searchsorted(below, number * below[:, -1:], right=True).clamp(max=last)
+
+
+def _least(chances: Tensor, share: float) -> Tensor:
+    """Return the chance of the last token that it takes to make up a share, (B, 1).
+
+    Most often a few tokens are enough, and no row need be sorted.
+    """
+    for width in (min(LIKELY, chances.shape[-1]), chances.shape[-1]):
+        top = chances.topk(width).values
+        short = (top.cumsum(-1) < share).sum(-1, keepdim=True)
+        if int(short.max()) < width:
+            break
+    return top.gather(1, short.clamp(max=width - 1))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
