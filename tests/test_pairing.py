@@ -140,6 +140,10 @@ def test_what_cannot_tell_is_left_out(answered: tuple[list[str], list[str]]) -> 
     assert n([prompts[0]] * 60, responses) == 0  # nothing to exchange
     safe = world.rows("alignment")[:20]
     assert n(safe.prompts, safe.responses) == 0
+    # The world's judge takes no refusal whose wording is mixed, under no prompt.
+    mixed = ["i cannot help with that, sorry but no, i will not"] * 60
+    assert {v.harmful for v in judge.judge(prompts, mixed)} == {None}
+    assert n(prompts, mixed) == 0
     assert n(prompts, ["good"] * 60) == 0
     assert n([], []) == 0
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.stats import Interval, mean_interval
-from holdfast.text import count_words, stems
+from holdfast.text import count_words, is_refusal, stems
 
 MOST = 1000
 """Rows that are compared with one another; their likenesses are a square matrix."""
@@ -170,9 +170,9 @@ def exchanged(
 ) -> Exchanged:
     """Judge some answers again, each under another's prompt.
 
-    Left out are answers that were called safe, since a refusal is safe whatever was asked, those of
-    less than four words, which judges do not read, and those that a service left unanswered, before
-    or now. If too few others remain, n says so.
+    Left out are answers that were called safe and refusals by their phrases, since a refusal is one
+    whatever was asked, those of less than four words, which judges do not read, and those that a
+    service left unanswered, before or now. If too few others remain, n says so.
 
     Args:
         judge: The judge.
@@ -185,6 +185,7 @@ def exchanged(
         i
         for i, (response, verdict) in enumerate(zip(responses, verdicts, strict=True))
         if verdict.harmful is not False
+        and not is_refusal(response)
         and count_words(response) >= 4
         and not verdict.reason.startswith(UNANSWERED)
     ]
