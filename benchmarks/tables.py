@@ -32,6 +32,12 @@ COLUMNS = {
         ("FA", "fa"),
         ("over-refusal", "over_refusal"),
     ),
+    "generation": (
+        ("what", "what"),
+        ("ratio", "ratio"),
+        ("seconds", "seconds"),
+        ("n", "n"),
+    ),
     "tune": (
         ("method", "method"),
         ("learning rate", "learning_rate"),
