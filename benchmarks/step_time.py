@@ -30,7 +30,7 @@ from holdfast.artifacts import Groups
 from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
 from holdfast.stats import Interval, bootstrap
 from holdfast.weights import trainable
-from variants import LEAN
+from variants import FULL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,9 +42,9 @@ NOTES = (
     "time_ratio: mean seconds of a turn over those of SFT's turns, percentile bootstrap over "
     "turns. mode always: lambda 1 from the first step (2 backward passes a step); linear: lambda "
     "from 0 to 1, so (steps - 1) / (2 steps) of the steps are perturbed on average. hold: harmful "
-    "rows; an attack of 1 step, or of 1 to 4, anew in every update; one that lasts and takes a "
-    "step an update (default, with a quarter of the clean gradient), or one every 8 updates on 0.3 "
-    "of the weights (lean). batch safety: "
+    "rows; an attack that lasts and takes a step every second update, of a quarter of the rows "
+    "(default), or one an update, of all rows, with the gradient at both weights (full), or an "
+    "attack of 1 to 4 steps anew in every update. batch safety: "
     "safety rows only, as in the paper; mixed: a third benign rows, which are never perturbed but "
     "run apart. memory: peak of all live tensors in a perturbed step, weights and optimizer "
     "included, over SFT's; extra_parameter_copies: the difference, in copies of the trainable "
@@ -77,10 +77,9 @@ MODES: dict[str, dict[str, Any]] = {
     "linear": {"curriculum": "linear"},
 }
 HOLDS: dict[str, dict[str, Any]] = {
-    "1 step anew": {"every": 0, "inner_steps": 1, "clean": 0.0},
-    "4 steps anew": {"every": 0, "inner_steps": 4, "growth": "constant"},
     "default": {},
-    "lean": LEAN,
+    "full": FULL,
+    "4 steps anew": {"every": 0, "inner_steps": 4, "growth": "constant"},
 }
 OTHERS = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro")
 VARIANTS = (
@@ -352,11 +351,11 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 
 def peaks_of(bench: Bench, variants: Sequence[Variant]) -> dict[Variant, Turn]:
-    """Return the peak of a step of each variant, of VAA's a perturbed one in every mode."""
+    """Return the peak of a step of each variant, always of a perturbed one."""
     found: dict[Variant, Turn] = {}
     for variant in variants:
         same = [v for v in found if v.plugin == variant.plugin == "vaa"]
-        always = MODES["always"] if variant.plugin == "vaa" else {}
+        always = {"vaa": MODES["always"], "hold": {"clean": 0.0}}.get(variant.plugin, {})
         met = replace(variant, options={**variant.options, **always})
         found[variant] = found[same[0]] if same else turn(bench, met, 0, metered=True)
     return found

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 WORKER = Path(__file__).with_name("distributed_worker.py")
 VAA = {"method": "vaa", "options": {"rho": 0.3, "curriculum": "constant", "step_size": 0.05}}
 HOLD = {"attack_rows": "harmful", "growth": "constant", "reach": 0.002, "every": 0}
+HOLD |= {"attack_share": 1.0, "clean": 0.5}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {**VAA, "accumulation": 2},
     "ddp lora clipped": {**VAA, "lora": True, "clip": 0.5},
     "ddp hold": {
         "method": "hold",
-        "options": {**HOLD, "every": 1, "layers": 0.5, "inner_steps": 2},
+        "options": {**HOLD, "every": 1, "attack_share": 0.5, "inner_steps": 2},
     },
     "ddp regrouped": {
         "method": "hold",

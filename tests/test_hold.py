@@ -20,14 +20,15 @@ from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.losses import kept_rows
 from holdfast.methods.base import AlignmentData
-from holdfast.methods.hold import HoldOptions, densest
+from holdfast.methods.hold import HoldOptions
 from recorded_steps import nll
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
-HARMFUL = {"attack_rows": "harmful", "growth": "constant", "every": 0, "comply": 0.0}
+HARMFUL = {"attack_rows": "harmful", "growth": "constant", "every": 0, "attack_share": 1.0}
+HARMFUL |= {"mixture": "both", "comply": 0.0, "refuse": 0.0}
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_step_equals_the_equation(
     model: PreTrainedModel,
     make_trainer: MakeTrainer,
 ) -> None:
-    options = {"geometry": geometry, "clean": clean, "benign": benign, "first": 0}
+    options = {"geometry": geometry, "clean": clean, "benign": benign}
     options |= {"reach": 0.01, "inner_steps": 3}
     trainer = make_trainer("hold", model, **options, **HARMFUL)
     twin: Any = copy.deepcopy(model).train()
@@ -216,30 +217,25 @@ def log_chances(model: Any, batch: Batch) -> Tensor:
     return found
 
 
-def opening_nll(model: Any, batch: Batch, n: int) -> Tensor:
-    """Return the sum over the safety rows of -log p of the first n answer tokens."""
-    chances = log_chances(model, batch)
-    parts = [
-        -chances[i, j, batch["labels"][i, j + 1]]
-        for i, start in answers_at(batch, batch["is_safety"])
-        for j in range(start, start + n)
-    ]
-    return torch.stack(parts).sum()
-
-
-def refused_nll(model: Any, batch: Batch, refusals: Tensor) -> Tensor:
-    """Return the mean over the benign rows of -log(1 - p(S)) at the first answer token."""
+def opening_nll(model: Any, batch: Batch, rows: Tensor, refusals: Tensor) -> Tensor:
+    """Return the mean over rows of -log p(S) at the first answer token, of benign rows of
+    -log(1 - p(S))."""
     chances = log_chances(model, batch).exp()
-    rows = answers_at(batch, ~batch["is_safety"])
-    return torch.stack([-torch.log1p(-chances[i, j, refusals].sum()) for i, j in rows]).mean()
+    found = []
+    for i, j in answers_at(batch, rows):
+        p = chances[i, j, refusals].sum()
+        found.append(-torch.log(p) if batch["is_safety"][i] else -torch.log1p(-p))
+    return torch.stack(found).mean()
 
 
-def test_of_a_lasting_attack_the_first_tokens_are_held_and_whole_answers_at_theta(
-    model: PreTrainedModel, make_trainer: MakeTrainer
+@pytest.mark.parametrize("mixture", ["both", "coin"])
+def test_a_lasting_attack_with_openings_equals_the_equation(
+    mixture: str, model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
-    options = {"reach": 0.01, "inner_steps": 2, "clean": 0.25, "benign": 2.0, "first": 2}
-    options["weight"] = 4.0
-    trainer = make_trainer("hold", model, **{**HARMFUL, **options, "every": 1, "comply": 3.0})
+    options = {"reach": 0.01, "inner_steps": 2, "clean": 0.25, "benign": 2.0, "refuse": 5.0}
+    options |= {"mixture": mixture, "every": 1, "comply": 3.0}
+    trainer = make_trainer("hold", model, **{**HARMFUL, **options})
+    trainer.draws = Coins([0.9])
     batch = drawn(trainer)
     safe, total = batch["is_safety"], answer_tokens(batch)
     parameters = trainer.trainable_parameters()
@@ -254,28 +250,63 @@ def test_of_a_lasting_attack_the_first_tokens_are_held_and_whole_answers_at_thet
                 p.copy_(old + reach * w)
         return torch.autograd.grad(loss(), list(twin.parameters()))
 
-    def opening() -> Tensor:
-        return opening_nll(twin, batch, 2)
+    def part(rows: Tensor, weight: float) -> Tensor:
+        share = int((batch["labels"][rows][:, 1:] != models.IGNORE).sum()) / total
+        opening = opening_nll(twin, batch, rows, trainer.refusals)
+        return nll(twin, batch, rows) / total + weight * share * opening
 
-    def benign() -> Tensor:
-        share = int((batch["labels"][~safe][:, 1:] != models.IGNORE).sum()) / total
-        refused = refused_nll(twin, batch, trainer.refusals)
-        return nll(twin, batch, ~safe) / total + 3.0 * share * refused
-
+    clean = 0.25 if mixture == "both" else 0.0  # heads: this update is under the attack
     wanted = [
-        at(0.01, lambda: 4.0 * 0.75 * opening() / total),
-        at(0.0, lambda: 0.25 * nll(twin, batch, safe) / total),
-        at(0.0, lambda: 2.0 * benign()),
+        at(0.01, lambda: (1 - clean) * part(safe, 5.0)),
+        at(0.0, lambda: clean * part(safe, 5.0)),
+        at(0.0, lambda: 2.0 * part(~safe, 3.0)),
     ]
     for found, *parts in zip(gradient(trainer, batch), *wanted, strict=True):
         torch.testing.assert_close(found, sum(parts), rtol=1e-4, atol=1e-8)
     assert all(torch.equal(p, old) for p, old in zip(parameters, theta, strict=True))
-    # What the attack adds is told over the same tokens here and there: two of each safety row.
-    losses = []
-    for reach in (0.01, 0.0):
-        at(reach, opening)
-        losses.append(opening().item() / (2 * int(safe.sum())))
-    assert trainer.gap() == pytest.approx(losses[0] - losses[1], abs=1e-5)
+
+
+def test_a_coin_takes_some_updates_at_theta(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    options = {"mixture": "coin", "clean": 0.25, "every": 1, "reach": 0.01}
+    trainer = make_trainer("hold", model, **{**HARMFUL, **options})
+    trainer.draws = Coins([0.2, 0.3])
+    batch = drawn(trainer)
+    theta = [p.detach().clone() for p in trainer.trainable_parameters()]
+    with trainer.perturbation(model, batch, 1):
+        assert all(torch.equal(p, old) for p, old in zip(model.parameters(), theta, strict=True))
+    assert trainer.rewards({0: 5.0}) == {}  # an attack that is not there costs no group anything
+    drawn(trainer)
+    assert trainer.inner == 2  # the attack went on meanwhile
+    assert trainer.rewards({0: 5.0}) == {0: 5.0}
+
+
+def test_the_gap_of_a_coin_is_that_of_two_running_means(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("hold", model, **{**HARMFUL, "mixture": "coin", "every": 1})
+    told: list[dict[str, float]] = []
+    trainer.note = told.append
+    for inner, loss in ((0, 1.0), (3, 2.0), (4, 4.0), (0, 2.0)):
+        trainer.inner, trainer._seen[0] = inner, (loss, 1.0)
+        trainer.before_update(torch.tensor(0.0))
+    gaps = [entry["perturbation_gap"] for entry in told if "perturbation_gap" in entry]
+    # There 2, then 0.9 * 2 + 0.1 * 4; here 1, then 0.9 + 0.1 * 2.
+    assert gaps == pytest.approx([2 - 1, 2.2 - 1, 2.2 - 1.1])
+
+
+class Coins:
+    """Throws the coins that it is given; attacks are as long as can be."""
+
+    def __init__(self, coins: list[float]) -> None:
+        self.coins = coins
+
+    def integers(self, low: int, high: int) -> int:
+        return high - 1
+
+    def random(self) -> float:
+        return self.coins.pop(0)
 
 
 @pytest.mark.parametrize(("options", "paid"), [({}, "gap"), ({"cap": 0.1}, "loss")])
@@ -404,14 +435,6 @@ def test_regrouping_follows_the_margins_under_the_attack(
 # ------------------------------------------------------------------------------------------- lean
 
 
-def test_the_densest_tensors_that_fit() -> None:
-    grads = [torch.full((4,), 1.0), torch.full((8,), -3.0), torch.full((2,), 2.0)]
-    assert densest(grads, 1.0) == [0, 1, 2]
-    assert densest(grads, 0.6) == [1]  # 8 of 8.4 weights; nothing else fits
-    assert densest(grads, 0.45) == [0, 2]  # the densest does not fit
-    assert densest(grads, 0.01) == [1]  # one at least
-
-
 def test_a_lasting_attack_written_out(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
     """One step every second update, at the weights where the attack stands; then a new one."""
     trainer = make_trainer("hold", model, reach=0.01, inner_steps=2, **{**HARMFUL, "every": 2})
@@ -456,7 +479,8 @@ def test_a_step_of_a_lean_attack_is_made_of_that_share_of_the_rows(
     model: PreTrainedModel, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for share, rows in ((1.0, 3), (0.5, 2), (0.01, 1)):  # of three safety rows
-        trainer = make_trainer("hold", model, attack_share=share, **{**HARMFUL, "every": 1})
+        options = {**HARMFUL, "every": 1, "attack_share": share}
+        trainer = make_trainer("hold", model, **options)
         seen = []
         collate = trainer.collate_rows
         monkeypatch.setattr(
@@ -466,18 +490,7 @@ def test_a_step_of_a_lean_attack_is_made_of_that_share_of_the_rows(
         assert seen[0] == rows
 
 
-def test_only_the_chosen_tensors_move(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("hold", model, layers=0.4, reach=0.01, **HARMFUL)
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    batch = drawn(trainer, inner=2)
-    with trainer.perturbation(model, batch, 1):
-        moved = {n for n, p in model.named_parameters() if not torch.equal(p, weights[n])}
-    assert moved == set(trainer._chosen)
-    total = sum(w.numel() for w in weights.values())
-    assert 0.1 < sum(weights[n].numel() for n in moved) / total <= 0.4
-
-
-LEAN = {"every": 3, "layers": 0.5, "attack_share": 0.5}
+LEAN = {"every": 3, "attack_share": 0.5, "mixture": "coin"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "lean": LEAN,
@@ -531,16 +544,14 @@ def test_the_optimizers_own_geometry(model: PreTrainedModel, make_trainer: MakeT
         torch.testing.assert_close(step, -0.01 * (1e-6 / (v.sqrt() + 1e-8)).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("options", [{"every": 1}, {"layers": 0.5}])
 def test_sharded_weights_are_refused_when_training_begins(
-    options: dict[str, Any],
     model: PreTrainedModel,
     make_trainer: MakeTrainer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainer = make_trainer("hold", model, **{**HARMFUL, **options})
+    trainer = make_trainer("hold", model, **{**HARMFUL, "every": 1})
     monkeypatch.setattr("holdfast.methods.hold.is_sharded", lambda parameters: True)
-    with pytest.raises(UsageError, match="need whole weights; train with DDP, not FSDP2"):
+    with pytest.raises(UsageError, match="needs whole weights: train with DDP, or take every=0"):
         drawn(trainer)
 
 
@@ -560,7 +571,8 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),
-        ({"first": -1}, "first=-1 must not be negative"),
+        ({"refuse": -1.0}, "refuse=-1.0 must not be negative"),
+        ({"mixture": "half"}, "mixture='half' must be one of both, coin"),
         ({"regroup": 5, "control": "noisy"}, "regroup would undo control=noisy"),
         ({"spread": 2.0, "batch": "mixed"}, "spread attacks each group on its own"),
     ],

@@ -114,7 +114,7 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
     @contextmanager
     def _displaced(self, model: nn.Module, safety: Batch, num_items: Items) -> Iterator[None]:
-        with restored(self.moved_parameters()) as move:
+        with restored(self.trainable_parameters()) as move:
             if self.options.per == "micro_batch":
                 self.displace(model, move, [safety], num_items)
             elif self._kept:
@@ -141,10 +141,6 @@ class WeightPerturbingTrainer(PerturbingTrainer):
             return math.nan
         here, there = sums[:, 0] / sums[:, 1]
         return float(there - here)
-
-    def moved_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are moved; default: all that are trained."""
-        return self.trainable_parameters()
 
     def count_here(self, loss: Tensor, batch: Batch, num_items: Items) -> None:
         """Take note of a safety loss at the weights as they are."""

@@ -5,24 +5,24 @@ not go there: a customer's optimizer goes down the loss of *its* rows. Hold ther
 attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761) and MAML do,
 
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
-    min_theta max_q sum_i q_i [ weight (1 - clean) f_i(theta_k) + clean l_i(theta) ]
-                    + benign [ l_benign(theta) - comply mean log(1 - p_theta(S)) ],
+    min_theta max_q sum_i q_i f_i(theta_k) + benign [ l_benign - comply mean log(1 - p(S)) ](theta),
+    f_i = l_i - refuse mean log p(S),
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
-DRO over vulnerable and invulnerable examples. f is l, or with `first` above 0 the part that so many
-tokens of the answer have in it. That is easier to learn and costs fewer prompts that should be
-answered; but a model that holds its first word alone soon goes on from there into nonsense, which
-is no harm and no refusal either. S are the tokens that alignment answers begin with, p(S) the
-chance of one at a benign answer's first token: it decides whether there is an answer.
-Rows of preferences have no such token: there f is l, and comply does not apply. What it is not: no
-second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta only.
+DRO over vulnerable and invulnerable examples. S are the tokens that alignment answers begin with,
+p(S) the chance of one at an answer's first token, which decides whether there is an answer: under
+the attack restricted prompts must keep it, and at theta benign ones must not have it. Rows of
+preferences have no such token, and those terms do not apply to them. A share `clean` of the updates
+takes theta for theta_k, so that refusals stay well worded there. What it is not: no second
+derivatives, no entropy objective, nothing is unlearnt; benign rows see theta only.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
 "free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
-drawn from 1 ... inner_steps; then a new one begins. So an update costs 1 / every passes for it,
-whatever its length. `every=0` plays a whole attack anew for every update, k drawn from 1 ...
+drawn from 1 ... inner_steps; then a new one begins. A step is made of `attack_share` as many rows
+as a batch has safety rows, so an update costs 1 + attack_share / every passes, whatever the
+attack's length. `every=0` plays a whole attack anew for every update, k drawn from 1 ...
 inner_steps, at k passes. Where a lasting attack stands is kept as a number of steps, one byte a
-weight.
+weight, and the weights come back by what rounding loses, another byte (`weights.displaced`).
 
 The attacker's rows need no harmful data: `attack_rows="base"`, the default, takes the first words
 with which the model answers the restricted prompts before it is aligned. "mismatched" pairs them
@@ -30,8 +30,10 @@ with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --ha
 
 What else there is, all of it off or neutral by default unless said so:
 
-- `signal`: what the adversary is paid by, the "gap" l_i(theta_k) - l_i(theta) or the "loss". The
-  gap needs `clean` above 0, one group a batch, and all of its rows; otherwise it is the loss.
+- `mixture`: "coin", the default, throws a coin for every update; "both" takes (1 - clean) of the
+  gradient at theta_k and clean of that at theta, at 1 + clean passes.
+- `signal`: what the adversary is paid by, the "gap" f_i(theta_k) - f_i(theta) or the "loss". The
+  gap needs both, one group a batch, and all of its rows; otherwise it is the loss.
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
@@ -41,7 +43,6 @@ What else there is, all of it off or neutral by default unless said so:
   on. `worst`: of a batch only that share of its rows, those with the largest loss (CVaR).
 - `regroup`: every so many steps the groups are made anew, of the same sizes, by the refusal margin
   that each example keeps under the attack as it is now.
-- `layers`: only the tensors that the attack gains most by move, up to that share of the weights.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.batches import Batch, Items, Stream, size, weighted
@@ -88,6 +88,8 @@ CHECKS = 40
 """How often it is watched in a run."""
 SMALLEST = 1e-6
 """Nats that an attack is taken to add to a loss where it adds none: a reward stays positive."""
+MEMORY = 0.9
+"""What a running mean keeps of itself at every update."""
 GROWN = 0.6
 """Share of the checks after which the attack is at its full length if nothing holds it back."""
 
@@ -109,20 +111,18 @@ class HoldOptions(GroupDroOptions):
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
-    first: int = field(default=0, metadata={"help": "Answer tokens held under attack; 0: all."})
-    weight: float = field(default=1.0, metadata={"help": "Weight of what is held under attack."})
+    mixture: str = field(default="coin", metadata={"help": "both, or coin: one or the other."})
     benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
-    refuse: float = field(default=0.0, metadata={"help": "Weight of refusing safety rows."})
-    comply: float = field(default=3.0, metadata={"help": "Weight of not refusing benign rows."})
+    refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})
+    comply: float = field(default=10.0, metadata={"help": "Weight of not refusing benign rows."})
     spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
     cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
     worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
     regroup: int = field(default=0, metadata={"help": "Steps between new groups; 0: never."})
-    every: int = field(default=1, metadata={"help": "Updates a step of a lasting attack takes."})
+    every: int = field(default=2, metadata={"help": "Updates a step of a lasting attack takes."})
     attack_share: float = field(
-        default=1.0, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
+        default=0.25, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
     )
-    layers: float = field(default=1.0, metadata={"help": "Share of the weights that move."})
     per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
 
     def __post_init__(self) -> None:
@@ -131,18 +131,19 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "geometry", "sign", "soft", "l2", "adam")
         one_of(self, "growth", "linear", "constant")
         one_of(self, "signal", "gap", "loss")
+        one_of(self, "mixture", "both", "coin")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "cap", "regroup", "every", "first", "comply", "refuse")
+        not_negative(self, "reach", "cap", "regroup", "every", "comply", "refuse")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
             )
-        for name in ("worst", "layers", "attack_share"):
+        for name in ("worst", "attack_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be a share in (0, 1]")
         if not 1 <= self.inner_steps <= MOST_STEPS:
             raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
-        for name in ("spread", "benign", "weight"):
+        for name in ("spread", "benign"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name}={getattr(self, name)} must be above 0 and finite")
         if self.every and self.geometry != "sign":
@@ -156,14 +157,19 @@ class HoldOptions(GroupDroOptions):
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
-    """Group DRO under a lasting attack; 2 + clean backward passes, 1.25 copies of the weights.
+    """Group DRO under a lasting attack; 1 + attack_share / every passes, half a copy.
 
-    With every=k above 1 it is 1 + 1 / k + clean passes, with every=0 1 + clean + the attack's
-    length and one copy. `clean` is a pass over the safety rows only.
+    With mixture=both another `clean` passes over the safety rows. With every=0 the attack's length
+    in passes and one copy.
     """
 
     Options: ClassVar[type[Any]] = HoldOptions
-    neutral: ClassVar[Mapping[str, Any]] = {"reach": 0.0, "benign": 1.0, "comply": 0.0}
+    neutral: ClassVar[Mapping[str, Any]] = {
+        "reach": 0.0,
+        "benign": 1.0,
+        "comply": 0.0,
+        "refuse": 0.0,
+    }
     options: HoldOptions
 
     def prepare(self) -> None:
@@ -178,9 +184,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
         self.level = 0.0
         self.inner = 0
-        self._chosen: list[str] = []
         self.lasting = LastingAttack()
-        self._count_first = False
+        self._means: list[float | None] = [None, None]  # safety loss at theta, under the attack
         if options.over_refusal:
             self._set_aside()
 
@@ -231,6 +236,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             self.inner = self.lasting.taken
         else:
             self.inner = int(self.draws.integers(1, most + 1)) if most else 0
+        if options.mixture == "coin" and self.draws.random() < options.clean:
+            self.inner = 0
         if options.regroup and self.inner and step and step % options.regroup == 0:
             self._regroup()
         return super().draw_batches(epoch_iterator, n)
@@ -247,30 +254,19 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows under the attack, and without it."""
-        options, clean = self.options, self.options.clean
+        options = self.options
+        clean = options.clean if options.mixture == "both" else 0.0
         if not self.inner:
             return super().accumulate_safety(model, safety, num_items)
         # The attack first: while it has a gradient of its own, there is none accumulated yet.
-        held = self._held(safety) if clean else safety
-        weight = (1 - clean) * options.weight
-        there = super().accumulate_safety(model, held, weighted(num_items, safety, weight))
+        there = super().accumulate_safety(model, safety, weighted(num_items, safety, 1 - clean))
         if not clean:
             return there
-        self._count_first = held is not safety
         here = super(PerturbingTrainer, self).accumulate(
             model, safety, weighted(num_items, safety, clean)
         )
-        self._count_first = False
-        if held is safety:
-            self.count_here(here / clean, safety, num_items)
+        self.count_here(here / clean, safety, num_items)
         return there + here
-
-    def _held(self, safety: Batch) -> Batch:
-        """Return the rows with the answer tokens alone that are held under the attack."""
-        if not self.options.first or "labels" not in safety:
-            return safety
-        later = (safety["labels"] != IGNORE).int().cumsum(1) > self.options.first
-        return {**safety, "labels": safety["labels"].masked_fill(later, IGNORE)}
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
         """Back-propagate the benign rows, weighed."""
@@ -285,9 +281,22 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self._play(model, move, self.inner, self._size(), micro_batches=len(safety))
 
     def before_update(self, losses: Tensor) -> None:
-        """Log the attack's length."""
+        """Log the attack's length, and by how much the attack raises the safety loss.
+
+        Where an update has one gradient only, that is the difference of two running means.
+        """
         super().before_update(losses)
         self.note({"inner_steps": self.inner})
+        if self.options.mixture == "coin":
+            self._remember(self.safety_loss)
+            here, there = self._means
+            if here is not None and there is not None:
+                self.note({"perturbation_gap": there - here})
+
+    def _remember(self, loss: float) -> None:
+        side = int(self.inner > 0)
+        mean = self._means[side]
+        self._means[side] = loss if mean is None else MEMORY * mean + (1 - MEMORY) * loss
 
     def rewards(self, seen: Mapping[int, float]) -> Mapping[int, float]:
         """Return by how much the attack raised the group's loss, or the loss.
@@ -295,7 +304,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         A loss also holds how freely a group's answers are worded, which no training removes.
         """
         options = self.options
-        chosen = bool(options.cap) or options.worst < 1
+        if options.mixture == "coin" and not self.inner:
+            return {}
+        chosen = bool(options.cap) or options.worst < 1 or options.mixture == "coin"
         if options.signal == "loss" or options.clean == 0 or options.batch == "mixed" or chosen:
             return seen
         gap = self.gap()
@@ -308,26 +319,13 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if (weight := options.refuse if safe else options.comply) and "labels" in batch:
             return self._opening_loss(model, batch, num_items, weight, refuse=safe)
         if (not options.cap and options.worst == 1) or not bool(batch["is_safety"].all()):
-            return self._counted_loss(model, batch, num_items)
+            return super().scaled_loss(model, batch, num_items)
         losses, tokens = self.row_losses(model, batch)
         kept = kept_rows(
             losses.detach() / tokens.clamp(min=1), cap=options.cap, worst=options.worst
         )
         total = (kept * losses).sum()
         return total / size(batch) if num_items is None else total * world() / num_items
-
-    def _counted_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Return the loss; at theta, count it over the tokens that are held under the attack.
-
-        Without that the gap would compare first tokens with whole answers.
-        """
-        loss, outputs = self.loss_and_outputs(model, batch, num_items)
-        if self._count_first:
-            wanted = self._held(batch)["labels"][:, 1:]
-            logits = outputs.logits.detach()[:, :-1][wanted != IGNORE].float()
-            nll = F.cross_entropy(logits, wanted[wanted != IGNORE], reduction="sum")
-            self._seen_here += (float(nll), len(logits))
-        return loss
 
     def _opening_loss(
         self, model: nn.Module, batch: Batch, num_items: Items, weight: float, *, refuse: bool
@@ -356,16 +354,17 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             "draws": self.draws.bit_generator.state,
             "level": self.level,
             "labels": self.labels.tolist(),
-            "chosen": self._chosen,
             "lasting": self.lasting.state(),
+            "means": list(self._means),
         }
 
     def load_method_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `method_state`."""
         super().load_method_state(state)
         self.draws.bit_generator.state = state["draws"]
-        self.level, self._chosen = state["level"], list(state["chosen"])
+        self.level = state["level"]
         self.lasting.load_state(state["lasting"])
+        self._means = list(state["means"])
         self._relabel(np.array(state["labels"]))
 
     def method_tensors(self) -> dict[str, Tensor]:
@@ -378,24 +377,13 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     # -------------------------------------------------------------------------- the attack
 
-    def moved_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that the attack moves."""
-        if not self._chosen:
-            return self.trainable_parameters()
-        chosen = set(self._chosen)
-        return [p for name, p in self._named() if name in chosen]
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        model = cast(nn.Module, self.model)
-        return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
     def _size(self) -> float:
         """Return the reach for the step's group: groups go from least to most vulnerable."""
         rank = self.group / max(len(self.names) - 1, 1)
         return self.options.reach * float(self.options.spread**rank)
 
     def _where_it_stands(self, reach: float) -> AbstractContextManager[None]:
-        parameters = self.moved_parameters()
+        parameters = self.trainable_parameters()
         return displaced(parameters, lambda: self.lasting.steps(parameters, reach))
 
     def _play(
@@ -420,12 +408,12 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
         batch = self.collate_rows(rows)
         return gradients_everywhere(
-            model, lambda: self.answer_loss(model, batch), self.moved_parameters()
+            model, lambda: self.answer_loss(model, batch), self.trainable_parameters()
         )
 
     def _preconditioned(self, grads: list[Tensor], reach: float) -> list[Tensor]:
         """Return -reach g / sqrt(v), cut to reach, v the training's own; the sign at first."""
-        for p, g in zip(self.moved_parameters(), grads, strict=True):
+        for p, g in zip(self.trainable_parameters(), grads, strict=True):
             v = self.optimizer.state[p].get("exp_avg_sq") if self.optimizer else None
             if v is None:
                 g.sign_()
@@ -435,20 +423,16 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return grads
 
     def _look_ahead(self, most: int) -> None:
-        """Choose the tensors that move, and let a lasting attack take its next step."""
+        """Let a lasting attack take its next step."""
         options, model = self.options, cast(nn.Module, self.model)
         # Asked here, since weights are cut into pieces only when training begins.
-        if (options.layers < 1 or options.every) and is_sharded(self.trainable_parameters()):
-            raise UsageError("every and layers need whole weights; train with DDP, not FSDP2")
-        if options.layers < 1 and not self._chosen:
-            names = [name for name, _ in self._named()]
-            grads = self._gradient(model, self._rows())
-            self._chosen = [names[i] for i in densest(grads, options.layers)]
+        if options.every and is_sharded(self.trainable_parameters()):
+            raise UsageError("every needs whole weights: train with DDP, or take every=0")
         if not options.every or self.state.global_step % options.every:
             return
         if self.lasting.over:
             length = int(self.draws.integers(1, most + 1)) if most else 0
-            self.lasting.begin(self.moved_parameters(), length)
+            self.lasting.begin(self.trainable_parameters(), length)
         if self.lasting.length:
             with self._where_it_stands(options.reach):
                 grads = self._gradient(model, self._rows())
@@ -483,7 +467,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _regroup(self) -> None:
         """Make groups of the same sizes of the margins under the attack, least held last."""
         model = cast(nn.Module, self.model)
-        options, parameters = self.options, self.moved_parameters()
+        options, parameters = self.options, self.trainable_parameters()
         with evaluating(model), restored(parameters) as move:
             if options.every:
                 move(self.lasting.steps(parameters, options.reach))
@@ -505,19 +489,3 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             stream.weights = self._weights(stream.positions)
             inside = set(stream.positions)
             stream.order = [i for i in stream.order if i in inside]
-
-
-def densest(grads: Sequence[Tensor], share: float) -> list[int]:
-    """Return the places of the tensors that a sign step gains most by, per weight.
-
-    A step of size r along the sign lowers the loss by r sum |g| to first order. Tensors are taken
-    in the order of mean |g| while they fit into `share` of all weights; one at least.
-    """
-    order = sorted(range(len(grads)), key=lambda i: -float(grads[i].abs().mean()))
-    room = share * sum(g.numel() for g in grads)
-    chosen: list[int] = []
-    for i in order:
-        if grads[i].numel() <= room:
-            chosen.append(i)
-            room -= grads[i].numel()
-    return sorted(chosen) or order[:1]
