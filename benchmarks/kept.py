@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,15 @@ class Kept:
             (*self.attacks, *other.attacks),
             (*self.evaluations, *other.evaluations),
             f"{self.path} and {other.path}",
+        )
+
+    def without(self, methods: Collection[str]) -> Kept:
+        """Return all but these methods."""
+        return replace(
+            self,
+            methods={name: how for name, how in self.methods.items() if name not in methods},
+            attacks=[a for a in self.attacks if a.method not in methods],
+            evaluations=[e for e in self.evaluations if e.method not in methods],
         )
 
     def save(self, path: Path) -> None:

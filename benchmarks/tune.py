@@ -11,8 +11,10 @@ fine-tuning has its trials too: what another learning rate would do is no merit 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import defenses
@@ -24,7 +26,6 @@ from variants import BASELINE, HOLD
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from holdfast.artifacts import AttackResult, Evaluation
     from holdfast.stages.pipeline import RunConfig
@@ -159,12 +160,19 @@ def _row(name: str, settings: Settings, attack: AttackResult, stood: Evaluation)
     }
 
 
+def _others(path: Path | None, methods: Collection[str]) -> list[Row]:
+    """Return the rows of the file that are of other methods than these."""
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
+    return [row for row in kept if row["method"] not in methods]
+
+
 def run_benchmark() -> None:
     """Run what is missing, choose, write."""
     options = parser(__doc__, seeds=1)
     options.set_defaults(first_seed=SEED)
     add_setting(options)
     options.add_argument("--methods", default="all", help="all, or names with commas")
+    options.add_argument("--add", type=Path, help="results in which the other methods' trials are")
     chosen = options.parse_args()
     if chosen.seeds != 1:
         raise UsageError(f"--seeds {chosen.seeds}: a trial is one seed")
@@ -172,6 +180,7 @@ def run_benchmark() -> None:
         config = configuration(setting(chosen, work), chosen, work / "run")
         walk(config, ("align", "score", "group", "evaluate", "attack"))
         made = rows(dict(config.methods), *found_in(RunDir(config.out)))
+        made = [*_others(chosen.add, {row["method"] for row in made}), *made]
         facts = {"setting": chosen.setting, "quick": chosen.quick, "seed": chosen.first_seed}
         facts |= {"attack": config.attack, "align": config.align}
         write(chosen.json, "tune", facts, made)

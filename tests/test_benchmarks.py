@@ -463,6 +463,17 @@ def test_seeds_are_added_to_what_was_kept(bench: SimpleNamespace) -> None:
         first.and_also(bench.kept.Kept("text", methods, [other]))
 
 
+def test_methods_that_are_made_anew_take_the_place_of_the_old(bench: SimpleNamespace) -> None:
+    old = kept(bench, {"sft": {"epochs": 5}, "vaa": {"rho": 1}}, attacks())
+    new = kept(bench, {"vaa": {"rho": 2}}, [a for a in attacks() if a.method == "vaa"])
+    with pytest.raises(MismatchError, match="'vaa' was aligned with"):
+        old.and_also(new)
+    both = old.without(new.methods).and_also(new)
+    assert both.methods == {"sft": {"epochs": 5}, "vaa": {"rho": 2}}
+    assert sorted(a.model for a in both.attacks) == sorted(a.model for a in old.attacks)
+    assert {e.method for e in old.without(["vaa"]).evaluations} <= {"sft"}
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no json"])
 def test_a_file_that_kept_nothing_is_refused(
     bench: SimpleNamespace, tmp_path: Path, text: str
@@ -519,6 +530,11 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
     tuned = bench.variants.methods(base, "vaa,vaa-noisy", path)
     assert tuned["vaa"]["options"] == {"rho": 2}
     assert tuned["vaa-noisy"]["options"] == {"rho": 2, "control": "noisy"}
+    assert [row["trial"] for row in bench.tune._others(path, {"vaa", "sft"})] == [
+        "sam-t0",
+        "sam-t1",
+    ]
+    assert bench.tune._others(None, set()) == []
     with pytest.raises(UsageError, match="of the world, not of the text"):
         bench.variants.methods(settings(bench, tmp_path)["text"], "vaa", path)
     with pytest.raises(UsageError, match="no results of tune"):
