@@ -50,10 +50,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-uniform": {"floor": 0.5},
     "hold-tilt2": {"tilt": 2.0},
     "hold-mixed": {"batch": "mixed"},
-    "hold-spread2": {"spread": 2.0},
-    "hold-worst0.5": {"worst": 0.5},
-    "hold-cap": {"cap": 0.02},
-    "hold-regroup": {"regroup": 50},
     "hold-watched": {"over_refusal": 0.05, "inner_steps": 96},
     # Settings of transformers.TrainingArguments are options too.
     **{f"{name}-constant_rate": {"lr_scheduler_type": "constant"} for name in (BASELINE, HOLD)},

@@ -27,10 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
         "method": "hold",
         "options": {**HOLD, "every": 1, "attack_share": 0.5, "inner_steps": 2},
     },
-    "ddp regrouped": {
-        "method": "hold",
-        "options": {**HOLD, "inner_steps": 2, "regroup": 1},
-    },
+    "ddp hold anew": {"method": "hold", "options": {**HOLD, "inner_steps": 2}},
     "ddp update": {
         "method": "vaa",
         "options": {**VAA["options"], "per": "update", "mixture": "both", "lam": 0.5},  # type: ignore[dict-item]
@@ -77,7 +74,7 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     assert two["sharded"] == ("fsdp" in case)
     assert len(one["log"]) == 3
     for a, b in zip(one["log"], two["log"], strict=True):
-        for key in ("group", "perturbed", "inner_steps", "regrouped"):
+        for key in ("group", "perturbed", "inner_steps"):
             assert a.get(key) == b.get(key)
         assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-6)
         if "safety_loss" in a:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from holdfast import models
 from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.losses import kept_rows
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.hold import HoldOptions
 from recorded_steps import nll
@@ -171,39 +169,6 @@ def test_what_is_lacking_is_named(
         make_trainer("hold", model, replace(data, **{lacking: None}), **options)  # type: ignore[arg-type]
 
 
-# ----------------------------------------------------------------------- rows that are trained on
-
-
-def test_kept_rows() -> None:
-    losses = torch.tensor([0.1, 2.0, 1.0, 0.5])
-    assert kept_rows(losses, cap=0.0, worst=1.0).tolist() == [1, 1, 1, 1]
-    assert kept_rows(losses, cap=0.5, worst=1.0).tolist() == [0, 1, 1, 1]
-    assert kept_rows(losses, cap=0.0, worst=0.5).tolist() == [0, 2, 2, 0]
-    assert kept_rows(losses, cap=1.5, worst=0.5).tolist() == [0, 2, 0, 0]
-    assert kept_rows(losses, cap=0.0, worst=0.01).tolist() == [0, 4, 0, 0]
-
-
-def test_cap_and_worst_weigh_the_rows_of_the_safety_loss(
-    model: PreTrainedModel, make_trainer: MakeTrainer
-) -> None:
-    options = {"reach": 0.0, "worst": 0.5, "cap": 0.2, "benign": 1.0}
-    trainer = make_trainer("hold", model, **options, **HARMFUL)
-    batch = drawn(trainer)
-    safe, total = batch["is_safety"], answer_tokens(batch)
-    parameters = list(model.parameters())
-    model.train()
-    every = [nll(model, batch, torch.arange(len(safe)) == i) for i in range(len(safe))]
-    tokens = (batch["labels"][:, 1:] != models.IGNORE).sum(1)
-    means = torch.tensor([float(loss.detach()) for loss in every]) / tokens
-    kept = torch.zeros(len(safe))
-    kept[safe] = kept_rows(means[safe], cap=0.2, worst=0.5)
-    kept[~safe] = 1.0
-    loss = sum(w * one for w, one in zip(kept.tolist(), every, strict=True)) / total
-    wanted = torch.autograd.grad(loss, parameters)  # type: ignore[arg-type]
-    for a, b in zip(gradient(trainer, batch), wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
-
-
 def answers_at(batch: Batch, rows: Tensor) -> list[tuple[int, int]]:
     """Return each row with the position that predicts the first token of its answer."""
     labels = batch["labels"]
@@ -309,7 +274,7 @@ class Coins:
         return self.coins.pop(0)
 
 
-@pytest.mark.parametrize(("options", "paid"), [({}, "gap"), ({"cap": 0.1}, "loss")])
+@pytest.mark.parametrize(("options", "paid"), [({}, "gap"), ({"mixture": "coin"}, "loss")])
 def test_the_adversary_is_paid_by_the_gap_where_it_is_known(
     options: dict[str, Any], paid: str, model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
@@ -345,10 +310,8 @@ def test_the_attack_grows_while_benign_prompts_are_answered(
     assert aside == 6  # a fifth of 32
     assert len(trainer.streams["benign"].positions) == 32 - aside
     refused = 0.0
-    margins = np.linspace(-1, 1, 100)
-    monkeypatch.setattr(
-        trainer, "_margins", lambda rows: margins - np.quantile(margins, 1 - refused)
-    )
+    margins = torch.linspace(-1, 1, 100)
+    monkeypatch.setattr(trainer, "_margins", lambda rows: margins - margins.quantile(1 - refused))
     levels = []
     for step in range(40):
         refused = 0.0 if step < 30 else 0.5
@@ -357,20 +320,6 @@ def test_the_attack_grows_while_benign_prompts_are_answered(
     assert levels[23] == pytest.approx(1.0)  # 24 checks of 40, 0.6 of them
     assert trainer.level == pytest.approx(1.0 - 10 * 2 / 24)
     assert trainer._most() == round(6 * trainer.level)
-
-
-def test_vulnerable_groups_are_attacked_farther(
-    model: PreTrainedModel, make_trainer: MakeTrainer
-) -> None:
-    trainer = make_trainer("hold", model, spread=3.0, reach=0.01, **HARMFUL)
-    found = {}
-    for _ in range(20):
-        batch = drawn(trainer, inner=1)
-        with trainer.perturbation(model, batch, 1):
-            moved = next(model.parameters()).detach().clone()
-        step = (moved - next(model.parameters()).detach()).abs().max().item()
-        found[trainer.group] = step
-    assert found == pytest.approx({0: 0.01, 1: 0.03})
 
 
 # ---------------------------------------------------------------------------- the groups' adversary
@@ -394,42 +343,9 @@ def test_the_adversary_is_paid_by_what_the_attack_adds(
         assert rewards == {entry["group"]: max(entry["perturbation_gap"], 1e-6)}
 
 
-@pytest.mark.parametrize("options", [{"signal": "loss"}, {"clean": 0.0}])
-def test_or_by_the_loss(
-    options: dict[str, Any], model: PreTrainedModel, make_trainer: MakeTrainer
-) -> None:
-    trainer = make_trainer("hold", model, **HARMFUL, **options)
+def test_or_by_the_loss(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("hold", model, **HARMFUL, clean=0.0)
     assert trainer.rewards({1: 0.3}) == {1: 0.3}
-
-
-# ---------------------------------------------------------------------------------------- regroup
-
-
-def test_regrouping_follows_the_margins_under_the_attack(
-    make_trainer: MakeTrainer, refusing: Any
-) -> None:
-    trainer = make_trainer(
-        "hold", copy.deepcopy(refusing("llama").model), reach=2e-3, regroup=1, **HARMFUL
-    )
-    sizes = np.bincount(trainer.labels)
-    trainer.state.max_steps = 3
-    trainer.state.global_step = 1
-    seen: list[np.ndarray] = []
-    margins = trainer._margins
-
-    def watched(rows: Any) -> np.ndarray:
-        seen.append(margins(rows))
-        return seen[-1]
-
-    trainer._margins = watched
-    before = margins(trainer.safety_rows)
-    drawn(trainer)
-    (under,) = seen
-    assert (under < before).mean() > 0.5  # they were read under the attack
-    np.testing.assert_array_equal(np.bincount(trainer.labels), sizes)
-    assert under[trainer.labels == 1].max() <= under[trainer.labels == 0].min()
-    for group in (0, 1):
-        assert trainer.streams[f"group {group}"].positions == trainer.members(group)
 
 
 # ------------------------------------------------------------------------------------------- lean
@@ -496,7 +412,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lean": LEAN,
     "anew": {"every": 0},
     "watched": {"over_refusal": 0.5, "every": 0},
-    "regrouped": {"regroup": 2, "spread": 2.0},
+    "full": {"mixture": "both", "every": 1},
     "mixed": {"batch": "mixed"},
 }
 
@@ -566,15 +482,12 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"growth": "fast"}, "growth='fast' must be one of linear"),
         ({"reach": -1.0}, "reach=-1.0 must not be negative"),
         ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
-        ({"worst": 0.0}, r"worst=0.0 must be a share in \(0, 1\]"),
         ({"attack_share": 1.5}, r"attack_share=1.5 must be a share in \(0, 1\]"),
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "benign=0.0 must be above 0"),
         ({"every": 2, "geometry": "l2"}, "every=2 counts signs: it needs geometry=sign"),
         ({"refuse": -1.0}, "refuse=-1.0 must not be negative"),
         ({"mixture": "half"}, "mixture='half' must be one of both, coin"),
-        ({"regroup": 5, "control": "noisy"}, "regroup would undo control=noisy"),
-        ({"spread": 2.0, "batch": "mixed"}, "spread attacks each group on its own"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -211,16 +211,3 @@ def chunks(items: Sequence[int], size: int) -> Iterable[list[int]]:
     """Yield consecutive pieces of at most `size` items."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
-
-
-def kept_rows(losses: Tensor, *, cap: float, worst: float) -> Tensor:
-    """Return a weight for each row (B,), 0 for those that are not trained on.
-
-    `worst` keeps that share of the rows, at least one, those with the largest loss, and weighs
-    them by its inverse: CVaR at that level. `cap` leaves out rows below a loss, without making up
-    for it.
-    """
-    n = max(1, round(worst * len(losses)))
-    weights = torch.zeros_like(losses)
-    weights[losses.topk(n).indices] = len(losses) / n
-    return weights * (losses >= cap)

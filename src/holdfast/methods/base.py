@@ -30,8 +30,7 @@ from holdfast.batches import MARKS, Batch, Items, size
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
-from holdfast.losses import per_example_nll
-from holdfast.models import IGNORE, Encoded, collate, encode
+from holdfast.models import Encoded, collate, encode
 from holdfast.trl_rows import from_dataset
 from holdfast.weights import gradients_everywhere, trainable
 
@@ -268,21 +267,6 @@ class AlignmentTrainer(Trainer):
         """Return the mean answer loss of rows of the method's own, whatever the run's loss is."""
         with self.compute_loss_context_manager():
             return cast(Tensor, model(**batch, use_cache=False).loss)
-
-    def row_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the sum of each row's answer losses, (B,) float32, and its answer tokens, (B,).
-
-        Raises:
-            UsageError: The rows have no labels, as in training on preferences.
-        """
-        if "labels" not in batch:
-            raise UsageError("rows are weighed by their answer's loss, and preferences have none")
-        with self.compute_loss_context_manager():
-            asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            logits = model(**asked, use_cache=False).logits.float()
-        tokens = (batch["labels"][:, 1:] != IGNORE).sum(1)
-        means = per_example_nll(logits, batch["labels"])
-        return torch.where(tokens > 0, means, 0.0) * tokens, tokens
 
     def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
         """Build a batch of other rows (an attacker's) on the training device."""

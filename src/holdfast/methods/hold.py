@@ -30,19 +30,12 @@ with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --ha
 
 What else there is, all of it off or neutral by default unless said so:
 
-- `mixture`: "coin", the default, throws a coin for every update; "both" takes (1 - clean) of the
-  gradient at theta_k and clean of that at theta, at 1 + clean passes.
-- `signal`: what the adversary is paid by, the "gap" f_i(theta_k) - f_i(theta) or the "loss". The
-  gap needs both, one group a batch, and all of its rows; otherwise it is the loss.
+- `mixture`: "coin", the default, throws a coin for every update, and the adversary is paid by the
+  loss under the attack; "both" takes (1 - clean) of the gradient at theta_k and clean of that at
+  theta, at another `clean` passes over the safety rows, and pays by the gap between the two.
 - `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
   `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
   would refuse stays below that, and shrinks where it does not.
-- `spread`: the group that is most vulnerable is attacked that many times farther than the least
-  vulnerable one, groups between them in geometric steps.
-- `cap`: safety rows whose loss is below so many nats a token are held well enough and not trained
-  on. `worst`: of a batch only that share of its rows, those with the largest loss (CVaR).
-- `regroup`: every so many steps the groups are made anew, of the same sizes, by the refusal margin
-  that each example keeps under the attack as it is now.
 """
 
 from __future__ import annotations
@@ -62,7 +55,7 @@ from holdfast.batches import Batch, Items, Stream, size, weighted
 from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
 from holdfast.generate import generate
-from holdfast.losses import first_margins, kept_rows, refusal_tokens
+from holdfast.losses import first_margins, refusal_tokens
 from holdfast.methods._attacker import MOST_STEPS, SOURCES, LastingAttack, attacker_rows
 from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
@@ -73,7 +66,6 @@ from holdfast.weights import (
     consumed,
     displaced,
     gradients_everywhere,
-    restored,
     step_along,
 )
 
@@ -100,7 +92,6 @@ class HoldOptions(GroupDroOptions):
 
     sampler: str = field(default="smoothed", metadata={"help": "smoothed, or exp3 as published."})
     step_size: float = field(default=0.1, metadata={"help": "eta of the sampler."})
-    signal: str = field(default="gap", metadata={"help": "gap or loss: what moves the groups."})
     attack_rows: str = field(
         default="base", metadata={"help": "base, mismatched, affirmative or harmful."}
     )
@@ -115,10 +106,6 @@ class HoldOptions(GroupDroOptions):
     benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
     refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})
     comply: float = field(default=10.0, metadata={"help": "Weight of not refusing benign rows."})
-    spread: float = field(default=1.0, metadata={"help": "Reach of the most vulnerable group."})
-    cap: float = field(default=0.0, metadata={"help": "Least loss that is trained on."})
-    worst: float = field(default=1.0, metadata={"help": "Share of a batch that is trained on."})
-    regroup: int = field(default=0, metadata={"help": "Steps between new groups; 0: never."})
     every: int = field(default=2, metadata={"help": "Updates a step of a lasting attack takes."})
     attack_share: float = field(
         default=0.25, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
@@ -130,30 +117,23 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "attack_rows", *SOURCES)
         one_of(self, "geometry", "sign", "soft", "l2", "adam")
         one_of(self, "growth", "linear", "constant")
-        one_of(self, "signal", "gap", "loss")
         one_of(self, "mixture", "both", "coin")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "cap", "regroup", "every", "comply", "refuse")
+        not_negative(self, "reach", "every", "comply", "refuse")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
             )
-        for name in ("worst", "attack_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be a share in (0, 1]")
+        if not 0 < self.attack_share <= 1:
+            raise UsageError(f"attack_share={self.attack_share} must be a share in (0, 1]")
         if not 1 <= self.inner_steps <= MOST_STEPS:
             raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
-        for name in ("spread", "benign"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name)} must be above 0 and finite")
+        if not 0 < self.benign < math.inf:
+            raise UsageError(f"benign={self.benign} must be above 0 and finite")
         if self.every and self.geometry != "sign":
             raise UsageError(
                 f"every={self.every} counts signs: it needs geometry=sign, or take every=0"
             )
-        if self.regroup and self.control:
-            raise UsageError(f"regroup would undo control={self.control}; leave one of them out")
-        if self.spread != 1 and self.batch == "mixed":
-            raise UsageError("spread attacks each group on its own: it needs batch=group")
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
@@ -178,8 +158,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         options = self.options
         seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
         self.draws = np.random.default_rng(seeds[0])
-        self.safety_rows = self.encode(self.data.safety)
-        self.refusals = refusal_tokens(self.safety_rows)
+        self.refusals = refusal_tokens(self.encode(self.data.safety))
         self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
         self.level = 0.0
@@ -226,7 +205,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     # ------------------------------------------------------------------------------- hooks
 
     def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
-        """Draw the step's batches and the length of its attack; regroup where it is time."""
+        """Draw the step's batches and the length of its attack."""
         options, step = self.options, self.state.global_step
         self._grow(step)
         most = self._most() if options.reach else 0
@@ -238,8 +217,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             self.inner = int(self.draws.integers(1, most + 1)) if most else 0
         if options.mixture == "coin" and self.draws.random() < options.clean:
             self.inner = 0
-        if options.regroup and self.inner and step and step % options.regroup == 0:
-            self._regroup()
         return super().draw_batches(epoch_iterator, n)
 
     def perturbation(
@@ -249,7 +226,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if not self.inner:
             return nullcontext()
         if self.options.every:
-            return self._where_it_stands(self._size())
+            return self._where_it_stands()
         return super().perturbation(model, safety, num_items)
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
@@ -278,7 +255,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     ) -> None:
         """Play the attack."""
         del num_items
-        self._play(model, move, self.inner, self._size(), micro_batches=len(safety))
+        self._play(model, move, self._rows() * len(safety))
 
     def before_update(self, losses: Tensor) -> None:
         """Log the attack's length, and by how much the attack raises the safety loss.
@@ -299,33 +276,25 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self._means[side] = loss if mean is None else MEMORY * mean + (1 - MEMORY) * loss
 
     def rewards(self, seen: Mapping[int, float]) -> Mapping[int, float]:
-        """Return by how much the attack raised the group's loss, or the loss.
+        """Return the group's loss under the attack, or by how much that is above the one at theta.
 
-        A loss also holds how freely a group's answers are worded, which no training removes.
+        A loss also holds how freely a group's answers are worded, which no training removes; but an
+        update that is trained on at one of the two only does not know the other.
         """
         options = self.options
-        if options.mixture == "coin" and not self.inner:
-            return {}
-        chosen = bool(options.cap) or options.worst < 1 or options.mixture == "coin"
-        if options.signal == "loss" or options.clean == 0 or options.batch == "mixed" or chosen:
+        if options.mixture == "coin":
+            return seen if self.inner else {}
+        if options.clean == 0 or options.batch == "mixed":
             return seen
         gap = self.gap()
         return {} if math.isnan(gap) else dict.fromkeys(seen, max(gap, SMALLEST))
 
     def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Return the loss, of safety rows only those that `cap` and `worst` leave."""
-        options = self.options
+        """Return the loss, and how likely the rows' answers are to begin as they should not."""
         safe = bool(batch["is_safety"].any())
-        if (weight := options.refuse if safe else options.comply) and "labels" in batch:
+        if (weight := self.options.refuse if safe else self.options.comply) and "labels" in batch:
             return self._opening_loss(model, batch, num_items, weight, refuse=safe)
-        if (not options.cap and options.worst == 1) or not bool(batch["is_safety"].all()):
-            return super().scaled_loss(model, batch, num_items)
-        losses, tokens = self.row_losses(model, batch)
-        kept = kept_rows(
-            losses.detach() / tokens.clamp(min=1), cap=options.cap, worst=options.worst
-        )
-        total = (kept * losses).sum()
-        return total / size(batch) if num_items is None else total * world() / num_items
+        return super().scaled_loss(model, batch, num_items)
 
     def _opening_loss(
         self, model: nn.Module, batch: Batch, num_items: Items, weight: float, *, refuse: bool
@@ -348,12 +317,11 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return loss + cast(Tensor, weight * share * missed)
 
     def method_state(self) -> dict[str, Any]:
-        """Return the draws, the level, the groups as they are, and which tensors move."""
+        """Return the draws, the level, the attack's length, and the running means."""
         return {
             **super().method_state(),
             "draws": self.draws.bit_generator.state,
             "level": self.level,
-            "labels": self.labels.tolist(),
             "lasting": self.lasting.state(),
             "means": list(self._means),
         }
@@ -365,7 +333,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.level = state["level"]
         self.lasting.load_state(state["lasting"])
         self._means = list(state["means"])
-        self._relabel(np.array(state["labels"]))
 
     def method_tensors(self) -> dict[str, Tensor]:
         """Return where a lasting attack stands."""
@@ -377,28 +344,21 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     # -------------------------------------------------------------------------- the attack
 
-    def _size(self) -> float:
-        """Return the reach for the step's group: groups go from least to most vulnerable."""
-        rank = self.group / max(len(self.names) - 1, 1)
-        return self.options.reach * float(self.options.spread**rank)
-
-    def _where_it_stands(self, reach: float) -> AbstractContextManager[None]:
-        parameters = self.trainable_parameters()
+    def _where_it_stands(self) -> AbstractContextManager[None]:
+        parameters, reach = self.trainable_parameters(), self.options.reach
         return displaced(parameters, lambda: self.lasting.steps(parameters, reach))
 
-    def _play(
-        self, model: nn.Module, move: Move, steps: int, reach: float, *, micro_batches: int = 1
-    ) -> None:
-        """Take the attacker's steps."""
-        for _ in range(steps):
-            move(self._step(model, self._rows() * micro_batches, reach))
+    def _play(self, model: nn.Module, move: Move, n: int) -> None:
+        """Take the attacker's steps, each on n rows."""
+        for _ in range(self.inner):
+            move(self._step(model, n))
 
     def _rows(self) -> int:
         """Return how many rows an attack's step is made of, over all processes."""
         return max(world(), round(self.options.attack_share * self.mix[0]))
 
-    def _step(self, model: nn.Module, n: int, reach: float) -> Iterable[Tensor]:
-        grads = self._gradient(model, n)
+    def _step(self, model: nn.Module, n: int) -> Iterable[Tensor]:
+        grads, reach = self._gradient(model, n), self.options.reach
         if self.options.geometry == "adam":
             return consumed(self._preconditioned(grads, reach))
         geometry = cast(Geometry, self.options.geometry)
@@ -434,11 +394,11 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             length = int(self.draws.integers(1, most + 1)) if most else 0
             self.lasting.begin(self.trainable_parameters(), length)
         if self.lasting.length:
-            with self._where_it_stands(options.reach):
+            with self._where_it_stands():
                 grads = self._gradient(model, self._rows())
             self.lasting.descend(consumed(grads))
 
-    # ------------------------------------------------------- how long it is, and the groups
+    # ------------------------------------------------------------------------ how long it is
 
     def _grow(self, step: int) -> None:
         options = self.options
@@ -448,7 +408,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         elif step % max(self.state.max_steps // CHECKS, 1) == 0:
             with evaluating(cast(nn.Module, self.model)):
                 margins = self._margins(self.watched)
-            share = float((margins > 0).mean())
+            share = float((margins > 0).float().mean())
             grown = 1 / (GROWN * CHECKS)
             self.level += grown if share <= options.over_refusal else -2 * grown
             self.level = min(max(self.level, 0.0), 1.0)
@@ -460,32 +420,5 @@ class Hold(WeightPerturbingTrainer, GroupDro):
             return round(self.level * self.options.inner_steps)
         return max(1, math.ceil(self.level * self.options.inner_steps))
 
-    def _margins(self, rows: Sequence[Any]) -> np.ndarray:
-        found = first_margins(cast(nn.Module, self.model), rows, self.refusals, pad=self.pad)
-        return found.numpy()
-
-    def _regroup(self) -> None:
-        """Make groups of the same sizes of the margins under the attack, least held last."""
-        model = cast(nn.Module, self.model)
-        options, parameters = self.options, self.trainable_parameters()
-        with evaluating(model), restored(parameters) as move:
-            if options.every:
-                move(self.lasting.steps(parameters, options.reach))
-            else:
-                self._play(model, move, max(self._most(), 1), options.reach)
-            margins = self._margins(self.safety_rows)
-        labels = np.empty_like(self.labels)
-        labels[np.argsort(-margins, kind="stable")] = np.sort(self.labels)
-        self.note({"regrouped": float((labels != self.labels).mean())})
-        self._relabel(labels)
-
-    def _relabel(self, labels: np.ndarray) -> None:
-        if np.array_equal(labels, self.labels):
-            return
-        self.labels = labels
-        for group in range(len(self.names)):
-            stream = self.streams[f"group {group}"]
-            stream.positions = self.members(group)
-            stream.weights = self._weights(stream.positions)
-            inside = set(stream.positions)
-            stream.order = [i for i in stream.order if i in inside]
+    def _margins(self, rows: Sequence[Any]) -> Tensor:
+        return first_margins(cast(nn.Module, self.model), rows, self.refusals, pad=self.pad)
