@@ -126,7 +126,9 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
         for name, p in parameters.items()
     }
     if trainer.args.process_index == 0:
-        logged = [e for e in trainer.state.log_history if "perturbation_gap" in e]
+        logged = [
+            e for e in trainer.state.log_history if {"perturbation_gap", "inner_steps"} & e.keys()
+        ]
         save_file(whole, out)
         write_json(out.with_suffix(".json"), {"sharded": sharded, "log": logged})
 

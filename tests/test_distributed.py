@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 WORKER = Path(__file__).with_name("distributed_worker.py")
 VAA = {"method": "vaa", "options": {"rho": 0.3, "curriculum": "constant", "step_size": 0.05}}
 HOLD = {"attack_rows": "harmful", "growth": "constant", "reach": 0.002, "every": 0}
-HOLD |= {"attack_share": 1.0, "clean": 0.5}
+HOLD |= {"attack_share": 1.0, "mixture": "both"}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {**VAA, "accumulation": 2},
     "ddp lora clipped": {**VAA, "lora": True, "clip": 0.5},
     "ddp hold": {
         "method": "hold",
-        "options": {**HOLD, "every": 1, "attack_share": 0.5, "inner_steps": 2},
+        "options": {**HOLD, "mixture": "coin", "every": 1, "attack_share": 0.5, "inner_steps": 2},
     },
     "ddp hold anew": {"method": "hold", "options": {**HOLD, "inner_steps": 2}},
     "ddp update": {
@@ -76,7 +76,9 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     for a, b in zip(one["log"], two["log"], strict=True):
         for key in ("group", "perturbed", "inner_steps"):
             assert a.get(key) == b.get(key)
-        assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-6)
+        assert a.keys() == b.keys()
+        if "perturbation_gap" in a:
+            assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-6)
         if "safety_loss" in a:
             assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-5)
     mine, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))

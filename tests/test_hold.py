@@ -183,14 +183,17 @@ def log_chances(model: Any, batch: Batch) -> Tensor:
 
 
 def opening_nll(model: Any, batch: Batch, rows: Tensor, refusals: Tensor) -> Tensor:
-    """Return the mean over rows of -log p(S) at the first answer token, of benign rows of
-    -log(1 - p(S))."""
+    """Return the sum of -log p(S) at rows' first answer tokens, of benign rows of -log(1 - p(S)).
+
+    A row counts as often as its answer has tokens.
+    """
     chances = log_chances(model, batch).exp()
     found = []
     for i, j in answers_at(batch, rows):
         p = chances[i, j, refusals].sum()
-        found.append(-torch.log(p) if batch["is_safety"][i] else -torch.log1p(-p))
-    return torch.stack(found).mean()
+        missed = -torch.log(p) if batch["is_safety"][i] else -torch.log1p(-p)
+        found.append(int((batch["labels"][i][1:] != models.IGNORE).sum()) * missed)
+    return torch.stack(found).sum()
 
 
 @pytest.mark.parametrize("mixture", ["both", "coin"])
@@ -216,9 +219,8 @@ def test_a_lasting_attack_with_openings_equals_the_equation(
         return torch.autograd.grad(loss(), list(twin.parameters()))
 
     def part(rows: Tensor, weight: float) -> Tensor:
-        share = int((batch["labels"][rows][:, 1:] != models.IGNORE).sum()) / total
         opening = opening_nll(twin, batch, rows, trainer.refusals)
-        return nll(twin, batch, rows) / total + weight * share * opening
+        return (nll(twin, batch, rows) + weight * opening) / total
 
     clean = 0.25 if mixture == "both" else 0.0  # heads: this update is under the attack
     wanted = [

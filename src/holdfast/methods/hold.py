@@ -301,8 +301,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     ) -> Tensor:
         """Return the loss of rows, and how unlikely each of them is to be refused, or not to be.
 
-        The mean over the rows of -log p(S), or of -log(1 - p(S)), S what alignment answers begin
-        with: of the many tokens of an answer the first decides whether there is one.
+        That is -log p(S), or -log(1 - p(S)), S what alignment answers begin with: of the many
+        tokens of an answer the first decides whether there is one. It counts as often as the answer
+        has tokens, as the mean of their losses does: so a batch may be cut into parts.
         """
         loss, outputs = self.loss_and_outputs(model, batch, num_items)
         answers = batch["labels"][:, 1:] != IGNORE
@@ -312,9 +313,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         wanted = (
             logits[:, refusals] if refuse else logits.index_fill(1, refusals, -torch.inf)
         ).logsumexp(1)
-        missed = (logits.logsumexp(1) - wanted)[answers.any(1)].sum() / len(first)
-        share = 1.0 if num_items is None else size(batch) * world() / num_items
-        return loss + cast(Tensor, weight * share * missed)
+        missed = answers.sum(1) * torch.where(answers.any(1), logits.logsumexp(1) - wanted, 0.0)
+        share = 1 / size(batch) if num_items is None else world() / num_items
+        return loss + weight * share * missed.sum()
 
     def method_state(self) -> dict[str, Any]:
         """Return the draws, the level, the attack's length, and the running means."""
