@@ -78,7 +78,8 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
             assert a.get(key) == b.get(key)
         assert a.keys() == b.keys()
         if "perturbation_gap" in a:
-            assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-6)
+            # The difference of two losses of about 20, in float32.
+            assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-5)
         if "safety_loss" in a:
             assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-5)
     mine, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))
