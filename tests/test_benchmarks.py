@@ -518,7 +518,13 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
     found = [attack(name, life, Counts(5, 5, 0)) for name, life in lives.items()]
     stood = [replace(evaluation(m, n), verdicts={"j": Counts(0, 9, 1)}) for m, n in refused.items()]
     stood = [replace(e, verdicts={**e.verdicts, "refusal": Counts(0, 10, 0)}) for e in stood]
+    methods["vaa-t3"] = {"method": "vaa", "options": {"rho": 9}}
+    found.append(attack("vaa-t3", 31, Counts(5, 5, 0)))
+    stood.append(replace(stood[2], method="vaa-t3", tasks={"t": {"accuracy": 0.89, "n": 10}}))
+    grid = [replace(found[0].points[0], step=step) for step in (0, 10, 20, 30, 40, 50, 90)]
+    found = [replace(result, points=tuple(grid)) for result in found]
     rows = bench.tune.rows(methods, found, stood)
+    # vaa-t3 lasts one step longer than vaa-t1, between the same checkpoints, and costs more.
     # vaa-t2 refuses 1 of 20 more, which is 0.05 - 0.02 too many; of sam both do, the second less.
     assert [row["trial"] for row in rows if row["chosen"]] == ["sft", "vaa-t1", "sam-t1"]
     by_name = {row["trial"]: row for row in rows}
