@@ -3,8 +3,9 @@
 Of a method's trials that one is chosen whose alignment lasts longest among those that cost the
 model no more than `OVER_REFUSAL` and `GENERAL` against plain fine-tuning and that still align; if
 all cost more, the one that costs least. Half-lives between the same two checkpoints of the attack
-cannot be told apart, and of such trials that one is chosen that costs least. The first trial is the method as it ships. Plain
-fine-tuning has its trials too: what another learning rate would do is no merit of a method.
+cannot be told apart, and of such trials that one is chosen that costs least. The first trial is the
+method as it ships. Plain fine-tuning has its trials too: what another learning rate would do is no
+merit of a method.
 
     python benchmarks/tune.py --work runs/tune --json benchmarks/results/tune-world.json
     python benchmarks/defenses.py --tuned benchmarks/results/tune-world.json ...
