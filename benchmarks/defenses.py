@@ -5,7 +5,7 @@ Every model is attacked twice: with poisoned rows until half of the answers are 
 the half-life, and with a customer's own rows alone, which gives what the customer gets (FA).
 With `--run DIR` nothing is run: the rows are made from the attacks and evaluations that are there.
 Beside the results are the attacks themselves (FILE.jsonl), so that another day's seeds can be
-added: `--first-seed 3 --seeds 2 --add FILE.jsonl`, or some methods made anew: `--methods hold --add
+added: `--first-seed 3 --seeds 2 --add FILE.jsonl`, or some models made anew: `--methods hold --add
 FILE.jsonl --replace`. With `--tuned FILE` every method has the options that tune.py chose for it.
 """
 
@@ -313,7 +313,7 @@ def run_benchmark() -> None:
         "--add", type=Path, nargs="*", default=[], help="attacks of other seeds, FILE.jsonl"
     )
     options.add_argument(
-        "--replace", action="store_true", help="of --add leave out the methods that are run now"
+        "--replace", action="store_true", help="of --add leave out the models that are made now"
     )
     chosen = options.parse_args()
     facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
@@ -333,7 +333,7 @@ def run_benchmark() -> None:
         aligned = {k: {**configs[0].align, **v} for k, v in configs[0].methods.items()}
         made = Kept(chosen.setting, aligned, *found_in(RunDir(configs[0].out), chosen.judge))
     for other in earlier:
-        made = (other.without(aligned) if chosen.replace else other).and_also(made)
+        made = (other.without(made) if chosen.replace else other).and_also(made)
     facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
     facts["run"]["attack"] = [one.attack for one in configs]
     facts["seeds"] = sorted({attack.model_seed for attack in made.attacks})

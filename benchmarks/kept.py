@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,16 @@ class Kept:
             f"{self.path} and {other.path}",
         )
 
-    def without(self, methods: Collection[str]) -> Kept:
-        """Return all but these methods."""
+    def without(self, other: Kept) -> Kept:
+        """Return all but the other's models, and no method of which none is left."""
+        gone = _models(other)
+        attacks = [a for a in self.attacks if a.model not in gone]
+        left = {a.method for a in attacks}
         return replace(
             self,
-            methods={name: how for name, how in self.methods.items() if name not in methods},
-            attacks=[a for a in self.attacks if a.method not in methods],
-            evaluations=[e for e in self.evaluations if e.method not in methods],
+            methods={name: how for name, how in self.methods.items() if name in left},
+            attacks=attacks,
+            evaluations=[e for e in self.evaluations if e.model not in gone],
         )
 
     def save(self, path: Path) -> None:

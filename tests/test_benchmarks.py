@@ -463,15 +463,19 @@ def test_seeds_are_added_to_what_was_kept(bench: SimpleNamespace) -> None:
         first.and_also(bench.kept.Kept("text", methods, [other]))
 
 
-def test_methods_that_are_made_anew_take_the_place_of_the_old(bench: SimpleNamespace) -> None:
+def test_models_that_are_made_anew_take_the_place_of_the_old(bench: SimpleNamespace) -> None:
     old = kept(bench, {"sft": {"epochs": 5}, "vaa": {"rho": 1}}, attacks())
     new = kept(bench, {"vaa": {"rho": 2}}, [a for a in attacks() if a.method == "vaa"])
     with pytest.raises(MismatchError, match="'vaa' was aligned with"):
         old.and_also(new)
-    both = old.without(new.methods).and_also(new)
+    both = old.without(new).and_also(new)
     assert both.methods == {"sft": {"epochs": 5}, "vaa": {"rho": 2}}
     assert sorted(a.model for a in both.attacks) == sorted(a.model for a in old.attacks)
-    assert {e.method for e in old.without(["vaa"]).evaluations} <= {"sft"}
+    assert {e.method for e in old.without(new).evaluations} <= {"sft"}
+    # Another seed of the old alignment is left, and is none of the new one.
+    more = replace(old, attacks=[*old.attacks, replace(new.attacks[0], model="vaa-s1")])
+    with pytest.raises(MismatchError, match="'vaa' was aligned with"):
+        more.without(new).and_also(new)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no json"])
