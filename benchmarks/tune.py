@@ -142,8 +142,8 @@ def excess(row: Row, start: Row) -> float:
 
 def cost(row: Row) -> float:
     """Return what an alignment takes from its users: answers that it refuses or gets wrong."""
-    known = [x for x in (row["over_refusal"], 1 - row["general"]) if not math.isnan(x)]
-    return round(sum(known), 9)
+    known = (float(x) for x in (row["over_refusal"], 1 - row["general"]))
+    return round(sum(x for x in known if not math.isnan(x)), 9)
 
 
 def _by_method(attacks: Sequence[AttackResult]) -> dict[str, AttackResult]:
