@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from common import Row, main, parser, write
 from holdfast import data, models, plugins
 from holdfast.artifacts import Groups
+from holdfast.errors import UsageError
 from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
 from holdfast.stats import Interval, bootstrap
 from holdfast.weights import trainable
@@ -403,15 +404,32 @@ def benches(*, quick: bool) -> list[Bench]:
     return [replace(bench, lora=lora, batch_size=size) for bench in found for lora in (False, True)]
 
 
+def named(names: str) -> tuple[Variant, ...]:
+    """Return the variants of these methods, and SFT.
+
+    Raises:
+        UsageError: A name is not known.
+    """
+    if names == "all":
+        return VARIANTS
+    chosen = {SFT.method, *names.split(",")}
+    if unknown := sorted(chosen - {variant.method for variant in VARIANTS}):
+        have = ", ".join(dict.fromkeys(variant.method for variant in VARIANTS))
+        raise UsageError(f"--methods {', '.join(unknown)}: none of {have}")
+    return tuple(variant for variant in VARIANTS if variant.method in chosen)
+
+
 def run_benchmark() -> None:
     """Measure all benches and write."""
     options = parser(__doc__, seeds=10)
+    options.add_argument("--methods", default="all", help="all, or names with commas")
     chosen = options.parse_args()
+    variants = named(chosen.methods)
     rounds = 1 if chosen.quick else chosen.seeds
     found, steps = [], {}
     for bench in benches(quick=chosen.quick):
-        peaks = peaks_of(bench, VARIANTS)
-        taken = take_turns(bench, VARIANTS, rounds, progress=lambda text: print(text, file=stderr))
+        peaks = peaks_of(bench, variants)
+        taken = take_turns(bench, variants, rounds, progress=lambda text: print(text, file=stderr))
         found += rows(bench, taken, peaks)
         steps[bench.name] = bench.steps
     facts = {

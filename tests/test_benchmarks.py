@@ -622,6 +622,14 @@ def test_live_bytes_sees_the_backward_pass(bench: SimpleNamespace) -> None:
     assert met.peak >= 12000
 
 
+def test_step_times_of_some_methods(bench: SimpleNamespace) -> None:
+    st = bench.step_time
+    assert st.named("all") == st.VARIANTS
+    assert {v.method for v in st.named("hold")} == {"sft", "hold"}
+    with pytest.raises(UsageError, match=r"--methods other: none of sft, vaa, hold"):
+        st.named("vaa,other")
+
+
 def test_a_perturbed_step_holds_what_the_equations_need(
     bench: SimpleNamespace,
 ) -> None:
