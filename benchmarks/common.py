@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +197,12 @@ def write(
     print(table(rows))
     if path is not None:
         write_json(path, result)
+
+
+def others(path: Path | None, methods: Collection[str]) -> list[Row]:
+    """Return the rows of a results file that are of other methods than these."""
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
+    return [row for row in kept if row["method"] not in methods]
 
 
 def table(rows: Sequence[Row]) -> str:

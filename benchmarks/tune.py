@@ -13,14 +13,13 @@ merit of a method.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import defenses
-from common import Row, Setting, add_setting, folder, main, parser, setting, walk, write
+from common import Row, Setting, add_setting, folder, main, others, parser, setting, walk, write
 from defenses import HARMFUL, RATES, STEPS, found_in, lasted
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
@@ -169,12 +168,6 @@ def _row(name: str, settings: Settings, attack: AttackResult, stood: Evaluation)
     }
 
 
-def _others(path: Path | None, methods: Collection[str]) -> list[Row]:
-    """Return the rows of the file that are of other methods than these."""
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
-    return [row for row in kept if row["method"] not in methods]
-
-
 def run_benchmark() -> None:
     """Run what is missing, choose, write."""
     options = parser(__doc__, seeds=1)
@@ -189,7 +182,7 @@ def run_benchmark() -> None:
         config = configuration(setting(chosen, work), chosen, work / "run")
         walk(config, ("align", "score", "group", "evaluate", "attack"))
         made = rows(dict(config.methods), *found_in(RunDir(config.out)))
-        made = [*_others(chosen.add, {row["method"] for row in made}), *made]
+        made = [*others(chosen.add, {row["method"] for row in made}), *made]
         facts = {"setting": chosen.setting, "quick": chosen.quick, "seed": chosen.first_seed}
         facts |= {"attack": config.attack, "align": config.align}
         write(chosen.json, "tune", facts, made)

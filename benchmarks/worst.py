@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import Row, main, parser, write
+from common import Row, main, others, parser, write
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stages.adapt import AdaptConfig, adapt
@@ -92,6 +92,7 @@ def run_benchmark() -> None:
     options = parser(__doc__, seeds=1)
     options.add_argument("--run", type=Path, required=True, help="run directory of defenses.py")
     options.add_argument("--methods", default="", help="names with commas; all of the run if none")
+    options.add_argument("--add", type=Path, help="results in which other methods' worst are")
     options.add_argument("--trials", type=int, default=16, help="attacks on each model")
     chosen = options.parse_args()
     run = RunDir(chosen.run)
@@ -99,7 +100,9 @@ def run_benchmark() -> None:
     models = models_of(run, chosen.methods, seeds)
     config = configuration(run, models, 2 if chosen.quick else chosen.trials, chosen.quick)
     facts = {"quick": chosen.quick, "search": config.model_dump(mode="json", exclude={"out"})}
-    write(chosen.json, "worst", facts, [row(found) for found in adapt(config)])
+    made = [row(found) for found in adapt(config)]
+    made = [*others(chosen.add, {one["method"] for one in made}), *made]
+    write(chosen.json, "worst", facts, made)
 
 
 if __name__ == "__main__":

@@ -540,11 +540,11 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
     tuned = bench.variants.methods(base, "vaa,vaa-noisy", path)
     assert tuned["vaa"]["options"] == {"rho": 2}
     assert tuned["vaa-noisy"]["options"] == {"rho": 2, "control": "noisy"}
-    assert [row["trial"] for row in bench.tune._others(path, {"vaa", "sft"})] == [
+    assert [row["trial"] for row in bench.common.others(path, {"vaa", "sft"})] == [
         "sam-t0",
         "sam-t1",
     ]
-    assert bench.tune._others(None, set()) == []
+    assert bench.common.others(None, set()) == []
     with pytest.raises(UsageError, match="of the world, not of the text"):
         bench.variants.methods(settings(bench, tmp_path)["text"], "vaa", path)
     with pytest.raises(UsageError, match="no results of tune"):
