@@ -190,8 +190,11 @@ def opening_nll(model: Any, batch: Batch, rows: Tensor, refusals: Tensor) -> Ten
     chances = log_chances(model, batch).exp()
     found = []
     for i, j in answers_at(batch, rows):
-        p = chances[i, j, refusals].sum()
-        missed = -torch.log(p) if batch["is_safety"][i] else -torch.log1p(-p)
+        own = int(batch["labels"][i, j + 1])
+        theirs = set(refusals.tolist()) | {own}
+        if not batch["is_safety"][i]:
+            theirs = (set(range(chances.shape[2])) - theirs) | {own}
+        missed = -torch.log(chances[i, j, sorted(theirs)].sum())
         found.append(int((batch["labels"][i][1:] != models.IGNORE).sum()) * missed)
     return torch.stack(found).sum()
 
@@ -206,6 +209,8 @@ def test_a_lasting_attack_with_openings_equals_the_equation(
     trainer.draws = Coins([0.9])
     batch = drawn(trainer)
     safe, total = batch["is_safety"], answer_tokens(batch)
+    i, j = answers_at(batch, ~safe)[0]  # a benign answer that begins as some refusals do
+    trainer.refusals = torch.unique(torch.cat([trainer.refusals, batch["labels"][i, j + 1 :][:1]]))
     parameters = trainer.trainable_parameters()
     assert trainer.inner
     theta = [p.detach().clone() for p in parameters]

@@ -11,10 +11,11 @@ attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
 DRO over vulnerable and invulnerable examples. S are the tokens that alignment answers begin with,
 p(S) the chance of one at an answer's first token, which decides whether there is an answer: under
-the attack restricted prompts must keep it, and at theta benign ones must not have it. Rows of
-preferences have no such token, and those terms do not apply to them. A share `clean` of the updates
-takes theta for theta_k, so that refusals stay well worded there. What it is not: no second
-derivatives, no entropy objective, nothing is unlearnt; benign rows see theta only.
+the attack restricted prompts must keep it, and at theta benign ones must not have it, except for a
+row's own first token. Rows of preferences have no such token, and those terms do not apply to them.
+A share `clean` of the updates takes theta for theta_k, so that refusals stay well worded there. What
+it is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta
+only.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
 "free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
@@ -302,17 +303,19 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Return the loss of rows, and how unlikely each of them is to be refused, or not to be.
 
         That is -log p(S), or -log(1 - p(S)), S what alignment answers begin with: of the many
-        tokens of an answer the first decides whether there is one. It counts as often as the answer
-        has tokens, as the mean of their losses does: so a batch may be cut into parts.
+        tokens of an answer the first decides whether there is one. The row's own first token is
+        always right: "I" may begin either. It counts as often as the answer has tokens, as the mean
+        of their losses does: so a batch may be cut into parts.
         """
         loss, outputs = self.loss_and_outputs(model, batch, num_items)
         answers = batch["labels"][:, 1:] != IGNORE
         first = answers.int().argmax(1)  # the position that predicts an answer's first token
-        logits = outputs.logits[torch.arange(len(first), device=first.device), first].float()
-        refusals = self.refusals.to(logits.device)
-        wanted = (
-            logits[:, refusals] if refuse else logits.index_fill(1, refusals, -torch.inf)
-        ).logsumexp(1)
+        rows = torch.arange(len(first), device=first.device)
+        logits = outputs.logits[rows, first].float()
+        right = torch.full_like(logits, not refuse, dtype=torch.bool)
+        right[:, self.refusals.to(logits.device)] = refuse
+        right[rows, batch["labels"][rows, first + 1].clamp(min=0)] = True
+        wanted = logits.masked_fill(~right, -torch.inf).logsumexp(1)
         missed = answers.sum(1) * torch.where(answers.any(1), logits.logsumexp(1) - wanted, 0.0)
         share = 1 / size(batch) if num_items is None else world() / num_items
         return loss + weight * share * missed.sum()
