@@ -13,9 +13,9 @@ DRO over vulnerable and invulnerable examples. S are the tokens that alignment a
 p(S) the chance of one at an answer's first token, which decides whether there is an answer: under
 the attack restricted prompts must keep it, and at theta benign ones must not have it, except for a
 row's own first token. Rows of preferences have no such token, and those terms do not apply to them.
-A share `clean` of the updates takes theta for theta_k, so that refusals stay well worded there. What
-it is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see theta
-only.
+A share `clean` of the updates takes theta for theta_k, so that refusals stay well worded there.
+What it is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see
+theta only.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
 "free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
