@@ -215,14 +215,7 @@ def test_preferences_are_learnt(
     assert {"vulnerable", "invulnerable"} == set(trainer.names)
 
 
-def test_rows_of_preferences_cannot_be_weighed(
-    make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset
-) -> None:
-    with pytest.raises(UsageError, match="preferences have none"):
-        make(HoldDpo, model, preferences, worst=0.5, **OURS).train()
-
-
-@pytest.mark.parametrize("options", [{}, {"worst": 0.5, "over_refusal": 0.2}, {"batch": "mixed"}])
+@pytest.mark.parametrize("options", [{}, {"mixture": "both", "over_refusal": 0.2}, {"batch": "mixed"}])
 def test_hold_goes_before_trls_supervised_trainer(
     options: dict[str, Any], make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset
 ) -> None:
