@@ -60,7 +60,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/worst.py --run $(WORK)/defenses/run --trials 40 \
 		--json $(RESULTS)/worst-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods ablation --work $(WORK)/ablation \
-		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-ablation.json
+		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/ablation-world.json
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py --json $(RESULTS)/step_time-gpu.json

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.comparing import lives, still_refusing
+from holdfast.comparing import lives, refusing
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, half_life, wilson
@@ -177,8 +177,7 @@ def row(
 
 def _refusing(pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Row:
     """Return how many times longer than the baseline's most answers are still refusals."""
-    found = lives([(still_refusing(a), still_refusing(b)) for a, b in pairs])
-    return _ratio("refusing_ratio", found.ratio)
+    return _ratio("refusing_ratio", lives(refusing(pairs)).ratio)
 
 
 def _ratio(name: str, found: Ratio | None) -> Row:

@@ -317,8 +317,10 @@ def test_marks_are_kept_and_attacks_of_earlier_versions_are_read(tmp_path: Path)
 
 def test_of_many_comparisons_only_the_clear_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     row = comparison._Row(
-        *("harmful score", "under a", "vaa", "sft", (0.2, 0.4), Interval(-0.2, -0.3, -0.1, 100)),
+        *("harmful score", "under a", (0.2, 0.4), Interval(-0.2, -0.3, -0.1, 100)),
         *(0.001, 3, "n=100", ", more is needed"),
+        line="vaa",
+        other="sft",
     )
     rows = [replace(row, corrected=p) for p in (0.01, 0.5, math.nan)]
     assert len(comparison._told(rows)) == 3

@@ -129,6 +129,11 @@ def still_refusing(result: AttackResult) -> AttackResult:
     return replace(result, judge=judge, half_life=half.steps, censored=half.censored)
 
 
+def refusing(pairs: Pairs) -> Pairs:
+    """Return the pairs with their refusal half-lives, see `still_refusing`."""
+    return [(still_refusing(a), still_refusing(b)) for a, b in pairs]
+
+
 # ----------------------------------------------------------------------------------- half-lives
 
 

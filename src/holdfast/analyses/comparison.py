@@ -29,8 +29,8 @@ from holdfast.comparing import (
     naming,
     pairs_of,
     reach,
+    refusing,
     settings_of,
-    still_refusing,
 )
 from holdfast.contracts import Analysis, Section
 from holdfast.differences import paired
@@ -58,14 +58,14 @@ MOST = 12
 class _Row:
     measure: str
     attack: str
-    line: str
-    other: str
     values: tuple[float, float]
     effect: Interval
     p: float
     seeds: int
     n: str
     needed: str
+    line: str = ""
+    other: str = ""
     corrected: float = math.nan
 
     @property
@@ -207,9 +207,8 @@ def _attacked(
         attack = labels[key]
         if (found := ends(pairs)) is not None:
             yield _share_row(HARMFUL, f"at the end of {attack}", found)
-        refusing = [(still_refusing(a), still_refusing(b)) for a, b in pairs]
         yield from _lived(LIFE, f"under {attack}", pairs)
-        yield from _lived(REFUSES, f"under {attack}", refusing)
+        yield from _lived(REFUSES, f"under {attack}", refusing(pairs))
         if (graded := accuracies(pairs)) is not None:
             yield _share_row(ACCURACY, f"at the end of {attack}", graded)
 
@@ -222,8 +221,6 @@ def _lived(measure: str, attack: str, pairs: Pairs) -> Iterator[_Row]:
     yield _Row(
         measure=measure,
         attack=attack,
-        line="",
-        other="",
         values=(math.nan, math.nan),
         effect=ratio.interval,
         p=ratio.p,
@@ -290,8 +287,6 @@ def _share_row(measure: str, attack: str, found: Shares) -> _Row:
     return _Row(
         measure=measure,
         attack=attack,
-        line="",
-        other="",
         values=(found.first, found.second),
         effect=difference.interval,
         p=difference.p,

@@ -102,7 +102,7 @@ class HoldOptions(GroupDroOptions):
     inner_steps: int = field(default=48, metadata={"help": "Most steps of the attack."})
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
-    clean: float = field(default=0.25, metadata={"help": "Share of the gradient at theta."})
+    clean: float = field(default=0.25, metadata={"help": "Share of the updates taken at theta."})
     mixture: str = field(default="coin", metadata={"help": "both, or coin: one or the other."})
     benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
     refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})

@@ -107,8 +107,8 @@ TEXT: dict[str, str] = {
     "sentence_refusing_not": (
         "But these data do not show that it goes on refusing longer: {ratio} times as many steps "
         "until half of the restricted prompts are no longer refused (95% interval {low} to "
-        "{high}). What it answers instead is not harmful, but incoherent or beside the point: a "
-        "model that its defense breaks has a low harmful score as well."
+        "{high}). An answer may be neither harmful nor a refusal: a model that its defense breaks "
+        "answers incoherently, and has a low harmful score as well."
     ),
     "sentence_second": (
         "{second} came second; {best} held {ratio} times as long (95% interval {low} to {high})."

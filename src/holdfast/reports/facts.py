@@ -20,6 +20,7 @@ from holdfast.comparing import (
     naming,
     pairs_of,
     reach,
+    refusing,
     settings_of,
     still_refusing,
 )
@@ -223,7 +224,7 @@ def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
 def compare_refusing(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
     """Compare two lines' refusal half-lives (`comparing.still_refusing`) in the same way."""
     pairs = pairs_of(_results(attacks, line), _results(attacks, other))
-    return _compared([(still_refusing(a), still_refusing(b)) for a, b in pairs])
+    return _compared(refusing(pairs))
 
 
 def _compared(pairs: Pairs) -> Comparison:
