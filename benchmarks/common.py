@@ -200,9 +200,16 @@ def write(
 
 
 def others(path: Path | None, methods: Collection[str]) -> list[Row]:
-    """Return the rows of a results file that are of other methods than these."""
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
-    return [row for row in kept if row["method"] not in methods]
+    """Return the rows of a results file that are of other methods than these.
+
+    Raises:
+        UsageError: It is no results file.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path else []
+        return [row for row in kept if row["method"] not in methods]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--add {path}: no results as --json writes them") from error
 
 
 def table(rows: Sequence[Row]) -> str:

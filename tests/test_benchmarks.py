@@ -545,6 +545,8 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
         "sam-t1",
     ]
     assert bench.common.others(None, set()) == []
+    with pytest.raises(UsageError, match=r"--add .*none\.json: no results as --json writes them"):
+        bench.common.others(tmp_path / "none.json", set())
     with pytest.raises(UsageError, match="of the world, not of the text"):
         bench.variants.methods(settings(bench, tmp_path)["text"], "vaa", path)
     with pytest.raises(UsageError, match="no results of tune"):
