@@ -178,7 +178,7 @@ def test_what_is_taken_back_is_put_right_bit_for_bit(dtype: torch.dtype) -> None
     start = copies(parameters)
     steps = [0.01 * torch.randn_like(x) for x in parameters]
     assert not torch.equal(p + steps[0] - steps[0], p)
-    with displaced(parameters, lambda: steps):
+    with displaced(parameters, lambda: [step.clone() for step in steps]):
         for x, old, step in zip(parameters, start, steps, strict=True):
             assert torch.equal(x.detach(), old + step)
     assert equal(start, parameters)
@@ -207,19 +207,22 @@ def test_a_displacement_that_is_not_finite_does_not_stay(bad: float) -> None:
 def test_a_displacement_is_undone_on_any_way_out() -> None:
     parameters = trainable(net())
     start = copies(parameters)
-    ones = [torch.ones_like(p) for p in parameters]
-    with pytest.raises(RuntimeError, match="boom"), displaced(parameters, lambda: ones):
+
+    def ones() -> list[Tensor]:
+        return [torch.ones_like(p) for p in parameters]
+
+    with pytest.raises(RuntimeError, match="boom"), displaced(parameters, ones):
         raise RuntimeError("boom")
     assert equal(start, parameters)
-    with pytest.raises(ValueError, match="shorter"), displaced(parameters, lambda: ones[:-1]):
+    with pytest.raises(ValueError, match="shorter"), displaced(parameters, lambda: ones()[:-1]):
         pytest.fail("the block must not be entered")
     assert equal(start, parameters)
 
     def cut_short() -> Iterator[Tensor]:
-        yield ones[0]
+        yield ones()[0]
         raise KeyboardInterrupt
 
-    calls = iter([cut_short(), iter(ones)])
+    calls = iter([cut_short(), iter(ones())])
     with pytest.raises(KeyboardInterrupt), displaced(parameters, lambda: next(calls)):
         pytest.fail("the block must not be entered")
     assert equal(start, parameters)
