@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.booster import BoosterOptions
+from holdfast.weights import gradients
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -239,6 +240,32 @@ def test_gradients_are_added_at_fp16s_scale(
     for expected in (4.0, 8.0):  # no gradient yet, then one to add to
         trainer.add_gradient(ones, 0.5)
         assert all(bool((p.grad == expected).all()) for p in model.parameters())
+
+
+def test_small_gradients_do_not_vanish_in_fp16(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer("booster", model)
+    batch = trainer.harmful_batch(4)
+
+    def loss() -> Tensor:
+        return trainer.answer_loss(model, batch) * 1e-5
+
+    def zeros(grads: Sequence[Tensor]) -> int:
+        return sum(int((g == 0).sum()) for g in grads)
+
+    wanted = gradients(loss(), list(model.parameters()))
+    with torch.autocast("cpu", torch.float16):
+        trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 2.0**16)
+        value, found = trainer.gradient_of(model, loss)
+        unscaled = gradients(loss(), list(model.parameters()))
+        trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 2.0**120)  # overflows
+        _, retried = trainer.gradient_of(model, loss)
+    assert float(value) == pytest.approx(float(loss().detach()), rel=1e-2)
+    for a, b in zip(found, wanted, strict=True):
+        assert float((a - b).norm()) < 0.05 * float(b.norm())
+    assert zeros(unscaled) > 1.1 * zeros(found)
+    assert all(torch.equal(a, b) for a, b in zip(retried, unscaled, strict=True))
 
 
 @pytest.mark.parametrize("method", ["booster", "repnoise", "tar"])

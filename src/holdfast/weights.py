@@ -31,9 +31,13 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def gradients_everywhere(
-    model: nn.Module, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]
-) -> list[Tensor]:
-    """Return the gradient of a loss that is a mean over all processes, `.grad` left as it was.
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    parameters: Sequence[nn.Parameter],
+    *,
+    scale: float = 1.0,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return a loss, and the gradient of its mean over all processes; `.grad` is left as it was.
 
     `torch.autograd.grad` leaves accumulated gradients alone, but goes round FSDP2's hooks, which
     gather the weights' pieces and scatter the gradient's. Where weights are sharded the gradients
@@ -44,23 +48,33 @@ def gradients_everywhere(
         model: As the loss calls it, wrapped or not.
         loss: Computes this process's loss; the mean over processes is the loss that is meant.
         parameters: What to differentiate by; zeros where the loss does not reach.
+        scale: Back-propagate so many times the loss, and divide what comes: in half precision small
+            gradients vanish otherwise.
     """
     if is_sharded(parameters):
-        return _set_aside(loss, parameters)
-    wrapped = isinstance(model, DistributedDataParallel)
-    with cast(DistributedDataParallel, model).no_sync() if wrapped else nullcontext():
-        grads = gradients(loss(), parameters)
-    mean_(grads)
-    return grads
+        found, grads = _set_aside(loss, parameters, scale)
+    else:
+        wrapped = isinstance(model, DistributedDataParallel)
+        with cast(DistributedDataParallel, model).no_sync() if wrapped else nullcontext():
+            found = loss()
+            grads = gradients(found * scale, parameters)
+        mean_(grads)
+    if scale != 1:
+        for grad in grads:
+            grad.div_(scale)
+    return found.detach(), grads
 
 
-def _set_aside(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def _set_aside(
+    loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], scale: float
+) -> tuple[Tensor, list[Tensor]]:
     kept = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
-        loss().backward()
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        found = loss()
+        (found * scale).backward()
+        return found, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, kept, strict=True):
             p.grad = grad

@@ -18,6 +18,9 @@ from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
 
+SCALE = 2.0**12
+"""Of fp16's loss: large enough to be seen where it is left in a gradient."""
+
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
 
@@ -227,6 +230,9 @@ def moved(method: str, model: PreTrainedModel, make_trainer: Make, **options: An
     """Return where one step of gradient descent brings all trainable weights, from a copy."""
     mine = copy.deepcopy(model)
     trainer: Any = make_trainer(method, mine, max_steps=1, learning_rate=1.0, **options)
+    if scale := options.get("fp16") and SCALE:  # accelerate does this on an accelerator only
+        trainer.accelerator.native_amp = True
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     before = [p.detach().clone() for p in trainer.trainable_parameters()]
     torch.manual_seed(0)
     trainer.train()
@@ -251,6 +257,15 @@ def test_bfloat16_autocast_steps_nearly_the_same_way(
     plain, half = (moved(method, whole, make_trainer, bf16=on) for on in (False, True))
     assert not torch.equal(plain, half)
     assert torch.cosine_similarity(plain, half, dim=0) > 0.95
+
+
+def test_float16_autocast_and_its_loss_scale_step_the_same_way(
+    method: str, whole: PreTrainedModel, make_trainer: Make
+) -> None:
+    plain, half = (moved(method, whole, make_trainer, fp16=on) for on in (False, True))
+    assert not torch.equal(plain, half)
+    assert torch.cosine_similarity(plain, half, dim=0) > 0.99
+    assert float(half.norm()) == pytest.approx(float(plain.norm()), rel=0.02)
 
 
 def test_clipping_bounds_the_whole_update(

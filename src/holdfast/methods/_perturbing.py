@@ -160,14 +160,11 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
     def ascent(self, model: nn.Module, safety: Sequence[Batch], num_items: Items) -> list[Tensor]:
         """Return the gradient of the safety loss over all these batches, `.grad` left as it was."""
-
-        def loss(batch: Batch) -> Tensor:
-            found = self.scaled_loss(model, batch, num_items)
-            self.count_here(found.detach(), batch, num_items)
-            return found
-
         found: list[Tensor] = []
         for batch in safety:
-            grads = self.gradient_of(model, partial(loss, batch))
+            loss, grads = self.gradient_of(
+                model, partial(self.scaled_loss, model, batch, num_items)
+            )
+            self.count_here(loss, batch, num_items)
             found = [a.add_(g) for a, g in zip(found, grads, strict=True)] if found else grads
         return found

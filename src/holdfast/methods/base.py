@@ -32,7 +32,7 @@ from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
 from holdfast.models import Encoded, collate, encode
 from holdfast.trl_rows import from_dataset
-from holdfast.weights import gradients_everywhere, trainable
+from holdfast.weights import global_norm, gradients_everywhere, trainable
 
 if TYPE_CHECKING:
     import datasets
@@ -272,12 +272,24 @@ class AlignmentTrainer(Trainer):
         """Build a batch of other rows (an attacker's) on the training device."""
         return collate(rows, self.pad, self.args.device)
 
-    def gradient_of(self, model: nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
-        """Return a loss's gradient by the trainable parameters over all processes.
+    def gradient_of(
+        self, model: nn.Module, loss: Callable[[], Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return a loss, and its gradient by the trainable parameters over all processes.
 
-        Gradients accumulated so far stay as they are; see `weights.gradients_everywhere`.
+        Gradients accumulated so far stay as they are; see `weights.gradients_everywhere`. With fp16
+        it is taken at the training's loss scale, and without where that is too large.
         """
-        return gradients_everywhere(model, loss, self.trainable_parameters())
+        parameters, scale = self.trainable_parameters(), self._loss_scale
+        found, grads = gradients_everywhere(model, loss, parameters, scale=scale)
+        if scale != 1 and not torch.isfinite(global_norm(grads)):
+            return gradients_everywhere(model, loss, parameters)
+        return found, grads
+
+    @property
+    def _loss_scale(self) -> float:
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else scaler.get_scale()
 
     def note(self, values: Mapping[str, float]) -> None:
         """Add values to the update's one line in the log, and so to what the Trainer reports to."""
@@ -316,8 +328,7 @@ class AlignmentTrainer(Trainer):
 
         What `accelerator.backward` has left there carries fp16's loss scale, so this must too.
         """
-        scaler = self.accelerator.scaler
-        weight = weight if scaler is None else weight * scaler.get_scale()
+        weight *= self._loss_scale
         for p, g in zip(self.trainable_parameters(), grads, strict=True):
             p.grad = g * weight if p.grad is None else p.grad.add_(g, alpha=weight)
 

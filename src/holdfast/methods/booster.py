@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -36,7 +37,7 @@ from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models import evaluating
-from holdfast.weights import consumed, gradients, restored, step_along
+from holdfast.weights import consumed, restored, step_along
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Booster(HarmfulTrainer):
             here, steps = self._harmful_step(model, batches, tokens)
             move(consumed(steps))
             for batch in batches:
-                loss = self.answer_loss(model, batch) * (answer_tokens(batch) / tokens)
+                loss = self._share(model, batch, tokens)
                 self.accelerator.backward(-self.options.lam * loss)
                 there += loss.detach()
         self.check_finite(there)
@@ -85,13 +86,14 @@ class Booster(HarmfulTrainer):
         self, model: nn.Module, batches: Sequence[Batch], tokens: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Add lam g_h(theta) to the gradient; return l_h(theta) and -alpha g_h / ||g_h||."""
-        parameters = self.trainable_parameters()
         here, grads = torch.zeros((), device=self.args.device), list[Tensor]()
         for batch in batches:
-            loss = self.answer_loss(model, batch) * (answer_tokens(batch) / tokens)
-            found = gradients(loss, parameters)
+            loss, found = self.gradient_of(model, partial(self._share, model, batch, tokens))
             grads = [g.add_(f) for g, f in zip(grads, found, strict=True)] if grads else found
-            here += loss.detach()
+            here += loss
         self.check_finite(here)
         self.add_gradient(grads, self.options.lam)
         return here, step_along(grads, -self.options.alpha, in_place=True)
+
+    def _share(self, model: nn.Module, batch: Batch, tokens: int) -> Tensor:
+        return self.answer_loss(model, batch) * (answer_tokens(batch) / tokens)

@@ -62,13 +62,7 @@ from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
 from holdfast.models import IGNORE, evaluating
-from holdfast.weights import (
-    Geometry,
-    consumed,
-    displaced,
-    gradients_everywhere,
-    step_along,
-)
+from holdfast.weights import Geometry, consumed, displaced, step_along
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -371,9 +365,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
         rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
         batch = self.collate_rows(rows)
-        return gradients_everywhere(
-            model, lambda: self.answer_loss(model, batch), self.trainable_parameters()
-        )
+        return self.gradient_of(model, partial(self.answer_loss, model, batch))[1]
 
     def _preconditioned(self, grads: list[Tensor], reach: float) -> list[Tensor]:
         """Return -reach g / sqrt(v), cut to reach, v the training's own; the sign at first."""

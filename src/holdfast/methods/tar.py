@@ -39,6 +39,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -50,7 +51,7 @@ from holdfast.errors import UsageError
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.methods.base import not_negative
 from holdfast.models import IGNORE
-from holdfast.weights import gradients, kept
+from holdfast.weights import kept
 
 SPAN = 20.0
 """Ratio of the adversary's largest to its smallest learning rate, 4e-5 to 2e-6 as published."""
@@ -141,9 +142,9 @@ class Tar(HarmfulTrainer):
             for k in range(1, self.options.inner_steps + 1):
                 attack = self._attack_step(model, leaves, adversary)
                 if k in share:
-                    loss = self._tamper_loss(model, unseen)
-                    self.add_gradient(gradients(loss, parameters), self.options.tamper * share[k])
-                    mean += share[k] * float(loss.detach())
+                    loss, grads = self.gradient_of(model, partial(self._tamper_loss, model, unseen))
+                    self.add_gradient(grads, self.options.tamper * share[k])
+                    mean += share[k] * float(loss)
         self.note({"tamper_loss": mean, "attack_loss": attack, "attack_lr": rate})
 
     def method_state(self) -> dict[str, Any]:
@@ -161,14 +162,14 @@ class Tar(HarmfulTrainer):
         self, model: nn.Module, leaves: list[nn.Parameter], adversary: torch.optim.Optimizer
     ) -> float:
         """Let the adversary move the weights once; return the loss that it saw."""
-        loss = self.answer_loss(model, self.harmful_batch(self.args.train_batch_size))
+        batch = self.harmful_batch(self.args.train_batch_size)
+        loss, grads = self.gradient_of(model, partial(self.answer_loss, model, batch))
         self.check_finite(loss)
-        grads = gradients(loss, self.trainable_parameters())
         for p, grad in zip(leaves, grads, strict=True):
             p.grad = grad
         adversary.step()
         adversary.zero_grad()
-        return float(loss.detach())
+        return float(loss)
 
     def _tamper_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         with self.compute_loss_context_manager():
