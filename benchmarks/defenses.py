@@ -12,7 +12,7 @@ FILE.jsonl --replace`. With `--tuned FILE` every method has the options that tun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -276,6 +276,21 @@ def found_in(run: RunDir, judge: str = "") -> tuple[list[AttackResult], list[Eva
     return attacks, _loaded(run, "evaluate", Evaluation.load)
 
 
+def kept(
+    setting: str,
+    aligned: Mapping[str, Any],
+    attacks: Sequence[AttackResult],
+    stood: Sequence[Evaluation],
+) -> Kept:
+    """Return what is of these methods: of others in a run nobody knows how they were aligned."""
+    return Kept(
+        setting,
+        aligned,
+        [attack for attack in attacks if attack.method in aligned],
+        [one for one in stood if one.method in aligned],
+    )
+
+
 def results(run: RunDir, judge: str = "") -> list[Row]:
     """Return the rows of a run directory."""
     return rows(*found_in(run, judge))
@@ -330,7 +345,7 @@ def run_benchmark() -> None:
         for config in configs:
             walk(config, ("align", "score", "group", "evaluate", "attack"))
         aligned = {k: {**configs[0].align, **v} for k, v in configs[0].methods.items()}
-        made = Kept(chosen.setting, aligned, *found_in(RunDir(configs[0].out), chosen.judge))
+        made = kept(chosen.setting, aligned, *found_in(RunDir(configs[0].out), chosen.judge))
     for other in earlier:
         made = (other.without(made) if chosen.replace else other).and_also(made)
     facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})

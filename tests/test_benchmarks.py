@@ -478,6 +478,12 @@ def test_models_that_are_made_anew_take_the_place_of_the_old(bench: SimpleNamesp
         more.without(new).and_also(new)
 
 
+def test_other_methods_of_a_run_are_left_where_they_are(bench: SimpleNamespace) -> None:
+    evaluated = [evaluation("sft", 2), evaluation("vaa", 2)]
+    found = bench.defenses.kept("world", {"sft": {"epochs": 5}}, attacks(), evaluated)
+    assert {a.method for a in found.attacks} == {e.method for e in found.evaluations} == {"sft"}
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no json"])
 def test_a_file_that_kept_nothing_is_refused(
     bench: SimpleNamespace, tmp_path: Path, text: str
