@@ -43,7 +43,7 @@ NOTES = (
     "time_ratio: mean seconds of a turn over those of SFT's turns, percentile bootstrap over "
     "turns. mode always: lambda 1 from the first step (2 backward passes a step); linear: lambda "
     "from 0 to 1, so (steps - 1) / (2 steps) of the steps are perturbed on average. hold: harmful "
-    "rows; an attack that lasts and takes a step every second update, of a quarter of the rows "
+    "rows; an attack that lasts and takes a step every fourth update, of a quarter of the rows "
     "(default), or one an update, of all rows, with the gradient at both weights (full), or an "
     "attack of 1 to 4 steps anew in every update. batch safety: "
     "safety rows only, as in the paper; mixed: a third benign rows, which are never perturbed but "
