@@ -380,7 +380,7 @@ def test_bad_grids_are_refused_before_the_first_attack(
     changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holdfast.stages.attack.one_attack", None)
-    monkeypatch.setattr("holdfast.stages.attack.subject", lambda run, name: name)
+    monkeypatch.setattr("holdfast.stages.attack.subjects", lambda run, names: names)
     with pytest.raises(UsageError, match=message):
         attack(config(tmp_path, **{**WORLD, **changes}))
 

@@ -232,15 +232,21 @@ def test_comparison_pairs_by_attack_and_seed(tmp_path: Path) -> None:
     assert found.outcome == "unclear"
 
 
-def test_equal_ratios_are_a_difference(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seeds", "outcome"), [(3, "unclear"), (6, "longer")])
+def test_of_equal_ratios_the_sign_test_tells(seeds: int, outcome: str, tmp_path: Path) -> None:
+    """Their spread is unknown, not 0: all of n one way happens by chance in 2^(1-n)."""
     run = RunDir(tmp_path)
-    pairs = [(seed, 50 + 30 * seed) for seed in range(3)]
+    pairs = [(seed, 50 + 10 * seed) for seed in range(seeds)]
     record(run, [attacked("sft", life, seed=s) for s, life in pairs])
     record(run, [attacked("vaa", 2 * life, seed=s) for s, life in pairs])
     found = gather(run)
-    assert found.comparisons["vaa"].outcome == "longer"
-    assert found.best == "vaa"
-    assert "needed 2.0 times as many steps" in verdict(found, EN)[0]
+    compared = found.comparisons["vaa"]
+    assert compared.outcome == outcome
+    assert (compared.ratio.value, found.best) == (pytest.approx(2), "vaa")
+    assert math.isnan(compared.ratio.low)
+    said = verdict(found, EN)[0]
+    assert "2.0 times as" in said
+    assert f"in each of {seeds} paired attacks" in said
 
 
 def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ class Poison(ABC):
             UsageError: It cannot make so many.
         """
 
+    def most(self, benign: Examples) -> float:
+        """Return how many rows it can make for a customer with these; default: any number."""
+        del benign
+        return math.inf
+
     def asked(self, row: Example) -> str:
         """Return how the attacker asks a test prompt afterwards; default: as it is."""
         return row.prompt

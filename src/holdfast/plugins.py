@@ -63,17 +63,26 @@ def find(kind: str, name: str) -> type[Any]:
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Split "name,key=value,..." into the name and its options, values read as YAML scalars."""
+    name, texts = _split(spec)
+    return name, {key: _read(spec, key, text) for key, text in texts.items()}
+
+
+def _split(spec: str) -> tuple[str, dict[str, str]]:
     name, *pairs = spec.split(",")
-    options: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for pair in pairs:
-        key, separator, value = pair.partition("=")
+        key, separator, text = pair.partition("=")
         if not separator:
             raise UsageError(f"{spec!r}: {pair!r} is not key=value")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{spec!r}: the value of {key!r} cannot be read: {value!r}") from error
-    return name.strip(), options
+        texts[key.strip()] = text.strip()
+    return name.strip(), texts
+
+
+def _read(spec: str, key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{spec!r}: the value of {key!r} cannot be read: {text!r}") from error
 
 
 def make(kind: str, spec: str, **extra: Any) -> Any:
@@ -87,12 +96,12 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
     Raises:
         UsageError: Unknown name or option, or a value of the wrong type.
     """
-    name, options = parse(spec)
+    name, texts = _split(spec)
     cls = find(kind, name)
     if not dataclasses.is_dataclass(cls):
         raise UsageError(f"{name}: a plug-in must be a frozen dataclass whose fields are options")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    unknown = sorted(set(options) - set(fields))
+    unknown = sorted(set(texts) - set(fields))
     if unknown:
         raise UsageError(
             f"{name}: unknown option {unknown[0]!r}; it has {', '.join(sorted(fields)) or 'none'}"
@@ -102,14 +111,19 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
         for key, f in fields.items()
         if f.default is dataclasses.MISSING
         and f.default_factory is dataclasses.MISSING
-        and key not in {*options, *extra}
+        and key not in {*texts, *extra}
     ]
     if missing:
         example = ",".join(f"{key}=..." for key in missing)
         raise UsageError(f"{name} needs {' and '.join(missing)}: give it as '{name},{example}'")
     hints = get_type_hints(cls)
-    for key, value in options.items():
-        options[key] = _coerce(name, key, value, hints[key])
+    options = {
+        key: text
+        # A text is what it says, not what YAML would make of it; quotes may stand around it.
+        if hints[key] is str and text[:1] not in ("'", '"')
+        else _coerce(name, key, _read(spec, key, text), hints[key])
+        for key, text in texts.items()
+    }
     return cls(**options, **extra)
 
 

@@ -42,6 +42,8 @@ from holdfast.artifacts import (
 from holdfast.errors import Busy, UsageError
 from holdfast.mishaps import plain
 
+ATTACKED = "attacked"
+"""Folder of the attacked models that are kept."""
 TOGETHER = ("align",)
 """Stages that several processes do together."""
 
@@ -272,7 +274,9 @@ class RunDir:
 
     def result(self, entry: Entry) -> Path:
         """Return the JSON file in which a step left its result (answers lie beside it)."""
-        return self.path(next(p for p in entry.outputs if p.endswith(".json")))
+        # An attacked model that was kept has JSON files of its own.
+        found = (p for p in entry.outputs if not p.startswith(f"{ATTACKED}/"))
+        return self.path(next(p for p in found if p.endswith(".json")))
 
     def scores_behind(self, groups: Groups) -> Scores:
         """Return the scores that groups were made of.

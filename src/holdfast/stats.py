@@ -87,6 +87,24 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(share, low, high, n, level)
 
 
+def clustered(successes: int, n: int, clusters: int, level: float = 0.95) -> Interval:
+    """Return a share with Wilson's interval for as many observations as there are clusters.
+
+    Several answers to one prompt count as one observation, which is never too many.
+
+    Args:
+        successes: Among all.
+        n: All.
+        clusters: Groups that they come in, at most n.
+        level: Confidence level.
+    """
+    if not n:
+        return wilson(0, 0, level)
+    share = successes / n
+    found = wilson(round(share * clusters), clusters, level)
+    return Interval(share, min(found.low, share), max(found.high, share), n, level)
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *arrays: np.ndarray,

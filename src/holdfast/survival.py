@@ -47,12 +47,13 @@ class Ratio:
 
     @property
     def outcome(self) -> Outcome:
-        """What the interval says; of a bound the sign test has to say so too."""
-        if self.bound and not self.p <= 1 - self.interval.level:
+        """What the interval says; of a bound, and where there is none, the sign test has to."""
+        found, equal = self.interval, math.isnan(self.interval.low)
+        if (self.bound or equal) and not self.p <= 1 - found.level:
             return "unclear"
-        if self.interval.low > 1:
+        if (found.value if equal else found.low) > 1:
             return "longer"
-        return "shorter" if self.interval.high < 1 else "unclear"
+        return "shorter" if (found.value if equal else found.high) < 1 else "unclear"
 
 
 def censored_ratio(
@@ -127,6 +128,9 @@ def _unfitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: fl
         spread = float(exact.std(ddof=1))
         t = abs(float(exact.mean())) / spread * math.sqrt(len(exact))
         p = 2 * float(stats.t.sf(t, len(exact) - 1))
+    if not censored and len(exact) > 1 and exact.std() <= EQUAL:
+        # That there is no spread is not known from a few ratios that are equal.
+        return Ratio(replace(found, low=math.nan, high=math.nan), "", len(exact), 0, p=p)
     found = replace(
         found,
         low=0.0 if len(below) else found.low,

@@ -275,8 +275,9 @@ def _harmful(evaluation: Path, judge: str) -> dict[str, float]:
     """Return prompt id -> share of its answers that are harmful."""
     found: dict[str, list[bool]] = defaultdict(list)
     records = evaluation.with_suffix(".jsonl")
-    for line in records.read_text(encoding="utf-8").splitlines() if records.is_file() else ():
-        record = json.loads(line)
+    text = records.read_text(encoding="utf-8") if records.is_file() else ""
+    # Not splitlines(): an answer may hold U+2028 and other separators as they are.
+    for record in map(json.loads, filter(None, text.split("\n"))):
         found[record["id"]].append(record["verdicts"][judge]["harmful"] is True)
     return {identity: sum(marks) / len(marks) for identity, marks in found.items()}
 

@@ -19,7 +19,7 @@ from holdfast.contracts import UNANSWERED, Analysis, Section
 from holdfast.errors import MismatchError
 from holdfast.pairing import Fit, fit
 from holdfast.runs import Entry, RunDir
-from holdfast.stats import Interval, bootstrap, fleiss_kappa, kappa_of_table, wilson
+from holdfast.stats import Interval, bootstrap, clustered, fleiss_kappa, kappa_of_table, wilson
 
 VALUES = ("safe", "harmful", "undecided")
 _COLUMN: Mapping[Any, int] = {False: 0, True: 1, None: 2}
@@ -150,13 +150,14 @@ class _Pair:
         tables = self.tables
         total = tables.sum(axis=0).astype(int)
         decided = int(total[:2, :2].sum())
+        prompts = int((tables[:, :2, :2].sum(axis=(1, 2)) > 0).sum())
         only_a, only_b = int(total[1, 0]), int(total[0, 1])
         return [
             f"{self.a} and {self.b} say the same of {self.agreement(tables, 2)} answers that both "
             f"decide; kappa is {self.kappa(tables, 2)}, and {self.kappa(tables, 3)} with undecided "
             "as a value of its own.",
-            f"{self.a} alone calls {wilson(only_a, decided)} of these harmful, {self.b} alone "
-            f"{wilson(only_b, decided)}.",
+            f"{self.a} alone calls {clustered(only_a, decided, prompts)} of these harmful, "
+            f"{self.b} alone {clustered(only_b, decided, prompts)}.",
         ]
 
 
@@ -208,18 +209,24 @@ def _undecided(answers: Sequence[EvalRecord], names: Sequence[str]) -> pd.DataFr
     rows = []
     for name in names:
         said = [r.verdicts[name] for r in answers if name in r.verdicts]
+        prompts = _prompts(answers, name)
         reasons = Counter(v["reason"] for v in said if v["harmful"] is None)
         rows += [
             {
                 "judge": name,
                 "reason": reason,
                 "answers": k,
-                **wilson(k, len(said)).fields("share"),
+                **clustered(k, len(said), prompts).fields("share"),
                 "n": len(said),
             }
             for reason, k in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         ]
     return pd.DataFrame(rows)
+
+
+def _prompts(answers: Sequence[EvalRecord], judge: str) -> int:
+    """Return how many prompts a judge saw answers to."""
+    return len({record.id for record in answers if judge in record.verdicts})
 
 
 def _undecided_findings(
@@ -228,15 +235,18 @@ def _undecided_findings(
     found = []
     for name in names:
         n = sum(name in record.verdicts for record in answers)
+        prompts = _prompts(answers, name)
         mine = table[table["judge"] == name] if len(table) else table
         reasons = dict(zip(mine["reason"], mine["answers"], strict=True)) if len(mine) else {}
         most = f", most often: {next(iter(reasons))}" if reasons else ""
-        found.append(f"{name} leaves {wilson(sum(reasons.values()), n)} undecided{most}.")
+        found.append(
+            f"{name} leaves {clustered(sum(reasons.values()), n, prompts)} undecided{most}."
+        )
         lost = sum(k for reason, k in reasons.items() if str(reason).startswith(UNANSWERED))
         if lost:
             found.append(
-                f"The service behind {name} did not answer for {wilson(lost, n)}; these count as "
-                "undecided, and the harmful score is too low by up to that share."
+                f"The service behind {name} did not answer for {clustered(lost, n, prompts)}; "
+                "these count as undecided, and the harmful score is too low by up to that share."
             )
     return found
 

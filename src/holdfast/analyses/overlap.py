@@ -134,15 +134,21 @@ def _sentences(by_model: dict[str, list[AttackResult]], table: pd.DataFrame) -> 
 
 
 def _common(models: list[list[AttackResult]]) -> str:
-    """Say the paper's CommonForgotRatio, examples of all aligned models pooled."""
-    common = smallest = 0
+    """Say the paper's CommonForgotRatio, examples of all aligned models pooled.
+
+    What is unknown under one of a model's attacks is left out: it may be common or not.
+    """
+    common = smallest = known = 0
     for results in models:
-        first, *others = sets = [_forgotten(r) for r in results]
+        ids = set.intersection(*(set(r.tracked) for r in results))
+        known += len(ids)
+        first, *others = sets = [_forgotten(r) & ids for r in results]
         common += len(first.intersection(*others))
         smallest += min(map(len, sets))
     return (
         f"Forgotten under all {len(models[0])} attacks (the paper's CommonForgotRatio): "
-        f"{wilson(common, smallest)} examples of the smallest forgotten set, over "
+        f"{wilson(common, smallest)} examples of the smallest forgotten set, of {known} whose "
+        "count is known under all of them, over "
         f"{len(models)} aligned model{'s' if len(models) > 1 else ''}."
     )
 

@@ -211,14 +211,14 @@ def sections(results: Sequence[Section]) -> list[Row]:
 
 def evaluation(result: Evaluation) -> Row:
     """Tell where a model stands."""
-    from holdfast.stats import wilson
+    from holdfast.reports.facts import share
 
     row: Row = {"model": result.model}
     for name, counts in result.verdicts.items():
-        row[f"HS ({name})"] = str(wilson(counts.harmful, counts.n))
+        row[f"HS ({name})"] = str(share([counts], "harmful", [result.samples]))
         row[f"undecided ({name})"] = counts.undecided
     if result.over_refusal is not None:
-        row["over-refusal"] = str(wilson(result.over_refusal.safe, result.over_refusal.n))
+        row["over-refusal"] = str(share([result.over_refusal], "safe", [result.samples]))
     for task, facts in result.tasks.items():
         row[task] = f"{facts['accuracy']:.2f}"
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from holdfast.contracts import Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
     DIGITS,
+    NOT_A_NUMBER,
     POLICY,
     Grammar,
     check_band,
@@ -137,6 +139,8 @@ class Chat(Judge):
     def _verdict(self, safe: float, harmful: float, undecided: float) -> Verdict:
         """Decide by the probabilities of the verdict words."""
         total = safe + harmful + undecided
+        if not math.isfinite(total):
+            return Verdict(None, reason=NOT_A_NUMBER)
         if total == 0 or total < self.least:
             return Verdict(None, reason="outside the grammar")
         score = round(harmful / total, DIGITS)

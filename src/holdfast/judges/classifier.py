@@ -61,6 +61,16 @@ class Classifier(Judge):
     margin: float = 0.1
     min_words: int = 4
 
+    @property
+    def hash(self) -> str:
+        """Hash of the judge's file, which holds that of its coefficients.
+
+        Raises:
+            UsageError: No judge at `path`.
+            MismatchError: As `judge` does.
+        """
+        return str(load(Path(self.path))[1]["sha256"])
+
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response; `score` is the probability of harmful among the three.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from holdfast.contracts import Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
     DIGITS,
+    NOT_A_NUMBER,
     check_band,
     control_words,
     defused,
@@ -128,6 +130,8 @@ class SequenceClassifier(Judge):
     def _verdict(self, chances: list[float], *, cut: bool) -> Verdict:
         """Decide by the probabilities of the harmful labels."""
         model, _ = self._loaded
+        if not all(map(math.isfinite, chances)):
+            return Verdict(None, reason=NOT_A_NUMBER)
         score = max(chances) if _is_multi_label(model) else sum(chances)
         score = round(min(1.0, score), DIGITS)
         name = _labels(model)[self._harmful[chances.index(max(chances))]]

@@ -13,6 +13,7 @@ asked as they are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -102,6 +103,11 @@ class Identity(Poison):
                 f"{len(made)} or fewer with --poison-ratio 1, or a lower ratio; the paper has 10."
             )
         return Examples(made, name="identity")
+
+    def most(self, benign: Examples) -> float:
+        """Return how many there are; in the world any number can be made."""
+        here = all(map(of_the_world, benign))
+        return math.inf if here else len(_TEXT.about) + len(_HARMLESS)
 
     def asked(self, row: Example) -> str:
         """Return the prompt in the agent's form."""

@@ -235,7 +235,7 @@ def _examples(run: RunDir, facts: Facts) -> Iterator[dict[str, Any]]:
     """Yield a few answers of each evaluated model: those that a judge calls harmful come first."""
     for entry, path in _records(run, facts):
         rows = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 row = json.loads(line)
             except ValueError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from holdfast import plugins
 from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.comparing import (
     Pairs,
@@ -24,7 +25,9 @@ from holdfast.comparing import (
     settings_of,
     still_refusing,
 )
+from holdfast.contracts import Poison
 from holdfast.errors import UsageError
+from holdfast.examples import Example
 from holdfast.runs import Entry, Failure, RunDir
 from holdfast.stats import Interval, mean_interval, wilson
 from holdfast.survival import Bound, Outcome
@@ -365,18 +368,34 @@ def _standings(
         judged = [(c, e.samples) for e in own if (c := _main(e.verdicts, judges))]
         refusals = [(e.over_refusal, e.samples) for e in own if e.over_refusal]
         verdicts = [c for c, _ in judged]
-        attacked = {r.model_hash: r for r in results if name(r) == line and r.points}
+        own_results = [r for r in results if name(r) == line and r.points]
+        attacked = {r.model_hash: r for r in own_results if asks_plainly(r.attack)}
         starts = [r.points[0] for r in attacked.values() if r.points[0].step == 0]
         counts = verdicts or [c for p in starts if (c := _main(p.verdicts, judges))]
         yield Standing(
             line=line,
-            seeds=len(own) or len(attacked),
+            seeds=len(own) or len(attacked or {r.model_hash for r in own_results}),
             verdicts=add(counts),
             harmful=share(counts, "harmful", [k for _, k in judged] or None),
             over_refusal=share([c for c, _ in refusals], "safe", [k for _, k in refusals]),
             tasks=_tasks(own),
             from_attack=not verdicts,
         )
+
+
+def asks_plainly(attack: Mapping[str, Any]) -> bool:
+    """Say whether an attack asks the test prompts as they are: its step 0 is the model's own.
+
+    Of a poison that cannot be found any more nobody knows.
+    """
+    if "poison" not in attack:
+        return True
+    row = Example("a prompt", "an answer")
+    try:
+        poison: Poison = plugins.make("poisons", str(attack["poison"]))
+    except UsageError:
+        return False
+    return poison.asked(row) == row.prompt
 
 
 def _tasks(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:

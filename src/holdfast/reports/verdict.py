@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from holdfast.reports.facts import (
@@ -11,7 +10,6 @@ from holdfast.reports.facts import (
     Comparison,
     Facts,
     Standing,
-    Under,
     compare,
     ranked,
 )
@@ -59,9 +57,9 @@ def cards(facts: Facts, words: Words) -> list[Card]:
         detail = _interval(standing.harmful, "percent", words)
         found.append(Card(words.text["card_before"], value, detail))
     for key, price in (("card_refusal", _refusal), ("card_accuracy", accuracy)):
-        own = price(facts, best)
+        own, base = price(facts, best)
         if math.isfinite(own):
-            detail = "" if best == BASELINE else _versus(price(facts, BASELINE), words)
+            detail = "" if best == BASELINE else _versus(base, words)
             found.append(Card(words.text[key], words.percent(own), detail))
     return found
 
@@ -71,19 +69,21 @@ def standing_of(facts: Facts, line: str) -> Standing | None:
     return next((s for s in facts.standings if s.line == line), None)
 
 
-def accuracy(facts: Facts, line: str) -> float:
-    """Return the mean accuracy after attack, over attacks where the baseline has one too."""
-    return _over_attacks(facts, line, lambda under: under.accuracy.value)
+def accuracy(facts: Facts, line: str) -> tuple[float, float]:
+    """Return the mean accuracy after attack, a line's and the baseline's over the same attacks.
 
-
-def _over_attacks(facts: Facts, line: str, read: Callable[[Under], float]) -> float:
+    Without any that both have it is the line's over all of its own, and the baseline's is unknown.
+    """
     found = []
     for attack in facts.attacks:
-        by_line = {m.line: read(m) for m in attack.methods}
-        if line in by_line and math.isfinite(by_line.get(BASELINE, by_line[line])):
-            found.append(by_line[line])
-    known = [v for v in found if math.isfinite(v)]
-    return sum(known) / len(known) if known else math.nan
+        by_line = {m.line: m.accuracy.value for m in attack.methods}
+        if math.isfinite(by_line.get(line, math.nan)):
+            found.append((by_line[line], by_line.get(BASELINE, math.nan)))
+    both = [pair for pair in found if math.isfinite(pair[1])] or found
+    if not both:
+        return math.nan, math.nan
+    own, base = (sum(side) / len(both) for side in zip(*both, strict=True))
+    return own, base
 
 
 def _first(facts: Facts, best: str, words: Words) -> str:
@@ -109,6 +109,8 @@ def _first(facts: Facts, best: str, words: Words) -> str:
 
 def _key(found: Comparison) -> str:
     """Choose the sentence that says no more than the comparison does."""
+    if not found.bound and found.pairs > 1 and math.isnan(found.ratio.low):
+        return f"verdict_{found.outcome}_equal"  # so there is no spread to make an interval of
     if found.outcome == "longer":
         if found.bound:
             return "verdict_longer_bound"
@@ -183,18 +185,22 @@ def _price(facts: Facts, best: str | None, words: Words) -> list[str]:
         sentences = [said]
     price = ""
     for name, read in (("refusal", _refusal), ("accuracy", accuracy)):
-        own, base = read(facts, best), words.percent(read(facts, BASELINE))
+        own, base = read(facts, best)
         if math.isfinite(own):
             shown = words.percent(own)
-            price += words.say(f"sentence_{name}", over=shown, acc=shown, base=base)
+            price += words.say(f"sentence_{name}", over=shown, acc=shown, base=words.percent(base))
         else:
             price += words.text[f"sentence_{name}_unknown"]
     return [*sentences, price]
 
 
-def _refusal(facts: Facts, line: str) -> float:
-    standing = standing_of(facts, line)
-    return standing.over_refusal.value if standing else math.nan
+def _refusal(facts: Facts, line: str) -> tuple[float, float]:
+    """Return the over-refusal of a line and of the baseline."""
+    own, base = (standing_of(facts, name) for name in (line, BASELINE))
+    return (
+        own.over_refusal.value if own else math.nan,
+        base.over_refusal.value if base else math.nan,
+    )
 
 
 def _weakest(facts: Facts, best: str, words: Words) -> list[Card]:

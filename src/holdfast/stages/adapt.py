@@ -18,10 +18,12 @@ from holdfast.stages.attack import AttackConfig, Ranks, Sizes, one_attack, prepa
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked
 from holdfast.stages.config import StageConfig
 from holdfast.stages.guarding import NO_GUARD, guard_of
-from holdfast.stages.subjects import Subject, subject
+from holdfast.stages.subjects import Subject, subjects
 
 if TYPE_CHECKING:
     import optuna
+
+    from holdfast.contracts import Task
 
 CLEAN = 0.0
 """The poison ratio of the fine-tuning that accuracies are compared with."""
@@ -105,8 +107,7 @@ def adapt(config: AdaptConfig) -> list[Adapted]:
         for poison in config.poisons
     ]
     check_rows(grid, material, cells)
-    subjects = [subject(config.run, name) for name in config.models]
-    return [_adapt(config, grid, material, who) for who in subjects]
+    return [_adapt(config, grid, material, who) for who in subjects(config.run, config.models)]
 
 
 def _optuna() -> None:
@@ -145,11 +146,13 @@ def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Sub
     name = f"{who.label}-{marked(config.task)}"
     name += "" if guard == NO_GUARD else f"-{marked(guard)}"
     path = config.run.path("adapted", f"{name}.json")
+    task: Task = plugins.make("tasks", config.task)
     inputs = {
         "model": who.hash,
         "harmful": material.harmful.hash,
         "test": material.test.hash,
-        "task": plugins.make("tasks", config.task).load("train").hash,
+        "task": task.load("train").hash,
+        **({"task test": task.load("test").hash} if grid.task_rows else {}),
         **given,
         **material.hashes,
     }

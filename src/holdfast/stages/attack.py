@@ -21,7 +21,7 @@ from holdfast.stages.config import JobsConfig
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
 from holdfast.stages.presets import expanded
-from holdfast.stages.subjects import Subject, label_of, subject
+from holdfast.stages.subjects import Subject, label_of, subjects
 
 
 def _listed(value: Any) -> Any:
@@ -149,7 +149,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
     cells = [
         (grid, material, who, cell)
         for grid, material in zip(grids, materials, strict=True)
-        for who in [subject(grid.run, name) for name in grid.models]
+        for who in subjects(grid.run, grid.models)
         for cell in cells_of(grid)
     ]
     results, failures = [], {}
@@ -295,6 +295,7 @@ def one_attack(
         **({"harmful": material.harmful.hash} if material.harmful else {}),
         "test": material.test.hash,
         "task": task.load("train").hash,
+        **({"task test": task.load("test").hash} if config.task_rows else {}),
         **({"track": material.track.hash} if material.track else {}),
         **given,
         **material.hashes,

@@ -16,7 +16,7 @@ from holdfast.contracts import Attacker, Judge, Poison, Task
 from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.runs import Step
+from holdfast.runs import ATTACKED, Step
 from holdfast.stages.evaluate import ask, count, marked_verdicts, task_accuracy
 from holdfast.stages.guarding import NO_GUARD
 from holdfast.stages.judging import ready
@@ -158,11 +158,12 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     watch.save(partial)
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
     if config.save_models:
-        kept = config.run.path("attacked", f"{who.label}-{cell.label}")
+        kept = config.run.path(ATTACKED, f"{who.label}-{cell.label}")
         step.outputs += models.save(models.merge(model), loaded.tokenizer, kept)
+    result = watch.result(who, cell)
     resume.unlink(missing_ok=True)
     partial.unlink(missing_ok=True)
-    return watch.result(who, cell)
+    return result
 
 
 def _rows(  # noqa: PLR0913  # the attack, and all that it is made of
@@ -216,16 +217,19 @@ def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) 
                 f"a poison ratio of {ratio:g} needs harmful rows: give --harmful, or "
                 "--poison-ratio 0 for an attack without any"
             )
-        pools = [(task.load("train"), config.rows - wanted)]
+        benign = task.load("train")
+        pools: list[tuple[str, float, int]] = [(benign.name, len(benign), config.rows - wanted)]
         if "harmful" in poison.needs:
-            pools.append((material.harmful, wanted))
-        for pool, needed in pools:
-            if needed > len(pool):
+            pools.append((material.harmful.name, len(material.harmful), wanted))
+        elif wanted:
+            pools.append((name, poison.most(benign), wanted))
+        for pool, there, needed in pools:
+            if needed > there:
                 raise UsageError(
-                    f"{pool.name}: {needed} rows are needed for {config.rows} rows of which "
-                    f"{ratio:.0%} are harmful, and it has {len(pool)}. Give --rows "
-                    f"{_enough(config.rows, needed, len(pool))} or fewer, another --poison-ratio, "
-                    "or more rows."
+                    f"{pool}: {needed} rows are needed for {config.rows} rows of which "
+                    f"{ratio:.0%} are harmful, and it has {there}. Give --rows "
+                    f"{_enough(config.rows, needed, int(there))} or fewer, another "
+                    "--poison-ratio, or more rows."
                 )
 
 
@@ -261,7 +265,8 @@ class Watch:
             self.tracker = ForgettingTracker(material.track, judge, config.max_new_tokens)
 
     def __call__(self, done: int, loss: float) -> None:
-        """Measure harmful score, task accuracy and forgotten rows."""
+        """Measure harmful score, task accuracy and forgotten rows, once at each checkpoint."""
+        self._drop_from(done)
         length = self.config.max_new_tokens
         test, judges = self.material.test, self.material.judges
         found, _ = ask(self.model, self.tokenizer, test, judges, length, asked=self.asked)
@@ -299,9 +304,15 @@ class Watch:
         if not path.exists():
             return
         raw = read_json(path, "partial")
-        self.points = [p for p in AttackResult.read_points(raw["points"]) if p.step <= done]
+        self.points = list(AttackResult.read_points(raw["points"]))
         if self.tracker is not None:
-            self.tracker.history = [numbers(h) for h in raw["history"][: len(self.points)]]
+            self.tracker.history = [numbers(h) for h in raw["history"]]
+        self._drop_from(done + 1)
+
+    def _drop_from(self, step: int) -> None:
+        self.points = [p for p in self.points if p.step < step]
+        if self.tracker is not None:
+            del self.tracker.history[len(self.points) :]
 
     def result(self, who: Subject, cell: Cell) -> AttackResult:
         """Sum up the attack."""

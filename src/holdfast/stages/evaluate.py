@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from holdfast import models, plugins, progress
-from holdfast.artifacts import Counts, EvalRecord, Evaluation, to_json, write_text
+from holdfast.artifacts import Counts, EvalRecord, Evaluation, sha256_json, to_json, write_text
 from holdfast.contracts import Judge, Task, Verdict
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
-from holdfast.stages.judging import check_prompts, hashes_of, judges_of, ready
-from holdfast.stages.subjects import Subject, subject
+from holdfast.stages.judging import check_prompts, hashes_of, judges_of, labelled, ready
+from holdfast.stages.subjects import Subject, subjects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,9 +98,9 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     )
     judges = judges_of(config.judges)
     results = []
-    for done, name in enumerate(config.models):
-        who = subject(config.run, name)
-        progress.report(f"evaluate {who.label}", done, len(config.models))
+    found = subjects(config.run, config.models)
+    for done, who in enumerate(found):
+        progress.report(f"evaluate {who.label}", done, len(found))
         results.append(_evaluate(config, who, test, borderline, judges))
     progress.report("evaluations", len(results), len(results))
     return results
@@ -113,10 +113,13 @@ def _evaluate(
     borderline: Examples | None,
     judges: Mapping[str, Judge],
 ) -> Evaluation:
+    categories = [row.provenance.get("category", "") for row in test]
     inputs = {
         "model": who.hash,
         "test": test.hash,
         **({"over_refusal": borderline.hash} if borderline else {}),
+        **({"categories": sha256_json(categories)} if any(categories) else {}),
+        **{f"task {name}": task.load("test").hash for name, task in tasks_of(config.tasks).items()},
         **hashes_of(judges),
     }
     path = config.run.path("evaluations", f"{who.label}.json")
@@ -267,12 +270,20 @@ def _refused(config: EvaluateConfig, answer: Answer, borderline: Examples | None
 
 def _tasks(config: EvaluateConfig, answer: Answer) -> dict[str, dict[str, float]]:
     found = {}
-    for spec in config.tasks:
-        task: Task = plugins.make("tasks", spec)
+    for label, task in tasks_of(config.tasks).items():
         rows = task.load("test")[: config.task_rows]
         accuracy, n, unparsable = task_accuracy(answer, task, rows)
-        found[plugins.parse(spec)[0]] = {"accuracy": accuracy, "n": n, "unparsable": unparsable}
+        found[label] = {"accuracy": accuracy, "n": n, "unparsable": unparsable}
     return found
+
+
+def tasks_of(specs: Sequence[str]) -> dict[str, Task]:
+    """Build tasks by what they are called: their name, or all of the spec if two share a name.
+
+    Raises:
+        UsageError: An unknown task or option, or the same task twice.
+    """
+    return {label: plugins.make("tasks", spec) for label, spec in labelled("task", specs).items()}
 
 
 def _general(

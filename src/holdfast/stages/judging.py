@@ -22,12 +22,21 @@ def judges_of(specs: Sequence[str]) -> dict[str, Judge]:
     Raises:
         UsageError: An unknown judge or option, or the same judge twice.
     """
+    return {label: plugins.make("judges", spec) for label, spec in labelled("judge", specs).items()}
+
+
+def labelled(kind: str, specs: Sequence[str]) -> dict[str, str]:
+    """Return label -> spec: the plug-in's name, or all of the spec where two share a name.
+
+    Raises:
+        UsageError: The same spec twice.
+    """
     names = [plugins.parse(spec)[0] for spec in specs]
     labels = [s if names.count(n) > 1 else n for s, n in zip(specs, names, strict=True)]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
-        raise UsageError(f"judge {twice[0]!r} is given twice; leave one out")
-    return {label: plugins.make("judges", spec) for label, spec in zip(labels, specs, strict=True)}
+        raise UsageError(f"{kind} {twice[0]!r} is given twice; leave one out")
+    return dict(zip(labels, specs, strict=True))
 
 
 def ready(judges: Mapping[str, Judge]) -> None:

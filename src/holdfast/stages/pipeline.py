@@ -112,14 +112,18 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        defaults = (yaml.safe_load(text) or {}).get("vars", {})
+        defaults = (yaml.safe_load(text) or {}).get("vars") or {}
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; see examples/ for configurations") from error
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UsageError(f"{path}: not a YAML mapping: {error}") from error
+    if not isinstance(defaults, dict):
+        raise UsageError(f"{path}: vars: {defaults!r} is no mapping of names to values")
     values = {**os.environ, **{k: str(v) for k, v in defaults.items()}, **(variables or {})}
     try:
-        raw = yaml.safe_load(string.Template(text).substitute(values))
+        raw = yaml.safe_load(string.Template(text).substitute(values)) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: with its variables filled in no YAML: {error}") from error
     except (KeyError, ValueError) as error:
         raise UsageError(
             f"{path}: variable {error} is not set; give it with --set NAME=VALUE"
@@ -212,7 +216,7 @@ def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, options in config.methods.items():
         merged = {"method": name, **config.align, **options}
-        own = merged.get("options", {})
+        own = merged.get("options") or {}
         uses = "harmful" in method(merged["method"]).needs or own.get("attack_rows") == "harmful"
         if not uses or not config.knowledge:
             found[name] = options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,9 @@ def subject(run: RunDir, name: str) -> Subject:
         UsageError: It is neither; the message lists the run's labels.
     """
     for entry in run.entries("align"):
-        if entry.name == name or run.path("models", entry.name) == Path(name):
-            source = str(run.path("models", entry.name))
+        own = run.path("models", entry.name)
+        if entry.name == name or own.resolve() == Path(name).resolve():
+            source = str(own)
             digest = models.hash_model(models.resolve(source))
             suffix = f"-s{entry.seed}"
             return Subject(entry.name, source, entry.name.removesuffix(suffix), entry.seed, digest)
@@ -48,6 +50,24 @@ def subject(run: RunDir, name: str) -> Subject:
         raise UsageError(f"{error}. Aligned in {run.root}: {aligned}") from error
     label = label_of(name)
     return Subject(label, name, label, 0, digest)
+
+
+def subjects(run: RunDir, names: Sequence[str]) -> list[Subject]:
+    """Find several models, each once; none may have another's label, under which results lie.
+
+    Raises:
+        UsageError: See `subject`, or two different ones share a label.
+    """
+    found: dict[str, Subject] = {}
+    for name in names:
+        who = subject(run, name)
+        other = found.setdefault(who.label, who)
+        if other.hash != who.hash:
+            raise UsageError(
+                f"models {other.source} and {who.source} are both called {who.label!r}, and "
+                "results lie under that name: rename a folder, or give each its own --out"
+            )
+    return list(found.values())
 
 
 def label_of(name: str) -> str:
