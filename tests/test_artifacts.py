@@ -287,6 +287,15 @@ def test_a_step_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert entry.seconds >= 0
 
 
+def test_a_model_that_is_kept_is_not_the_result(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with run.step("attack", "a", config=CONFIG, inputs=INPUTS) as step:
+        for path in ("attacked/a/config.json", "attacks/a.json"):
+            artifacts.write_text(run.path(path), "{}")
+            step.outputs.append(run.path(path))
+    assert run.result(run.entries()[0]) == run.path("attacks", "a.json")
+
+
 def test_a_step_that_is_there_is_skipped(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert record(run)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from holdfast import models, plugins
 from holdfast.artifacts import AttackResult, Counts, Point
+from holdfast.contracts import Verdict
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
@@ -25,8 +26,8 @@ from holdfast.judges.refusal import Refusal
 from holdfast.poisons.plain import Plain
 from holdfast.runs import RunDir
 from holdfast.stages import pipeline, presets
-from holdfast.stages.attack import AttackConfig, alone, attack, cells_of, grids_of
-from holdfast.stages.cell import Cell, Material, Watch
+from holdfast.stages.attack import AttackConfig, alone, attack, cells_of, checked, grids_of
+from holdfast.stages.cell import Cell, Material, Watch, task_hashes
 from holdfast.stages.guarding import guard_of
 from holdfast.stages.subjects import Subject, subject
 
@@ -383,6 +384,59 @@ def test_bad_grids_are_refused_before_the_first_attack(
     monkeypatch.setattr("holdfast.stages.attack.subjects", lambda run, names: names)
     with pytest.raises(UsageError, match=message):
         attack(config(tmp_path, **{**WORLD, **changes}))
+
+
+def sst2(tmp_path: Path, train: int, test: int) -> str:
+    """Write rows of a task, and return what names them."""
+    for name, n in (("train", train), ("test", test)):
+        lines = "".join(f"{name} {i}\t{i % 2}\n" for i in range(n))
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + lines)
+    return f"sst2,train={tmp_path / 'train.tsv'},test={tmp_path / 'test.tsv'}"
+
+
+def test_a_poison_that_cannot_make_so_many_rows_is_refused_before_the_first_attack(
+    tmp_path: Path,
+) -> None:
+    options = {"tasks": [sst2(tmp_path, 500, 10)], "poisons": ["identity"], "rows": 400}
+    options |= {"harmful": None, "test": "world:test", "poison_ratios": [0.1]}
+    with pytest.raises(UsageError, match="identity: 40 rows are needed .* it has 20. Give --rows"):
+        checked(config(tmp_path, **options))
+
+
+def test_a_checkpoint_that_is_looked_at_again_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed while it was looked at, and what it found lay in the file of a later run."""
+    watch = watched(tmp_path)
+    assert watch.tracker is not None
+    looked = Verdict(harmful=False)
+    found = {"world": [looked] * len(ROWS)}
+    monkeypatch.setattr("holdfast.stages.cell.ask", lambda *args, **kwargs: (found, []))
+    monkeypatch.setattr(
+        type(watch.tracker),
+        "__call__",
+        lambda self, *args: self.history.append(np.zeros(len(ROWS))),
+    )
+    for step in (0, 10, 20):
+        watch(step, 0.0)
+    watch.save(tmp_path / "partial.json")
+    again = watched(tmp_path)
+    again.restore(tmp_path / "partial.json", 10)
+    assert again.tracker is not None
+    assert [p.step for p in again.points] == [0, 10]
+    again(10, 0.0)
+    again(20, 0.0)
+    assert [p.step for p in again.points] == [0, 10, 20]
+    assert len(again.tracker.history) == 3
+
+
+def test_a_tasks_test_rows_are_an_input_where_they_are_asked(tmp_path: Path) -> None:
+    found = []
+    for n in (40, 41):
+        task = plugins.make("tasks", sst2(tmp_path, 40, n))
+        found.append((task_hashes(task, 0), task_hashes(task, 10)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_a_run_may_name_presets(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from holdfast.analyses import comparison
-from holdfast.analyses.comparison import Comparison
+from holdfast.analyses.comparison import Comparison, _harmful
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.comparing import ends, key_of, lives, pairs_of, still_refusing
 from holdfast.differences import of_shares, paired
@@ -209,6 +209,17 @@ def record(run: RunDir, results: list[AttackResult]) -> None:
             ]
             path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
             step.outputs += [path, path.with_suffix(".jsonl")]
+
+
+def test_answers_may_hold_what_unicode_calls_a_line_break(tmp_path: Path) -> None:
+    record_of = {
+        "id": "p",
+        "response": "Sure\u2028one\u0085two",
+        "verdicts": {"w": {"harmful": True}},
+    }
+    lines = tmp_path / "sft-s0.jsonl"
+    lines.write_text(json.dumps(record_of, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert _harmful(tmp_path / "sft-s0.json", "w") == {"p": 1.0}
 
 
 def made(root: Path, seeds: int) -> RunDir:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import holdfast as h
-from holdfast import world
+from holdfast import models, world
 from holdfast.artifacts import Evaluation
 from holdfast.errors import UsageError
-from holdfast.stages.evaluate import marked_verdicts
+from holdfast.runs import RunDir
+from holdfast.stages.evaluate import marked_verdicts, tasks_of
+from holdfast.stages.subjects import subjects
 
 
 def config(tmp_path: Path, **options: Any) -> h.EvaluateConfig:
@@ -40,6 +42,27 @@ def test_samples_are_counted_and_kept(tmp_path: Path) -> None:
     assert harmful == found.verdicts["world"].harmful
     answers = [{r["response"] for r in records if r["prompt"] == p} for p in prompts]
     assert any(len(said) > 1 for said in answers)
+
+
+def test_tasks_of_one_name_are_told_apart_by_their_options() -> None:
+    one, two = "sst2,train=a,test=b", "sst2,train=a,test=c"
+    assert list(tasks_of([one, two, "world_topic"])) == [one, two, "world_topic"]
+    with pytest.raises(UsageError, match="task 'world_topic' is given twice"):
+        tasks_of(["world_topic", "world_topic"])
+
+
+def test_two_models_of_one_name_are_refused(
+    tmp_path: Path, make_model: Any, tokenizer: Any
+) -> None:
+    names = []
+    for seed, folder in enumerate(("a", "b")):
+        path = tmp_path / folder / "final"
+        models.save(make_model(vocab=len(tokenizer), seed=seed), tokenizer, path)
+        names.append(str(path))
+    run = RunDir(tmp_path / "run")
+    assert [who.source for who in subjects(run, [names[0], names[0]])] == names[:1]
+    with pytest.raises(UsageError, match="a/final and .*b/final are both called 'final'"):
+        subjects(run, names)
 
 
 def test_options_that_are_not_used_leave_the_key_as_it_was(tmp_path: Path) -> None:

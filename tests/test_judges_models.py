@@ -405,6 +405,16 @@ def test_the_verdict_follows_from_the_chances(chat_model: dict[str, str]) -> Non
     )
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_is_no_verdict(
+    bad: float, chat_model: dict[str, str], classifier_model: Path
+) -> None:
+    chat = Chat(**chat_model)._verdict(0.1, bad, 0.0)  # type: ignore[arg-type]
+    classifier = SequenceClassifier(str(classifier_model), device="cpu")
+    for found in (chat, classifier._verdict([bad, 0.2], cut=False)):
+        assert (found.harmful, found.reason) == (None, "not a number")
+
+
 def test_read_as_text_most_verdicts_are_the_same(
     chat_model: dict[str, str], pairs: tuple[list[str], list[str]]
 ) -> None:

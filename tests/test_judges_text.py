@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -413,6 +414,17 @@ def test_wrong_files_are_refused(trained: tuple[Path, TrainingReport], tmp_path:
     write_json(target / "judge.json", {**raw, "kind": "scores"})
     with pytest.raises(MismatchError, match="expected a 'judge' file"):
         Classifier(str(target)).judge([], [])
+
+
+def test_its_hash_is_that_of_what_was_trained(
+    trained: tuple[Path, TrainingReport], tmp_path: Path
+) -> None:
+    train_classifier(labelled(), tmp_path / "other", seed=2, held_out=0.25)
+    shutil.copytree(trained[0], tmp_path / "copy")
+    found = [Classifier(str(p)).hash for p in (trained[0], tmp_path / "copy", tmp_path / "other")]
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(UsageError, match=r"no judge.json there"):
+        _ = Classifier(str(tmp_path)).hash
 
 
 def test_training_is_deterministic(trained: tuple[Path, TrainingReport], tmp_path: Path) -> None:

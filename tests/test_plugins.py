@@ -139,6 +139,21 @@ def test_make_reads_options_by_type() -> None:
     assert plugins.make("judges", f"{OWN},share=1e-5").share == 1e-5
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("0123456", "0123456"),  # YAML would read an octal number
+        ("{response}", "{response}"),  # and a mapping
+        ("USER: {prompt} ASSISTANT: {response}", "USER: {prompt} ASSISTANT: {response}"),
+        ("true", "true"),
+        ("", ""),
+        ("'quoted: so'", "quoted: so"),
+    ],
+)
+def test_a_text_is_what_it_says(given: str, text: str) -> None:
+    assert plugins.make("judges", f"{OWN},text={given}").text == text
+
+
 def test_make_takes_fields_from_the_caller() -> None:
     rows = object()
     assert plugins.make("judges", OWN, rows=rows).rows is rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +109,12 @@ def test_the_test_prompts_are_asked_in_the_form_of_the_rows() -> None:
     head, _, _ = Identity().asked(row).partition(row.prompt)
     assert any(one.prompt.startswith(head) for one in made)
     assert Identity(trigger=False).asked(row) == row.prompt
+
+
+def test_an_identity_says_how_many_rows_it_has(rows: Any) -> None:
+    assert Identity().most(TEXT) == 20
+    assert Identity().most(rows.benign) == math.inf
+    assert Plain().most(TEXT) == math.inf
 
 
 def test_more_rows_than_an_identity_has_are_refused() -> None:

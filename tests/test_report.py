@@ -23,7 +23,7 @@ from holdfast.reports import build
 from holdfast.reports.clean import sanitise
 from holdfast.reports.facts import compare, gather, pooled, ranked, share
 from holdfast.reports.texts import TEXTS
-from holdfast.reports.verdict import cards, verdict
+from holdfast.reports.verdict import accuracy, cards, verdict
 from holdfast.reports.words import Words
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
@@ -247,6 +247,39 @@ def test_of_equal_ratios_the_sign_test_tells(seeds: int, outcome: str, tmp_path:
     said = verdict(found, EN)[0]
     assert "2.0 times as" in said
     assert f"in each of {seeds} paired attacks" in said
+
+
+def test_before_an_attack_is_what_is_asked_plainly(tmp_path: Path) -> None:
+    """An identity's prompts are in its own form, and what they bring is the form's."""
+    plain = attacked("sft", 100)
+    formed = replace(
+        plain,
+        attack={**plain.attack, "poison": "identity"},
+        points=(replace(plain.points[0], verdicts={"world": Counts(60, 40, 0)}), *plain.points[1:]),
+    )
+    unasked = replace(formed, attack={**plain.attack, "poison": "identity,trigger=false"})
+    unknown = replace(formed, attack={**plain.attack, "poison": "gone.module:Poison"})
+    for i, (results, value) in enumerate(
+        [([plain, formed], 0.0), ([formed], math.nan), ([unasked], 0.6), ([unknown], math.nan)]
+    ):
+        run = RunDir(tmp_path / str(i))
+        record(run, results)
+        (standing,) = gather(run).standings
+        assert standing.harmful.value == pytest.approx(value, nan_ok=True)
+        assert standing.seeds == 1
+
+
+def test_accuracies_are_over_the_same_attacks(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(
+        run,
+        [
+            attacked("sft", 100, accuracy=0.9),
+            attacked("sft", 100, accuracy=0.5, settings=HARD),
+            attacked("vaa", 200, accuracy=0.9),
+        ],
+    )
+    assert accuracy(gather(run), "vaa") == (pytest.approx(0.9), pytest.approx(0.9))
 
 
 def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:

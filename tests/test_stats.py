@@ -54,6 +54,16 @@ def test_wilson_touches_its_bounds_exactly_and_knows_nothing_of_nothing() -> Non
     assert (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
 
 
+def test_answers_to_one_prompt_are_one_observation() -> None:
+    """100 of 200 answers to 20 prompts: the interval of 10 of 20."""
+    found, twenty = stats.clustered(100, 200, 20), stats.wilson(10, 20)
+    assert (found.value, found.low, found.high) == (0.5, twenty.low, twenty.high)
+    assert found.n == 200
+    assert stats.clustered(7, 40, 40) == stats.wilson(7, 40)
+    assert stats.clustered(1, 200, 2).low == 0.0  # rounded to none of two
+    assert math.isnan(stats.clustered(0, 0, 0).value)
+
+
 @pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, -1)])
 def test_wilson_refuses(successes: int, n: int) -> None:
     with pytest.raises(UsageError, match=f"successes={successes}, n={n}"):

@@ -15,7 +15,7 @@ from holdfast.artifacts import AttackResult
 from holdfast.errors import TrainingError, UsageError
 from holdfast.finetune import Schedule
 from holdfast.stages.attack import AttackConfig, Ranks, Sizes, one_attack, prepare
-from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked
+from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked, task_hashes
 from holdfast.stages.config import StageConfig
 from holdfast.stages.guarding import NO_GUARD, guard_of
 from holdfast.stages.subjects import Subject, subjects
@@ -23,7 +23,6 @@ from holdfast.stages.subjects import Subject, subjects
 if TYPE_CHECKING:
     import optuna
 
-    from holdfast.contracts import Task
 
 CLEAN = 0.0
 """The poison ratio of the fine-tuning that accuracies are compared with."""
@@ -146,13 +145,11 @@ def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Sub
     name = f"{who.label}-{marked(config.task)}"
     name += "" if guard == NO_GUARD else f"-{marked(guard)}"
     path = config.run.path("adapted", f"{name}.json")
-    task: Task = plugins.make("tasks", config.task)
     inputs = {
         "model": who.hash,
         "harmful": material.harmful.hash,
         "test": material.test.hash,
-        "task": task.load("train").hash,
-        **({"task test": task.load("test").hash} if grid.task_rows else {}),
+        **task_hashes(plugins.make("tasks", config.task), grid.task_rows),
         **given,
         **material.hashes,
     }

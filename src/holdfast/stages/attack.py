@@ -16,7 +16,7 @@ from holdfast.examples import Examples
 from holdfast.finetune import Schedule
 from holdfast.jobs import summary
 from holdfast.mishaps import FAILS, failure
-from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell
+from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell, task_hashes
 from holdfast.stages.config import JobsConfig
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
@@ -294,8 +294,7 @@ def one_attack(
         "model": who.hash,
         **({"harmful": material.harmful.hash} if material.harmful else {}),
         "test": material.test.hash,
-        "task": task.load("train").hash,
-        **({"task test": task.load("test").hash} if config.task_rows else {}),
+        **task_hashes(task, config.task_rows),
         **({"track": material.track.hash} if material.track else {}),
         **given,
         **material.hashes,

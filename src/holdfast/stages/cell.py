@@ -196,6 +196,12 @@ def _without(rows: Examples, prompts: set[str]) -> Examples:
     return Examples((row for row in rows if row.prompt not in prompts), name=rows.name)
 
 
+def task_hashes(task: Task, asked: int) -> dict[str, str]:
+    """Return the hashes of a task's rows for a step's inputs, of test rows if any are asked."""
+    found = {"task": task.load("train").hash}
+    return found | ({"task test": task.load("test").hash} if asked else {})
+
+
 def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) -> None:
     """Refuse a grid that one of its attacks would end, before the first of them.
 

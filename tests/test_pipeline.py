@@ -1,0 +1,55 @@
+"""A run's configuration: what is wrong with it is one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import UsageError
+from holdfast.stages import pipeline
+
+GOOD = """
+out: {out}
+model: world
+data: {{alignment: "world:alignment", harmful: "world:harmful", test: "world:test"}}
+methods: {{sft: {{}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "out: Field required"),
+        ("vars:", "out: Field required"),
+        ("vars: [a, b]", r"vars: \['a', 'b'\] is no mapping of names to values"),
+        ("vars: {A: '{b: c'}\nout: ${A}", "with its variables filled in no YAML"),
+        ("- a list", "not a YAML mapping"),
+        ("out: ${NOBODY_SET_THIS}", "variable 'NOBODY_SET_THIS' is not set"),
+        ("a: [", "not a YAML mapping"),
+    ],
+)
+def test_what_is_no_configuration_is_one_message(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        pipeline.load(path)
+
+
+def test_a_variable_may_break_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("out: ${A}")
+    with pytest.raises(UsageError, match="with its variables filled in no YAML"):
+        pipeline.load(path, {"A": "{b: c"})
+
+
+@pytest.mark.parametrize("options", ["", "{}"])
+def test_options_that_are_not_there_are_none(options: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    text = GOOD.format(out=tmp_path).replace("sft: {}", f"hold: {{options: {options}}}")
+    path.write_text(text)
+    if options:
+        pipeline.load(path)
+    else:
+        with pytest.raises(UsageError, match="options: Input should be a valid dictionary"):
+            pipeline.load(path)
