@@ -46,7 +46,7 @@ def test_a_variable_may_break_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", ["", "{}"])
 def test_options_that_are_not_there_are_none(options: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    text = GOOD.format(out=tmp_path).replace("sft: {}", f"hold: {{options: {options}}}")
+    text = GOOD.format(out=tmp_path).replace("sft: {}", f"sam: {{options: {options}}}")
     path.write_text(text)
     if options:
         pipeline.load(path)
