@@ -9,11 +9,11 @@ import pytest
 from holdfast.errors import UsageError
 from holdfast.stages import pipeline
 
-GOOD = """
+EMPTY = """
 out: {out}
 model: world
 data: {{alignment: "world:alignment", harmful: "world:harmful", test: "world:test"}}
-methods: {{sft: {{}}}}
+methods: {{sam: {{options: }}}}
 """
 
 
@@ -43,13 +43,8 @@ def test_a_variable_may_break_the_file(tmp_path: Path) -> None:
         pipeline.load(path, {"A": "{b: c"})
 
 
-@pytest.mark.parametrize("options", ["", "{}"])
-def test_options_that_are_not_there_are_none(options: str, tmp_path: Path) -> None:
+def test_options_that_are_not_there_are_one_message(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    text = GOOD.format(out=tmp_path).replace("sft: {}", f"sam: {{options: {options}}}")
-    path.write_text(text)
-    if options:
+    path.write_text(EMPTY.format(out=tmp_path))
+    with pytest.raises(UsageError, match="options: Input should be a valid dictionary"):
         pipeline.load(path)
-    else:
-        with pytest.raises(UsageError, match="options: Input should be a valid dictionary"):
-            pipeline.load(path)
