@@ -31,7 +31,7 @@ from holdfast.errors import UsageError
 from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
 from holdfast.stats import Interval, bootstrap
 from holdfast.weights import trainable
-from variants import FULL
+from variants import FULL, LEAN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,8 +43,8 @@ NOTES = (
     "time_ratio: mean seconds of a turn over those of SFT's turns, percentile bootstrap over "
     "turns. mode always: lambda 1 from the first step (2 backward passes a step); linear: lambda "
     "from 0 to 1, so (steps - 1) / (2 steps) of the steps are perturbed on average. hold: harmful "
-    "rows; an attack that lasts and takes a step every fourth update, of a quarter of the rows "
-    "(default), or one an update, of all rows, with the gradient at both weights (full), or an "
+    "rows; an attack that lasts and takes a step every second update, of a quarter of the rows "
+    "(default), or every fourth, twice as far (lean), or one an update, of all rows, with the gradient at both weights (full), or an "
     "attack of 1 to 4 steps anew in every update. batch safety: "
     "safety rows only, as in the paper; mixed: a third benign rows, which are never perturbed but "
     "run apart. memory: peak of all live tensors in a perturbed step, weights and optimizer "
@@ -79,6 +79,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 HOLDS: dict[str, dict[str, Any]] = {
     "default": {},
+    "lean": LEAN,
     "full": FULL,
     "4 steps anew": {"every": 0, "inner_steps": 4, "growth": "constant"},
 }

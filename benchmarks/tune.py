@@ -64,7 +64,7 @@ TRIALS: dict[str, list[Settings]] = {
     "tar": _options({"attack_lr": 5e-4}, {"tamper": 1.0}),
     "group_dro": _options({"sampler": "smoothed", "step_size": 0.1}, {"tilt": 2.0}),
     "vaa": _options({"rho": 0.1}, {"rho": 1.5}),
-    HOLD: _options({"comply": 5.0}, {"reach": 2e-3}),
+    HOLD: _options({"comply": 5.0}, {"reach": 1e-3}),
 }
 VALIDATION: dict[str, list[str]] = {"world": ["world_note"]}
 """The attacked task; on text it is short Alpaca instructions, see `attacked`."""

@@ -17,14 +17,10 @@ BASELINE = "sft"
 HOLD = "hold"
 PUBLISHED = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa")
 MAIN = (BASELINE, *PUBLISHED, HOLD, "hold-full", "hold-harmful")
-FULL: dict[str, Any] = {
-    "mixture": "both",
-    "attack_share": 1.0,
-    "every": 1,
-    "inner_steps": 48,
-    "reach": 7e-4,
-}
+FULL = {"mixture": "both", "every": 1, "attack_share": 1.0}
 """Both gradients in every update, a step of the attack too, of as many rows: what Hold spares."""
+LEAN = {"every": 4, "inner_steps": 24, "reach": 1.4e-3}
+"""A step of the attack half as often, twice as far."""
 # What is left out or put in, one thing at a time.
 CHANGES: dict[str, dict[str, Any]] = {
     "hold-full": FULL,
@@ -32,15 +28,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-mismatched": {"attack_rows": "mismatched"},
     "hold-both": {"mixture": "both"},
     "hold-every1": {"every": 1},
-    "hold-every2": {"every": 2, "inner_steps": 48, "reach": 7e-4},
-    "hold-every8": {"every": 8, "inner_steps": 18, "reach": 2.8e-3},
+    "hold-lean": LEAN,
+    "hold-lean-longer": {**LEAN, "inner_steps": 36},
+    "hold-every4": {"every": 4},
     "hold-share1": {"attack_share": 1.0},
     "hold-anew4": {"every": 0, "inner_steps": 4},
     "hold-anew16": {"every": 0, "inner_steps": 16},
     "hold-8steps": {"inner_steps": 8},
     "hold-16steps": {"inner_steps": 16},
-    "hold-48steps": {"inner_steps": 48},
-    "hold-reach7e-4": {"reach": 7e-4},
+    "hold-32steps": {"inner_steps": 32},
+    "hold-reach1e-3": {"reach": 1e-3},
     "hold-refuse0": {"refuse": 0.0},
     "hold-refuse1": {"refuse": 1.0},
     "hold-comply0": {"comply": 0.0},
@@ -57,7 +54,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hold-uniform": {"floor": 0.5},
     "hold-tilt2": {"tilt": 2.0},
     "hold-mixed": {"batch": "mixed"},
-    "hold-watched": {"over_refusal": 0.05, "inner_steps": 72},
+    "hold-watched": {"over_refusal": 0.05, "inner_steps": 96},
     # Settings of transformers.TrainingArguments are options too.
     **{f"{name}-constant_rate": {"lr_scheduler_type": "constant"} for name in (BASELINE, HOLD)},
     **{f"hold-{control}": {"control": control} for control in ("ungrouped", "shuffled")},

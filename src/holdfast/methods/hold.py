@@ -92,8 +92,8 @@ class HoldOptions(GroupDroOptions):
     )
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
     geometry: str = field(default="sign", metadata={"help": "sign, soft, l2 or adam."})
-    reach: float = field(default=1.4e-3, metadata={"help": "Size of an inner step."})
-    inner_steps: int = field(default=36, metadata={"help": "Most steps of the attack."})
+    reach: float = field(default=7e-4, metadata={"help": "Size of an inner step."})
+    inner_steps: int = field(default=48, metadata={"help": "Most steps of the attack."})
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
     over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
     clean: float = field(default=0.25, metadata={"help": "Share of the updates taken at theta."})
@@ -101,7 +101,7 @@ class HoldOptions(GroupDroOptions):
     benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
     refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})
     comply: float = field(default=10.0, metadata={"help": "Weight of not refusing benign rows."})
-    every: int = field(default=4, metadata={"help": "Updates a step of a lasting attack takes."})
+    every: int = field(default=2, metadata={"help": "Updates a step of a lasting attack takes."})
     attack_share: float = field(
         default=0.25, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
     )
