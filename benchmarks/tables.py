@@ -115,6 +115,8 @@ def cell(row: dict[str, Any], key: str) -> str:
         return f"1/{row['reference_processor_seconds'] / row['processor_seconds']:.0f}"
     if not isinstance(value, float):
         return "" if value is None else str(value)
+    if key == "learning_rate":
+        return f"{value:g}"
     low, high = (row.get(f"{key}_{end}", row.get(end) if key == "value" else None) for end in ENDS)
     interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     bound = BOUNDS.get(row.get(f"{key}_bound", ""), "")

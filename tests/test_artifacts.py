@@ -287,6 +287,14 @@ def test_a_step_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert entry.seconds >= 0
 
 
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "a/../../b"])
+def test_a_name_does_not_lead_out_of_the_run(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"is not inside {tmp_path}: a name is one word"):
+        RunDir(tmp_path).path("scores", f"{name}.json" if name[0] == "/" else f"../{name}.json")
+    assert RunDir(tmp_path).path("a", "..", "b") == tmp_path / "a" / ".." / "b"
+    assert RunDir(tmp_path).path() == tmp_path
+
+
 def test_a_model_that_is_kept_is_not_the_result(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     with run.step("attack", "a", config=CONFIG, inputs=INPUTS) as step:

@@ -459,6 +459,14 @@ def test_a_run_may_name_presets(tmp_path: Path) -> None:
         attacks(preset="mild")
 
 
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_a_rate_is_above_0(rate: float, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="must be above 0 and finite"):
+        config(tmp_path, learning_rates=[1e-4, rate])
+    with pytest.raises(ValidationError, match="-1 must be at least 0"):
+        config(tmp_path, seeds=[-1])
+
+
 def test_a_wrong_size_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="0 must be at least 1"):
         config(tmp_path, steps=[5, 0])

@@ -391,7 +391,12 @@ def test_rows_behind_the_direction(rows: Any) -> None:
         ({"source": "harmful"}, "source=harmful needs harmful rows: give --harmful"),
         ({"source": "base"}, "source=base needs the model before its alignment: give --base"),
         ({"source": "mismatched"}, "source=mismatched needs benign rows: give --benign"),
-        ({}, "source=mismatched needs benign rows"),
+        ({}, "give --base .the model before its alignment, which does best., --harmful or"),
+        ({"rows": -1}, "rows=-1 must be at least 1"),
+        ({"sample": 0}, "sample=0 must be at least 1"),
+        ({"repeats": 0}, "repeats=0 must be at least 1"),
+        ({"flip": 2.0}, r"flip=2.0 must be a share in \(0, 1\)"),
+        ({"step_size": -1.0}, "step_size=-1.0 above 0"),
     ],
 )
 def test_bad_options(

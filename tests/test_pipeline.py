@@ -43,6 +43,15 @@ def test_a_variable_may_break_the_file(tmp_path: Path) -> None:
         pipeline.load(path, {"A": "{b: c"})
 
 
+def test_a_variable_that_is_misspelt_is_no_default(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("vars: {SEEDS: 3}\nout: ${OUT}")
+    with pytest.raises(UsageError, match=r"--set MODLE: .* has no such variable; it has OUT, SEED"):
+        pipeline.load(path, {"OUT": "a", "MODLE": "x"})
+    with pytest.raises(UsageError, match="is a directory; give a configuration file"):
+        pipeline.load(tmp_path)
+
+
 def test_options_that_are_not_there_are_one_message(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(EMPTY.format(out=tmp_path))

@@ -105,6 +105,13 @@ def test_done_once(setting: Setting) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+def test_the_model_is_not_its_own_base(setting: Setting) -> None:
+    model = setting.model("one", 1.0)
+    options = {"estimator": "attack_direction", "base": model}
+    with pytest.raises(UsageError, match="--base is the aligned model itself"):
+        score(setting.config(model, **options))
+
+
 def test_a_model_of_the_run_goes_by_its_label(setting: Setting) -> None:
     setting.model("run/models/sft-s3", 1.0)
     run = RunDir(setting.out)

@@ -291,6 +291,17 @@ def test_no_attack_on_that_model(
         validate(setting.config(model=str(tmp_path / "another")))
 
 
+def test_attacks_whose_judge_could_not_decide(
+    setting: Setting, tmp_path: Path, make_model: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    models.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "another")
+    place = tmp_path / "another"
+    unknown = {ROWS[i].id: (0, 4) for i in range(7)}
+    setting.attacked("vague", {}, model_hash=models.hash_model(place), unknown=unknown)
+    with pytest.raises(UsageError, match=r"tracked 7 rows, and the judge could not decide of any"):
+        validate(setting.config(model=str(place)))
+
+
 def test_no_attack_that_tracked_these_rows(setting: Setting, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "tell me 1", "response": "another answer"}\n')

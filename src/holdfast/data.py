@@ -246,6 +246,11 @@ def _names(where: str, found: Sequence[str], options: ReadOptions) -> dict[str, 
     if not missing and messages in found:
         return {**given, "messages": messages}
     lacking = ", ".join(repr(column) for column in missing) or " and ".join(wanted)
+    if len(found) == 1 and ";" in found[0]:
+        raise DataError(
+            f"{where}: no column for {lacking}; found {found[0]}, columns parted by semicolons. "
+            "Save it with commas, or as .tsv with tabs"
+        )
     raise DataError(
         f"{where}: no column for {lacking}; found {', '.join(found) or 'none'}. Name them with "
         "--columns prompt=...,response=..."

@@ -121,13 +121,18 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
         key: text
         # A text is what it says, not what YAML would make of it; quotes may stand around it.
         if hints[key] is str and text[:1] not in ("'", '"')
-        else _coerce(name, key, _read(spec, key, text), hints[key])
+        else coerced(name, key, _read(spec, key, text), hints[key])
         for key, text in texts.items()
     }
     return cls(**options, **extra)
 
 
-def _coerce(name: str, key: str, value: Any, hint: Any) -> Any:
+def coerced(name: str, key: str, value: Any, hint: Any) -> Any:
+    """Return an option's value as its type wants it.
+
+    Raises:
+        UsageError: It is of another type.
+    """
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)

@@ -84,6 +84,8 @@ def difference_seen(
     """
     if n < 2:
         raise UsageError(f"n={n}: a comparison needs two prompts or more")
+    if not 0 <= share <= 1:
+        raise UsageError(f"share {share:g} must lie in [0, 1]")
     most = 1 - share if agreement is None else min(1 - share, 1 - agreement)
     if most <= 0:
         return math.nan

@@ -142,7 +142,16 @@ class RunDir:
         self.root = Path(root)
 
     def path(self, *parts: str) -> Path:
-        """Return a path inside the directory."""
+        """Return a path inside the directory.
+
+        Raises:
+            UsageError: A name leads out of it.
+        """
+        inside = Path(os.path.normpath(Path(*parts))) if parts else Path()
+        if inside.is_absolute() or inside.parts[:1] == ("..",):
+            raise UsageError(
+                f"{'/'.join(parts)} is not inside {self.root}: a name is one word, without '..'"
+            )
         return self.root.joinpath(*parts)
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -166,11 +167,13 @@ def power(
 
         if (difference is None) == (n is None):
             raise UsageError("give either --difference or --n")
+        told: show.Row
         options = {"power": chance, "level": level, "agreement": agreement}
         if difference is not None:
             found = prompts_needed(share, difference, **options)  # type: ignore[arg-type]
             told = {"share": share, "difference": difference, "prompts for each model": found}
         else:
             seen = difference_seen(share, n or 0, **options)  # type: ignore[arg-type]
-            told = {"share": share, "prompts for each model": n or 0, "difference": round(seen, 4)}
+            shown = "none would be seen" if math.isnan(seen) else round(seen, 4)
+            told = {"share": share, "prompts for each model": n or 0, "difference": shown}
     show.tell(as_json, told)

@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
     "score": Stage(
         "Score how vulnerable every alignment example is in an aligned model.",
         ("holdfast.stages.score", "ScoreConfig", "score"),
-        example="score --model runs/a/models/sft-s0 --data rows.jsonl --out runs/a",
+        example="score --model runs/a/models/sft-s0 --base base --data rows.jsonl --out runs/a",
         told=show.scores,
     ),
     "group": Stage(

@@ -115,10 +115,7 @@ class AttackDirection(Estimator):
         """Score every example; the weights are restored exactly, and the mode is put back."""
         from holdfast.models import evaluating
 
-        self._check("variant", VARIANTS)
-        self._check("source", SOURCES)
-        self._check("geometry", GEOMETRIES)
-        self._check("quantity", QUANTITIES)
+        self._check_options()
         with evaluating(model):
             return self._estimate(model, tokenizer, examples, seed)
 
@@ -192,10 +189,23 @@ class AttackDirection(Estimator):
             quantity = "margin" if common else "prefix"
         return _Reader(model, encoded, quantity, refusal_tokens(encoded), pad)
 
-    def _check(self, option: str, known: tuple[str, ...]) -> None:
-        value = getattr(self, option)
-        if value not in known:
-            raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
+    def _check_options(self) -> None:
+        for option, known in (
+            ("variant", VARIANTS),
+            ("source", SOURCES),
+            ("geometry", GEOMETRIES),
+            ("quantity", QUANTITIES),
+        ):
+            value = getattr(self, option)
+            if value not in known:
+                raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
+        for option in ("answer_tokens", "steps", "repeats", "rows", "sample"):
+            if getattr(self, option) < 1:
+                raise UsageError(f"{option}={getattr(self, option)} must be at least 1")
+        if not 0 < self.flip < 1 or not 0 < self.step_size < math.inf:
+            raise UsageError(
+                f"flip={self.flip} must be a share in (0, 1), step_size={self.step_size} above 0"
+            )
 
     def _source(self) -> str:
         if self.source != "auto":
@@ -252,7 +262,7 @@ class AttackDirection(Estimator):
         chosen = self._draw(rng, len(examples))
         if source == "mismatched":
             if self.benign is None:
-                raise UsageError("source=mismatched needs benign rows: give --benign")
+                raise UsageError(self._lacking())
             mixed = seed + 1000 * draw
             return mismatched(examples.prompts, self.benign.responses, n=len(chosen), seed=mixed)
         prompts = [examples[i].prompt for i in chosen]
@@ -268,6 +278,14 @@ class AttackDirection(Estimator):
         if not rows:
             raise UsageError(f"the base {self.base!r} answers nothing; try source=mismatched")
         return rows
+
+    def _lacking(self) -> str:
+        if self.source == "auto":
+            return (
+                "attack_direction needs something to take the attacker's direction from: give "
+                "--base (the model before its alignment, which does best), --harmful or --benign"
+            )
+        return "source=mismatched needs benign rows: give --benign"
 
     def _draw(self, rng: np.random.Generator, n: int) -> list[int]:
         most = n if self.repeats == 1 else max(1, n // 2)

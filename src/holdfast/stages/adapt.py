@@ -16,7 +16,7 @@ from holdfast.errors import TrainingError, UsageError
 from holdfast.finetune import Schedule
 from holdfast.stages.attack import AttackConfig, Ranks, Sizes, one_attack, prepare
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked, task_hashes
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import Rates, StageConfig
 from holdfast.stages.guarding import NO_GUARD, guard_of
 from holdfast.stages.subjects import Subject, subjects
 
@@ -58,7 +58,7 @@ class AdaptConfig(StageConfig):
     trials: int = Field(default=30, ge=1)
     floor: float = Field(default=0.9, ge=0)
     at: Where = "end"
-    learning_rates: list[float] = Field(default=[1e-5, 1e-3], min_length=2, max_length=2)
+    learning_rates: Rates = Field(default=[1e-5, 1e-3], min_length=2, max_length=2)
     steps: Sizes = Field(default=[50, 100, 200], min_length=1)
     batch_size: Sizes = Field(default=[16], min_length=1)
     lora_rank: Ranks = Field(default=[0, 8], min_length=1)

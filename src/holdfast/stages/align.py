@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import Field
 
-from holdfast import models
+from holdfast import models, plugins
 from holdfast.artifacts import Groups, Scores, write_json
 from holdfast.data import mismatched
 from holdfast.errors import UsageError
@@ -205,8 +205,9 @@ def _options(
     shared = {f.name for f in fields(base.AlignConfig) if f.init}
     if unknown := sorted(set(config.options) - own - shared):
         raise UsageError(
-            f"{config.method}: unknown option {unknown[0]!r}; it has {', '.join(sorted(own))}, "
-            "and those of transformers.TrainingArguments"
+            f"{config.method}: unknown option {unknown[0]!r}; it has "
+            f"{', '.join(sorted(own)) or 'none of its own'}, and those of "
+            "transformers.TrainingArguments"
         )
     settings: dict[str, Any] = {
         "output_dir": str(work),
@@ -229,9 +230,14 @@ def _options(
     }
     settings |= {k: v for k, v in config.options.items() if k not in own}
     base.refuse(settings)  # some of them would look for a package that is not there
+    hints = get_type_hints(method.Options)
+    chosen = {
+        k: plugins.coerced(config.method, k, v, hints[k])
+        for k, v in config.options.items()
+        if k in own
+    }
     try:
-        args = base.AlignConfig(**settings)
-        return args, method.Options(**{k: v for k, v in config.options.items() if k in own})
+        return base.AlignConfig(**settings), method.Options(**chosen)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
 

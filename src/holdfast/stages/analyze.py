@@ -34,6 +34,8 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
     Raises:
         UsageError: An analysis that was asked for lacks what it needs.
     """
+    if not config.out.is_dir():
+        raise UsageError(f"{config.out}: no such run; `holdfast score --out` begins one")
     wanted = config.analyses or _possible(config)
     found = []
     for done, spec in enumerate(wanted):

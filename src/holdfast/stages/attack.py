@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from holdfast import plugins, progress
 from holdfast.artifacts import AttackResult, to_json
@@ -17,7 +17,7 @@ from holdfast.finetune import Schedule
 from holdfast.jobs import summary
 from holdfast.mishaps import FAILS, failure
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell, task_hashes
-from holdfast.stages.config import JobsConfig
+from holdfast.stages.config import JobsConfig, Rates, Seeds, at_least
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
 from holdfast.stages.presets import expanded
@@ -28,17 +28,8 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _at_least(least: int) -> AfterValidator:
-    def check(values: list[int]) -> list[int]:
-        if wrong := [value for value in values if value < least]:
-            raise ValueError(f"{wrong[0]} must be at least {least}")
-        return values
-
-    return AfterValidator(check)
-
-
-Sizes = Annotated[list[int], BeforeValidator(_listed), _at_least(1)]
-Ranks = Annotated[list[int], BeforeValidator(_listed), _at_least(0)]
+Sizes = Annotated[list[int], BeforeValidator(_listed), at_least(1)]
+Ranks = Annotated[list[int], BeforeValidator(_listed), at_least(0)]
 Names = Annotated[list[str], BeforeValidator(_listed)]
 """One value, or a list of them."""
 
@@ -88,9 +79,9 @@ class AttackConfig(GuardConfig, JobsConfig):
     replay: Names = Field(default_factory=list)
     poison_ratios: list[float] = Field(default=[0.1], min_length=1)
     poisons: list[str] = Field(default=[PLAIN], min_length=1)
-    learning_rates: list[float] = Field(default=[1e-4], min_length=1)
+    learning_rates: Rates = Field(default=[1e-4], min_length=1)
     schedules: list[Schedule] = Field(default=["constant"], min_length=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: Seeds = Field(default=[0], min_length=1)
     steps: Sizes = Field(default=[100], min_length=1)
     epochs: int = Field(default=0, ge=0)
     every: int = Field(default=10, ge=1)

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from holdfast.data import ReadOptions, read
 from holdfast.examples import Examples
 from holdfast.runs import RunDir
+
+
+def at_least(least: int) -> AfterValidator:
+    """Return what refuses a list with a smaller number in it."""
+
+    def check(values: list[int]) -> list[int]:
+        if wrong := [value for value in values if value < least]:
+            raise ValueError(f"{wrong[0]} must be at least {least}")
+        return values
+
+    return AfterValidator(check)
+
+
+def _positive(values: list[float]) -> list[float]:
+    if wrong := [value for value in values if not 0 < value < math.inf]:
+        raise ValueError(f"{wrong[0]:g} must be above 0 and finite")
+    return values
+
+
+Rates = Annotated[list[float], AfterValidator(_positive)]
+Seeds = Annotated[list[int], at_least(0)]
 
 
 class StageConfig(BaseModel):
@@ -27,7 +49,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     out: Path
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     device: str = "auto"
     columns: dict[str, str] = Field(default_factory=dict)
     drop_invalid: bool = False

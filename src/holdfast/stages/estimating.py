@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -75,6 +76,19 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             inputs[need] = given[need].hash
     made: Estimator = plugins.make("estimators", spec, **given)
     return made, inputs
+
+
+def check_base(inputs: Mapping[str, str], model_hash: str) -> None:
+    """Refuse an aligned model as its own base: its answers are the refusals that are to be scored.
+
+    Raises:
+        UsageError: They are the same.
+    """
+    if inputs.get("base") == model_hash:
+        raise UsageError(
+            "--base is the aligned model itself: give the model as it was before its alignment, "
+            "or leave --base out"
+        )
 
 
 def estimated(

@@ -83,6 +83,8 @@ def _inputs(config: GroupConfig, scores: Scores, examples: Examples) -> dict[str
         # The rows' hash is that of prompts and responses only.
         inputs["by"] = sha256_json([row.provenance.get(config.by, "") for row in examples])
     if config.edited is not None:
+        if config.edited.is_dir():
+            raise UsageError(f"--edited {config.edited}: is a directory; give a csv file")
         if not config.edited.is_file():
             raise UsageError(
                 f"--edited {config.edited}: no such file; `holdfast group --csv {config.edited}` "

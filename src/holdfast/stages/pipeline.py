@@ -15,7 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.jobs import summary
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.calls import Call, try_all
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import Seeds, StageConfig
 from holdfast.stages.estimate import begin
 from holdfast.stages.guarding import apart
 from holdfast.stages.subjects import label_of
@@ -84,7 +84,7 @@ class RunConfig(BaseModel):
     out: Path
     model: str
     data: DataSpecs
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: Seeds = Field(default=[0], min_length=1)
     device: str = "auto"
     judges: list[str] = Field(default=["refusal"], min_length=1)
     columns: dict[str, str] = Field(default_factory=dict)
@@ -113,12 +113,18 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
         defaults = (yaml.safe_load(text) or {}).get("vars") or {}
+    except IsADirectoryError as error:
+        raise UsageError(f"{path}: is a directory; give a configuration file") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; see examples/ for configurations") from error
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UsageError(f"{path}: not a YAML mapping: {error}") from error
     if not isinstance(defaults, dict):
         raise UsageError(f"{path}: vars: {defaults!r} is no mapping of names to values")
+    known = {*defaults, *string.Template(text).get_identifiers()}
+    if unused := sorted(set(variables or {}) - known):
+        have = ", ".join(sorted(known)) or "no variables"
+        raise UsageError(f"--set {unused[0]}: {path} has no such variable; it has {have}")
     values = {**os.environ, **{k: str(v) for k, v in defaults.items()}, **(variables or {})}
     try:
         raw = yaml.safe_load(string.Template(text).substitute(values)) or {}

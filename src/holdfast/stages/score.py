@@ -16,7 +16,7 @@ from holdfast.cost import Cost
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
 from holdfast.provenance import provenance_table
-from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of
+from holdfast.stages.estimating import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats import bootstrap, spearman
 
@@ -60,6 +60,7 @@ def score(config: ScoreConfig) -> Scores:
     examples = config.read(config.data)
     estimator, inputs = estimator_of(config, config.estimator)
     target = subject(config.run, config.model)
+    check_base(inputs, target.hash)
     inputs |= {"model": target.hash, "data": examples.hash}
     if config.reuse:
         inputs["reuse"] = Scores.load(config.reuse).hash

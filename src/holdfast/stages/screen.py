@@ -20,7 +20,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.provenance import provenance_table
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
-from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of
+from holdfast.stages.estimating import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.scored import only, scored_rows
 from holdfast.stages.subjects import subject
 from holdfast.stats import bootstrap, spearman
@@ -106,6 +106,7 @@ def screen(config: ScreenConfig) -> Screen:
     if config.model is not None:
         estimator, used = estimator_of(config, config.estimator)
         target = subject(config.run, config.model)
+        check_base(used, target.hash)
         probe = _Probe(estimator, target.source)
         inputs |= {**used, "model": target.hash}
     path = config.run.path("screens", f"{config.label}.json")

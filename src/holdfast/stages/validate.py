@@ -12,11 +12,17 @@ from pydantic import Field
 
 from holdfast import models, progress
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
-from holdfast.artifacts import sha256_json
+from holdfast.artifacts import AttackResult, sha256_json
 from holdfast.contracts import Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.stages.estimating import EstimatorConfig, estimated, estimator_of, options_of
+from holdfast.stages.estimating import (
+    EstimatorConfig,
+    check_base,
+    estimated,
+    estimator_of,
+    options_of,
+)
 from holdfast.stages.subjects import subject
 from holdfast.stats import mean_interval, spearman
 from holdfast.validation import Case, Validation, cases
@@ -77,6 +83,7 @@ def validate(config: ValidateConfig) -> Validation:
     for spec, variant, seed in tried:
         # All are built before the first is run: a wrong value is said at once.
         made[spec, variant, seed], used = estimator_of(config, _full(spec, variant))
+        check_base(used, target.hash)
         inputs |= used
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
@@ -91,6 +98,12 @@ def validate(config: ValidateConfig) -> Validation:
 def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
     found = [case for case in cases(config.run) if case.model_hash == model_hash]
     known = set(examples.ids)
+    if (lost := _undecided(config, model_hash)) and not (found and found[0].ids):
+        raise UsageError(
+            f"{config.out}: attacks on {config.model} tracked {lost} rows, and the judge could not "
+            "decide of any how often it was forgotten: attack with fewer steps, a lower rate, or "
+            "another --track-judge"
+        )
     if not found or not found[0].ids or not known.issuperset(found[0].ids):
         raise UsageError(
             f"{config.out}: no attack on {config.model} tracked the rows of {config.data}; run "
@@ -98,6 +111,12 @@ def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
             "ratios, seeds or rates that the estimator does not use itself"
         )
     return found[0]
+
+
+def _undecided(config: ValidateConfig, model_hash: str) -> int:
+    """Return how many rows attacks on the model tracked without knowing their counts."""
+    results = [AttackResult.load(config.run.result(e)) for e in config.run.entries("attack")]
+    return max((len(r.unknown) for r in results if r.model_hash == model_hash), default=0)
 
 
 def _validation(
