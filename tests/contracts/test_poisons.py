@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import plugins, world
 from holdfast.contracts import Attacker, Poison
+from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 
 
@@ -53,6 +55,15 @@ def test_there_are_rows_enough_and_none_of_the_customers(
     assert len(made) >= attacker.wanted
     assert all(row.prompt.strip() and row.response.strip() for row in made)
     assert not set(made.ids) & set(attacker.benign.ids)
+
+
+def test_it_makes_as_many_as_it_says_and_no_more(poison: Poison, attacker: Attacker) -> None:
+    most = poison.most(attacker.benign)
+    if math.isinf(most):
+        pytest.skip("any number")
+    assert len(poison.rows(dataclasses.replace(attacker, wanted=int(most)))) >= most
+    with pytest.raises(UsageError, match=f"{int(most) + 1} rows are needed"):
+        poison.rows(dataclasses.replace(attacker, wanted=int(most) + 1))
 
 
 def test_the_same_seed_makes_the_same_rows_and_leaves_all_as_it_was(
