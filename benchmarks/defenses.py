@@ -319,7 +319,9 @@ def run_benchmark() -> None:
     """Run what is missing, read, write."""
     options = parser(__doc__)
     add_setting(options)
-    options.add_argument("--methods", default="main", help="main, ablation, or names with commas")
+    options.add_argument(
+        "--methods", default="main", help="main, knowledge, ablation, or names with commas"
+    )
     options.add_argument("--tuned", type=Path, help="results of tune.py: options of the methods")
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")
     options.add_argument("--judge", default="", help="another judge of the run than its first")

@@ -68,6 +68,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "vaa-random": {"perturbation": "random"},
     "vaa-both": {"mixture": "both", "sampler": "smoothed", "step_size": 0.1},
 }
+UNKNOWING = {f"{name}-mismatched": name for name in ("repnoise", "booster", "tar")}
+"""Methods that need harmful rows, without any: prompts with unrelated benign answers instead."""
+KNOWLEDGE = (*(name for pair in UNKNOWING.items() for name in pair), HOLD, "hold-harmful")
+"""Methods with harmful rows and without."""
 ABLATION = (BASELINE, "vaa", HOLD, *CHANGES)
 
 
@@ -76,14 +80,15 @@ def methods(base: Setting, names: str, tuned: Path | None = None) -> Methods:
 
     Args:
         base: Where; a setting says what fits its models.
-        names: "main", "ablation", or names separated by commas.
+        names: "main", "knowledge", "ablation", or names separated by commas.
         tuned: Results of tune.py; variants change what was chosen for their parent.
 
     Raises:
         UsageError: A name is not known, or the file holds no trials of this setting.
     """
     known = _known(base, _chosen(base, tuned) if tuned else {})
-    chosen = {"main": MAIN, "ablation": ABLATION}.get(names) or tuple(names.split(","))
+    sets = {"main": MAIN, "knowledge": KNOWLEDGE, "ablation": ABLATION}
+    chosen = sets.get(names) or tuple(names.split(","))
     if unknown := sorted(set(chosen) - known.keys()):
         raise UsageError(f"--methods {', '.join(unknown)}: none of {', '.join(known)}")
     return {name: known[name] for name in dict.fromkeys((BASELINE, *chosen))}
@@ -101,12 +106,15 @@ def scored_without_harm(base: Setting, quick: bool) -> dict[str, dict[str, Any]]
 
 def _known(base: Setting, tuned: Methods) -> Methods:
     from holdfast import plugins
+    from holdfast.stages.align import MISMATCHED
 
     found: Methods = {name: {"method": name} for name in plugins.available("methods")}
     for name, settings in {**base.config.methods, **tuned}.items():
         found[name] = {"method": name, **settings}
     for name, changes in CHANGES.items():
         found[name] = _changed(found[name.partition("-")[0]], changes)
+    for name, parent in UNKNOWING.items():
+        found[name] = {**found[parent], "harmful": MISMATCHED, "knowledge": "none"}
     if base.prefix:
         affirmative = {"attack_rows": "affirmative", "prefix": base.prefix}
         found["hold-affirmative"] = _changed(found[HOLD], affirmative)

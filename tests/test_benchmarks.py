@@ -478,6 +478,16 @@ def test_models_that_are_made_anew_take_the_place_of_the_old(bench: SimpleNamesp
         more.without(new).and_also(new)
 
 
+def test_what_the_defender_knows_is_varied(bench: SimpleNamespace, tmp_path: Path) -> None:
+    base = settings(bench, tmp_path)["world"]
+    found = bench.variants.methods(base, "knowledge")
+    assert list(found)[:3] == ["sft", "repnoise-mismatched", "repnoise"]
+    unknowing = {name: how for name, how in found.items() if name.endswith("-mismatched")}
+    assert {how["harmful"] for how in unknowing.values()} == {"mismatched"}
+    assert all("harmful" not in how for name, how in found.items() if name not in unknowing)
+    assert found["hold-harmful"]["options"]["attack_rows"] == "harmful"
+
+
 def test_other_methods_of_a_run_are_left_where_they_are(bench: SimpleNamespace) -> None:
     evaluated = [evaluation("sft", 2), evaluation("vaa", 2)]
     found = bench.defenses.kept("world", {"sft": {"epochs": 5}}, attacks(), evaluated)
