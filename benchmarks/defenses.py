@@ -12,7 +12,7 @@ FILE.jsonl --replace`. With `--tuned FILE` every method has the options that tun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,14 @@ from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, half_life, wilson
 from kept import Kept
-from variants import BASELINE, PUBLISHED, Methods, methods, scored_without_harm
+from variants import (
+    BASELINE,
+    PUBLISHED,
+    PUBLISHED_WITHOUT_HARMFUL,
+    Methods,
+    methods,
+    scored_without_harm,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -43,8 +50,9 @@ NOTES = (
     "longer than the attack (Tobit, see holdfast.survival); one of 0 to be "
     "shorter than its first checkpoint. With fewer than two pairs that were reached the ratio may "
     "be a bound: half_life_ratio_bound is lower, upper, or unknown where it bounds nothing. attack "
-    "none: the aligned model itself. Attacks on a guard are compared with the same guard's on the "
-    "baseline only. over_refusal: before any attack."
+    "none: the aligned model itself. best: the published method with the longest half-life; "
+    "best_without_harmful: among those that see no harmful rows. Attacks on a guard are compared "
+    "with the same guard's on the baseline only. over_refusal: before any attack."
 )
 HARMFUL: dict[str, Any] = {"every": 8, "spacing": 1.15, "until_broken": True, "task_rows": 0}
 STEPS = {"world": 1000, "text": 500}
@@ -119,28 +127,34 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         for guard in dict.fromkeys(map(guarded, mine)):
             chosen = [a for a in mine if guarded(a) == guard]
             found.append({**_over_all(method, f"all{guard}", chosen, attacks), **refused})
-    return [{**r, **_against_best(r, found, attacks)} for r in found]
+    rivals = {"best": PUBLISHED, "best_without_harmful": PUBLISHED_WITHOUT_HARMFUL}
+    for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
+        for name, theirs in rivals.items():
+            ours.update(_against_best(name, theirs, ours, found, attacks))
+    return found
 
 
 def _against_best(
-    ours: Row, found: Sequence[Row], attacks: Sequence[AttackResult]
+    name: str,
+    rivals: Collection[str],
+    ours: Row,
+    found: Sequence[Row],
+    attacks: Sequence[AttackResult],
 ) -> dict[str, Any]:
-    """Compare with the published method that lasts longest, where the row is over all attacks."""
+    """Compare a row over all attacks with that of the rival that lasts longest."""
     others = [
         r
         for r in found
-        if r["attack"] == ours["attack"] == "all"
-        and r["method"] in PUBLISHED
-        and math.isfinite(r["half_life_ratio"])
+        if r["attack"] == "all" and r["method"] in rivals and math.isfinite(r["half_life_ratio"])
     ]
     best = max(others, key=lambda r: r["half_life_ratio"])["method"] if others else ""
-    if not best or ours["method"] == BASELINE:
+    if not best:
         return {}
     plain = [a for a in attacks if a.attack["poison_ratio"] > 0 and not guarded(a)]
     theirs = {_pair(a): a for a in plain if a.method == best}
     mine = [a for a in plain if a.method == ours["method"] and _pair(a) in theirs]
     ratio = lives([(a, theirs[_pair(a)]) for a in mine]).ratio
-    return {"best": best, **_ratio("best_ratio", ratio)} if ratio else {}
+    return {name: best, **_ratio(f"{name}_ratio", ratio)} if ratio else {}
 
 
 def _over_all(

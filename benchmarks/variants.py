@@ -70,6 +70,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 UNKNOWING = {f"{name}-mismatched": name for name in ("repnoise", "booster", "tar")}
 """Methods that need harmful rows, without any: prompts with unrelated benign answers instead."""
+PUBLISHED_WITHOUT_HARMFUL = ("sam", "vaccine", "group_dro", "vaa", *UNKNOWING)
 KNOWLEDGE = (*(name for pair in UNKNOWING.items() for name in pair), HOLD, "hold-harmful")
 """Methods with harmful rows and without."""
 ABLATION = (BASELINE, "vaa", HOLD, *CHANGES)

@@ -335,6 +335,7 @@ def test_each_method_is_compared_with_the_published_one_that_lasts_longest(
     # 60 / 20 and 240 against at least 80: one of the two pairs is censored, so it is a bound.
     assert rows["hold", "all"]["best_ratio"] == pytest.approx(3)
     assert rows["vaa", "all"]["best_ratio"] == 1
+    assert rows["hold", "all"]["best_without_harmful"] == "vaa"
     easy = rows_of(bench, found)["hold", "t p=0.1 lr=0.0001"]
     assert "best_ratio" not in easy
 
