@@ -16,7 +16,7 @@ Methods = dict[str, dict[str, Any]]
 BASELINE = "sft"
 HOLD = "hold"
 PUBLISHED = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa")
-MAIN = (BASELINE, *PUBLISHED, HOLD, "hold-full", "hold-harmful")
+MAIN = (BASELINE, *PUBLISHED, HOLD, "hold-lean", "hold-full", "hold-harmful")
 FULL = {"mixture": "both", "every": 1, "attack_share": 1.0}
 """Both gradients in every update, a step of the attack too, of as many rows: what Hold spares."""
 LEAN = {"every": 4, "inner_steps": 24, "reach": 1.4e-3}
