@@ -5,8 +5,9 @@ Every model is attacked twice: with poisoned rows until half of the answers are 
 the half-life, and with a customer's own rows alone, which gives what the customer gets (FA).
 With `--run DIR` nothing is run: the rows are made from the attacks and evaluations that are there.
 Beside the results are the attacks themselves (FILE.jsonl), so that another day's seeds can be
-added: `--first-seed 3 --seeds 2 --add FILE.jsonl`, or some models made anew: `--methods hold --add
-FILE.jsonl --replace`. With `--tuned FILE` every method has the options that tune.py chose for it.
+added: `--first-seed 3 --seeds 2 --add FILE.jsonl`, some models made anew: `--methods hold --add
+FILE.jsonl --replace`, or several files put together: `--methods none --add FILE.jsonl ...`. With
+`--tuned FILE` every method has the options that tune.py chose for it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ NOTES = (
     "best_without_harmful: among those that see no harmful rows. Attacks on a guard are compared "
     "with the same guard's on the baseline only. over_refusal: before any attack."
 )
+NOTHING = "none"
+"""Instead of methods: run nothing, and make the rows from what `--add` names."""
 HARMFUL: dict[str, Any] = {"every": 8, "spacing": 1.15, "until_broken": True, "task_rows": 0}
 STEPS = {"world": 1000, "text": 500}
 """After which an attack ends even if the alignment holds: its half-life is then censored."""
@@ -329,12 +332,27 @@ def _loaded(run: RunDir, stage: str, load: Callable[[Path], T]) -> list[T]:
     return [load(run.result(e)) for e in entries]
 
 
+def made_now(options: argparse.Namespace, facts: dict[str, Any]) -> Kept:
+    """Run what is missing, and return it; how it was run goes into the facts."""
+    with folder(options.work) as work:
+        configs = configurations(setting(options, work), options, work / "run")
+        for config in configs:
+            walk(config, ("align", "score", "group", "evaluate", "attack"))
+        aligned = {k: {**configs[0].align, **v} for k, v in configs[0].methods.items()}
+        made = kept(options.setting, aligned, *found_in(RunDir(configs[0].out), options.judge))
+    facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
+    facts["run"]["attack"] = [one.attack for one in configs]
+    return made
+
+
 def run_benchmark() -> None:
     """Run what is missing, read, write."""
     options = parser(__doc__)
     add_setting(options)
     options.add_argument(
-        "--methods", default="main", help="main, knowledge, ablation, or names with commas"
+        "--methods",
+        default="main",
+        help="main, knowledge, ablation, names with commas; none: what --add has",
     )
     options.add_argument("--tuned", type=Path, help="results of tune.py: options of the methods")
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")
@@ -356,16 +374,9 @@ def run_benchmark() -> None:
     if chosen.quick:
         chosen.seeds = 1
     earlier = [Kept.load(path) for path in chosen.add]
-    with folder(chosen.work) as work:
-        configs = configurations(setting(chosen, work), chosen, work / "run")
-        for config in configs:
-            walk(config, ("align", "score", "group", "evaluate", "attack"))
-        aligned = {k: {**configs[0].align, **v} for k, v in configs[0].methods.items()}
-        made = kept(chosen.setting, aligned, *found_in(RunDir(configs[0].out), chosen.judge))
+    made = Kept(chosen.setting, {}) if chosen.methods == NOTHING else made_now(chosen, facts)
     for other in earlier:
         made = (other.without(made) if chosen.replace else other).and_also(made)
-    facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
-    facts["run"]["attack"] = [one.attack for one in configs]
     facts["seeds"] = sorted({attack.model_seed for attack in made.attacks})
     write(chosen.json, "defenses", facts, rows(made.attacks, made.evaluations))
     if chosen.json is not None:

@@ -489,6 +489,27 @@ def test_what_the_defender_knows_is_varied(bench: SimpleNamespace, tmp_path: Pat
     assert found["hold-harmful"]["options"]["attack_rows"] == "harmful"
 
 
+def test_files_are_put_together_without_running_anything(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    methods = {"sft": {"epochs": 5}, "vaa": {"epochs": 5}}
+    for seed in (0, 1):
+        names = {a.method: f"{a.method}-s{seed}" for a in attacks()}
+        some = [replace(a, model=names[a.method], model_seed=seed) for a in attacks()]
+        stood = [replace(evaluation("sft", 2), model=names["sft"], model_seed=seed)]
+        bench.kept.Kept("text", methods, some, stood).save(tmp_path / f"{seed}.jsonl")
+    script = [sys.executable, str(FOLDER / "defenses.py"), "--setting", "text", "--methods", "none"]
+    files = [str(tmp_path / f"{seed}.jsonl") for seed in (0, 1)]
+    subprocess.run(
+        [*script, "--add", *files, "--json", str(tmp_path / "both.json")],
+        capture_output=True,
+        check=True,
+    )
+    result = json.loads((tmp_path / "both.json").read_text())
+    assert result["config"]["seeds"] == [0, 1]
+    assert {row["seeds"] for row in result["rows"] if row["attack"] == "all"} == {2}
+
+
 def test_other_methods_of_a_run_are_left_where_they_are(bench: SimpleNamespace) -> None:
     evaluated = [evaluation("sft", 2), evaluation("vaa", 2)]
     found = bench.defenses.kept("world", {"sft": {"epochs": 5}}, attacks(), evaluated)
