@@ -178,7 +178,7 @@ def test_a_members_own_complaint_names_it(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     with pytest.raises(
-        UsageError, match="ensemble: member 'attack_direction': source=mismatched needs .*--benign"
+        UsageError, match="ensemble: member 'attack_direction': .* give --base .* or --benign"
     ):
         Ensemble().score(aligned, tokenizer, rows.safety, seed=0)
     with pytest.raises(UsageError, match="ensemble: member 'loss': .* 1 cannot be ranked"):

@@ -185,7 +185,7 @@ class _Model:
             return None
         config = self._train
         source = config.model if isinstance(config, AlignConfig) else config.models[0]
-        path = config.run.path("models", source)
+        path = config.run.root / "models" / source  # which is elsewhere if it is a whole path
         return models.load(str(path) if path.is_dir() else source, device=config.device)
 
     @cached_property
