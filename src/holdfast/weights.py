@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.distributed import is_sharded, local, mean_, total
 
-Geometry = Literal["l2", "sign", "soft"]
+Geometry = Literal["l2", "sign"]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -105,13 +105,11 @@ def step_along(
 
     l2: size * g / (||g|| + eps), one global norm, as in SAM (Foret et al. 2021).
     sign: size * sign(g), the first step of Adam; `size` is then per coordinate.
-    soft: size * g / (|g| + mean |g|), the mean over each tensor: a sign where a coordinate matters,
-        little where it does not; `size` bounds a coordinate.
 
     Args:
         grads: One tensor per parameter.
         size: Length of the step (l2) or of each coordinate (sign).
-        geometry: l2, sign or soft.
+        geometry: l2 or sign.
         eps: Keeps a gradient of zero from dividing by zero.
         in_place: Turn the gradients themselves into the step, which saves a copy of them.
         of_batch: The gradients are those of this process's rows, see `global_norm`.
@@ -121,11 +119,8 @@ def step_along(
     for step in steps:
         if scale is not None:
             step.mul_(scale.to(step.dtype))
-        elif geometry == "sign":
-            step.sign_().mul_(size)
         else:
-            magnitude = step.abs()
-            step.div_(magnitude + magnitude.mean() + eps).mul_(size)
+            step.sign_().mul_(size)
     return steps
 
 

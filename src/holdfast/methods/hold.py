@@ -62,7 +62,7 @@ from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
 from holdfast.models import IGNORE, evaluating
-from holdfast.weights import Geometry, consumed, displaced, step_along
+from holdfast.weights import consumed, displaced, step_along
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +91,6 @@ class HoldOptions(GroupDroOptions):
         default="base", metadata={"help": "base, mismatched, affirmative or harmful."}
     )
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
-    geometry: str = field(default="sign", metadata={"help": "sign, soft, l2 or adam."})
     reach: float = field(default=7e-4, metadata={"help": "Size of an inner step."})
     inner_steps: int = field(default=48, metadata={"help": "Most steps of the attack."})
     growth: str = field(default="linear", metadata={"help": "linear or constant."})
@@ -110,7 +109,6 @@ class HoldOptions(GroupDroOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, "attack_rows", *SOURCES)
-        one_of(self, "geometry", "sign", "soft", "l2", "adam")
         one_of(self, "growth", "linear", "constant")
         one_of(self, "mixture", "both", "coin")
         one_of(self, "per", *PER)
@@ -125,10 +123,6 @@ class HoldOptions(GroupDroOptions):
             raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
         if not 0 < self.benign < math.inf:
             raise UsageError(f"benign={self.benign} must be above 0 and finite")
-        if self.every and self.geometry != "sign":
-            raise UsageError(
-                f"every={self.every} counts signs: it needs geometry=sign, or take every=0"
-            )
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
@@ -357,26 +351,12 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def _step(self, model: nn.Module, n: int) -> Iterable[Tensor]:
         grads, reach = self._gradient(model, n), self.options.reach
-        if self.options.geometry == "adam":
-            return consumed(self._preconditioned(grads, reach))
-        geometry = cast(Geometry, self.options.geometry)
-        return consumed(step_along(grads, -reach, geometry=geometry, in_place=True))
+        return consumed(step_along(grads, -reach, geometry="sign", in_place=True))
 
     def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
         rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
         batch = self.collate_rows(rows)
         return self.gradient_of(model, partial(self.answer_loss, model, batch))[1]
-
-    def _preconditioned(self, grads: list[Tensor], reach: float) -> list[Tensor]:
-        """Return -reach g / sqrt(v), cut to reach, v the training's own; the sign at first."""
-        for p, g in zip(self.trainable_parameters(), grads, strict=True):
-            v = self.optimizer.state[p].get("exp_avg_sq") if self.optimizer else None
-            if v is None:
-                g.sign_()
-            else:
-                g.div_(v.sqrt().add_(1e-8)).clamp_(-1, 1)
-            g.mul_(-reach)
-        return grads
 
     def _look_ahead(self, most: int) -> None:
         """Let a lasting attack take its next step."""
