@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -87,6 +87,12 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(share, low, high, n, level)
 
 
+def wilson_around(share: float, n: int, level: float = 0.95) -> Interval:
+    """Return a share with the interval of the nearest count out of n, widened to hold the share."""
+    found = wilson(round(share * n), n, level)
+    return Interval(share, min(found.low, share), max(found.high, share), n, level)
+
+
 def clustered(successes: int, n: int, clusters: int, level: float = 0.95) -> Interval:
     """Return a share with Wilson's interval for as many observations as there are clusters.
 
@@ -100,9 +106,7 @@ def clustered(successes: int, n: int, clusters: int, level: float = 0.95) -> Int
     """
     if not n:
         return wilson(0, 0, level)
-    share = successes / n
-    found = wilson(round(share * clusters), clusters, level)
-    return Interval(share, min(found.low, share), max(found.high, share), n, level)
+    return replace(wilson_around(successes / n, clusters, level), n=n)
 
 
 def bootstrap(

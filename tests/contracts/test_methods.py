@@ -230,9 +230,9 @@ def moved(method: str, model: PreTrainedModel, make_trainer: Make, **options: An
     """Return where one step of gradient descent brings all trainable weights, from a copy."""
     mine = copy.deepcopy(model)
     trainer: Any = make_trainer(method, mine, max_steps=1, learning_rate=1.0, **options)
-    if scale := options.get("fp16") and SCALE:  # accelerate does this on an accelerator only
+    if options.get("fp16"):  # accelerate does this on an accelerator only
         trainer.accelerator.native_amp = True
-        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     before = [p.detach().clone() for p in trainer.trainable_parameters()]
     torch.manual_seed(0)
     trainer.train()

@@ -29,7 +29,7 @@ from holdfast.contracts import Poison
 from holdfast.errors import UsageError
 from holdfast.examples import Example
 from holdfast.runs import Entry, Failure, RunDir
-from holdfast.stats import Interval, mean_interval, wilson
+from holdfast.stats import Interval, mean_interval, wilson_around
 from holdfast.survival import Bound, Outcome
 
 BASELINE = "sft"
@@ -298,8 +298,8 @@ def pooled(shares: Sequence[tuple[float, int]]) -> Interval:
         return unknown()
     mean = sum(value for value, _ in shares) / len(shares)
     n = min(size for _, size in shares)
-    prompts = wilson(round(mean * n), n)
-    low, high = min(prompts.low, mean), max(prompts.high, mean)
+    prompts = wilson_around(mean, n)
+    low, high = prompts.low, prompts.high
     if len(shares) > 1:
         seeds = mean_interval([value for value, _ in shares])
         low, high = min(low, seeds.low), max(high, seeds.high)

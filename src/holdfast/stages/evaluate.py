@@ -96,12 +96,12 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     borderline = (
         config.read(config.over_refusal, needs_response=False) if config.over_refusal else None
     )
-    judges = judges_of(config.judges)
+    judges, tasks = judges_of(config.judges), tasks_of(config.tasks)
     results = []
     found = subjects(config.run, config.models)
     for done, who in enumerate(found):
         progress.report(f"evaluate {who.label}", done, len(found))
-        results.append(_evaluate(config, who, test, borderline, judges))
+        results.append(_evaluate(config, who, test, borderline, judges, tasks))
     progress.report("evaluations", len(results), len(results))
     return results
 
@@ -112,6 +112,7 @@ def _evaluate(
     test: Examples,
     borderline: Examples | None,
     judges: Mapping[str, Judge],
+    tasks: Mapping[str, Task],
 ) -> Evaluation:
     categories = [row.provenance.get("category", "") for row in test]
     inputs = {
@@ -119,7 +120,7 @@ def _evaluate(
         "test": test.hash,
         **({"over_refusal": borderline.hash} if borderline else {}),
         **({"categories": sha256_json(categories)} if any(categories) else {}),
-        **{f"task {name}": task.load("test").hash for name, task in tasks_of(config.tasks).items()},
+        **{f"task {name}": task.load("test").hash for name, task in tasks.items()},
         **hashes_of(judges),
     }
     path = config.run.path("evaluations", f"{who.label}.json")
@@ -139,7 +140,7 @@ def _evaluate(
                 verdicts={name: count(found) for name, found in pooled.items()},
                 by_category=_by_category(test, pooled),
                 over_refusal=_refused(config, answer, borderline),
-                tasks=_tasks(config, answer),
+                tasks=_tasks(config, answer, tasks),
                 exchanged=check_prompts(
                     judges, test.prompts, answers[0], first, rows=config.check_rows
                 ),
@@ -268,9 +269,11 @@ def _refused(config: EvaluateConfig, answer: Answer, borderline: Examples | None
     return count(list(chain(*found["refusal"])))
 
 
-def _tasks(config: EvaluateConfig, answer: Answer) -> dict[str, dict[str, float]]:
+def _tasks(
+    config: EvaluateConfig, answer: Answer, tasks: Mapping[str, Task]
+) -> dict[str, dict[str, float]]:
     found = {}
-    for label, task in tasks_of(config.tasks).items():
+    for label, task in tasks.items():
         rows = task.load("test")[: config.task_rows]
         accuracy, n, unparsable = task_accuracy(answer, task, rows)
         found[label] = {"accuracy": accuracy, "n": n, "unparsable": unparsable}

@@ -98,7 +98,7 @@ def validate(config: ValidateConfig) -> Validation:
 def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
     found = [case for case in cases(config.run) if case.model_hash == model_hash]
     known = set(examples.ids)
-    if (lost := _undecided(config, model_hash)) and not (found and found[0].ids):
+    if not (found and found[0].ids) and (lost := _undecided(config, model_hash)):
         raise UsageError(
             f"{config.out}: attacks on {config.model} tracked {lost} rows, and the judge could not "
             "decide of any how often it was forgotten: attack with fewer steps, a lower rate, or "
