@@ -13,6 +13,8 @@ the files, and the attacker's rows come from other buckets of prompts than the d
     probe_harmful.jsonl   rows of these buckets that are not the attacker's: what a defender has
     test.jsonl            restricted prompts of buckets 80-99, only asked
     over_refusal.jsonl    instructions that must not be refused
+    validation.jsonl      as many prompts as test.jsonl, of the same buckets, to choose options on
+    validation_over_refusal.jsonl
     xstest.jsonl          harmless prompts that sound harmful (XSTest)
     judge_train.jsonl     labelled rows for `holdfast train-judge`
 """
@@ -282,6 +284,10 @@ def without(rows: Iterable[Row], *others: Iterable[Row]) -> list[Row]:
     return [value for value in rows if normal(value["prompt"]) not in taken]
 
 
+def unanswered(rows: Iterable[Row]) -> list[Row]:
+    return [{**value, "response": ""} for value in rows]
+
+
 def cut(text: str, draw: Draw) -> str:
     """Cut every other text to 15-40 words: the judge will see answers that a limit cut short."""
     key = draw.key("cut:" + text)
@@ -367,7 +373,8 @@ def prepare(shared: Path, seed: int, sizes: Sizes) -> dict[str, list[Row]]:
     )
     known, rest = draw.take(in_buckets(unsafe, 0, 60), sizes.alignment, "alignment")
     probe, harmful = draw.take(in_buckets(unsafe, 60, 80), sizes.probe, "probe_harmful")
-    test, _ = draw.take(in_buckets(unsafe, 80, 100), sizes.test, "test")
+    test, untested = draw.take(in_buckets(unsafe, 80, 100), sizes.test, "test")
+    validation = untested[: sizes.test]
     borderline = xstest(data / "safety/xstest_prompts.csv")
     free = without(alpaca, unsafe, safe, declined, borderline)
     short = [
@@ -377,6 +384,7 @@ def prepare(shared: Path, seed: int, sizes: Sizes) -> dict[str, list[Row]]:
     ]
     benign, _ = draw.take(short, sizes.benign, "benign")
     asked, left = draw.take(without(free, benign), sizes.over_refusal, "over_refusal")
+    left, chosen_on = left[: -sizes.over_refusal], left[-sizes.over_refusal :]
     apart = (known, probe, harmful, test, borderline)
     sources = JudgeSources(
         restricted=without(rest, borderline),
@@ -390,8 +398,10 @@ def prepare(shared: Path, seed: int, sizes: Sizes) -> dict[str, list[Row]]:
         "benign": benign,
         "harmful": harmful,
         "probe_harmful": probe,
-        "test": [{**value, "response": ""} for value in test],
-        "over_refusal": [{**value, "response": ""} for value in asked],
+        "test": unanswered(test),
+        "over_refusal": unanswered(asked),
+        "validation": unanswered(validation),
+        "validation_over_refusal": unanswered(chosen_on),
         "xstest": borderline,
         "judge_train": judge_rows(sources, draw, sizes.judge_part),
     }

@@ -534,15 +534,21 @@ def test_a_file_that_kept_nothing_is_refused(
 def test_every_method_has_as_many_trials_and_the_first_is_the_method_as_it_ships(
     bench: SimpleNamespace, tmp_path: Path
 ) -> None:
-    trials = bench.tune.TRIALS
-    assert set(trials) == set(plugins.available("methods"))
-    assert len({len(tried) for tried in trials.values()}) == 1
-    assert all(tried[0] == {} for tried in trials.values())
+    assert set(bench.tune.TRIALS) == set(plugins.available("methods"))
     for name, base in settings(bench, tmp_path).items():
+        trials = bench.tune.trials_of(base)
+        assert len({len(tried) for tried in trials.values()}) == 1
+        assert all(tried[0] == {} for tried in trials.values())
         chosen = options(methods="all", first_seed=bench.tune.SEED, seeds=1)
         config = bench.tune.configuration(base, chosen, tmp_path)
         assert len(config.methods) == sum(map(len, trials.values()))
         assert config.seeds == [bench.tune.SEED]
+        other = bench.tune.configuration(
+            base, options(**{**vars(chosen), "methods": "vaa"}), tmp_path
+        )
+        assert list(other.methods) == ["sft", "vaa-t0", "vaa-t1", "vaa-t2"]
+        prompts = {"test", "over_refusal"} if name == "text" else {"test"}
+        assert all(getattr(config.data, p) != getattr(base.config.data, p) for p in prompts)
         final = bench.defenses.configurations(base, options(methods="main"), tmp_path)
         tasks = {task.partition(",")[0] for task in config.attack["tasks"]}
         assert not tasks & {t.partition(",")[0] for one in final for t in one.attack["tasks"]}, name
@@ -565,7 +571,7 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
     stood.append(replace(stood[2], method="vaa-t3", tasks={"t": {"accuracy": 0.89, "n": 10}}))
     grid = [replace(found[0].points[0], step=step) for step in (0, 10, 20, 30, 40, 50, 90)]
     found = [replace(result, points=tuple(grid)) for result in found]
-    rows = bench.tune.rows(methods, found, stood)
+    rows = bench.tune.rows(methods, found, stood, 0.02)
     # vaa-t3 lasts one step longer than vaa-t1, between the same checkpoints, and costs more.
     # vaa-t2 refuses 1 of 20 more, which is 0.05 - 0.02 too many; of sam both do, the second less.
     assert [row["trial"] for row in rows if row["chosen"]] == ["sft", "vaa-t1", "sam-t1"]

@@ -112,6 +112,8 @@ def test_sizes_and_columns(files: dict[str, list[dict[str, str]]]) -> None:
         "probe_harmful": 4,
         "test": 10,
         "over_refusal": 8,
+        "validation": 10,
+        "validation_over_refusal": 8,
         "xstest": 2,
     }
     assert {frozenset(row) for name, rows in files.items() for row in rows} == {
