@@ -43,6 +43,8 @@ ABLATIONS = (
     ("first_flips-harmful-l2", "harmful", "geometry=l2"),
     ("first_flips-harmful-10steps", "harmful", "steps=10"),
     ("first_flips-base-8rows", "base", "rows=8"),
+    ("first_flips-base-128rows", "base", "rows=128"),
+    ("first_flips-base-24tokens", "base", "answer_tokens=24"),
     ("first_flips-base-4draws", "base", "repeats=4"),
     ("first_flips-base-prefix", "base", "quantity=prefix"),
     ("derivative-harmful", "harmful", "variant=derivative"),
@@ -55,6 +57,8 @@ OTHERS = {
     "sam_gap": "gradient_norm,kind=sam_gap",
 }
 MEMBERS = ("attack_direction/source=base", "weight_noise", "loss")
+HARMLESS = ("attack_direction/source=base", "attack_direction/source=mismatched")
+"""Both directions that need no harmful rows."""
 CEILING = "ceiling"
 POOLING = (
     "value: mean over seeds, beside it the median; interval: Student's t over the seeds, cut to "
@@ -175,8 +179,9 @@ def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     drift = count.replace(REFERENCE, "loss_drift", 1)
     drift = ",".join(part for part in drift.split(",") if not part.startswith("max_new_tokens"))
     found["loss_drift"] = {**reference, "estimator": drift}
-    members = "+".join("/".join(filter(None, (member, length))) for member in MEMBERS)
-    found["ensemble"] = {"estimator": f"ensemble,members={members}"}
+    for label, names in (("ensemble", MEMBERS), ("ensemble-harmless", HARMLESS)):
+        members = "+".join("/".join(filter(None, (name, length))) for name in names)
+        found[label] = {"estimator": f"ensemble,members={members}"}
     return found | {label: {"estimator": _spec(spec, length)} for label, spec in OTHERS.items()}
 
 

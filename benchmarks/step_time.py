@@ -294,17 +294,25 @@ def turn(bench: Bench, variant: Variant, seed: int, *, metered: bool = False) ->
 
 
 def take_turns(
-    bench: Bench, variants: Sequence[Variant], rounds: int, *, progress: Callable[[str], None]
+    bench: Bench,
+    variants: Sequence[Variant],
+    rounds: int,
+    *,
+    progress: Callable[[str], None],
+    until: float = math.inf,
 ) -> dict[Variant, list[Turn]]:
     """Let the variants take turns, after one step of each that is thrown away.
 
-    A single round is for trying the script out; it does not warm up.
+    A single round is for trying the script out; it does not warm up. After the first no round
+    begins later than `until`, by time.perf_counter.
     """
     taken: dict[Variant, list[Turn]] = {variant: [] for variant in variants}
     if rounds > 1:
         for variant in variants:
             turn(replace(bench, steps=1), variant, 0)
     for number in range(rounds):
+        if number and time.perf_counter() > until:
+            break
         progress(f"{bench.name} {bench.batch} {bench.parameters}: {number + 1} of {rounds}")
         for variant in variants:
             taken[variant].append(turn(bench, variant, number))

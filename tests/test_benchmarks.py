@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from holdfast import plugins
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, Scores, to_json
@@ -729,6 +730,63 @@ def test_operations_of_a_step(bench: SimpleNamespace) -> None:
     # 20 tokens: 6 operations for each of 100 parameters; attention 3 layers x (scores and values:
     # 2 products x 2 operations x 5 positions on average x 4 wide) x 3 passes = 720.
     assert bench.gpu.step_operations(shape, 100) == 20 * (600 + 720)
+
+
+def test_the_sizes_are_what_they_are_called(bench: SimpleNamespace) -> None:
+    found = {name: bench.gpu.build(shape, "meta") for name, shape in bench.gpu.SIZES.items()}
+    billions = {k: sum(p.numel() for p in m.parameters()) / 1e9 for k, m in found.items()}
+    assert billions == {
+        "0.5b": pytest.approx(0.5, rel=0.05),
+        "1.5b": pytest.approx(1.5, rel=0.05),
+        "7b": pytest.approx(7, rel=0.06),
+    }
+    assert {p.dtype for model in found.values() for p in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(UsageError, match=r"--sizes 70b: none of 0.5b, 1.5b, 7b"):
+        bench.gpu.sizes("7b,70b")
+
+
+def test_passes_of_a_step(bench: SimpleNamespace) -> None:
+    found = {(v.method, v.mode): bench.gpu.passes(v, 5) for v in bench.step_time.VARIANTS}
+    assert found["sft", ""] == 1
+    assert found["vaa", "always"] == 2
+    assert found["vaa", "linear"] == 1.4  # 0, 1/5, ... 4/5 of the steps
+    assert found["hold", "default"] == 1 + 0.25 / 2
+    assert found["hold", "lean"] == 1 + 0.25 / 4
+    assert found["hold", "full"] == 1 + 0.25 + 1
+    assert found["hold", "4 steps anew"] == 1 + 0.75 * (1 + 2 + 3 + 4) / 4
+    assert math.isnan(found["tar", ""])
+
+
+def test_what_does_not_fit_is_a_row_and_the_rest_goes_on(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = bench.step_time.turn
+
+    def small(measured: Any, variant: Any, *args: Any, **kwargs: Any) -> Any:
+        if variant.method == "hold" or (variant.method == "sft" and measured.name == "7b"):
+            raise torch.OutOfMemoryError("no room")
+        return turn(measured, variant, *args, **kwargs)
+
+    shape = bench.gpu.Shape(16, 32, layers=1, heads=2, vocabulary=600, batch=2, length=16)
+    variants = bench.step_time.VARIANTS[:4]
+    monkeypatch.setattr(bench.gpu, "SIDE", 64)
+    monkeypatch.setattr(bench.step_time, "turn", small)
+    monkeypatch.setattr(bench.step_time, "named", lambda names: variants)
+    path = tmp_path / "gpu.json"
+    chosen = argparse.Namespace(quick=True, seeds=2, minutes=0, json=path)
+    bench.gpu.measure({"1.5b": shape, "7b": shape}, chosen, device="cpu")
+    rows = json.loads(path.read_text())["rows"]
+    found = {(r["model"], r["parameters"], r["method"], r["mode"]): r["fits"] for r in rows}
+    assert found == {
+        (model, parameters, v.method, v.mode): model == "1.5b" and v.method != "hold"
+        for model in ("1.5b", "7b")
+        for parameters in ("full", "lora")
+        for v in variants
+    }
+    measured = [row for row in rows if row["fits"]]
+    # Without time there is one turn each, and no interval around its ratio.
+    assert all(row["tokens_per_second"] > 0 for row in measured)
+    assert all(row.get("turns", 1) == 1 for row in measured)
 
 
 def test_random_rows_fill_the_length_exactly(bench: SimpleNamespace, tokenizer: Any) -> None:
