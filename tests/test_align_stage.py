@@ -147,6 +147,14 @@ def test_processes_share_a_batch_evenly_and_other_stages_run_alone(
         ({"options": {"foo": 1}}, "unknown option 'foo'; it has none of its own, and those of"),
         ({"method": "hold", "options": {"deepspeed": "z.json"}}, "deepspeed"),
         ({"method": "group_dro", "groups": "none"}, "none"),
+        ({"options": {"weight_decay": "abc"}}, "sft: weight_decay='abc' is not a number"),
+        ({"options": {"warmup_steps": None, "eval_steps": "x"}}, "eval_steps='x' is not a number"),
+        ({"options": {"eval_strategy": "epoch"}}, "sft: .*eval_strategy"),
+        ({"options": {"gradient_accumulation_steps": 0}}, "gradient_accumulation_steps=0 must be"),
+        (
+            {"options": {"activation_checkpointing_kwargs": {"use_reentrant": True}}},
+            "use_reentrant=True: reentrant checkpointing allows one kind of backward pass",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(

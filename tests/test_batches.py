@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from holdfast.batches import Batch, Stream, by_group, by_safety, weighted
+from holdfast.errors import UsageError
 
 
 @pytest.fixture
@@ -81,3 +82,9 @@ def test_a_weighted_stream_draws_in_proportion() -> None:
     counts = np.bincount(stream.take(8000), minlength=8)[[2, 5, 7]] / 8000
     # Standard errors of shares of 8000 are below 0.006.
     np.testing.assert_allclose(counts, [1 / 8, 3 / 8, 4 / 8], atol=0.02)
+
+
+def test_rows_cannot_be_drawn_where_there_are_none() -> None:
+    assert Stream([], seed=0).take(0) == []
+    with pytest.raises(UsageError, match="there are none"):
+        Stream([], seed=0).take(1)

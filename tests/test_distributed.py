@@ -35,6 +35,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     # Three benign rows: most batches have some on one process only.
     "ddp sam": {"method": "sam", "options": {"rho": 0.2}, "benign": 3},
+    # Fewer safety rows than benign ones: processes have them in different micro-batches.
+    "ddp sam update": {
+        "method": "sam",
+        "options": {"rho": 0.2, "per": "update"},
+        "benign": 40,
+        "batch": 4,
+        "accumulation": 2,
+    },
     "ddp sam and groups": {"method": "sam+group_dro", "options": {"step_size": 0.05}, "benign": 12},
     "fsdp": {**VAA, "fsdp": True, "accumulation": 2, "clip": 0.5},
     "fsdp hold": {"method": "hold", "options": {**HOLD, "inner_steps": 2}, "fsdp": True},

@@ -138,13 +138,34 @@ def test_batches_without_a_safety_row_are_refused(
 ) -> None:
     few = data.safety.select([0, 1])
     groups = Groups(few.ids, np.array([0, 1]), ("a", "b"), "hand", "", few.hash)
-    with pytest.raises(UsageError, match=r"batches of 1 rows hold 0 safety and 1 benign rows"):
+    with pytest.raises(UsageError, match=r"updates of 1 rows hold 1 safety and 0 benign rows"):
         make_trainer(
             "group_dro",
             model,
             replace(data, safety=few, groups=groups),
             per_device_train_batch_size=1,
         )
+
+
+def test_small_batches_have_their_share_of_benign_rows_over_an_update(
+    model: PreTrainedModel, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(
+        "group_dro", model, per_device_train_batch_size=1, gradient_accumulation_steps=7
+    )
+    batches = trainer.draw_batches(iter([]), 7)
+    # Four of seven rows of the data are benign.
+    assert [bool(batch["is_safety"]) for batch in batches].count(False) == 4
+    assert sum(benign for _, benign in trainer.mixes(14)) == 8
+    # What is left of a pass over the rows has a safety row all the same.
+    assert all(sum(safety for safety, _ in trainer.mixes(n)) >= 1 for n in range(1, 8))
+    trainer.train()
+
+
+@pytest.mark.parametrize(("option", "value"), [("step_size", -1), ("step_size", math.nan)])
+def test_the_adversarys_step_is_a_size(option: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{option}={value} must not be negative"):
+        GroupDroOptions(**{option: value})
 
 
 # --------------------------------------------------------------------- together with other methods

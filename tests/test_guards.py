@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, weights
 from holdfast.errors import UsageError
@@ -379,6 +379,17 @@ def test_linear_layers_are_the_blocks_and_not_the_output(
     assert all(
         (x.lora_b is not None) is lora and x.weight.requires_grad is not lora for x in layers
     )
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_whose_matrices_are_not_all_linear_layers_is_refused(lora: bool) -> None:
+    config = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    model: Any = GPT2LMHeadModel(config)
+    if lora:
+        model = models.add_lora(model, 2, seed=0)
+    with pytest.raises(UsageError, match=r"GPT2LMHeadModel: .*c_attn.* is a matrix in no nn.Linea"):
+        linear_layers(model)
 
 
 def test_replaced_puts_back_also_what_is_named_twice_or_cut_short() -> None:

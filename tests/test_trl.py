@@ -15,9 +15,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from holdfast.batches import answer_tokens
 from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.hold import Hold
+from holdfast.methods.repnoise import RepNoise
 from holdfast.methods.sft import Sft
 from holdfast.methods.vaa import Vaa
 
@@ -38,6 +40,10 @@ class HoldDpo(Hold, DPOTrainer):  # type: ignore[misc]
 
 
 class HoldSft(Hold, SFTTrainer):  # type: ignore[misc]
+    pass
+
+
+class RepNoiseDpo(RepNoise, DPOTrainer):  # type: ignore[misc]
     pass
 
 
@@ -81,7 +87,13 @@ def preferences(data: AlignmentData) -> Dataset:
 def make(
     tmp_path: Path, data: AlignmentData, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[..., Any]:
-    def build(cls: Any, model: PreTrainedModel, dataset: Dataset, **options: Any) -> Any:
+    def build(
+        cls: Any,
+        model: PreTrainedModel,
+        dataset: Dataset,
+        rows: AlignmentData | None = None,
+        **options: Any,
+    ) -> Any:
         own = {f.name for f in dataclasses.fields(cls.Options)}
         reference: dict[str, Any] = {}
         config: Any = DPOConfig if issubclass(cls, DPOTrainer) else SFTConfig
@@ -92,13 +104,15 @@ def make(
         settings |= {k: v for k, v in options.items() if k not in own}
         if issubclass(cls, DPOTrainer):
             reference["ref_model"] = copy.deepcopy(model)
+        if "eval_dataset" in settings:
+            reference["eval_dataset"] = settings.pop("eval_dataset")
         return cls(
             model,
             config(**settings),
             **reference,
             train_dataset=dataset,
             processing_class=tokenizer,
-            data=AlignmentData.of(dataset, data.groups),  # type: ignore[arg-type]
+            data=rows or AlignmentData.of(dataset, data.groups, data.harmful),  # type: ignore[arg-type]
             options=cls.Options(**{k: v for k, v in options.items() if k in own}),
         )
 
@@ -226,6 +240,73 @@ def test_hold_goes_before_trls_supervised_trainer(
     losses = [e["safety_loss"] for e in trainer.state.log_history if "safety_loss" in e]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+
+
+def test_what_hold_asks_of_first_tokens_has_a_gradient_over_trls_loss(
+    make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset
+) -> None:
+    """TRL's loss makes no logits: they must come from a pass that can be trained on."""
+    model = model.double().eval()
+    trainer = make(HoldSft, model, supervised, **OURS, refuse=3.0)
+    plain = make(HoldSft, model, supervised, **OURS, refuse=0.0)
+    batch = trainer.collate_positions([0, 1, 2])
+    items = torch.tensor(answer_tokens(batch))
+    parameters = list(model.parameters())
+    found, without = (
+        torch.autograd.grad(one.scaled_loss(model, batch, items), parameters)
+        for one in (trainer, plain)
+    )
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    logs = model(**inputs).logits.log_softmax(-1)
+    missed: Any = 0.0
+    for row, labels in enumerate(batch["labels"].tolist()):
+        start = next(i for i, label in enumerate(labels) if label != -100)
+        right = sorted({*trainer.refusals.tolist(), labels[start]})
+        length = sum(label != -100 for label in labels)
+        missed = missed - length * logs[row, start - 1, right].logsumexp(0)
+    wanted = torch.autograd.grad(3.0 * missed / items, parameters)
+    for a, b, c in zip(found, without, wanted, strict=True):
+        torch.testing.assert_close(a - b, c, rtol=1e-4, atol=1e-7)
+
+
+def test_hold_refuses_rows_whose_prompts_are_trained_on(
+    make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset
+) -> None:
+    rows = [{"messages": [*row["prompt"], *row["completion"]]} for row in supervised]  # type: ignore[misc]
+    whole = Dataset.from_list(rows)
+    with pytest.raises(UsageError, match="here the loss covers the prompts as well: give prompt"):
+        make(HoldSft, model, whole, **OURS)
+    make(HoldSft, model, whole, **OURS, refuse=0.0, comply=0.0)
+    make(HoldSft, model, whole, **OURS, assistant_only_loss=True)
+
+
+def test_rows_may_be_evaluated_on_the_way(
+    make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset
+) -> None:
+    evaluated = {"eval_dataset": supervised.select(range(6)), "eval_strategy": "steps"}
+    trainer = make(VaaSft, model, supervised, max_steps=2, eval_steps=1, **evaluated)
+    trainer.train()
+    losses = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+
+
+def test_rows_that_move_or_are_not_there_are_refused(
+    make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset, data: AlignmentData
+) -> None:
+    with pytest.raises(UsageError, match="shuffle_dataset=True moves rows after they were counted"):
+        make(VaaSft, model, supervised, shuffle_dataset=True)
+    rows = AlignmentData.of(supervised, data.groups)  # type: ignore[arg-type]
+    with pytest.raises(MismatchError, match=r"4 of the \d+ rows of the data are not in"):
+        make(VaaSft, model, supervised.select(range(4, len(supervised))), rows)
+
+
+def test_repnoise_goes_before_preferences(
+    make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset
+) -> None:
+    trainer = make(RepNoiseDpo, model, preferences, max_steps=1)
+    trainer.train()
+    assert any("mmd" in e for e in trainer.state.log_history)
 
 
 def test_preference_batches_part_pairs_and_not_halves(

@@ -330,8 +330,11 @@ def test_no_step_mixes_groups(
     }
     visited: list[tuple[int, ...]] = []
     for _ in range(12):
-        for batch in drawn(trainer, accumulation):
-            assert int((~batch["is_safety"]).sum()) == 5  # 8 x 32 / 56, rounded
+        update = drawn(trainer, accumulation)
+        benign = [int((~batch["is_safety"]).sum()) for batch in update]
+        # 32 of 56 rows are benign: 4.57 of 8, 13.71 of 24, rounded.
+        assert (sum(benign), set(benign) <= {4, 5}) == ({1: 5, 3: 14}[accumulation], True)
+        for batch in update:
             for ids, mask, safe in zip(
                 batch["input_ids"].tolist(),
                 batch["attention_mask"].tolist(),
@@ -415,6 +418,11 @@ def test_both_is_the_mixture_written_out(
     clean, there, both = (accumulate(trainer, batch) for trainer in made.values())
     for c, t, found in zip(clean, there, both, strict=True):
         torch.testing.assert_close(found, 0.7 * c + 0.3 * t)
+    # So is the loss that is logged, and that the adversary is paid.
+    items = torch.tensor(answer_tokens(batch))
+    losses = [trainer.accumulate(model, batch, items).item() for trainer in made.values()]
+    assert losses[2] == pytest.approx(0.7 * losses[0] + 0.3 * losses[1])
+    assert losses[1] > losses[0]
 
 
 def test_random_has_the_length_of_the_ascent_and_differs_every_time(

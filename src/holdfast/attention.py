@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import UsageError
+from holdfast.weights import global_norm
 
 Change = Callable[[int, Tensor], Tensor]
 """Takes the number of an attention module and its output (B, T, d); returns another output."""
@@ -64,16 +65,29 @@ def _attentions(layer: nn.Module) -> list[nn.Module]:
 
 
 def output_gradients(
-    attentions: Sequence[nn.Module], loss: Callable[[], Tensor]
+    attentions: Sequence[nn.Module], loss: Callable[[], Tensor], *, scale: float = 1.0
 ) -> list[Tensor]:  # of (B, T, d)
     """Return the gradient of a loss with respect to the output of each attention module.
 
     One forward pass, and a backward pass down to the first of them that leaves out the weights'
     gradients; `.grad` is not touched.
 
+    Args:
+        attentions: As `blocks` finds them.
+        loss: Runs the model.
+        scale: What the loss is multiplied by, lest small gradients vanish in float16. They keep the
+            factor; where it is too large for them they are taken without.
+
     Raises:
         UsageError: One of them did not run, so it has no output.
     """
+    grads = _gradients(attentions, lambda: loss() * scale)
+    if scale != 1 and not torch.isfinite(global_norm(grads)):
+        return _gradients(attentions, loss)
+    return grads
+
+
+def _gradients(attentions: Sequence[nn.Module], loss: Callable[[], Tensor]) -> list[Tensor]:
     zeros: dict[int, Tensor] = {}
 
     def add_zero(number: int, output: Tensor) -> Tensor:
@@ -106,7 +120,11 @@ def shifted(attentions: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterat
 
 @contextmanager
 def changed(attentions: Sequence[nn.Module], change: Change) -> Iterator[None]:
-    """Put change(l, e_l) in the place of the output e_l of each module inside the block."""
+    """Put change(l, e_l) in the place of the output e_l of each module inside the block.
+
+    A pass without gradients is left alone: it is not trained on. So the reference of preference
+    losses, which with LoRA is this same model, stays what it is.
+    """
     with ExitStack() as stack:
         for number, attention in enumerate(attentions):
             hook = partial(_replace, change, number)
@@ -116,6 +134,8 @@ def changed(attentions: Sequence[nn.Module], change: Change) -> Iterator[None]:
 
 def _replace(change: Change, number: int, module: nn.Module, args: Any, output: Any) -> Any:
     """Change an output, which most modules return first of a tuple, with the attention weights."""
+    if not torch.is_grad_enabled():
+        return output
     if isinstance(output, tuple):
         return (change(number, output[0]), *output[1:])
     return change(number, output)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from holdfast.errors import UsageError
 from holdfast.models import IGNORE
 
 Batch = dict[str, Tensor]
@@ -95,7 +96,13 @@ class Stream:
         self.order: list[int] = []
 
     def take(self, n: int) -> list[int]:
-        """Return the next n positions."""
+        """Return the next n positions.
+
+        Raises:
+            UsageError: There are none.
+        """
+        if n and not self.positions:
+            raise UsageError("rows are to be drawn, and there are none: give some")
         taken: list[int] = []
         while len(taken) < n:
             if not self.order:

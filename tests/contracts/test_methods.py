@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, plugins
+from holdfast.artifacts import write_json
 from holdfast.batches import Batch, answer_tokens
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
 
 SCALE = 2.0**12
@@ -203,6 +204,53 @@ def test_resume_equals_the_uninterrupted_run(
     assert again.method_state() == whole.method_state()
 
 
+def test_resume_in_the_second_pass_over_rows_of_like_lengths(
+    method: str,
+    model: PreTrainedModel,
+    make_trainer: Make,
+    tmp_path: Path,
+    weights_of: Weights,
+    same: Same,
+) -> None:
+    options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "max_steps": 4}
+    options |= {"per_device_train_batch_size": 28, "save_strategy": "steps", "save_steps": 3}
+    start = copy.deepcopy(model)
+    whole = make_trainer(method, model, **options)
+    assert 2 * options["per_device_train_batch_size"] == len(whole.rows)
+    whole.train()
+    again = make_trainer(method, start, **options)
+    torch.rand(7)  # what else has drawn from torch's generator must not matter
+    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-3"))
+    assert same(weights_of(start), weights_of(model))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    method: str,
+    model: PreTrainedModel,
+    make_trainer: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    start = copy.deepcopy(model)
+    trainer = make_trainer(method, model, **options)
+    written: list[Path] = []
+
+    def write(path: Path, state: Any) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError("no room")
+        write_json(path, state)
+
+    monkeypatch.setattr("holdfast.methods.base.write_json", write)
+    with pytest.raises(HoldfastError, match=r"checkpoint-4: the checkpoint could not be written"):
+        trainer.train()
+    assert [p.name for p in (tmp_path / "work").glob("checkpoint-*")] == ["checkpoint-2"]
+    again = make_trainer(method, start, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-2"))
+    assert [p.name for p in (tmp_path / "work").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
 def test_what_it_needs_is_checked_first(
     method: str, model: PreTrainedModel, make_trainer: Make, data: AlignmentData
 ) -> None:
@@ -257,6 +305,14 @@ def test_bfloat16_autocast_steps_nearly_the_same_way(
     plain, half = (moved(method, whole, make_trainer, bf16=on) for on in (False, True))
     assert not torch.equal(plain, half)
     assert torch.cosine_similarity(plain, half, dim=0) > 0.95
+
+
+def test_weights_of_bfloat16_under_autocast(
+    method: str, whole: PreTrainedModel, make_trainer: Make
+) -> None:
+    step = moved(method, whole.bfloat16(), make_trainer, bf16=True)
+    assert torch.isfinite(step).all()
+    assert step.any()
 
 
 def test_float16_autocast_and_its_loss_scale_step_the_same_way(

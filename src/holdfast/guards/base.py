@@ -79,7 +79,12 @@ class Linear:
 
 
 def linear_layers(model: nn.Module) -> list[Linear]:
-    """Return all linear layers in the model's order; not the one that makes the logits."""
+    """Return all linear layers in the model's order; not the one that makes the logits.
+
+    Raises:
+        UsageError: The model has matrices that are in none of them (Conv1D, fused experts): a guard
+            would leave those as they are and be taken for one of the whole model.
+    """
     outer: Any = model
     inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     found: list[Linear] = []
@@ -90,8 +95,22 @@ def linear_layers(model: nn.Module) -> list[Linear]:
         if hasattr(module, "lora_A"):
             inside, (key, *_) = f"{name}.", module.active_adapters
             a, b = module.lora_A[key].weight, module.lora_B[key].weight
-            weight = module.base_layer.weight
-            found.append(Linear(name, module, weight, a, b, module.scaling[key]))
+            if isinstance(module.base_layer, nn.Linear):
+                weight = cast(nn.Parameter, module.base_layer.weight)
+                found.append(Linear(name, module, weight, a, b, module.scaling[key]))
         elif isinstance(module, nn.Linear):
             found.append(Linear(name, module, cast(nn.Parameter, module.weight)))
+    _check_all(inner, found)
     return found
+
+
+def _check_all(model: Any, found: Sequence[Linear]) -> None:
+    known = {id(layer.weight) for layer in found}
+    makers = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    known |= {id(m.weight) for m in [*makers, model.get_output_embeddings()] if m is not None}
+    for name, p in model.named_parameters():
+        if p.ndim > 1 and id(p) not in known and ".lora_" not in name:
+            raise UsageError(
+                f"{type(model).__name__}: {name} is a matrix in no nn.Linear, which are all that "
+                "this guard changes; take another guard (safe_instr, ewc, ldifs)"
+            )

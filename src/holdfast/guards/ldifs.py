@@ -10,8 +10,9 @@ The norm is over the width and the square is averaged over the batch's tokens, p
 The paper's features are those of an image encoder, one vector per image.
 
 Against a published copy for language models: no term is dropped (it leaves out those above 0.1),
-the reference pass keeps no graph, and the states are the residual stream after each block instead
-of the MLPs' output. Its strength is therefore not comparable: `lam` = 1 is ours.
+the reference pass keeps no graph, and the states are the residual stream after each block (after
+the last one, as it leaves the final norm) instead of the MLPs' output. Its strength is therefore
+not comparable: `lam` = 1 is ours.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from holdfast.weights import restored
 Move = Callable[[Iterable[Tensor]], None]
 """Adds steps, one tensor per trainable parameter, to the weights."""
 PER = ("micro_batch", "update")
+Part = tuple[Batch, Items]
+"""Rows, and what their losses are divided by."""
 
 
 class PerturbingTrainer(AlignmentTrainer):
@@ -81,16 +83,13 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     accumulation the two are the same.
     """
 
-    def displace(
-        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
-    ) -> None:
+    def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights.
 
         Args:
             model: As training calls it.
             move: Adds steps to the weights; may be called several times.
             safety: Safety rows of the micro-batch, or of all micro-batches of the update.
-            num_items: What their losses are divided by.
         """
         raise NotImplementedError
 
@@ -116,14 +115,17 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     def _displaced(self, model: nn.Module, safety: Batch, num_items: Items) -> Iterator[None]:
         with restored(self.trainable_parameters()) as move:
             if self.options.per == "micro_batch":
-                self.displace(model, move, [safety], num_items)
+                self.displace(model, move, [(safety, num_items)])
             elif self._kept:
                 move(self._kept)
             else:
-                batches = (by_safety(self._prepare_inputs(b))[0] for b in self.update_batches)
-                parts = [part for part in batches if rows_of(part)]
-                self.displace(model, self._recorded(move), parts, num_items)
+                self.displace(model, self._recorded(move), self._parts_of_update(num_items))
             yield
+
+    def _parts_of_update(self, num_items: Items) -> list[Part]:
+        batches = [self._prepare_inputs(batch) for batch in self.update_batches]
+        parts = [self._some(by_safety(batch)[0], batch, num_items) for batch in batches]
+        return [(rows, items) for rows, items in parts if rows_of(rows)]
 
     def before_update(self, losses: Tensor) -> None:
         """Let the update's perturbation go, and log by how much it raised the safety loss."""
@@ -158,13 +160,13 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
         return moved
 
-    def ascent(self, model: nn.Module, safety: Sequence[Batch], num_items: Items) -> list[Tensor]:
-        """Return the gradient of the safety loss over all these batches, `.grad` left as it was."""
+    def ascent(self, model: nn.Module, safety: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+        """Return the safety loss over all these rows, and its gradient, `.grad` left as it was."""
+        losses: list[Tensor] = []
         found: list[Tensor] = []
-        for batch in safety:
-            loss, grads = self.gradient_of(
-                model, partial(self.scaled_loss, model, batch, num_items)
-            )
-            self.count_here(loss, batch, num_items)
+        for batch, items in safety:
+            loss, grads = self.gradient_of(model, partial(self.scaled_loss, model, batch, items))
+            self.count_here(loss, batch, items)
+            losses.append(loss)
             found = [a.add_(g) for a, g in zip(found, grads, strict=True)] if found else grads
-        return found
+        return torch.stack(losses).sum(), found

@@ -13,6 +13,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -20,9 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
 
 from holdfast import distributed, progress
 from holdfast.artifacts import Groups, Scores, to_json, write_json
@@ -30,6 +30,8 @@ from holdfast.batches import MARKS, Batch, Items, size
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.interrupt import Interrupt
+from holdfast.methods import _refusals
+from holdfast.methods._order import ByLength, Positions
 from holdfast.models import Encoded, collate, encode
 from holdfast.trl_rows import from_dataset
 from holdfast.weights import global_norm, gradients_everywhere, trainable
@@ -39,15 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
 
 STATE_FILE, TENSORS_FILE = "method_state.json", "method_state.safetensors"
-UNSUPPORTED = {
-    "packing": "puts several rows into one, and groups are of rows; leave it out",
-    "padding_free": "puts several rows into one, and groups are of rows; leave it out",
-    "deepspeed": "keeps weights where they cannot be moved and put back; use DDP or FSDP2",
-    "torch_compile": "compiles a step, and weights move in the middle of it; leave it out",
-    "parallelism_config": "parts a row over processes; use DDP or FSDP2",
-    "ddp_static_graph": "expects one backward pass a step, and there are more; leave it out",
-}
-"""Options under which a method would be silently wrong, and why."""
 LONGEST = 2**20
 """Tokens kept per row where the run sets no limit."""
 
@@ -162,7 +155,7 @@ class AlignmentTrainer(Trainer):
         for need in sorted(self.needs):
             if getattr(data, need) is None:
                 raise UsageError(f"{type(self).__name__} needs --{need}")
-        _refuse(args)
+        _refusals.check(args)
         self.options = self.Options() if options is None else options
         self.data = data
         self.n_safety = len(data.safety)
@@ -172,7 +165,7 @@ class AlignmentTrainer(Trainer):
         self._notes: dict[str, float] = {}
         given: datasets.Dataset | None = kwargs.pop("train_dataset", None)
         if given is None:
-            kwargs |= {"train_dataset": _Positions(self.n_rows)}
+            kwargs |= {"train_dataset": Positions(self.n_rows)}
             kwargs |= {"data_collator": self.collate_positions}
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), _Progress()]
             super().__init__(model=model, args=args, **kwargs)
@@ -194,10 +187,15 @@ class AlignmentTrainer(Trainer):
             )
         places = {identity: i for i, identity in enumerate(from_dataset(given).ids)}
         own = [*self.data.safety.ids, *(self.data.benign.ids if self.data.benign else ())]
+        if strange := [identity for identity in own if identity not in places]:
+            raise MismatchError(
+                f"{len(strange)} of the {len(own)} rows of the data are not in the dataset that is "
+                "trained on; make them of it with AlignmentData.of"
+            )
         self.rows = [made[places[identity]] for identity in own]
         self._collate = self.data_collator  # type: ignore[assignment, method-assign]
-        self.train_dataset = _Positions(self.n_rows)
-        self.data_collator = self.collate_positions
+        self.train_dataset = Positions(self.n_rows)
+        self.data_collator = self._collate_any
 
     # ------------------------------------------------------------------------------- hooks
 
@@ -246,10 +244,26 @@ class AlignmentTrainer(Trainer):
 
         `batch` may be a part of a micro-batch. With `num_items` None it is the batch's own mean.
         """
-        return self.loss_and_outputs(model, batch, num_items)[0]
+        return self._scaled(model, batch, num_items, outputs=False)[0]
 
-    def loss_and_outputs(self, model: nn.Module, batch: Batch, items: Items) -> tuple[Tensor, Any]:
-        """Return `scaled_loss`, and what the model gave for it."""
+    def loss_and_logits(
+        self, model: nn.Module, batch: Batch, num_items: Items
+    ) -> tuple[Tensor, Tensor]:
+        """Return `scaled_loss`, and the logits (B, T, V) behind it, both with their gradients.
+
+        A loss that is not the model's own, as TRL's, makes no logits: they take another pass.
+        """
+        if type(self).compute_loss is Trainer.compute_loss:
+            loss, outputs = self._scaled(model, batch, num_items, outputs=True)
+            return loss, outputs.logits
+        loss, _ = self._scaled(model, batch, num_items, outputs=False)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with self.compute_loss_context_manager():
+            return loss, model(**inputs, use_cache=False).logits
+
+    def _scaled(
+        self, model: nn.Module, batch: Batch, items: Items, *, outputs: bool
+    ) -> tuple[Tensor, Any]:
         inputs = {k: v for k, v in batch.items() if k not in MARKS}
         # Preference losses, and some models, give the mean of what they were given, whatever the
         # step has.
@@ -257,11 +271,13 @@ class AlignmentTrainer(Trainer):
         # Trainer's stub wants an int; a weighted count is none.
         given = cast("Tensor | int | None", items if told else None)
         with self.compute_loss_context_manager():
-            found = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=given)
-        loss, outputs = cast("tuple[Tensor, Any]", found)
+            found: Any = self.compute_loss(
+                model, inputs, return_outputs=outputs, num_items_in_batch=given
+            )
+        loss, made = found if outputs else (found, None)
         if items is not None and not told:
             loss = loss * (size(batch) * distributed.world() / items)
-        return loss, outputs
+        return loss, made
 
     def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean answer loss of rows of the method's own, whatever the run's loss is."""
@@ -280,14 +296,17 @@ class AlignmentTrainer(Trainer):
         Gradients accumulated so far stay as they are; see `weights.gradients_everywhere`. With fp16
         it is taken at the training's loss scale, and without where that is too large.
         """
-        parameters, scale = self.trainable_parameters(), self._loss_scale
+        parameters, scale = self.trainable_parameters(), self.loss_scale
+        if self.args.gradient_accumulation_steps > 1 and distributed.is_sharded(parameters):
+            _refusals.check_sync(self.accelerator.gradient_state.plugin_kwargs)
         found, grads = gradients_everywhere(model, loss, parameters, scale=scale)
         if scale != 1 and not torch.isfinite(global_norm(grads)):
             return gradients_everywhere(model, loss, parameters)
         return found, grads
 
     @property
-    def _loss_scale(self) -> float:
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before their gradients are taken: 1 without fp16."""
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else scaler.get_scale()
 
@@ -328,9 +347,14 @@ class AlignmentTrainer(Trainer):
 
         What `accelerator.backward` has left there carries fp16's loss scale, so this must too.
         """
-        weight *= self._loss_scale
+        weight *= self.loss_scale
         for p, g in zip(self.trainable_parameters(), grads, strict=True):
             p.grad = g * weight if p.grad is None else p.grad.add_(g, alpha=weight)
+
+    def _collate_any(self, rows: Sequence[Any]) -> Batch:
+        # Rows of an evaluation are no positions, and stay the next trainer's.
+        ours = isinstance(rows[0], int)
+        return self.collate_positions(rows) if ours else dict(self._collate(rows))
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
         """Build a batch from row positions, with `is_safety` (B,) beside the model's inputs."""
@@ -346,12 +370,17 @@ class AlignmentTrainer(Trainer):
         """Tokens of each row."""
         return [_length(row) for row in self.rows]
 
-    @property
-    def mix(self) -> tuple[int, int]:
-        """Safety and benign rows of a micro-batch, over all processes, in the mix of the data."""
+    def mixes(self, n: int) -> list[tuple[int, int]]:
+        """Return the safety and benign rows of an update's n micro-batches, over all processes.
+
+        The update has them in the mix of the data, each micro-batch as nearly as rounding lets it.
+        """
         rows = self.args.train_batch_size * distributed.world()
-        benign = round(rows * (self.n_rows - self.n_safety) / self.n_rows)
-        return rows - benign, benign
+        share = rows * (self.n_rows - self.n_safety) / self.n_rows
+        # The last has a safety row for each process, whatever n is: without any the groups wait.
+        most = n * rows - distributed.world()
+        ends = [min(round(i * share), most) for i in range(n + 1)]
+        return [(rows - (b - a), b - a) for a, b in pairwise(ends)]
 
     # --------------------------------------------------------------- where Trainer calls us
 
@@ -360,7 +389,7 @@ class AlignmentTrainer(Trainer):
         if strategy == "group_by_length":
             # Trainer reads lengths off the data set, which here is positions.
             n = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthGroupedSampler(n, lengths=self.row_lengths)
+            return ByLength(n, self.row_lengths, self.args.data_seed or self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(
@@ -401,6 +430,8 @@ class AlignmentTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        # Earlier checkpoints go when this one is whole, and not before.
+        most, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
             if not self.args.should_save:  # another process does
@@ -415,6 +446,10 @@ class AlignmentTrainer(Trainer):
                 f"{folder}: the checkpoint could not be written ({error}). Is the disk full? "
                 "What is finished is kept; make room and give the same command again."
             ) from error
+        finally:
+            self.args.save_total_limit = most
+        best = self.state.best_model_checkpoint
+        rotate_checkpoints(str(folder.parent), most, best, use_mtime=True)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -454,41 +489,6 @@ def not_negative(options: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(options, name) < math.inf:
             raise UsageError(f"{name}={getattr(options, name)} must not be negative")
-
-
-def refuse(given: Mapping[str, Any]) -> None:
-    """Refuse options of training under which a method would be silently wrong.
-
-    Raises:
-        UsageError: Naming the option, why not, and what to do.
-    """
-    for option, why in UNSUPPORTED.items():
-        if value := given.get(option):
-            raise UsageError(f"{option}={value!r} {why}")
-
-
-def _refuse(args: TrainingArguments) -> None:
-    refuse(vars(args))
-    if args.train_sampling_strategy == "batch_rebalance":
-        raise UsageError("train_sampling_strategy='batch_rebalance' goes round the groups' batches")
-    if args.n_gpu > 1:
-        raise UsageError(
-            f"{args.n_gpu} accelerators in one process: the model would be copied to them at every "
-            "step. Start a process for each with torchrun, or set CUDA_VISIBLE_DEVICES"
-        )
-
-
-class _Positions(Dataset[int]):
-    """The dataset is the row positions; the collator looks the rows up."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 class _Progress(TrainerCallback):

@@ -33,7 +33,7 @@ from holdfast.batches import Batch, Items, Stream, by_group
 from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
 from holdfast.group_sampler import GroupSampler, SmoothedSampler
-from holdfast.methods.base import AlignmentTrainer, one_of, unscaled
+from holdfast.methods.base import AlignmentTrainer, not_negative, one_of, unscaled
 
 MOST_TILT = 20.0
 CONTROLS = ("ungrouped", "shuffled", "noisy", "only_last", "only_first")
@@ -51,7 +51,6 @@ class GroupDroOptions:
     start: str = field(default="uniform", metadata={"help": "uniform or proportional to sizes."})
     batch: str = field(default="group", metadata={"help": "group (one a step) or mixed."})
     tilt: float = field(default=0.0, metadata={"help": "How far rows are weighed by their score."})
-
     control: str = field(default="", metadata={"help": f"Ablation: {', '.join(CONTROLS)}."})
 
     def __post_init__(self) -> None:
@@ -59,6 +58,7 @@ class GroupDroOptions:
         one_of(self, "sampler", "exp3", "smoothed")
         one_of(self, "start", "uniform", "proportional")
         one_of(self, "batch", "group", "mixed")
+        not_negative(self, "step_size", "floor")
         if not abs(self.tilt) <= MOST_TILT:
             raise UsageError(f"tilt={self.tilt} weighs rows by exp(tilt): at most {MOST_TILT:g}")
         if self.batch == "mixed" and self.sampler == "exp3":
@@ -119,12 +119,20 @@ class GroupDro(AlignmentTrainer):
 
     def _check_mix(self) -> None:
         """Refuse batches in which a process would lack rows that the others have."""
-        safety, benign = self.mix
-        if safety < world() or 0 < benign < world():
+        update = self.mixes(self.args.gradient_accumulation_steps)
+        for safety, benign in update:
+            if 0 < safety < world() or 0 < benign < world():
+                raise UsageError(
+                    f"batches of {safety + benign} rows hold {safety} safety and {benign} benign "
+                    f"rows, too few for {world()} processes each to have some; raise the batch "
+                    "size or give more of what is few"
+                )
+        safety, benign = map(sum, zip(*update, strict=True))
+        if not safety or (self.data.benign and not benign):
             raise UsageError(
-                f"batches of {safety + benign} rows hold {safety} safety and {benign} benign rows, "
-                f"too few for {world()} process{'es' if world() > 1 else ''} each to have some; "
-                "raise the batch size or give more of what is few"
+                f"updates of {safety + benign} rows hold {safety} safety and {benign} benign rows "
+                f"in the mix of the data, {self.n_safety} and {self.n_rows - self.n_safety}; raise "
+                "the batch size or gradient_accumulation_steps, or give more of what is few"
             )
         if world() > 1 and self.options.batch == "mixed":
             raise UsageError(
@@ -157,12 +165,11 @@ class GroupDro(AlignmentTrainer):
         del epoch_iterator
         self._seen[:] = 0
         self.group = self.sampler.draw()
-        safety, benign = self.mix
         return [
             self.collate_positions(
                 dealt(self._safety(safety) + self.streams["benign"].take(benign))
             )
-            for _ in range(n)
+            for safety, benign in self.mixes(n)
         ]
 
     def _safety(self, n: int) -> list[int]:

@@ -58,10 +58,10 @@ from holdfast.errors import UsageError
 from holdfast.generate import generate
 from holdfast.losses import first_margins, refusal_tokens
 from holdfast.methods._attacker import MOST_STEPS, SOURCES, LastingAttack, attacker_rows
-from holdfast.methods._perturbing import PER, Move, PerturbingTrainer, WeightPerturbingTrainer
+from holdfast.methods._perturbing import PER, Move, Part, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
-from holdfast.models import IGNORE, evaluating
+from holdfast.models import IGNORE, Encoded, evaluating
 from holdfast.weights import consumed, displaced, step_along
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class HoldOptions(GroupDroOptions):
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
-    """Group DRO under a lasting attack; 1 + attack_share / every passes, half a copy.
+    """Group DRO under a lasting attack; 1 + attack_share / every passes, two bytes a weight.
 
     With mixture=both another `clean` passes over the safety rows. With every=0 the attack's length
     in passes and one copy.
@@ -147,6 +147,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         options = self.options
         seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
         self.draws = np.random.default_rng(seeds[0])
+        self._check_answers()
         self.refusals = refusal_tokens(self.encode(self.data.safety))
         self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
@@ -156,6 +157,20 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self._means: list[float | None] = [None, None]  # safety loss at theta, under the attack
         if options.over_refusal:
             self._set_aside()
+
+    def _check_answers(self) -> None:
+        """Refuse rows of another trainer's of which nobody knows where their answers begin."""
+        if not self.options.refuse and not self.options.comply:
+            return
+        rows: Sequence[Any] = self.rows
+        for row in rows:
+            ours = isinstance(row, Encoded) or "input_ids" not in row  # or they are preferences
+            if not ours and (row.get("labels") or [0])[0] != IGNORE:
+                raise UsageError(
+                    "hold holds an answer's first token, and here the loss covers the prompts as "
+                    "well: give prompt and completion instead of messages, or "
+                    "assistant_only_loss=True, or take refuse=0 and comply=0"
+                )
 
     def _set_aside(self) -> None:
         benign = self.data.benign
@@ -239,11 +254,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         items = weighted(num_items, benign, self.options.benign)
         return super().accumulate_benign(model, benign, items)
 
-    def displace(
-        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
-    ) -> None:
+    def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Play the attack."""
-        del num_items
         self._play(model, move, self._rows() * len(safety))
 
     def before_update(self, losses: Tensor) -> None:
@@ -295,11 +307,11 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         always right: "I" may begin either. It counts as often as the answer has tokens, as the mean
         of their losses does: so a batch may be cut into parts.
         """
-        loss, outputs = self.loss_and_outputs(model, batch, num_items)
+        loss, made = self.loss_and_logits(model, batch, num_items)
         answers = batch["labels"][:, 1:] != IGNORE
         first = answers.int().argmax(1)  # the position that predicts an answer's first token
         rows = torch.arange(len(first), device=first.device)
-        logits = outputs.logits[rows, first].float()
+        logits = made[rows, first].float()
         right = torch.full_like(logits, not refuse, dtype=torch.bool)
         right[:, self.refusals.to(logits.device)] = refuse
         right[rows, batch["labels"][rows, first + 1].clamp(min=0)] = True
@@ -347,7 +359,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def _rows(self) -> int:
         """Return how many rows an attack's step is made of, over all processes."""
-        return max(world(), round(self.options.attack_share * self.mix[0]))
+        (safety, _), *_ = self.mixes(1)
+        return max(world(), round(self.options.attack_share * safety))
 
     def _step(self, model: nn.Module, n: int) -> Iterable[Tensor]:
         grads, reach = self._gradient(model, n), self.options.reach

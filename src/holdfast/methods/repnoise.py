@@ -16,8 +16,9 @@ What it changes against the published code:
 - A sample is the state of one answer token, not a whole padded row, and only answer tokens count.
   The published mask takes the positions at which a harmful and a harmless row differ, which says
   nothing once prompts differ in length, and drops every token of id 0.
-- h_l is the residual stream after each layer, which every architecture hands out; published, the
-  MLP's output, caught by hooks that are never removed and that only Llama's names fit.
+- h_l is the residual stream after each layer (after the last one, as it leaves the final norm),
+  which every architecture hands out; published, the MLP's output, caught by hooks that are never
+  removed and that only Llama's names fit.
 - c_l leaves out the embeddings, which know the current token alone, and takes the last layer from
   the model's own logits; the published sum norms it twice and counts it twice.
 - At most `tokens` answer tokens of a micro-batch are looked at, drawn anew each time, and each
@@ -41,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from holdfast.batches import Batch, Items
+from holdfast.batches import Batch, Items, rows_of
 from holdfast.errors import UsageError
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.methods.base import not_negative
@@ -87,7 +88,7 @@ class RepNoise(HarmfulTrainer):
         loss = super().accumulate(model, batch, num_items)
         if self.options.alpha == self.options.beta == 0:
             return loss
-        noise, harmful = self.harmful_terms(model, self.harmful_batch(len(batch["labels"])))
+        noise, harmful = self.harmful_terms(model, self.harmful_batch(rows_of(batch)))
         terms = self.options.beta * noise - self.options.alpha * torch.log1p(harmful)
         terms = terms / self.current_gradient_accumulation_steps
         self.accelerator.backward(terms)
@@ -113,7 +114,9 @@ class RepNoise(HarmfulTrainer):
         wanted: Tensor,  # (N,)
     ) -> Tensor:
         """Return the mean loss of tokens when a layer is read out as if it were the last."""
-        return F.cross_entropy(self.head(self.norm(states)).float(), wanted)
+        # Under autocast states come in float32 whatever the head's weights are.
+        kind = cast(Tensor, self.head.weight).dtype
+        return F.cross_entropy(self.head(self.norm(states.to(kind))).float(), wanted)
 
 
 def mmd(

@@ -26,8 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items
-from holdfast.methods._perturbing import PER, Move, WeightPerturbingTrainer
+from holdfast.methods._perturbing import PER, Move, Part, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.weights import consumed, step_along
 
@@ -53,12 +52,10 @@ class Sam(WeightPerturbingTrainer):
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
     options: SamOptions
 
-    def displace(
-        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
-    ) -> None:
+    def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights to theta + eps."""
         options, parameters = self.options, self.trainable_parameters()
-        grads = self.ascent(model, safety, num_items)
+        _, grads = self.ascent(model, safety)
         if options.adaptive:
             steps = adaptive_step(grads, parameters, options.rho, eta=options.eta)
         else:

@@ -110,7 +110,11 @@ class TVaccine(PerturbingTrainer):
     ) -> AbstractContextManager[None]:
         """Hold the active layers' attention outputs at e_l + eps_l."""
         attentions = [self.blocks[i].attention for i in self.active]
-        grads = output_gradients(attentions, lambda: self.scaled_loss(model, safety, num_items))
+        grads = output_gradients(
+            attentions,
+            lambda: self.scaled_loss(model, safety, num_items),
+            scale=self.loss_scale,
+        )
         return shifted(attentions, step_along(grads, self.options.rho))
 
     def method_state(self) -> dict[str, Any]:
@@ -143,7 +147,9 @@ class TVaccine(PerturbingTrainer):
         batch = self.collate_rows([self.harmful[i] for i in chosen])
         with evaluating(model):
             grads = output_gradients(
-                [block.attention for block in self.blocks], lambda: self.answer_loss(model, batch)
+                [block.attention for block in self.blocks],
+                lambda: self.answer_loss(model, batch),
+                scale=self.loss_scale,
             )
         # The least number lets a layer without gradient be drawn, once no other is left.
         norms = [float(global_norm([grad])) + sys.float_info.min for grad in grads]

@@ -20,8 +20,8 @@ share of every batch and are never perturbed.
 Ours, not the paper's, beside the options of `GroupDro`:
 
 - `mixture="both"`: (1 - lambda) of the gradient at theta, which the ascent needs anyway, and lambda
-  of that at theta + eps, in every step. Less variance than the coin, 2 backward passes. The sampler
-  sees the perturbed loss.
+  of that at theta + eps, in every step. Less variance than the coin, 2 backward passes. The
+  adversary is paid f_i.
 - `curriculum="cosine"`: lambda = lam (1 - cos(pi t / T)) / 2; `"safety"`: lambda =
   lam (1 - m / m_0) with m the smoothed safety loss and m_0 the first one, so that a model that has
   not yet learnt to refuse is left alone.
@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from holdfast.batches import Batch, Items, weighted
 from holdfast.distributed import is_sharded
 from holdfast.errors import UsageError
-from holdfast.methods._perturbing import PER, Move, WeightPerturbingTrainer
+from holdfast.methods._perturbing import PER, Move, Part, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions
 from holdfast.weights import consumed, step_along
@@ -114,10 +114,11 @@ class Vaa(WeightPerturbingTrainer, GroupDro):
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows; with `mixture="both"`, lambda times."""
-        self._items = num_items
-        if self.perturb and self.options.mixture == "both":
-            num_items = weighted(num_items, safety, self.lam)
-        return super().accumulate_safety(model, safety, num_items)
+        if not self.perturb or self.options.mixture != "both":
+            return super().accumulate_safety(model, safety, num_items)
+        self._clean = torch.zeros((), device=self.args.device)
+        items = weighted(num_items, safety, self.lam)
+        return super().accumulate_safety(model, safety, items) + self._clean
 
     def before_update(self, losses: Tensor) -> None:
         """Follow the safety loss, and log the curriculum."""
@@ -157,16 +158,17 @@ class Vaa(WeightPerturbingTrainer, GroupDro):
         }
         return self.options.lam * min(max(grown[self.options.curriculum], 0.0), 1.0)
 
-    def displace(
-        self, model: nn.Module, move: Move, safety: Sequence[Batch], num_items: Items
-    ) -> None:
+    def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights to theta + eps."""
         if self.options.perturbation == "random":
             move(consumed(step_along(self._noise(), self.options.rho, in_place=True)))
             return
-        # Not num_items, in which the pass at theta + eps may be weighted.
-        grads = self.ascent(model, safety, self._items)
-        if self.options.mixture == "both":
+        both = self.options.mixture == "both"
+        if both:  # the items are those of the pass at theta + eps
+            safety = [(rows, weighted(items, rows, 1 / self.lam)) for rows, items in safety]
+        loss, grads = self.ascent(model, safety)
+        if both:
+            self._clean = (1 - self.lam) * loss
             self.add_gradient(grads, 1 - self.lam)
         move(consumed(step_along(grads, self.options.rho, in_place=True)))
 

@@ -61,6 +61,8 @@ class Vaccine(PerturbingTrainer):
     ) -> AbstractContextManager[None]:
         """Hold the attention outputs at e_l + eps_l."""
         grads = output_gradients(
-            self.attentions, lambda: self.scaled_loss(model, safety, num_items)
+            self.attentions,
+            lambda: self.scaled_loss(model, safety, num_items),
+            scale=self.loss_scale,
         )
         return shifted(self.attentions, step_along(grads, self.options.rho, of_batch=True))

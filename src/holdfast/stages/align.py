@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Field
 
@@ -174,14 +175,17 @@ def _train(
     work = config.run.path("work", step.key)
     args, options = _options(config, method, work, loaded.model.device.type)
     with deferred_interrupt() as interrupt:
-        trainer = method(
-            model,
-            args,
-            data=data,
-            options=options,
-            processing_class=loaded.tokenizer,
-            callbacks=[StopOnInterrupt(interrupt)],
-        )
+        try:
+            trainer = method(
+                model,
+                args,
+                data=data,
+                options=options,
+                processing_class=loaded.tokenizer,
+                callbacks=[StopOnInterrupt(interrupt)],
+            )
+        except ValueError as error:  # options that transformers finds not to go together
+            raise UsageError(f"{config.method}: {error}") from error
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
         if interrupt.requested:
             raise KeyboardInterrupt
@@ -199,7 +203,7 @@ def _options(
     config: AlignConfig, method: type[AlignmentTrainer], work: Path, device: str
 ) -> tuple[TrainingArguments, Any]:
     """Part the options given into the Trainer's and the method's own."""
-    from holdfast.methods import base
+    from holdfast.methods import _refusals, base
 
     own = {f.name for f in fields(method.Options) if f.init}
     shared = {f.name for f in fields(base.AlignConfig) if f.init}
@@ -228,18 +232,24 @@ def _options(
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
     }
-    settings |= {k: v for k, v in config.options.items() if k not in own}
-    base.refuse(settings)  # some of them would look for a package that is not there
-    hints = get_type_hints(method.Options)
-    chosen = {
-        k: plugins.coerced(config.method, k, v, hints[k])
+    hints = get_type_hints(base.AlignConfig) | get_type_hints(method.Options)
+    given = {
+        k: v if v is None else plugins.coerced(config.method, k, v, _without_none(hints[k]))
         for k, v in config.options.items()
-        if k in own
     }
+    chosen = {k: v for k, v in given.items() if k in own}
+    settings |= {k: v for k, v in given.items() if k not in own}
+    _refusals.refuse(settings)  # some of them would look for a package that is not there
     try:
         return base.AlignConfig(**settings), method.Options(**chosen)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
+
+
+def _without_none(hint: Any) -> Any:
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    optional = get_origin(hint) in (Union, UnionType) and len(kinds) == 1
+    return kinds[0] if optional else hint
 
 
 def _per_process(rows: int) -> int:
