@@ -97,7 +97,13 @@ class WeightPerturbingTrainer(PerturbingTrainer):
         """Start without a perturbation at hand."""
         super().prepare()
         self._kept: list[Tensor] = []
+        self._items: Items = None
         self._seen_here, self._seen_there = np.zeros(2), np.zeros(2)  # loss and tokens
+
+    def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Remember what the update's losses are divided by, however some rows are weighted."""
+        self._items = num_items
+        return super().accumulate(model, batch, num_items)
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows of a micro-batch, and count their loss."""
@@ -115,16 +121,18 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     def _displaced(self, model: nn.Module, safety: Batch, num_items: Items) -> Iterator[None]:
         with restored(self.trainable_parameters()) as move:
             if self.options.per == "micro_batch":
-                self.displace(model, move, [(safety, num_items)])
+                stands_in = num_items is not None and math.isinf(num_items)
+                items = num_items if stands_in or self._items is None else self._items
+                self.displace(model, move, [(safety, items)])
             elif self._kept:
                 move(self._kept)
             else:
-                self.displace(model, self._recorded(move), self._parts_of_update(num_items))
+                self.displace(model, self._recorded(move), self._parts_of_update())
             yield
 
-    def _parts_of_update(self, num_items: Items) -> list[Part]:
+    def _parts_of_update(self) -> list[Part]:
         batches = [self._prepare_inputs(batch) for batch in self.update_batches]
-        parts = [self._some(by_safety(batch)[0], batch, num_items) for batch in batches]
+        parts = [self._some(by_safety(batch)[0], batch, self._items) for batch in batches]
         return [(rows, items) for rows, items in parts if rows_of(rows)]
 
     def before_update(self, losses: Tensor) -> None:

@@ -163,11 +163,8 @@ class Vaa(WeightPerturbingTrainer, GroupDro):
         if self.options.perturbation == "random":
             move(consumed(step_along(self._noise(), self.options.rho, in_place=True)))
             return
-        both = self.options.mixture == "both"
-        if both:  # the items are those of the pass at theta + eps
-            safety = [(rows, weighted(items, rows, 1 / self.lam)) for rows, items in safety]
         loss, grads = self.ascent(model, safety)
-        if both:
+        if self.options.mixture == "both":
             self._clean = (1 - self.lam) * loss
             self.add_gradient(grads, 1 - self.lam)
         move(consumed(step_along(grads, self.options.rho, in_place=True)))
