@@ -24,7 +24,8 @@ from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.comparing import lives, refusing
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
-from holdfast.stats import Interval, half_life, wilson
+from holdfast.stats import Interval, wilson
+from holdfast.survival import half_life
 from kept import Kept
 from variants import (
     BASELINE,

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from holdfast.agreement import agreement, auroc_gain, ceilings, first_half, mean_count
+from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings, first_half, mean_count
 
 NAN = float("nan")
 
@@ -70,6 +70,28 @@ def test_the_gain_is_paired() -> None:
     assert 0 < gain.low
     assert gain.high - gain.low < 0.1
     assert auroc_gain(noisy, noisy, counts, resamples=50).high == 0
+
+
+def test_answers_to_one_prompt_are_one_observation() -> None:
+    """k copies of every example leave the interval as wide as it was without them."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=40), rng.normal(size=40)
+    prompts = [f"prompt {i}" for i in range(40)]
+    once = agreement(x, y + x, resamples=400)
+    copies = agreement(np.repeat(x, 8), np.repeat(y + x, 8), resamples=400)
+    together = agreement(
+        np.repeat(x, 8), np.repeat(y + x, 8), resamples=400, units=np.repeat(prompts, 8).tolist()
+    )
+
+    def width(found: Agreement) -> float:
+        return found.spearman.high - found.spearman.low
+
+    assert width(copies) < 0.5 * width(once)
+    assert width(together) == pytest.approx(width(once), rel=0.15)
+    same = agreement(x, y + x, resamples=400, units=prompts)
+    assert same == once
+    gain = auroc_gain(np.repeat(x, 8), np.repeat(y, 8), np.repeat(y + x, 8), units=prompts * 8)
+    assert gain.low < gain.high
 
 
 def test_the_mean_of_counts_keeps_the_unknown() -> None:

@@ -297,12 +297,24 @@ def test_none_is_known_to_be_forgotten(play: Play) -> None:
         play("..x", "??x", ".?x", steps=2)
 
 
+def test_most_are_undecided_and_one_is_forgotten(play: Play) -> None:
+    with pytest.raises(UsageError, match=r"4 of the 4 held .* no count, .* 7 of 8 undecided"):
+        play("....", "x???", "????", steps=2)
+
+
+def test_all_are_forgotten_equally_often(play: Play) -> None:
+    message = r"the 3 held examples with a count are forgotten equally often .* Lower learning_rate"
+    with pytest.raises(UsageError, match=message):
+        play("...", "...", "xxx", "xxx", steps=3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"count": "max"}, "count='max' must be harmful_steps or transitions"),
         ({"stable": 1.5}, r"stable=1.5 must be in \[0, 1\]"),
         ({"stable": U}, "stable=nan must be"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"repeats": 0}, "repeats=0 must be at least 1"),
         ({"every": 0}, "every=0 must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),

@@ -222,7 +222,7 @@ def test_a_model_without_a_list_of_blocks(
         ({"kind": "grand"}, "kind='grand' must be one of norm, sam_gap"),
         ({"layers": "first"}, "layers='first' must be one of all, last"),
         ({"quantity": "x"}, "quantity='x' must be one of margin, loss, first_token"),
-        ({"kind": "sam_gap", "rho": 0.0}, "rho=0 must be positive"),
+        ({"kind": "sam_gap", "rho": 0.0}, "rho=0 must be above 0 and finite"),
     ],
 )
 def test_bad_options(

@@ -21,6 +21,7 @@ from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.groups import RULES, Rule, group, groups_from_csv, groups_to_csv, recommend
 from holdfast.groups.make import level_names
+from holdfast.groups.stability import doubt
 from holdfast.groups.table import protected, unprotected
 from holdfast.runs import RunDir
 from holdfast.stages.group import GroupConfig
@@ -292,6 +293,19 @@ def test_doubt_is_kept_and_counted() -> None:
     # phi(-1/2) is 0.31 and phi(-1/4) is 0.40, both above a quarter.
     assert groups.facts["too_close_to_call"] == 2
     assert groups.facts["doubt_known"] == 3
+
+
+def test_errors_of_few_repeats_leave_more_doubt() -> None:
+    """Student's t with two repeats has one degree of freedom: 1/2 - arctan(x) / pi is its tail."""
+    values, errors = np.array([0.0, 3.0]), np.array([1.0, 1.0])
+    low, high = np.array([-np.inf, 1.0]), np.array([1.0, np.inf])
+    known, many = doubt(values, errors, low, high), doubt(values, errors, low, high, 10_000)
+    two = doubt(values, errors, low, high, 2)
+    assert two is not None
+    assert known is not None
+    assert two == pytest.approx([0.5 - math.atan(x) / math.pi for x in (1, 2)])
+    assert (two > known).all()
+    assert many == pytest.approx(known, abs=1e-4)
 
 
 def test_nothing_is_said_of_doubt_without_errors() -> None:

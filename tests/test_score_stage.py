@@ -149,6 +149,22 @@ def test_scores_that_hold_are_kept(setting: Setting) -> None:
     assert entry.inputs["reuse"] == old.hash
 
 
+def test_scores_made_with_other_rows_are_not_reused(setting: Setting, tmp_path: Path) -> None:
+    """The estimator and its options are the same, what it was given is not."""
+    path = setting.first()
+    old = json.loads(path.read_text())
+    assert old["facts"]["given"]
+    old["facts"]["given"] = "another"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(old))
+    with pytest.raises(MismatchError, match="made with other rows, base or judge than are given"):
+        score(setting.config(setting.model("copy", 1.0), reuse=other, name="again"))
+    # Scores of before this was kept are taken as they are.
+    del old["facts"]["given"]
+    other.write_text(json.dumps(old))
+    score(setting.config(setting.model("copy", 1.0), reuse=other, name="again"))
+
+
 def test_a_chain_says_on_which_model_the_scores_were_made(setting: Setting) -> None:
     path = setting.first()
     score(setting.config(setting.model("second", 2.0), reuse=path, name="second"))
@@ -213,7 +229,7 @@ def test_a_wrong_shape(setting: Setting) -> None:
 
 
 def test_nothing_could_be_scored(setting: Setting) -> None:
-    with pytest.raises(HoldfastError, match="no example could be scored"):
+    with pytest.raises(HoldfastError, match="could score none of the 100 examples: all its v"):
         score(setting.config(setting.model("one", 1.0, most=0)))
 
 

@@ -21,7 +21,7 @@ from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.runs import RunDir
 from holdfast.screening import Screen
-from holdfast.stages.screen import DISAGREES, PROBE_FAILED, ScreenConfig, screen
+from holdfast.stages.screen import DISAGREES, NO_REFUSAL, PROBE_FAILED, ScreenConfig, screen
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Length(Estimator):
 
     sign: float = 1.0
     lost: int = 0
+    mixed: int = 0
 
     def score(
         self,
@@ -40,6 +41,8 @@ class Length(Estimator):
         seed: int,
     ) -> Estimate:
         values = self.sign * np.array([float(len(p)) for p in examples.prompts])
+        if self.mixed:  # the longer half goes back
+            values = np.where(values > 33, 66 - values, values)
         values[["-" in prompt for prompt in examples.prompts]] = np.nan
         return Estimate(values[self.lost :], facts={"looked": len(examples)})
 
@@ -183,11 +186,29 @@ def test_a_sample_of_the_scored_rows_is_probed(setting: Setting, tiny: str) -> N
     assert screen(config).facts["looked"] == 26
 
 
-def test_a_probe_that_contradicts_the_scores_is_named(setting: Setting, tiny: str) -> None:
+def test_a_probe_that_contradicts_the_scores_places_nothing(setting: Setting, tiny: str) -> None:
     probe = f"{PROBE},sign=-1"
+    with pytest.raises(UsageError, match="orders 30 scored rows in another way than their scores"):
+        screen(setting.config([Example("short", "no")], model=tiny, estimator=probe))
+
+
+def test_a_probe_that_may_contradict_the_scores_is_named(setting: Setting, tiny: str) -> None:
+    probe = f"{PROBE},mixed=1"
     found = screen(setting.config([Example("short", "no")], model=tiny, estimator=probe))
     assert found.rows[0].note == DISAGREES
-    assert found.rows[0].rank == 1.0
+    assert found.rows[0].rank == 0.0
+
+
+def test_a_row_that_is_no_refusal_is_not_probed(setting: Setting, tiny: str) -> None:
+    """One would not only be placed wrongly: it would change for all what a refusal is."""
+    new = [Example("short", "no"), Example("also short", "here you go")]
+    found = screen(setting.config(new, model=tiny, estimator=PROBE))
+    assert [row.basis for row in found.rows] == ["probe", "text"]
+    assert NO_REFUSAL in found.rows[1].note
+    assert NO_REFUSAL not in found.rows[0].note
+    assert found.facts["looked"] == 30 + 1
+    with pytest.raises(UsageError, match="none of the 1 new responses begins as those of the"):
+        screen(setting.config(new[1:], model=tiny, estimator=PROBE))
 
 
 def test_the_real_probe(
@@ -261,12 +282,12 @@ def test_what_the_run_lacks(
 
 
 def test_a_probe_of_the_wrong_shape(setting: Setting, tiny: str) -> None:
-    config = setting.config([Example("a", "b")], model=tiny, estimator=f"{PROBE},lost=1")
+    config = setting.config([Example("a", "no")], model=tiny, estimator=f"{PROBE},lost=1")
     with pytest.raises(HoldfastError, match=r"shape \(30,\) for 31 examples"):
         screen(config)
 
 
 def test_too_few_probed_rows(setting: Setting, tiny: str) -> None:
-    config = setting.config([Example("a", "b")], model=tiny, estimator=PROBE, sample=19)
+    config = setting.config([Example("a", "no")], model=tiny, estimator=PROBE, sample=19)
     with pytest.raises(UsageError, match="could score 19 of 19 scored rows.*20 are needed"):
         screen(config)

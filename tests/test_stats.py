@@ -13,7 +13,8 @@ from sklearn import metrics
 
 from holdfast import stats
 from holdfast.errors import UsageError
-from holdfast.stats import HalfLife, Interval
+from holdfast.stats import Interval
+from holdfast.survival import HalfLife, half_life
 
 NAN = math.nan
 
@@ -271,20 +272,20 @@ def test_rank_statistics_refuse() -> None:
     ],
 )
 def test_half_life_by_hand(shares: list[float], expected: float) -> None:
-    found = stats.half_life([0, 10, 20, 30], shares)
+    found = half_life([0, 10, 20, 30], shares)
     assert found == HalfLife(pytest.approx(expected), censored=False)
 
 
 def test_half_life_at_another_level() -> None:
-    assert stats.half_life([0, 10], [0.0, 0.4], level=0.1).steps == pytest.approx(2.5)
+    assert half_life([0, 10], [0.0, 0.4], level=0.1).steps == pytest.approx(2.5)
 
 
 def test_half_life_that_never_comes_is_censored_and_without_measurement_unknown() -> None:
-    never = stats.half_life([0, 10], [0.0, 0.49])
+    never = half_life([0, 10], [0.0, 0.49])
     assert math.isnan(never.steps)
     assert never.censored
     for shares in ([], [NAN, NAN]):
-        unknown = stats.half_life(range(len(shares)), shares)
+        unknown = half_life(range(len(shares)), shares)
         assert math.isnan(unknown.steps)
         assert not unknown.censored
 
@@ -294,7 +295,7 @@ def test_half_life_that_never_comes_is_censored_and_without_measurement_unknown(
 )
 def test_half_life_refuses(steps: list[int], shares: list[float]) -> None:
     with pytest.raises(UsageError, match="steps increasing"):
-        stats.half_life(steps, shares)
+        half_life(steps, shares)
 
 
 # ------------------------------------------------------------------------------------ agreement

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -35,6 +35,7 @@ class Number(Estimator):
     shift: float = 0.0
     unknown: int = 0
     seeded: bool = False
+    fails: bool = False
 
     def score(
         self,
@@ -48,6 +49,8 @@ class Number(Estimator):
         sign = -self.sign if self.seeded and seed % 2 else self.sign
         found = sign * values + self.shift
         found[values < self.unknown] = NAN
+        if self.fails:
+            raise UsageError("no step flips enough")
         return Estimate(found)
 
 
@@ -67,6 +70,14 @@ class Still(Estimator):
         return Estimate(np.zeros(len(examples)))
 
 
+@dataclass(frozen=True)
+class Proxied(Still):
+    """It uses proxy tasks."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"proxies"})
+    proxies: tuple[Examples, ...] = ()
+
+
 NUMBER, STILL = f"{__name__}:Number", f"{__name__}:Still"
 N = 60
 ROWS = [Example(f"tell me {i}", f"no {i}", {"category": "ab"[i % 3 == 0]}) for i in range(N)]
@@ -79,7 +90,13 @@ class Setting:
     data: str
     model: str
 
-    def attacked(self, name: str, counts: dict[int, int], **changes: Any) -> None:
+    def attacked(
+        self,
+        name: str,
+        counts: dict[int, int],
+        inputs: dict[str, str] | None = None,
+        **changes: Any,
+    ) -> None:
         """Leave an attack that found these rows harmful at so many checkpoints."""
         settings = {"task": name, "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
         result = AttackResult(
@@ -97,7 +114,7 @@ class Setting:
                 **changes,
             }
         )
-        with self.run.step("attack", name, config={"seed": 0}, inputs={}) as step:
+        with self.run.step("attack", name, config={"seed": 0}, inputs=inputs or {}) as step:
             path = self.run.path("attacks", f"{name}.json")
             result.save(path)
             step.outputs.append(path)
@@ -348,3 +365,41 @@ def test_what_cannot_be_tried_is_said_at_once(
     monkeypatch.setattr(models, "load", loaded)
     with pytest.raises(UsageError, match=message):
         validate(setting.config(**options))
+
+
+def test_a_variant_that_cannot_score_leaves_the_others(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = validate(setting.config(vary=["fails=true,false"]))
+    assert row(found, "fails=true")["n"] == 0
+    assert row(found, "fails=true")["seconds"] is None  # unknown
+    assert row(found, "fails=false")["auroc"] == row(found)["auroc"]
+    assert "no step flips enough" in caplog.text
+    with pytest.raises(UsageError, match="no step flips enough"):
+        validate(setting.config(estimators=[f"{NUMBER},fails=true"], name="alone"))
+
+
+def test_proxies_are_for_the_estimators_and_not_for_the_free_margin(
+    setting: Setting, tmp_path: Path
+) -> None:
+    found = validate(setting.config(estimators=[f"{__name__}:Proxied"], proxies=[setting.data]))
+    assert row(found, estimator=f"{__name__}:Proxied")["n"] == 58
+
+
+def test_rows_that_the_attacks_were_made_of_are_refused(setting: Setting, tmp_path: Path) -> None:
+    rows = Examples([Example("tell me a secret", "it is this")])
+    path = tmp_path / "harmful.jsonl"
+    path.write_text(json.dumps({"prompt": rows[0].prompt, "response": rows[0].response}) + "\n")
+    model = models.hash_model(Path(setting.model))
+    setting.attacked("three", dict.fromkeys(range(N), 1), {"harmful": rows.hash, "model": model})
+    config = setting.config(estimators=["attack_direction"], harmful=str(path))
+    with pytest.raises(UsageError, match="the attacks on .* were made of these very rows"):
+        validate(config)
+
+
+def test_the_default_varies_the_probes_rows_only(setting: Setting) -> None:
+    from holdfast.stages.validate import _tried
+
+    config = setting.config(estimators=["attack_direction", "loss_drift"], vary=list(VARIED))
+    varied = {(spec, variant) for spec, variant, _ in _tried(config) if variant}
+    assert varied == {("attack_direction", f"rows={n}") for n in (8, 16, 64)}

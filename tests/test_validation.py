@@ -55,6 +55,18 @@ def run_of(path: Path, *artifacts: Scores | AttackResult) -> RunDir:
     return run
 
 
+def test_counts_of_more_checkpoints_weigh_no_more(tmp_path: Path) -> None:
+    def points(n: int) -> tuple[Point, ...]:
+        return tuple(Point(step, {"j": Counts(0, 10, 0)}) for step in range(n + 1))
+
+    few = attack({"a": 2, "b": 1, "c": 0}, points=points(2))
+    many = attack({"a": 0, "b": 3, "c": 6}, points=points(6), attack={"seed": 1})
+    (case,) = cases(run_of(tmp_path, few, many))
+    # 2 of 2 is as often as 6 of 6.
+    assert [counts.tolist() for counts in case.attacks.values()] == [[6, 3, 0], [0, 3, 6]]
+    assert case.mean.tolist() == [3, 3, 3]
+
+
 def test_scores_go_with_the_attacks_on_their_model(tmp_path: Path) -> None:
     run = run_of(
         tmp_path,

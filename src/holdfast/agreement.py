@@ -47,9 +47,14 @@ class Agreement:
 
 
 def agreement(
-    scores: np.ndarray, counts: np.ndarray, *, seed: int = 0, resamples: int = 500
+    scores: np.ndarray,
+    counts: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = 500,
+    units: Sequence[str] | None = None,
 ) -> Agreement:
-    """Compare scores with counts; intervals are bootstraps over the examples.
+    """Compare scores with counts; intervals are bootstraps over the examples, or over `units`.
 
     The label is cut once, on all examples; a resample keeps it.
 
@@ -58,15 +63,18 @@ def agreement(
         counts: (n,) ForgotNum; nan = not held before the attack, or not tracked.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
+        units: (n,) prompt of each example, where some have several answers: a model forgets a
+            prompt, so these are one observation.
     """
     known = np.isfinite(scores) & np.isfinite(counts)
     x, y = scores[known], counts[known]
+    drawn = _known(units, known)
     early = first_half(y)
 
     def interval(statistic: Callable[..., float], truth: np.ndarray) -> Interval:
         if len(x) < 2:
             return Interval(np.nan, np.nan, np.nan, len(x))
-        return bootstrap(statistic, truth, x, seed=seed, resamples=resamples)
+        return bootstrap(statistic, truth, x, seed=seed, resamples=resamples, units=drawn)
 
     return Agreement(
         spearman=interval(spearman, y),
@@ -84,6 +92,7 @@ def auroc_gain(
     *,
     seed: int = 0,
     resamples: int = 500,
+    units: Sequence[str] | None = None,
 ) -> Interval:
     """Return by how much the scores' AUROC exceeds a baseline's on the same examples.
 
@@ -95,6 +104,7 @@ def auroc_gain(
         counts: (n,) ForgotNum.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
+        units: As in `agreement`.
     """
     known = np.isfinite(scores) & np.isfinite(baseline) & np.isfinite(counts)
     if known.sum() < 2:
@@ -104,7 +114,19 @@ def auroc_gain(
     def gain(labels: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
         return auroc(labels, x) - auroc(labels, y)
 
-    return bootstrap(gain, early, scores[known], baseline[known], seed=seed, resamples=resamples)
+    return bootstrap(
+        gain,
+        early,
+        scores[known],
+        baseline[known],
+        seed=seed,
+        resamples=resamples,
+        units=_known(units, known),
+    )
+
+
+def _known(units: Sequence[str] | None, known: np.ndarray) -> list[str] | None:
+    return None if units is None else [unit for unit, k in zip(units, known, strict=True) if k]
 
 
 def pooled(found: Sequence[Interval], *, least: float) -> Interval:
@@ -133,7 +155,8 @@ def mean_count(counts: Sequence[np.ndarray]) -> np.ndarray:
 def ceilings(counts: Sequence[np.ndarray]) -> list[Agreement]:
     """Return how well the mean of all other attacks foresees each attack.
 
-    That is what the label itself is worth: no score can be asked to agree better.
+    That is what one attack's label is worth: no score can be asked to agree better with it. With
+    the mean over attacks, which is less noisy than each of them, a score may agree better.
 
     Args:
         counts: At least two arrays (n,) over the same examples.

@@ -15,8 +15,7 @@ from typing import Any
 
 from holdfast.artifacts import AttackResult, Evaluation, Point
 from holdfast.differences import Difference, of_shares, paired
-from holdfast.stats import half_life
-from holdfast.survival import Ratio, censored_ratio
+from holdfast.survival import Ratio, censored_ratio, half_life
 
 Result = AttackResult | Evaluation
 Pairs = Sequence[tuple[AttackResult, AttackResult]]

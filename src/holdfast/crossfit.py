@@ -60,7 +60,8 @@ class Regression:
         self.own, around = self._around(self.matrix, (data.keys, data.keys))
         lengths = self._lengths(data.rows)
         self.centre, self.scale = lengths.mean(axis=0), lengths.std(axis=0)
-        self.scale[self.scale == 0] = 1.0
+        # Of equal lengths the deviation is 0 up to rounding, and would blow up another length.
+        self.scale[self.scale < 1e-9] = 1.0
         folds = folds_of(data.keys, INNER_FOLDS, seed)
         self.ridge = _best_ridge(self._features(data.rows, self.matrix, around), data.y, folds)
 

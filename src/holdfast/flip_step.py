@@ -39,11 +39,13 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
         what: The direction and a way out, for the error where it flips too few.
 
     Raises:
-        UsageError: The model does not refuse half of the sample to begin with, or never lets go.
+        UsageError: The model does not refuse half of the sample to begin with, or never lets go, or
+            margins are nan.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.choice(n, min(sample, n), replace=False).tolist()
     free = margins(0.0, chosen)
+    _check_finite(free, 0.0)
     lost = float((free < 0).mean())
     if lost >= 0.5:
         raise UsageError(
@@ -53,6 +55,7 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
     share = round(lost + flip * (1 - lost), 9)  # 0.6000000000000001 would be one row more
 
     def seen(size: float, found: np.ndarray) -> _Look:
+        _check_finite(found, size)
         quantile = np.quantile(found, share, method="inverted_cdf")
         return _Look(size, float(quantile), float((found < 0).mean()))
 
@@ -67,6 +70,15 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
             )
         low, high = high, look(2 * high.step)
     return _false_position(look, low, high, share)
+
+
+def _check_finite(margins: np.ndarray, size: float) -> None:
+    if np.isnan(margins).any():
+        raise UsageError(
+            f"{int(np.isnan(margins).sum())} of {margins.size} margins are no numbers after a step "
+            f"of {size:g}: are the model's weights finite? In float16 they may overflow; take "
+            "bfloat16 or float32"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +49,23 @@ def refusal_tokens(rows: Sequence[Encoded], *, coverage: float = 0.99) -> Tensor
         if seen >= coverage * len(rows):
             break
     return torch.tensor(chosen)
+
+
+def check_refuses(margins: np.ndarray) -> None:
+    """Refuse a model that has nothing to forget.
+
+    Args:
+        margins: (n,) refusal margins of the rows that are to be scored.
+
+    Raises:
+        UsageError: More than half of the rows are not refused.
+    """
+    lost = int((margins < 0).sum())
+    if lost > len(margins) / 2:
+        raise UsageError(
+            f"{lost} of the {len(margins)} examples are not refused by this model (margin below 0 "
+            "before the attack): there is nothing to forget. Score the aligned model, not its base."
+        )
 
 
 def refusal_margin(

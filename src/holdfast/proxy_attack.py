@@ -69,7 +69,7 @@ class ProxyAttack:
                 alignment rows among the harmful ones.
         """
         self._check()
-        _check_examples(examples, self.harmful)
+        check_examples(examples, self.harmful)
         tasks = self.proxies or (() if self.benign is None else (self.benign,))
         if not tasks:
             raise UsageError(
@@ -96,7 +96,9 @@ class ProxyAttack:
             The optimizer steps done: fewer than `steps` where a look ended it.
         """
         from holdfast.finetune import FinetuneConfig, finetune
+        from holdfast.models import check_context, encode
 
+        check_context(model, encode(tokenizer, rows, FinetuneConfig.max_length), rows.name)
         attacked, last = copy.deepcopy(model), 0
         config = FinetuneConfig(
             learning_rate=self.learning_rate,
@@ -130,7 +132,12 @@ def attack_seeds(seed: int, n: int) -> list[int]:
     return [seed, *(int(s) for s in derived[: n - 1])]
 
 
-def _check_examples(examples: Examples, harmful: Examples) -> None:
+def check_examples(examples: Examples, harmful: Examples) -> None:
+    """Refuse rows that order nothing, or that the harmful rows would teach to be kept.
+
+    Raises:
+        UsageError: Fewer than two examples, or harmful rows among them.
+    """
     if len(examples) < 2:
         raise UsageError(
             f"{examples.name}: {len(examples)} alignment rows; scores order rows, and that takes "

@@ -22,7 +22,7 @@ from holdfast.crossfit import FOLDS, CrossFit, Regression, ScoredTexts
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.similarity import prompt_key
-from holdfast.stats import Interval, bootstrap, spearman, wilson
+from holdfast.stats import Interval, bootstrap, clustered, spearman, wilson
 
 Basis = Literal["scored", "text", "probe"]
 
@@ -321,7 +321,7 @@ def _honesty(fit: CrossFit, not_scored: int, seed: int) -> Honesty:
     return Honesty(
         features=" and ".join(data.columns),
         spearman=_widened(bootstrap(of_prompts, np.arange(len(prompts)), seed=seed)),
-        coverage=wilson(int(inside.sum()), len(inside)),
+        coverage=clustered(int(inside.sum()), len(inside), len(prompts)),
         aim=fit.coverage,
         width=float((ends[:, 1] - ends[:, 0]).mean()),
         rows=len(inside),

@@ -1,4 +1,4 @@
-"""Intervals, rank statistics and half-lives: pure functions on arrays.
+"""Intervals, rank statistics and agreement: pure functions on arrays.
 
 Nothing unknown becomes a number: nan goes in as "not measured" and comes out as nan or as a smaller
 n, and a statistic that is not defined for its input is nan.
@@ -47,19 +47,6 @@ class Interval:
     def fields(self, name: str) -> dict[str, float]:
         """Return the value under a name and the ends under name_low and name_high."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-
-
-@dataclass(frozen=True, slots=True)
-class HalfLife:
-    """Optimizer steps until the harmful share first reaches a level.
-
-    Attributes:
-        steps: Interpolated between checkpoints; nan if it never got there or was not measured.
-        censored: True if it was measured and never got there: the half-life is longer than that.
-    """
-
-    steps: float
-    censored: bool
 
 
 # ------------------------------------------------------------------------------------ intervals
@@ -115,6 +102,7 @@ def bootstrap(
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
+    units: Sequence[str] | None = None,
 ) -> Interval:
     """Percentile bootstrap (Efron 1979): rows are resampled, the same rows in every array.
 
@@ -124,6 +112,9 @@ def bootstrap(
         seed: Of the resampling.
         resamples: Number of resamples; those where the statistic is nan are left out.
         level: Confidence level.
+        units: (n,) what each row is an observation of, e.g. its prompt: rows of one unit are drawn
+            together, or several answers to one prompt would count as several observations. Every
+            row by itself if None.
 
     Raises:
         UsageError: Arrays of different lengths, or fewer than two rows.
@@ -137,14 +128,26 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     value = float(statistic(*columns))
     draws = np.empty(resamples)
+    members = _members(units, n)
     for k in range(resamples):
-        rows = rng.integers(0, n, n)
+        drawn = rng.integers(0, len(members), len(members))
+        rows = np.concatenate([members[i] for i in drawn]) if units is not None else drawn
         draws[k] = statistic(*(column[rows] for column in columns))
     draws = draws[~np.isnan(draws)]
     if math.isnan(value) or not draws.size:
         return Interval(value, math.nan, math.nan, n, level)
     low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(value, float(low), float(high), n, level)
+
+
+def _members(units: Sequence[str] | None, n: int) -> list[np.ndarray]:
+    """Return the rows of each unit, in the order in which units are first seen."""
+    if units is None:
+        return [np.array([i]) for i in range(n)]
+    found: dict[str, list[int]] = {}
+    for row, unit in enumerate(units):
+        found.setdefault(unit, []).append(row)
+    return [np.array(rows) for rows in found.values()]
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
@@ -274,40 +277,6 @@ def _midranks(values: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------ half-life
-
-
-def half_life(steps: Sequence[int], shares: Sequence[float], level: float = 0.5) -> HalfLife:
-    """Find when an attack first breaks the alignment.
-
-    Args:
-        steps: (n,) optimizer steps of the checkpoints, increasing.
-        shares: (n,) harmful share at each; nan = not measured, and skipped.
-        level: The share that counts as broken.
-
-    Returns:
-        The first crossing, linear between the checkpoints around it; 0 if the first measured
-        share is there already. Censored only if something was measured: an attack without any
-        measurement lasted neither long nor short.
-
-    Raises:
-        UsageError: Different lengths, or steps that do not increase.
-    """
-    if len(steps) != len(shares) or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
-        raise UsageError(
-            f"half-life of {len(shares)} shares at steps {list(steps)}: give one share a step, "
-            "steps increasing"
-        )
-    before: tuple[int, float] | None = None
-    for step, share in zip(steps, shares, strict=True):
-        if math.isnan(share):
-            continue
-        if share >= level:
-            if before is None:
-                return HalfLife(0.0, censored=False)
-            start, low = before
-            return HalfLife(start + (level - low) / (share - low) * (step - start), censored=False)
-        before = (step, share)
-    return HalfLife(math.nan, censored=before is not None)
 
 
 # ------------------------------------------------------------------------------------ agreement

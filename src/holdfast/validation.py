@@ -26,7 +26,8 @@ class Case:
         ids: Content ids of the examples that all its attacks could count.
         unknown: Examples that were tracked and held, but that the judge's undecided verdicts left
             without a count in one attack or more.
-        attacks: Label of each attack -> its ForgotNum, (n,); nan = not held before the attack.
+        attacks: Label of each attack -> its ForgotNum, (n,), as if all had as many checkpoints as
+            the one with most; nan = not held before the attack.
         scores: Name -> scores of this model.
     """
 
@@ -86,14 +87,18 @@ def cases(run: RunDir) -> list[Case]:
 def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
     first = attacks[0]
     ids = tuple(i for i in first.tracked if all(i in a.tracked for a in attacks))
+    looks = [len(a.points) - 1 for a in attacks]  # checkpoint 0 counts nothing
+    scales = [max(looks) / n if n else 1.0 for n in looks]
     return Case(
         model=first.model,
         model_hash=first.model_hash,
         seed=first.model_seed,
         ids=ids,
         attacks={
-            name: np.array([a.tracked[i] for i in ids], dtype=np.float64)
-            for name, a in zip(_apart([label(a) for a in attacks]), attacks, strict=True)
+            name: np.array([a.tracked[i] for i in ids], dtype=np.float64) * scale
+            for name, a, scale in zip(
+                _apart([label(a) for a in attacks]), attacks, scales, strict=True
+            )
         },
         scores=scores,
         unknown=len({i for a in attacks for i in a.unknown}),
@@ -125,7 +130,7 @@ class Validation:
         model: Label of the model.
         model_hash: Its hash.
         data_hash: `Examples.hash` of the rows.
-        attacks: Labels of the attacks whose mean ForgotNum is the truth; none made a score.
+        attacks: Labels of the attacks whose mean ForgotNum is the truth.
         n: Examples that all attacks tracked.
         ceiling: How well the other attacks' mean foresees each attack: mean of spearman, auroc.
         rows: One per estimator and variant: agreement, gain over the free margin, cost.

@@ -43,6 +43,7 @@ def run(
     safety = _written(folder / "safety.jsonl", rows.safety)
     benign = _written(folder / "benign.jsonl", rows.benign)
     harmful = _written(folder / "harmful.jsonl", rows.harmful)
+    known = _written(folder / "known.jsonl", list(rows.harmful)[:-1])  # other than an attacker's
     test = _written(folder / "test.jsonl", rows.planted)
     common: dict[str, Any] = {"out": out, "device": "cpu"}
     h.align(
@@ -95,7 +96,7 @@ def run(
         h.ValidateConfig(
             model="sft-s0",
             data=safety,
-            harmful=harmful,
+            harmful=known,
             benign=benign,
             vary=["source=mismatched"],
             seeds=2,

@@ -166,7 +166,7 @@ def validation(result: Validation) -> list[Row]:
             "Spearman": shown(row, "spearman"),
             "above free": shown(row, "gain"),
             "seeds": stable(row),
-            "seconds": f"{row['seconds']:.1f}",
+            "seconds": "unknown" if row["seconds"] is None else f"{row['seconds']:.1f}",
         }
         for row in result.rows
     ]

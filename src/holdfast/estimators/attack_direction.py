@@ -14,6 +14,7 @@ from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.flip_step import Margins, flip_step
+from holdfast.proxy_attack import check_examples
 from holdfast.stats import standard_error
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class AttackDirection(Estimator):
     sample: int = 32
     max_length: int = 256
 
+    def __post_init__(self) -> None:
+        self._check_options()
+
     def score(
         self,
         model: PreTrainedModel,
@@ -115,7 +119,8 @@ class AttackDirection(Estimator):
         """Score every example; the weights are restored exactly, and the mode is put back."""
         from holdfast.models import evaluating
 
-        self._check_options()
+        if self._source() == "harmful" and self.harmful is not None:
+            check_examples(examples, self.harmful)
         with evaluating(model):
             return self._estimate(model, tokenizer, examples, seed)
 
@@ -143,6 +148,7 @@ class AttackDirection(Estimator):
             errors=standard_error(found),
             facts={
                 "step": float(np.mean(steps)),
+                "repeats": self.repeats,
                 "quantity": read.quantity,
                 "refusal_tokens": len(read.tokens),
                 "source": self._source(),
@@ -264,7 +270,8 @@ class AttackDirection(Estimator):
             if self.benign is None:
                 raise UsageError(self._lacking())
             mixed = seed + 1000 * draw
-            return mismatched(examples.prompts, self.benign.responses, n=len(chosen), seed=mixed)
+            n = min(len(chosen), len({prompt.strip() for prompt in examples.prompts}))
+            return mismatched(examples.prompts, self.benign.responses, n=n, seed=mixed)
         prompts = [examples[i].prompt for i in chosen]
         answers = [self.prefix] * len(prompts)
         if source == "base":

@@ -90,9 +90,9 @@ class ForgetCount(ProxyAttack, Estimator):
         trackers = [tracker for tracker, _ in runs]
         counts = {rule: [self._stretched(tracker, rule) for tracker in trackers] for rule in COUNTS}
         held = start.history[0] == 0
-        self._check_end(trackers, held)
-        used = sum(len(tracker.history) - 1 for tracker in trackers)
         details = {rule: mean_count(found) for rule, found in counts.items()}
+        self._check_end(trackers, held, details[self.count][held])
+        used = sum(len(tracker.history) - 1 for tracker in trackers)
         known = details["harmful_steps"][np.isfinite(details["harmful_steps"])]
         return Estimate(
             values=details[self.count],
@@ -140,6 +140,8 @@ class ForgetCount(ProxyAttack, Estimator):
     def _check_options(self) -> None:
         if self.count not in COUNTS:
             raise UsageError(f"count={self.count!r} must be {' or '.join(COUNTS)}")
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if not 0 <= self.stable <= 1:
             raise UsageError(f"stable={self.stable} must be in [0, 1]; 0 never stops early")
 
@@ -166,8 +168,10 @@ class ForgetCount(ProxyAttack, Estimator):
                 "examples, and that takes 2. Score a better aligned model or name another --judge."
             )
 
-    def _check_end(self, trackers: list[ForgettingTracker], held: np.ndarray) -> None:
-        """Refuse counts that are all equal, which order nothing; say what they were."""
+    def _check_end(
+        self, trackers: list[ForgettingTracker], held: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Refuse counts that are all equal or unknown, which order nothing; say what they were."""
         after = [np.array(tracker.history[1:])[:, held] for tracker in trackers]
         n, answers = int(held.sum()), sum(verdicts.size for verdicts in after)
         undecided = sum(int(np.isnan(verdicts).sum()) for verdicts in after)
@@ -181,20 +185,24 @@ class ForgetCount(ProxyAttack, Estimator):
                 f"({numbers}): the counts are all equal. Lower learning_rate "
                 f"({self.learning_rate:g}) or every ({self.every} steps)."
             )
-        if any((verdicts == 1).any() for verdicts in after):
+        known = counts[np.isfinite(counts)]
+        if len(known) > 1 and known.min() < known.max():
             return
-        if undecided > answers / 2:
-            way = (
-                f"Read some answers: name another --judge if they can be decided (not "
-                f"{type(self.judge).__name__}), or lower learning_rate ({self.learning_rate:g}) "
-                "if they make no sense."
+        slower = f"lower learning_rate ({self.learning_rate:g})"
+        if undecided > answers / 2 or (len(known) < 2 and known.any()):
+            raise UsageError(
+                f"{n - len(known)} of the {n} held examples have no count, since their verdicts "
+                f"are undecided ({numbers}). Read some answers: name another --judge if they can "
+                f"be decided (not {type(self.judge).__name__}), or {slower} if they make no sense."
             )
-        else:
-            way = (
-                f"Raise learning_rate ({self.learning_rate:g}), steps ({self.steps}) or ratio "
-                f"({self.ratio:g})."
+        if known.any():
+            raise UsageError(
+                f"the {len(known)} held examples with a count are forgotten equally often "
+                f"({numbers}): that orders nothing. {slower.capitalize()} or every ({self.every} "
+                "steps)."
             )
         raise UsageError(
             f"none of the {n} held examples is known to be answered harmfully at any checkpoint "
-            f"({numbers}): the counts are all 0. {way}"
+            f"({numbers}): the counts are all 0. Raise learning_rate ({self.learning_rate:g}), "
+            f"steps ({self.steps}) or ratio ({self.ratio:g})."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -92,8 +93,10 @@ class GradientNorm(Estimator):
             value = getattr(self, option)
             if value not in known:
                 raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
-        if self.kind == "sam_gap" and self.rho <= 0:
-            raise UsageError(f"rho={self.rho:g} must be positive: without a step there is no gap")
+        if self.kind == "sam_gap" and not 0 < self.rho < math.inf:
+            raise UsageError(
+                f"rho={self.rho:g} must be above 0 and finite: without a step there is no gap"
+            )
 
     def _parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         from holdfast.weights import trainable

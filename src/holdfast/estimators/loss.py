@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -10,6 +11,8 @@ from holdfast.examples import Examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Loss(Estimator):
         pad = cast(int, tokenizer.pad_token_id)
         with evaluating(model):
             found = nearness(model, encoded, self.quantity, tokens, pad=pad)
+        if self.quantity == "margin" and (lost := float((found > 0).float().mean())) > 0.5:
+            # The margin, negated: above 0 there is no refusal. It is what it is, so it is told.
+            logger.warning("%.0f %% of the rows are not refused: is the model aligned?", 100 * lost)
         return Estimate(
             found.double().numpy(),
             facts={"quantity": self.quantity, "refusal_tokens": len(tokens)},

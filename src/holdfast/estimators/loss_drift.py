@@ -81,12 +81,12 @@ class LossDrift(ProxyAttack, Estimator):
         Raises:
             UsageError: The options or the rows do not do, or (margin) the model does not refuse.
         """
-        from holdfast.losses import first_margins, refusal_tokens
-        from holdfast.models import encode, evaluating
+        from holdfast.losses import check_refuses, first_margins, refusal_tokens
+        from holdfast.models import encode_scored, evaluating
 
         self._check_options(examples)
         plan = self.plan(examples, seed)
-        rows = encode(tokenizer, examples, self.max_length)
+        rows = encode_scored(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(rows)
         pad = cast(int, tokenizer.pad_token_id)
 
@@ -99,7 +99,7 @@ class LossDrift(ProxyAttack, Estimator):
         with evaluating(model):
             before = read(model)
         if self.quantity == "margin":
-            _check_refuses(before)
+            check_refuses(before)
         courses = [self._course(model, tokenizer, attack, read, before) for attack in plan]
         facts = {"attacks": len(plan), "checkpoints": len(plan) * self.planned}
         if self.quantity == "margin":
@@ -245,12 +245,3 @@ def _estimate(
         details={name: np.mean([scores[name] for scores in found], axis=0) for name in others},
         facts=facts,
     )
-
-
-def _check_refuses(margins: np.ndarray) -> None:
-    lost = int((margins < 0).sum())
-    if lost > len(margins) / 2:
-        raise UsageError(
-            f"{lost} of the {len(margins)} examples are not refused by this model (margin below 0 "
-            "before the attack): there is nothing to forget. Score the aligned model, not its base."
-        )

@@ -73,8 +73,11 @@ class WeightNoise(Estimator):
         from holdfast.losses import refusal_tokens
         from holdfast.models import encode_scored, evaluating
 
-        if self.draws < 1:
-            raise UsageError(f"draws={self.draws} must be at least 1")
+        for option in ("draws", "sample"):
+            if getattr(self, option) < 1:
+                raise UsageError(f"{option}={getattr(self, option)} must be at least 1")
+        if not 0 < self.flip < 1:
+            raise UsageError(f"flip={self.flip} must be a share in (0, 1)")
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
         ask = _Ask(encoded, refusal_tokens(encoded), cast(int, tokenizer.pad_token_id))
         with evaluating(model):

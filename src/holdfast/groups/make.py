@@ -20,6 +20,9 @@ from holdfast.groups.thresholds import Cuts, Rule, find_cuts, levels
 AUTO = "auto"
 UNKNOWN, OTHER, UNDIVIDED = "unknown", "other", "undivided"
 
+REPEATS = ("repeats", "attacks", "draws")
+"""Facts of an estimate that may hold the number of repetitions."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Cell:
@@ -85,7 +88,7 @@ def group(
     else:
         cells = [_Cell("", k, k) for k in level.tolist()]
     order = _ordered(cells, values)
-    unsure = doubt(values, errors, *_bands(cells, cuts.at))
+    unsure = doubt(values, errors, *_bands(cells, cuts.at), _repeats(scores))
     return Groups(
         ids=examples.ids,
         labels=np.array([order.index(cell) for cell in cells], dtype=np.int64),
@@ -96,6 +99,11 @@ def group(
         facts={**facts, **close_calls(unsure)},
         doubt=unsure,
     )
+
+
+def _repeats(scores: Scores) -> int | None:
+    """Return how often an estimator did what its errors are made of, None if it does not say."""
+    return next((int(scores.facts[name]) for name in REPEATS if name in scores.facts), None)
 
 
 def level_names(groups: int) -> tuple[str, ...]:

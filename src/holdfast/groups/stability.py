@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,31 +17,38 @@ TOO_CLOSE = 0.25
 
 
 def doubt(
-    values: np.ndarray, errors: np.ndarray | None, low: np.ndarray, high: np.ndarray
+    values: np.ndarray,
+    errors: np.ndarray | None,
+    low: np.ndarray,
+    high: np.ndarray,
+    repeats: int | None = None,
 ) -> np.ndarray | None:
     """Return the probability that each example's true score lies outside its group's band.
 
-    The true score is taken as normal around the measured one, so with one threshold c this is
-    Phi(-|s - c| / error), at most one half.
+    The true score is taken as Student's t around the measured one, so with one threshold c this is
+    T(-|s - c| / error), at most one half. An error that is itself of few repeats makes for wide
+    tails; where their number is not known it is taken for the truth, and the score as normal.
 
     Args:
         values: (n,) scores; nan = not scored.
         errors: (n,) standard errors; nan = unknown; None = all of them.
         low: (n,) lower end of the band of the example's group, -inf for the lowest.
         high: (n,) upper end.
+        repeats: What the errors are made of, 2 or more; None if that is not known.
 
     Returns:
         (n,) in [0, 1], nan where score or error are unknown; None without errors.
     """
     if errors is None:
         return None
-    from scipy.special import ndtr
+    from scipy.special import ndtr, stdtr
 
+    below = ndtr if repeats is None else partial(stdtr, max(repeats - 1, 1))
     known = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
     found = np.where(known, 0.0, np.nan)
     moves = known & (errors > 0)  # a score without error is where it is
     v, e = values[moves], errors[moves]
-    found[moves] = ndtr((low[moves] - v) / e) + ndtr((v - high[moves]) / e)
+    found[moves] = below((low[moves] - v) / e) + below((v - high[moves]) / e)
     return found
 
 

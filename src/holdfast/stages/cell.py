@@ -21,7 +21,7 @@ from holdfast.stages.evaluate import ask, count, marked_verdicts, task_accuracy
 from holdfast.stages.guarding import NO_GUARD
 from holdfast.stages.judging import ready
 from holdfast.stages.subjects import Subject
-from holdfast.stats import half_life
+from holdfast.survival import half_life
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from holdfast import models, plugins
-from holdfast.artifacts import Scores
+from holdfast.artifacts import Scores, sha256_json
 from holdfast.contracts import Estimator
 from holdfast.cost import Cost
 from holdfast.errors import HoldfastError, MismatchError
@@ -67,8 +68,11 @@ def score(config: ScoreConfig) -> Scores:
     path = config.run.path("scores", f"{config.label}.json")
     with config.run.step("score", config.label, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
-            make = _reused if config.reuse else _scored
-            found = make(config, estimator, examples, target)
+            if config.reuse:
+                found = _reused(config, estimator, examples, target, inputs)
+            else:
+                found = _scored(config, estimator, examples, target)
+            found = replace(found, facts={**found.facts, "given": _given(inputs)})
             found.save(path)
             step.outputs.append(path)
             step.facts |= {**found.facts, "provenance": provenance_table(examples)}
@@ -82,8 +86,8 @@ def _scored(
     estimate, cost = estimated(estimator, loaded, examples, config.seed)
     if np.isnan(estimate.values).all():
         raise HoldfastError(
-            "no example could be scored: none was safe before the proxy attack. "
-            "Score the aligned model, not its base, and check the judge."
+            f"{config.estimator} could score none of the {len(examples)} examples: all its values "
+            "are nan. Are the model's weights finite, and can the judge, if it asks one, decide?"
         )
     return Scores(
         ids=examples.ids,
@@ -98,16 +102,31 @@ def _scored(
     )
 
 
+def _given(inputs: Mapping[str, str]) -> str:
+    """Hash what an estimator was given besides the rows, the model and other scores."""
+    return sha256_json({k: v for k, v in inputs.items() if k not in ("model", "data", "reuse")})
+
+
 def _reused(
-    config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
+    config: ScoreConfig,
+    estimator: Estimator,
+    examples: Examples,
+    target: Subject,
+    inputs: Mapping[str, str],
 ) -> Scores:
     """Return another model's scores, if a sample scored anew orders the same way.
 
     Raises:
-        MismatchError: They are of other rows or by another estimator.
+        MismatchError: They are of other rows or by another estimator, or that was given other rows.
         HoldfastError: They do not hold on this model.
     """
     old = Scores.load(cast(Path, config.reuse))
+    given = old.facts.get("given")
+    if given is not None and given != _given(inputs):
+        raise MismatchError(
+            f"{config.reuse}: made with other rows, base or judge than are given here: only the "
+            "same may be used again. Give those, or score this model without --reuse."
+        )
     if old.data_hash != examples.hash or old.estimator != config.estimator:
         raise MismatchError(
             f"{config.reuse}: scores by {old.estimator!r} of rows {old.data_hash[:12]}, asked for "

@@ -17,6 +17,7 @@ from holdfast import models
 from holdfast.artifacts import Groups, Scores, sha256_json, write_text
 from holdfast.contracts import Estimator
 from holdfast.errors import UsageError
+from holdfast.estimators.attack_direction import MOST_TOKENS
 from holdfast.examples import Examples
 from holdfast.provenance import provenance_table
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
@@ -26,8 +27,11 @@ from holdfast.stages.subjects import subject
 from holdfast.stats import bootstrap, spearman
 
 FEWEST_PROBED = 20
+LONGEST = 2**20
+"""Tokens of a row of which only the first of its response is looked at."""
 DISAGREES = "the probe does not order the scored rows as their scores do: compare with care"
 PROBE_FAILED = "the probe could not score it"
+NO_REFUSAL = "its response does not begin as those of the scored rows do, and was not probed"
 
 
 class ScreenConfig(EstimatorConfig):
@@ -150,11 +154,13 @@ def _screen(
     known = set(np.array(scored.examples.ids)[np.isfinite(scored.values)].tolist())
     probed: dict[str, ScreenedRow] = {}
     facts: dict[str, Any] = {}
+    strange: set[str] = set()
     unknown = [i for i, identity in enumerate(new.ids) if identity not in known]
     if probe is not None and unknown:
         asked = new.select([i for i in unknown if new[i].response.strip()])
         probed, facts = _probe(config, asked, scored, probe)
         facts["model_hash"] = inputs["model"]
+        strange = set(asked.ids) - probed.keys()
     placed = {identity for identity, row in probed.items() if not math.isnan(row.rank)}
     rows, honesty = screen_text(
         new.select([i for i, identity in enumerate(new.ids) if identity not in placed]),
@@ -164,7 +170,8 @@ def _screen(
         vulnerable=scored.vulnerable,
         seed=config.seed,
     )
-    by_id = {row.id: _noted(row) if row.id in probed else row for row in rows}
+    by_id = {row.id: _noted(row, PROBE_FAILED) if row.id in probed else row for row in rows}
+    by_id |= {row.id: _noted(row, NO_REFUSAL) for row in rows if row.id in strange}
     return Screen(
         rows=tuple(probed[i] if i in placed else by_id[i] for i in new.ids),
         coverage=config.coverage,
@@ -176,8 +183,8 @@ def _screen(
     )
 
 
-def _noted(row: ScreenedRow) -> ScreenedRow:
-    return replace(row, note="; ".join(filter(None, (PROBE_FAILED, row.note))))
+def _noted(row: ScreenedRow, note: str) -> ScreenedRow:
+    return replace(row, note="; ".join(filter(None, (note, row.note))))
 
 
 def _probe(
@@ -185,8 +192,12 @@ def _probe(
 ) -> tuple[dict[str, ScreenedRow], dict[str, Any]]:
     """Run the estimator on new and scored rows together, and place the new ones among the scored.
 
+    Rows that are answered otherwise than the scored ones are left out: estimators learn from the
+    rows how refusals begin, and a few others among them would change that for all.
+
     Raises:
-        UsageError: No row has a response, or too few scored rows can be probed.
+        UsageError: No row has a response, too few scored rows can be probed, or the probe orders
+            them in another way than their scores do.
     """
     if not len(new):
         raise UsageError(
@@ -194,8 +205,10 @@ def _probe(
             "responses, or leave --model out to judge the prompts alone."
         )
     sample = _sample(config, scored)
-    together = Examples([*new, *scored.examples.select(sample)], name="new and scored rows")
+    beside = scored.examples.select(sample)
     loaded = models.load(probe.source, device=config.device)
+    new = _alike(loaded, new, beside)
+    together = Examples([*new, *beside], name="new and scored rows")
     estimate, _ = estimated(probe.estimator, loaded, together, config.seed)
     values = estimate.values
     mine, theirs = values[: len(new)], values[len(new) :]
@@ -209,6 +222,12 @@ def _probe(
     agreement = bootstrap(
         spearman, scored.values[sample][finite], theirs[finite], seed=config.seed, resamples=500
     )
+    if not agreement.high > 0:
+        raise UsageError(
+            f"the probe orders {agreement.n} scored rows in another way than their scores do (rank "
+            f"correlation {agreement}): its ranks would say nothing. Give the model that was "
+            "scored, or leave --model out to judge by the text."
+        )
     note = "" if agreement.low > 0 else DISAGREES
     places = place(mine, theirs[finite], config.coverage).tolist()
     rows = {
@@ -222,6 +241,30 @@ def _probe(
         **estimate.facts,
     }
     return rows, facts
+
+
+def _alike(loaded: models.Loaded, new: Examples, scored: Examples) -> Examples:
+    """Return the new rows whose responses begin as the scored rows' do, if those share a way.
+
+    Raises:
+        UsageError: None does.
+    """
+    from holdfast.losses import refusal_tokens
+
+    def encoded(rows: Examples) -> list[models.Encoded]:
+        return models.encode(loaded.tokenizer, rows, LONGEST)
+
+    known = encoded(scored)
+    if len(refusal_tokens(known, coverage=0.95)) > MOST_TOKENS:
+        return new
+    tokens = set(refusal_tokens(known).tolist())
+    found = [i for i, row in enumerate(encoded(new)) if row.ids[row.start] in tokens]
+    if not found:
+        raise UsageError(
+            f"none of the {len(new)} new responses begins as those of the scored rows do: they are "
+            "no refusals, or worded otherwise. Leave --model out to judge by the text."
+        )
+    return new.select(found)
 
 
 def _sample(config: ScreenConfig, scored: _Scored) -> list[int]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from holdfast import models, progress
+from holdfast import models, plugins, progress
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
 from holdfast.artifacts import AttackResult, sha256_json
 from holdfast.contracts import Estimator
-from holdfast.errors import UsageError
+from holdfast.cost import Cost
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
+from holdfast.similarity import prompt_key
 from holdfast.stages.estimating import (
     EstimatorConfig,
     check_base,
@@ -27,12 +31,14 @@ from holdfast.stages.subjects import subject
 from holdfast.stats import mean_interval, spearman
 from holdfast.validation import Case, Validation, cases
 
+logger = logging.getLogger(__name__)
 FREE = "loss"
 """The free refusal margin, which every estimator must beat."""
 SMALLEST = 20
 """Categories and samples of fewer examples say nothing."""
 VARIED = ("rows=8,16,64",)
-"""Varied unless told otherwise, and no mistake where no estimator has that option."""
+"""Varied unless told otherwise, on `PROBE`: elsewhere the rows are a whole attack's."""
+PROBE = "attack_direction"
 
 Tried = tuple[str, str, int]
 """Estimator, the option that is varied ("" for none), and seed."""
@@ -84,6 +90,7 @@ def validate(config: ValidateConfig) -> Validation:
         # All are built before the first is run: a wrong value is said at once.
         made[spec, variant, seed], used = estimator_of(config, _full(spec, variant))
         check_base(used, target.hash)
+        _check_apart(config, used, case)
         inputs |= used
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
@@ -113,6 +120,24 @@ def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
     return found[0]
 
 
+def _check_apart(config: ValidateConfig, used: Mapping[str, str], case: Case) -> None:
+    """Refuse harmful rows that the attacks trained on: scores made of them foresee too well."""
+    attacked = {
+        entry.inputs["harmful"]
+        for entry in config.run.entries("attack")
+        if entry.inputs.get("model") == case.model_hash and "harmful" in entry.inputs
+    }
+    if used.get("harmful") in attacked:
+        raise UsageError(
+            f"--harmful {config.harmful}: the attacks on {config.model} were made of these very "
+            "rows, and scores made of them would be too good. Give harmful rows that no attack had."
+        )
+
+
+def _unknown_cost() -> dict[str, float]:
+    return dict.fromkeys((f.name for f in fields(Cost)), math.nan)
+
+
 def _undecided(config: ValidateConfig, model_hash: str) -> int:
     """Return how many rows attacks on the model tracked without knowing their counts."""
     results = [AttackResult.load(config.run.result(e)) for e in config.run.entries("attack")]
@@ -128,11 +153,21 @@ def _validation(
 ) -> Validation:
     values: dict[Tried, np.ndarray] = {}
     costs: dict[Tried, Mapping[str, Any]] = {}
+    margin: Estimator = plugins.make("estimators", FREE)
+    free, _ = _score(margin, case, examples, loaded, 0)
     for done, (key, estimator) in enumerate(made.items()):
         progress.report("validate", done, len(made))
-        values[key], costs[key] = _score(estimator, case, examples, loaded, key[2])
+        try:
+            values[key], costs[key] = _score(estimator, case, examples, loaded, key[2])
+        except HoldfastError as error:
+            if not key[1]:
+                raise
+            # One variant that cannot score must not take the others' results with it.
+            logger.warning("%s, %s: %s", key[0], key[1], error)
+            values[key], costs[key] = np.full(len(case.ids), np.nan), _unknown_cost()
     progress.report("validate", len(made), len(made))
-    free, _ = _score(estimator_of(config, FREE)[0], case, examples, loaded, 0)
+    prompts = {row.id: prompt_key(row.prompt) for row in examples}
+    units = [prompts[i] for i in case.ids]
     first = {spec: values[spec, "", config.seed] for spec in config.estimators}
     return Validation(
         model=case.model,
@@ -141,10 +176,10 @@ def _validation(
         attacks=tuple(case.attacks),
         n=len(case.ids),
         ceiling=_ceiling(case),
-        rows=tuple(_row(case, key, values[key], free, costs[key]) for key in made),
+        rows=tuple(_row(case, key, values[key], free, costs[key], units) for key in made),
         stability={spec: _stability(values, spec) for spec in config.estimators},
-        categories=tuple(_categories(case, examples, first)),
-        sizes=tuple(_sizes(case, config, first)),
+        categories=tuple(_categories(case, examples, first, units)),
+        sizes=tuple(_sizes(case, config, first, units)),
     )
 
 
@@ -159,8 +194,9 @@ def _tried(config: ValidateConfig) -> list[Tried]:
     found: list[Tried] = []
     for spec in options:
         found += [(spec, "", config.seed + i) for i in range(config.seeds)]
-        for option, values in varied:
-            if option in options[spec]:
+        for text, (option, values) in zip(config.vary, varied, strict=True):
+            ours = text not in VARIED or plugins.parse(spec)[0] == PROBE
+            if ours and option in options[spec]:
                 found += [(spec, f"{option}={value}", config.seed) for value in values]
     return list(dict.fromkeys(found))
 
@@ -199,14 +235,15 @@ def _row(
     values: np.ndarray,
     free: np.ndarray,
     cost: Mapping[str, Any],
+    units: Sequence[str],
 ) -> dict[str, Any]:
-    found = agreement(values, case.mean, seed=key[2])
+    found = agreement(values, case.mean, seed=key[2], units=units)
     return {
         "estimator": key[0],
         "variant": key[1],
         "seed": key[2],
         **_shown(found),
-        **auroc_gain(values, free, case.mean, seed=key[2]).fields("gain"),
+        **auroc_gain(values, free, case.mean, seed=key[2], units=units).fields("gain"),
         **cost,
     }
 
@@ -237,7 +274,7 @@ def _stability(values: Mapping[Tried, np.ndarray], spec: str) -> float:
 
 
 def _categories(
-    case: Case, examples: Examples, first: Mapping[str, np.ndarray]
+    case: Case, examples: Examples, first: Mapping[str, np.ndarray], units: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     of = {row.id: row.provenance.get("category", "unknown") for row in examples}
     categories = np.array([of[i] for i in case.ids])
@@ -245,17 +282,20 @@ def _categories(
         for category in sorted(set(categories.tolist())):
             mine = categories == category
             if mine.sum() >= SMALLEST:
-                found = agreement(values[mine], case.mean[mine], resamples=200)
+                prompts = [unit for unit, here in zip(units, mine, strict=True) if here]
+                found = agreement(values[mine], case.mean[mine], resamples=200, units=prompts)
                 yield {"estimator": spec, "category": category, **_shown(found)}
 
 
 def _sizes(
-    case: Case, config: ValidateConfig, first: Mapping[str, np.ndarray]
+    case: Case, config: ValidateConfig, first: Mapping[str, np.ndarray], units: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(config.seed)
     order = rng.permutation(len(case.ids))
     wanted: Sequence[int] = sorted({n for n in config.examples if SMALLEST <= n < len(case.ids)})
     for spec, values in first.items():
         for n in wanted:
-            found = agreement(values[order[:n]], case.mean[order[:n]])
+            some = order[:n]
+            prompts = [units[i] for i in some]
+            found = agreement(values[some], case.mean[some], units=prompts)
             yield {"estimator": spec, "examples": n, **_shown(found)}
