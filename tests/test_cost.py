@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.cost import metered
+from holdfast.cost import counted, metered
 from holdfast.generate import generate
 from holdfast.models import encode_prompts
 
@@ -58,6 +58,19 @@ def test_copies_made_inside_count_and_later_calls_do_not(model: PreTrainedModel)
     model(input_ids=IDS)
     assert cost.forward_tokens == 12
     assert not model._forward_pre_hooks
+
+
+def test_another_model_counts_where_it_is_asked(model: PreTrainedModel) -> None:
+    other, ids = copy.deepcopy(model), torch.ones(2, 3, dtype=torch.long)
+    with metered(model) as cost:
+        other(ids)
+        with counted(other), torch.no_grad():
+            other(ids)
+        other(ids)
+    assert (cost.forward_tokens, cost.backward_tokens) == (6, 0)
+    with counted(other):  # nobody counts
+        other(ids)
+    assert cost.forward_tokens == 6
 
 
 def test_the_hook_goes_when_the_work_fails(model: PreTrainedModel) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ class Cost:
     peak_bytes: float = math.nan
 
 
+_meter: ContextVar[Callable[..., None] | None] = ContextVar("_meter", default=None)
+"""The hook of the innermost `metered` block."""
+
+
 @contextlib.contextmanager
 def metered(model: nn.Module) -> Iterator[Cost]:
     """Count what goes through a model, and through copies made of it, inside the block.
@@ -49,7 +54,6 @@ def metered(model: nn.Module) -> Iterator[Cost]:
 
     cost = Cost()
 
-    # A plain function: copy.deepcopy of the model keeps it, and so copies are counted too.
     def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
@@ -63,15 +67,34 @@ def metered(model: nn.Module) -> Iterator[Cost]:
             cost.generated_tokens += ids.numel()
 
     device = next(model.parameters()).device
-    handle = model.register_forward_pre_hook(count, with_kwargs=True)
     before = _start_peak(device)
     started, worked = time.monotonic(), time.process_time()
+    meter = _meter.set(count)
     try:
-        yield cost
+        with counted(model):
+            yield cost
     finally:
+        _meter.reset(meter)
         cost.seconds = time.monotonic() - started
         cost.processor_seconds = time.process_time() - worked
         cost.peak_bytes = _peak(device) - before
+
+
+@contextlib.contextmanager
+def counted(model: nn.Module) -> Iterator[None]:
+    """Count what goes through another model as well, if a `metered` block is around this one.
+
+    Copies that are made of the model inside the block are counted too: copy.deepcopy keeps a hook
+    that is a plain function.
+    """
+    count = _meter.get()
+    if count is None:
+        yield
+        return
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield
+    finally:
         handle.remove()
 
 

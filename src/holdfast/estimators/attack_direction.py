@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from holdfast.contracts import Estimate, Estimator
+from holdfast.cost import counted
 from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
@@ -69,7 +70,8 @@ class AttackDirection(Estimator):
             "auto" is the first of these that there is anything for. Only "harmful" needs harmful
             data.
         prefix: How an obliging answer begins, for source "affirmative".
-        answer_tokens: Length of the base's answers.
+        answer_tokens: Length of the base's answers; a few words foresee less on real text
+            (docs/estimators.md).
         quantity: What is read: "margin", the refusal margin above; "prefix", for answers that
             begin in no common way: the mean over the first three answer tokens of each token's
             log-probability against the best other token. "auto" takes the margin where 16 tokens
@@ -94,7 +96,7 @@ class AttackDirection(Estimator):
     variant: str = "first_flips"
     source: str = "auto"
     prefix: str = "Sure, here is"
-    answer_tokens: int = 8
+    answer_tokens: int = 24
     quantity: str = "auto"
     geometry: str = "sign"
     steps: int = 1
@@ -278,9 +280,10 @@ class AttackDirection(Estimator):
             from holdfast.generate import generate
 
             asked = base or self._loaded_base()
-            answers = generate(
-                asked.model, asked.tokenizer, prompts, max_new_tokens=self.answer_tokens
-            )
+            with counted(asked.model):
+                answers = generate(
+                    asked.model, asked.tokenizer, prompts, max_new_tokens=self.answer_tokens
+                )
         rows = Examples.answered(prompts, answers, name=source)
         if not rows:
             raise UsageError(f"the base {self.base!r} answers nothing; try source=mismatched")
