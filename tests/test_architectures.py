@@ -24,6 +24,7 @@ from holdfast.directions import descent, forward_derivative
 from holdfast.errors import UsageError
 from holdfast.estimators import attack_direction
 from holdfast.estimators.attack_direction import VARIANTS, AttackDirection
+from holdfast.examples import Examples
 from holdfast.judges.refusal import Refusal
 from holdfast.losses import refusal_tokens
 from holdfast.weights import trainable
@@ -440,8 +441,11 @@ def test_no_more_memory_than_a_training_step(
     examples = rows.safety[:n]
     batch = models.collate(models.encode(tokenizer, examples, 256), 0)
     allowed = training_peak(live_bytes, model, batch)
-    # The attacker's rows are the same ones: a batch of the same size and lengths.
-    estimator = AttackDirection(harmful=examples, source="harmful")
+    # The attacker's rows have the same words: a batch of the same size and lengths.
+    turned = [" ".join(reversed(response.split())) for response in examples.responses]
+    harmful = Examples.answered(examples.prompts, turned, name="turned")
+    assert len(harmful) == n
+    estimator = AttackDirection(harmful=harmful, source="harmful")
     with live_bytes([*model.parameters(), *model.buffers()]) as met:
         estimator.score(model, tokenizer, examples, seed=0)
     assert met.peak <= allowed
