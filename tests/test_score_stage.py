@@ -92,7 +92,7 @@ def test_scores_are_saved_with_what_they_were_made_from(setting: Setting) -> Non
     assert found.errors[4] == pytest.approx(1.0)
     assert found.model_hash == models.hash_model(Path(place))
     (entry,) = RunDir(setting.out).require("score", "Slope")
-    assert set(entry.inputs) == {"model", "data"}
+    assert set(entry.inputs) == {"model", "data", f"options of {SLOPE}"}
     assert entry.facts["looked"] == ROWS
     told = show.scores(found)
     assert (told["scores"], told["not scored"], told["with a standard error"]) == (90, 10, 90)
@@ -157,7 +157,7 @@ def test_scores_made_with_other_rows_are_not_reused(setting: Setting, tmp_path: 
     old["facts"]["given"] = "another"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(old))
-    with pytest.raises(MismatchError, match="made with other rows, base or judge than are given"):
+    with pytest.raises(MismatchError, match="made with other options, rows, base or judge than"):
         score(setting.config(setting.model("copy", 1.0), reuse=other, name="again"))
     # Scores of before this was kept are taken as they are.
     del old["facts"]["given"]
@@ -205,6 +205,19 @@ def test_other_rows(setting: Setting, tmp_path: Path) -> None:
     config = setting.config(setting.model("other", 5.0), reuse=path, data=fewer)
     with pytest.raises(MismatchError, match="only the same may be used again"):
         score(config)
+
+
+def test_another_default_is_another_score(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = setting.model("one", 1.0)
+    score(setting.config(model))
+    (before,) = RunDir(setting.out).require("score")
+    monkeypatch.setattr(Slope, "per", 2)
+    monkeypatch.setattr(Slope, "__init__", lambda self: object.__setattr__(self, "per", 2))
+    score(setting.config(model))
+    (after,) = RunDir(setting.out).require("score")
+    assert before.key != after.key
 
 
 def test_another_estimator(setting: Setting) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from holdfast import models, plugins
+from holdfast.artifacts import sha256_json, to_json
 from holdfast.contracts import Estimate, Estimator
 from holdfast.cost import Cost, metered
 from holdfast.errors import HoldfastError, UsageError
@@ -39,7 +40,7 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
     """Build an estimator with what it needs or can use.
 
     Returns:
-        The estimator, and the hash of everything it was given.
+        The estimator, and the hash of everything it was given and of its options.
 
     Raises:
         UsageError: It is unknown, or lacks something.
@@ -75,6 +76,9 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             given[need] = config.read(value)
             inputs[need] = given[need].hash
     made: Estimator = plugins.make("estimators", spec, **given)
+    # Those that were not given as well: a default that another version changes is another score.
+    chosen = {option: getattr(made, option) for option in options_of(spec)}
+    inputs[f"options of {spec}"] = sha256_json(to_json(chosen))
     return made, inputs
 
 

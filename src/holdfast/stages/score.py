@@ -121,17 +121,17 @@ def _reused(
         HoldfastError: They do not hold on this model.
     """
     old = Scores.load(cast(Path, config.reuse))
-    given = old.facts.get("given")
-    if given is not None and given != _given(inputs):
-        raise MismatchError(
-            f"{config.reuse}: made with other rows, base or judge than are given here: only the "
-            "same may be used again. Give those, or score this model without --reuse."
-        )
     if old.data_hash != examples.hash or old.estimator != config.estimator:
         raise MismatchError(
             f"{config.reuse}: scores by {old.estimator!r} of rows {old.data_hash[:12]}, asked for "
             f"{config.estimator!r} of {examples.hash[:12]}: only the same may be used again. "
             "Score this model without --reuse."
+        )
+    given = old.facts.get("given")
+    if given is not None and given != _given(inputs):
+        raise MismatchError(
+            f"{config.reuse}: made with other options, rows, base or judge than are given here: only the "
+            "same may be used again. Give those, or score this model without --reuse."
         )
     # Scores that were reused before say where they come from; drift must not be lost in a chain.
     made_on = old.facts.get("reused_from", old.model_hash)
