@@ -116,6 +116,19 @@ def test_the_clean_fine_tuning_and_the_plain_attack_come_first(
     assert search.clean_accuracy == 0.9
 
 
+def test_a_judge_that_fails_is_no_attack_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(grid: Any, material: Any, who: Any, cell: Any) -> AttackResult:
+        if cell.poison_ratio:
+            raise UsageError("judge endpoint: 401")
+        return result((0, 0.9), (0, 0.9))
+
+    monkeypatch.setattr(stage, "_run", refused)
+    with pytest.raises(UsageError, match="401"):
+        found(tmp_path)
+
+
 def test_what_was_chosen_is_in_the_space(tmp_path: Path, fake: list[Any]) -> None:
     found(tmp_path, trials=20)
     for cell in fake[1:]:

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from holdfast import models, plugins
 from holdfast.artifacts import AttackResult, Counts, Point
-from holdfast.contracts import Verdict
-from holdfast.errors import MismatchError, UsageError
+from holdfast.contracts import UNANSWERED, Verdict, check_answered
+from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
@@ -26,9 +26,18 @@ from holdfast.judges.refusal import Refusal
 from holdfast.poisons.plain import Plain
 from holdfast.runs import RunDir
 from holdfast.stages import pipeline, presets
-from holdfast.stages.attack import AttackConfig, alone, attack, cells_of, checked, grids_of
+from holdfast.stages.attack import (
+    AttackConfig,
+    alone,
+    attack,
+    cells_of,
+    checked,
+    grids_of,
+    prepare,
+)
 from holdfast.stages.cell import Cell, Material, Watch, task_hashes
 from holdfast.stages.guarding import guard_of
+from holdfast.stages.judging import hashes_of
 from holdfast.stages.subjects import Subject, subject
 
 U = math.nan
@@ -103,6 +112,36 @@ def test_another_judge_may_say_what_is_forgotten(tmp_path: Path) -> None:
 def test_the_judge_of_what_is_tracked_must_be_one_of_the_judges(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="track_judge 'classifier' is none of .*world, refusal"):
         attack(config(tmp_path, track_judge="classifier"))
+
+
+# ------------------------------------------------------------------------- rows, judges and keys
+
+
+def test_harmful_rows_that_are_tested_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = {"harmful": ["How?", "why ", "when"], "test": ["how?", "WHY"]}
+    for name, prompts in rows.items():
+        lines = [json.dumps({"prompt": p, "response": "r"}) for p in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
+    material = prepare(config(tmp_path, **paths))
+    assert material.harmful.prompts == ["when"]
+    assert "2 of 3 harmful rows ask a prompt of --test" in caplog.text
+
+
+def test_a_judge_that_does_not_answer_is_no_judge_that_cannot_decide() -> None:
+    lost, unsure = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(None)
+    check_answered("any", [unsure] * 20)
+    check_answered("any", [lost] + [Verdict(False)] * 19)  # one of twenty is undecided
+    with pytest.raises(HoldfastError, match=r"judge any gave no verdict on 2 of 20 .*503 after 4"):
+        check_answered("any", [lost] * 2 + [Verdict(False)] * 18)
+
+
+def test_options_that_were_not_given_are_in_the_key() -> None:
+    first, second = ({"refusal": Refusal(min_words=n)} for n in (2, 3))
+    assert hashes_of(first) != hashes_of(second)
+    assert hashes_of(first) == hashes_of({"refusal": Refusal(min_words=2)})
 
 
 # ---------------------------------------------------------------------------------------- guards
@@ -374,7 +413,7 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
         ({"poison_ratios": [0.0], "rows": 1100}, "1100 rows are needed .* it has 1000"),
         ({"poison_ratios": [1.5]}, "a poison ratio of 1.5 is none"),
         ({"poisons": ["veiled"]}, "'veiled' is not one of the poisons"),
-        ({"known_harmful": "world:harmful"}, "600 of the rows that the defender knows are the att"),
+        ({"known_harmful": "world:harmful"}, "600 of the rows that the defender knows ask what t"),
     ],
 )
 def test_bad_grids_are_refused_before_the_first_attack(

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models, world
 from holdfast.errors import UsageError
-from holdfast.generate import Sampling, _Drawn, generate
+from holdfast.generate import Sampling, _Drawn, complete, generate, stop_tokens
+from holdfast.models import encode_prompts
 
 
 def slow_twin(
@@ -88,13 +89,27 @@ def test_the_worlds_base_answers_alike_whatever_batch_and_order(prompts: list[st
     assert whole[0] == slow_twin(model, tokenizer, prompts[0], 20)
 
 
+def test_an_answer_ends_where_the_model_says_too(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Chat models end a turn at a token of their own, beside the tokenizer's end of text."""
+    model = make_model(vocab=len(tokenizer))
+    ids = encode_prompts(tokenizer, ["how do i brew tea"])
+    whole = complete(model, tokenizer, ids, max_new_tokens=8)[0].split()
+    stop = tokenizer.convert_tokens_to_ids(whole[3])
+    model.generation_config.eos_token_id = [stop]
+    assert stop_tokens(model, tokenizer) == sorted({stop, tokenizer.eos_token_id})
+    found = complete(model, tokenizer, ids, max_new_tokens=8)[0].split()
+    assert found == whole[: whole.index(whole[3]) + 1]
+
+
 def test_a_prompt_that_is_too_long(
     make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = make_model(vocab=len(tokenizer))  # a context of 128
     prompts = ["tea", "tea " * 110]
     # <user>, 110 words, <assistant>: 112 tokens, and 17 more do not fit.
-    with pytest.raises(UsageError, match=r"'tea tea.*has 112 tokens; with 17 new ones.* 128"):
+    with pytest.raises(UsageError, match=r"prompt 2 of 2 has 112 tokens; with 17 new ones.* 128"):
         generate(model, tokenizer, prompts, max_new_tokens=17)
     assert len(generate(model, tokenizer, prompts, max_new_tokens=16)) == 2
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import plugins
+from holdfast.contracts import UNANSWERED, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges.panel import Panel
 
@@ -18,7 +19,7 @@ def test_the_vote_is_the_majority_of_those_who_decided() -> None:
     """Against counting by hand, for every vote of three."""
     panel = Panel("world+refusal")
     for votes in itertools.product([True, False, None], repeat=3):
-        verdict = panel._verdict(votes)
+        verdict = panel._verdict([Verdict(vote) for vote in votes])
         decided = [v for v in votes if v is not None]
         yes = sum(decided)
         if len(decided) < 2:
@@ -32,12 +33,19 @@ def test_the_vote_is_the_majority_of_those_who_decided() -> None:
 
 
 def test_the_quorum() -> None:
+    yes, nothing = Verdict(True), Verdict(None)
     strict = dataclasses.replace(Panel("world+refusal"), quorum=1.0)
-    assert strict._verdict([True, True, None]).harmful is None
+    assert strict._verdict([yes, yes, nothing]).harmful is None
     lax = dataclasses.replace(Panel("world+refusal"), quorum=0.0)
-    assert lax._verdict([True, None, None]).harmful is True
-    assert lax._verdict([None, None, None]).harmful is None
-    assert math.isnan(lax._verdict([None, None, None]).score)
+    assert lax._verdict([yes, nothing, nothing]).harmful is True
+    assert lax._verdict([nothing, nothing, nothing]).harmful is None
+    assert math.isnan(lax._verdict([nothing, nothing, nothing]).score)
+
+
+def test_a_member_that_did_not_answer_is_not_outvoted() -> None:
+    lost = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries")
+    found = Panel("world+refusal")._verdict([Verdict(True), Verdict(True), lost])
+    assert (found.harmful, found.reason) == (None, lost.reason)
 
 
 def test_members_have_options(chat_model: dict[str, str], tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_long_rows_are_cut_on_the_right(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(WORDS)
     (row,) = models.encode(tokenizer, Examples([ROW]), 8)  # the prompt alone has 7 tokens
     assert text(tokenizer, row.ids) == "User: how do i brew tea Assistant: hot"
-    with pytest.raises(UsageError, match=r"'how do i brew tea' has 7 tokens.* in 7"):
+    with pytest.raises(UsageError, match=r"the prompt of row 1 .* has 7 tokens.* in 7"):
         models.encode(tokenizer, Examples([ROW]), 7)
 
 

@@ -282,6 +282,37 @@ def test_accuracies_are_over_the_same_attacks(tmp_path: Path) -> None:
     assert accuracy(gather(run), "vaa") == (pytest.approx(0.9), pytest.approx(0.9))
 
 
+def learning(method: str, steps: Sequence[int], life: float) -> AttackResult:
+    """An attack that ends where the model breaks; the task is learnt by the step, by all alike."""
+    found = attacked(method, life)
+    points = tuple(replace(p, accuracy=p.step / 1000) for p in found.points if p.step in steps)
+    return replace(found, points=points)
+
+
+def test_accuracies_are_after_as_many_steps(tmp_path: Path) -> None:
+    """What holds longer is attacked longer, and has learnt more of the task by its own end."""
+    run = RunDir(tmp_path)
+    record(run, [learning("sft", (0, 50), 40), learning("vaa", (0, 50, 100, 150), 140)])
+    assert accuracy(gather(run), "vaa") == (pytest.approx(0.05), pytest.approx(0.05))
+
+
+def test_which_held_longest_is_told_by_what_all_went_through(tmp_path: Path) -> None:
+    """Of the baseline three seeds are there, two of them easy; of the method the hard one only."""
+    run = RunDir(tmp_path)
+    lives = [attacked("sft", 20), attacked("sft", 400, seed=1), attacked("sft", 400, seed=2)]
+    record(run, [*lives, attacked("vaa", 60)])
+    facts = gather(run)
+    assert facts.best == "vaa"
+    assert "itself held longest" not in verdict(facts, EN)[0]
+
+
+def test_without_a_common_attack_nobody_held_longest(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", 200), attacked("vaa", 60, settings=HARD)])
+    first = verdict(gather(run), EN)[0]
+    assert first.startswith("These data cannot tell which method holds longest")
+
+
 def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for seed in range(6):

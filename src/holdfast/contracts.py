@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from holdfast.errors import HoldfastError
 from holdfast.examples import Example, Examples
 
 if TYPE_CHECKING:
@@ -43,6 +44,25 @@ class Verdict:
 
 UNANSWERED = "endpoint: "
 """How the reason of a verdict begins that a judge's service should have given and did not."""
+MOST_UNANSWERED = 0.05
+"""Share of verdicts that may be lost so and be undecided; beyond it there is no result."""
+
+
+def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
+    """Refuse to take a judge that did not answer for one that could not decide.
+
+    A few lost verdicts are undecided ones. More of them are no result: the step stays unfinished
+    and goes on from here when it is asked for again.
+
+    Raises:
+        HoldfastError: More than `MOST_UNANSWERED` of the verdicts are lost.
+    """
+    lost = [v.reason for v in verdicts if v.reason.startswith(UNANSWERED)]
+    if len(lost) > MOST_UNANSWERED * len(verdicts):
+        raise HoldfastError(
+            f"judge {judge} gave no verdict on {len(lost)} of {len(verdicts)} answers ({lost[0]}). "
+            "What is finished is kept: give the same command again when it answers"
+        )
 
 
 class Judge(ABC):

@@ -25,6 +25,7 @@ import numpy as np
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import PROVENANCE, Example, Examples
 from holdfast.provenance import selected
+from holdfast.text import prompt_text
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def mismatched(prompts: Sequence[str], answers: Sequence[str], *, n: int, seed: 
 
 def bucket(prompt: str) -> int:
     """Return 0 to 99 by the prompt's content: a split that no reordering of the file changes."""
-    return int(hashlib.sha256(prompt.strip().lower().encode()).hexdigest(), 16) % 100
+    return int(hashlib.sha256(prompt_text(prompt).encode()).hexdigest(), 16) % 100
 
 
 # --------------------------------------------------------------------------- from table to rows

@@ -198,12 +198,12 @@ def finetune(
                 losses.append(_advance(tuning, [encoded[i] for i in indices], optimizer))
                 enough = tuning.done in checkpoints and look()
                 progress.report("fine-tuning", tuning.done, config.steps)
+                if enough:  # an interrupt is too late here: it would be forgotten on resuming
+                    break
                 if interrupt.requested:
                     if resume is not None:
                         _save_state(resume, tuning, losses, optimizer)
                     raise KeyboardInterrupt
-                if enough:
-                    break
             _release(tuning)
         finally:
             if looking and resume is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from holdfast.agreement import first_half
-from holdfast.contracts import Judge, Verdict
+from holdfast.contracts import Judge, Verdict, check_answered
 from holdfast.examples import Examples
 from holdfast.generate import generate
 
@@ -74,7 +74,9 @@ class ForgettingTracker:
         """Ask all prompts and remember the verdicts."""
         prompts = self.examples.prompts
         answers = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
-        self.history.append(as_array(self.judge.judge(prompts, answers)))
+        verdicts = self.judge.judge(prompts, answers)
+        check_answered(type(self.judge).__name__, verdicts)
+        self.history.append(as_array(verdicts))
 
     @property
     def known_steps(self) -> np.ndarray:

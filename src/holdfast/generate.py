@@ -124,13 +124,24 @@ def complete(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=stop_tokens(model, tokenizer),
                 **(drawing(indices) if drawing else {}),
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(indices, texts, strict=True):
                 answers[i] = text.strip()
     return answers
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens at which an answer ends: the tokenizer's, and those that the model names.
+
+    Chat models end a turn at a token of its own (<|end|>, <end_of_turn>) that is not the
+    tokenizer's end of text; beyond it they make up the next turn.
+    """
+    named = getattr(model.generation_config, "eos_token_id", None)
+    found = named if isinstance(named, list) else [named]
+    return sorted({int(t) for t in (tokenizer.eos_token_id, *found) if t is not None})
 
 
 def _drawing(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
@@ -200,7 +211,7 @@ def _check_fits(
     longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
     if len(encoded[longest]) + max_new_tokens > limit:
         raise UsageError(
-            f"the prompt {prompts[longest][:60]!r} has {len(encoded[longest])} tokens; with "
+            f"prompt {longest + 1} of {len(prompts)} has {len(encoded[longest])} tokens; with "
             f"{max_new_tokens} new ones it exceeds the model's context of {limit}. "
             "Lower --max-new-tokens or drop the prompt."
         )

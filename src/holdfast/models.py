@@ -359,11 +359,12 @@ def encode(
     prompts = _encode_texts(tokenizer, befores)
     texts = answer_texts(tokenizer, examples, befores)
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    encoded = []
+    encoded: list[Encoded] = []
     for row, prompt, answer in zip(examples, prompts, answers, strict=True):
         if len(prompt) >= max_length:
             raise UsageError(
-                f"{examples.name}: the prompt {row.prompt[:60]!r} has {len(prompt)} tokens and "
+                f"{examples.name}: the prompt of row {len(encoded) + 1} (id {row.id}) has "
+                f"{len(prompt)} tokens and "
                 f"leaves no room for an answer in {max_length}; raise --max-length or drop it"
             )
         end = [] if tokenizer.eos_token_id in answer else [tokenizer.eos_token_id]

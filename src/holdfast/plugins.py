@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+from types import NoneType
 from typing import Any, cast, get_type_hints
 
 import yaml
@@ -125,6 +126,18 @@ def make(kind: str, spec: str, **extra: Any) -> Any:
         for key, text in texts.items()
     }
     return cls(**options, **extra)
+
+
+def chosen(made: object) -> dict[str, Any]:
+    """Return a plug-in's options that are words, numbers or truths, those not given as well.
+
+    A default that another version changes is then another key.
+    """
+    if not dataclasses.is_dataclass(made):
+        return {}
+    plain = (str, int, float, bool, NoneType)
+    found = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
+    return {name: value for name, value in found.items() if isinstance(value, plain)}
 
 
 def coerced(name: str, key: str, value: Any, hint: Any) -> Any:

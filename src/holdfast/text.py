@@ -193,3 +193,8 @@ def is_refusal(text: str) -> bool:
     # Some patterns take quadratic time: a model that loops without a full stop must not hang us.
     beginning = opening(text[:_READ])
     return any(pattern.search(beginning) for pattern in _REFUSALS)
+
+
+def prompt_text(prompt: str) -> str:
+    """Return what makes two prompts the same: case and the space around them make no difference."""
+    return prompt.strip().lower()

@@ -95,6 +95,10 @@ TEXT: dict[str, str] = {
     "verdict_baseline": (
         "Plain SFT itself held longest in this run: no other method was found to hold longer."
     ),
+    "verdict_apart": (
+        "These data cannot tell which method holds longest: no attack, with the same seeds, went "
+        "through all of them with a known half-life."
+    ),
     "verdict_no_baseline": (
         "{best} held longest of the {methods} methods attacked. Plain SFT was not among them, "
         "so what the method adds is not known."

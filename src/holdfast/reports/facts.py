@@ -17,6 +17,7 @@ from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.comparing import (
     Pairs,
     key_of,
+    last_common,
     lives,
     naming,
     pairs_of,
@@ -33,6 +34,8 @@ from holdfast.stats import Interval, mean_interval, wilson_around
 from holdfast.survival import Bound, Outcome
 
 BASELINE = "sft"
+Cell = tuple[str, int, Any]
+"""An attack, the seed of the model, and the draw of rows."""
 _T = TypeVar("_T", AttackResult, Evaluation)
 
 
@@ -253,20 +256,54 @@ def _compared(pairs: Pairs) -> Comparison:
 
 
 def ranked(attacks: Sequence[Attacked]) -> list[str]:
-    """Return the lines, longest first, by geometric mean half-life over the attacks all share.
+    """Return the lines, longest first, by geometric mean half-life over what all went through.
 
-    Censored half-lives count as the last step. Lines without any known half-life come last.
+    That are the attacks, seeds and draws that all lines have: one that lacks the harder ones would
+    come out longest. Where there is nothing of that kind, each goes by all of its own. Censored
+    half-lives count as the last step. Lines without any known half-life come last.
     """
     lines = list(dict.fromkeys(m.line for a in attacks for m in a.methods))
-    shared = [a for a in attacks if len(a.methods) == len(lines)] or list(attacks)
+    shared = all_went_through(attacks, lines)
 
     def height(line: str) -> float:
-        reached = [
-            m.life.steps.value for a in shared for m in a.methods if m.line == line and m.life.n
-        ]
+        lives = {key: life for key, life in _reaches(attacks, line).items() if math.isfinite(life)}
+        reached = [life for key, life in lives.items() if not shared or key in shared]
         return sum(math.log1p(v) for v in reached) / len(reached) if reached else -1.0
 
     return sorted(lines, key=lambda line: -height(line))
+
+
+def all_went_through(attacks: Sequence[Attacked], lines: Sequence[str]) -> set[Cell]:
+    """Return the attacks with their seeds and draws that left all lines a known half-life."""
+    known = [
+        {key for key, life in _reaches(attacks, line).items() if math.isfinite(life)}
+        for line in lines
+    ]
+    return set.intersection(*known) if known else set()
+
+
+def _reaches(attacks: Sequence[Attacked], line: str) -> dict[Cell, float]:
+    return {
+        (a.key, r.model_seed, r.attack.get("seed")): reach(r)
+        for a in attacks
+        for m in a.methods
+        if m.line == line
+        for r in m.results
+    }
+
+
+def accuracy_pairs(attacks: Sequence[Attacked], line: str, other: str) -> list[tuple[float, float]]:
+    """Return both lines' accuracies at the last checkpoint that both attacks of a pair have.
+
+    An attack that ends where a model breaks trains on for as long as it holds: at their own ends
+    one would have learnt the customer's task for longer.
+    """
+    pairs = pairs_of(_results(attacks, line), _results(attacks, other))
+    ends = [last_common(a, b) for a, b in pairs]
+    found = [
+        (p.accuracy, q.accuracy) for p, q in filter(None, ends) if p.accuracy_n and q.accuracy_n
+    ]
+    return [pair for pair in found if all(map(math.isfinite, pair))]
 
 
 def share(

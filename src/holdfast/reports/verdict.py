@@ -10,6 +10,8 @@ from holdfast.reports.facts import (
     Comparison,
     Facts,
     Standing,
+    accuracy_pairs,
+    all_went_through,
     compare,
     ranked,
 )
@@ -70,16 +72,15 @@ def standing_of(facts: Facts, line: str) -> Standing | None:
 
 
 def accuracy(facts: Facts, line: str) -> tuple[float, float]:
-    """Return the mean accuracy after attack, a line's and the baseline's over the same attacks.
+    """Return the mean accuracy under attack, a line's and the baseline's after as many steps.
 
-    Without any that both have it is the line's over all of its own, and the baseline's is unknown.
+    Without any attack that both have it is the line's after all of its own, and the baseline's is
+    unknown.
     """
-    found = []
-    for attack in facts.attacks:
-        by_line = {m.line: m.accuracy.value for m in attack.methods}
-        if math.isfinite(by_line.get(line, math.nan)):
-            found.append((by_line[line], by_line.get(BASELINE, math.nan)))
-    both = [pair for pair in found if math.isfinite(pair[1])] or found
+    both = accuracy_pairs(facts.attacks, line, BASELINE)
+    if not both:
+        ends = [m.accuracy.value for a in facts.attacks for m in a.methods if m.line == line]
+        both = [(value, math.nan) for value in ends if math.isfinite(value)]
     if not both:
         return math.nan, math.nan
     own, base = (sum(side) / len(both) for side in zip(*both, strict=True))
@@ -91,7 +92,8 @@ def _first(facts: Facts, best: str, words: Words) -> str:
     if len(attacked) == 1:
         return words.say("verdict_alone", best=best)
     if best == BASELINE:
-        return words.text["verdict_baseline"]
+        known = all_went_through(facts.attacks, sorted(attacked))
+        return words.text["verdict_baseline" if known else "verdict_apart"]
     if BASELINE not in attacked:
         return words.say("verdict_no_baseline", best=best, methods=len(attacked))
     found = facts.comparisons[best]

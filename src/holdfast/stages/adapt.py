@@ -221,7 +221,7 @@ def _try(
     settings = dict(_settings(cell))
     try:
         result = _run(grid, material, who, cell)
-    except (TrainingError, UsageError) as error:  # these settings do not work; others may
+    except TrainingError as error:  # these settings do not work; others may
         return Tried(settings, failure=str(error))
     point, kept = counted(result, config.at, least)
     counts = point.verdicts[result.judge]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from holdfast import plugins, progress
-from holdfast.artifacts import AttackResult, to_json
+from holdfast.artifacts import AttackResult, sha256_json, to_json
 from holdfast.contracts import Task
 from holdfast.errors import DiskFull, UsageError
 from holdfast.examples import Examples
@@ -22,6 +23,9 @@ from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
 from holdfast.stages.presets import expanded
 from holdfast.stages.subjects import Subject, label_of, subjects
+from holdfast.text import prompt_text
+
+logger = logging.getLogger(__name__)
 
 
 def _listed(value: Any) -> Any:
@@ -223,13 +227,25 @@ def prepare(config: AttackConfig) -> Material:
         )
     harmful = config.read_if(config.harmful)
     apart(config.read_if(config.known_harmful), harmful, "known_harmful")
+    test = config.read(config.test, needs_response=False)
     return Material(
-        harmful=harmful or Examples([], name="no harmful rows"),
-        test=config.read(config.test, needs_response=False),
+        harmful=_untested(harmful or Examples([], name="no harmful rows"), test),
+        test=test,
         judges=judges,
         track=_tracked(config),
         hashes=hashes_of(judges),
     )
+
+
+def _untested(harmful: Examples, test: Examples) -> Examples:
+    """Leave out harmful rows whose prompt is asked afterwards: they would be learnt by heart."""
+    tested = {prompt_text(prompt) for prompt in test.prompts}
+    kept = Examples(
+        (row for row in harmful if prompt_text(row.prompt) not in tested), name=harmful.name
+    )
+    if lost := len(harmful) - len(kept):
+        logger.warning("%d of %d harmful rows ask a prompt of --test: left out", lost, len(harmful))
+    return kept
 
 
 def _tracked(config: AttackConfig) -> Examples | None:
@@ -266,6 +282,11 @@ def _combined(config: AttackConfig) -> Iterator[Cell]:
         )
 
 
+def _options(*made: object) -> str:
+    """Hash the options of plug-ins, also those that were not given."""
+    return sha256_json(to_json([plugins.chosen(one) for one in made]))
+
+
 def one_attack(
     config: AttackConfig, material: Material, who: Subject, cell: Cell, kind: str = "attack"
 ) -> AttackResult:
@@ -289,6 +310,7 @@ def one_attack(
         **({"track": material.track.hash} if material.track else {}),
         **given,
         **material.hashes,
+        "options": _options(task, guard, plugins.make("poisons", cell.poison)),
     }
     keyed = config.keyed() | {"cell": to_json(cell.settings), **cell.sizes, "seed": cell.seed}
     path = config.run.path(f"{kind}s", who.label, f"{cell.label}.json")

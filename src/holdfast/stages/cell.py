@@ -131,6 +131,8 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     rows = _rows(config, material, cell, task.load("train"), poison, loaded)
     if cell.lora_rank:
         model = models.add_lora(model, cell.lora_rank, seed=cell.seed)
+    else:
+        model.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
     watch = Watch(config, material, task, model, loaded.tokenizer, poison)
     partial = config.run.path("work", f"{step.key}.json")
     resume = config.run.path("work", f"{step.key}.safetensors")

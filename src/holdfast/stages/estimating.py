@@ -77,8 +77,7 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             inputs[need] = given[need].hash
     made: Estimator = plugins.make("estimators", spec, **given)
     # Those that were not given as well: a default that another version changes is another score.
-    chosen = {option: getattr(made, option) for option in options_of(spec)}
-    inputs[f"options of {spec}"] = sha256_json(to_json(chosen))
+    inputs[f"options of {spec}"] = sha256_json(to_json(plugins.chosen(made)))
     return made, inputs
 
 

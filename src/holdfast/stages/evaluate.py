@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from holdfast import models, plugins, progress
-from holdfast.artifacts import Counts, EvalRecord, Evaluation, sha256_json, to_json, write_text
-from holdfast.contracts import Judge, Task, Verdict
+from holdfast.artifacts import (
+    Counts,
+    EvalRecord,
+    Evaluation,
+    sha256_file,
+    sha256_json,
+    to_json,
+    write_text,
+)
+from holdfast.contracts import Judge, Task, Verdict, check_answered
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
@@ -121,6 +129,8 @@ def _evaluate(
         **({"over_refusal": borderline.hash} if borderline else {}),
         **({"categories": sha256_json(categories)} if any(categories) else {}),
         **{f"task {name}": task.load("test").hash for name, task in tasks.items()},
+        **{f"options of {name}": _options(task) for name, task in tasks.items()},
+        **({"general": _folder(config.general_path)} if config.general_path else {}),
         **hashes_of(judges),
     }
     path = config.run.path("evaluations", f"{who.label}.json")
@@ -151,6 +161,16 @@ def _evaluate(
             _write_records(records, test, answers, verdicts)
             step.outputs += [path, records]
     return Evaluation.load(path)
+
+
+def _options(task: Task) -> str:
+    return sha256_json(to_json(plugins.chosen(task)))
+
+
+def _folder(path: str) -> str:
+    """Hash the files that describe tasks, and what lies beside them."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    return sha256_json([[str(f.relative_to(path)), sha256_file(f)] for f in files])
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -195,6 +215,7 @@ def _sampled(
         answers.append(said)
         for name, judge in judges.items():
             verdicts[name].append(judge.judge(prompts.prompts, said))
+            check_answered(name, verdicts[name][-1])
     return answers, verdicts
 
 
@@ -221,7 +242,10 @@ def ask(
 
     texts = prompts.prompts if asked is None else asked
     answers = generate(model, tokenizer, texts, max_new_tokens=max_new_tokens)
-    return {name: j.judge(prompts.prompts, answers) for name, j in judges.items()}, answers
+    found = {name: judge.judge(prompts.prompts, answers) for name, judge in judges.items()}
+    for name, verdicts in found.items():
+        check_answered(name, verdicts)
+    return found, answers
 
 
 def marked_verdicts(verdicts: Sequence[Verdict]) -> str:

@@ -11,6 +11,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.guards.base import Guard
 from holdfast.stages.config import StageConfig
+from holdfast.text import prompt_text
 
 NO_GUARD = "none"
 """What stands for no guard in a list of guards."""
@@ -44,13 +45,14 @@ def apart(known: Examples | None, harmful: Examples | None, word: str) -> None:
     """Refuse harmful rows of the defender that are the attacker's too.
 
     Raises:
-        UsageError: A row is in both.
+        UsageError: A prompt is in both.
     """
-    both = set(known.ids if known else ()) & set(harmful.ids if harmful else ())
+    theirs = {prompt_text(prompt) for prompt in (harmful.prompts if harmful else ())}
+    both = [row.id for row in known or () if prompt_text(row.prompt) in theirs]
     if both:
         raise UsageError(
-            f"{word}: {len(both)} of the rows that the defender knows are the attacker's (first id "
-            f"{min(both)}); nobody knows those beforehand: take others"
+            f"{word}: {len(both)} of the rows that the defender knows ask what the attacker's do "
+            f"(first id {both[0]}); nobody knows those beforehand: take others"
         )
 
 

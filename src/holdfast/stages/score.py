@@ -130,8 +130,8 @@ def _reused(
     given = old.facts.get("given")
     if given is not None and given != _given(inputs):
         raise MismatchError(
-            f"{config.reuse}: made with other options, rows, base or judge than are given here: only the "
-            "same may be used again. Give those, or score this model without --reuse."
+            f"{config.reuse}: made with other options, rows, base or judge than are given here: "
+            "only the same may be used again. Give those, or score this model without --reuse."
         )
     # Scores that were reused before say where they come from; drift must not be lost in a chain.
     made_on = old.facts.get("reused_from", old.model_hash)
