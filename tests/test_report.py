@@ -296,6 +296,18 @@ def test_accuracies_are_after_as_many_steps(tmp_path: Path) -> None:
     assert accuracy(gather(run), "vaa") == (pytest.approx(0.05), pytest.approx(0.05))
 
 
+def test_attacks_with_other_rows_or_prompts_are_not_compared(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    ours = [attacked(m, life) for m, life in (("sft", 50), ("vaa", 200))]
+    given = [
+        replace(a, attack={**a.attack, "given_hash": h}) for a, h in zip(ours, "xy", strict=True)
+    ]
+    record(run, given)
+    assert gather(run).comparisons["vaa"].pairs == 0
+    record(run, [replace(a, attack={**a.attack, "given_hash": "x"}) for a in ours])
+    assert gather(run).comparisons["vaa"].pairs == 1
+
+
 def test_which_held_longest_is_told_by_what_all_went_through(tmp_path: Path) -> None:
     """Of the baseline three seeds are there, two of them easy; of the method the hard one only."""
     run = RunDir(tmp_path)

@@ -40,8 +40,13 @@ def settings_of(result: AttackResult) -> Mapping[str, Any]:
 
 
 def key_of(result: AttackResult) -> str:
-    """Return what results of the same attack, seen by the same judge, have in common."""
-    return json.dumps([settings_of(result), result.judge], sort_keys=True, default=str)
+    """Return what results of the same attack, seen by the same judge, have in common.
+
+    `given_hash` is of the rows, prompts and judges that it was made with: an attack with other
+    harmful rows, or other prompts asked, is another one, whatever its settings.
+    """
+    seen = [settings_of(result), result.judge, result.attack.get("given_hash")]
+    return json.dumps(seen, sort_keys=True, default=str)
 
 
 LABELS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -317,6 +318,9 @@ def one_attack(
     with config.run.step(kind, name, config=keyed, inputs=inputs) as step:
         if step.done is None:
             result = run_cell(config, material, who, cell, task, guard, step)
+            rows = {k: v for k, v in inputs.items() if k not in ("model", "track")}
+            key = sha256_json([rows, config.max_new_tokens])
+            result = replace(result, attack={**result.attack, "given_hash": key})
             result.save(path)
             step.outputs.append(path)
             step.facts["half_life"] = result.half_life
