@@ -208,7 +208,7 @@ def ends(pairs: Pairs) -> Shares | None:
     Answers to the same prompt are compared with one another where all attacks kept them, otherwise
     the counts. None where no pair has a checkpoint of the judge in common.
     """
-    found = [(a, b, *last) for a, b in pairs if (last := last_common(a, b)) is not None]
+    found = [(a, b, *last) for a, b in pairs if (last := _last(a, b)) is not None]
     if not found:
         return None
     counts: Counted = defaultdict(list)
@@ -240,7 +240,7 @@ def accuracies(pairs: Pairs) -> Shares | None:
     """Compare task accuracy at the last checkpoint that both attacks of a pair have."""
     counts: Counted = defaultdict(list)
     for a, b in pairs:
-        last = last_common(a, b)
+        last = _last(a, b)
         if last is None or not (last[0].accuracy_n and last[1].accuracy_n):
             continue
         both = [(point.accuracy, point.accuracy_n) for point in last]
@@ -260,8 +260,7 @@ def counted_shares(counts: Counted) -> Shares:
     return Shares(first, second, of_shares(*sides))
 
 
-def last_common(a: AttackResult, b: AttackResult) -> tuple[Point, Point] | None:
-    """Return the points of both at the last checkpoint that both have; None if there is none."""
+def _last(a: AttackResult, b: AttackResult) -> tuple[Point, Point] | None:
     by_step = {point.step: point for point in b.points}
     for point in reversed(a.points):
         other = by_step.get(point.step)

@@ -15,6 +15,7 @@ from typing import Any, cast, get_type_hints
 
 import yaml
 
+from holdfast.artifacts import sha256_json, to_json
 from holdfast.errors import UsageError
 
 KINDS = ("estimators", "methods", "guards", "judges", "tasks", "poisons", "analyses")
@@ -138,6 +139,11 @@ def chosen(made: object) -> dict[str, Any]:
     plain = (str, int, float, bool, NoneType)
     found = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
     return {name: value for name, value in found.items() if isinstance(value, plain)}
+
+
+def mark(made: object) -> str:
+    """Return the hash of `chosen`."""
+    return sha256_json(to_json(chosen(made)))
 
 
 def coerced(name: str, key: str, value: Any, hint: Any) -> Any:

@@ -128,10 +128,11 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     value = float(statistic(*columns))
     draws = np.empty(resamples)
-    members = _members(units, n)
+    members = _members(units) if units is not None else None
+    size = n if members is None else len(members)
     for k in range(resamples):
-        drawn = rng.integers(0, len(members), len(members))
-        rows = np.concatenate([members[i] for i in drawn]) if units is not None else drawn
+        drawn = rng.integers(0, size, size)
+        rows = drawn if members is None else np.concatenate([members[i] for i in drawn])
         draws[k] = statistic(*(column[rows] for column in columns))
     draws = draws[~np.isnan(draws)]
     if math.isnan(value) or not draws.size:
@@ -140,10 +141,8 @@ def bootstrap(
     return Interval(value, float(low), float(high), n, level)
 
 
-def _members(units: Sequence[str] | None, n: int) -> list[np.ndarray]:
+def _members(units: Sequence[str]) -> list[np.ndarray]:
     """Return the rows of each unit, in the order in which units are first seen."""
-    if units is None:
-        return [np.array([i]) for i in range(n)]
     found: dict[str, list[int]] = {}
     for row, unit in enumerate(units):
         found.setdefault(unit, []).append(row)
@@ -274,9 +273,6 @@ def _midranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return ranks
-
-
-# ------------------------------------------------------------------------------------ half-life
 
 
 # ------------------------------------------------------------------------------------ agreement

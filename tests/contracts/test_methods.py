@@ -179,7 +179,18 @@ def test_a_step_never_mixes_groups(
         assert len(labels) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "at"),
+    [
+        ({"optim": "adamw_torch", "learning_rate": 3e-3}, 2),
+        # In the second pass over the rows, which are 56.
+        ({"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 28}, 3),
+    ],
+    ids=["plain", "by length"],
+)
 def test_resume_equals_the_uninterrupted_run(
+    more: dict[str, Any],
+    at: int,
     method: str,
     model: PreTrainedModel,
     make_trainer: Make,
@@ -187,41 +198,17 @@ def test_resume_equals_the_uninterrupted_run(
     weights_of: Weights,
     same: Same,
 ) -> None:
-    options = {
-        "max_steps": 4,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "optim": "adamw_torch",
-        "learning_rate": 3e-3,
-    }
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": at, **more}
     start = copy.deepcopy(model)
     whole = make_trainer(method, model, **options)
-    whole.train()
-    again = make_trainer(method, start, **options)
-    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-2"))
-    assert again.state.global_step == 4
-    assert same(weights_of(start), weights_of(model))
-    assert again.method_state() == whole.method_state()
-
-
-def test_resume_in_the_second_pass_over_rows_of_like_lengths(
-    method: str,
-    model: PreTrainedModel,
-    make_trainer: Make,
-    tmp_path: Path,
-    weights_of: Weights,
-    same: Same,
-) -> None:
-    options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "max_steps": 4}
-    options |= {"per_device_train_batch_size": 28, "save_strategy": "steps", "save_steps": 3}
-    start = copy.deepcopy(model)
-    whole = make_trainer(method, model, **options)
-    assert 2 * options["per_device_train_batch_size"] == len(whole.rows)
+    assert len(whole.rows) == 56
     whole.train()
     again = make_trainer(method, start, **options)
     torch.rand(7)  # what else has drawn from torch's generator must not matter
-    again.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-3"))
+    again.train(resume_from_checkpoint=str(tmp_path / "work" / f"checkpoint-{at}"))
+    assert again.state.global_step == 4
     assert same(weights_of(start), weights_of(model))
+    assert again.method_state() == whole.method_state()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(

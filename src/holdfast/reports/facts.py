@@ -16,8 +16,9 @@ from holdfast import plugins
 from holdfast.artifacts import AttackResult, Counts, Evaluation
 from holdfast.comparing import (
     Pairs,
+    Shares,
+    accuracies,
     key_of,
-    last_common,
     lives,
     naming,
     pairs_of,
@@ -292,18 +293,13 @@ def _reaches(attacks: Sequence[Attacked], line: str) -> dict[Cell, float]:
     }
 
 
-def accuracy_pairs(attacks: Sequence[Attacked], line: str, other: str) -> list[tuple[float, float]]:
-    """Return both lines' accuracies at the last checkpoint that both attacks of a pair have.
+def compare_accuracy(attacks: Sequence[Attacked], line: str, other: str) -> Shares | None:
+    """Compare two lines' accuracies after as many attack steps; None where no attack lets one.
 
     An attack that ends where a model breaks trains on for as long as it holds: at their own ends
     one would have learnt the customer's task for longer.
     """
-    pairs = pairs_of(_results(attacks, line), _results(attacks, other))
-    ends = [last_common(a, b) for a, b in pairs]
-    found = [
-        (p.accuracy, q.accuracy) for p, q in filter(None, ends) if p.accuracy_n and q.accuracy_n
-    ]
-    return [pair for pair in found if all(map(math.isfinite, pair))]
+    return accuracies(pairs_of(_results(attacks, line), _results(attacks, other)))
 
 
 def share(

@@ -10,9 +10,9 @@ from holdfast.reports.facts import (
     Comparison,
     Facts,
     Standing,
-    accuracy_pairs,
     all_went_through,
     compare,
+    compare_accuracy,
     ranked,
 )
 from holdfast.reports.words import Words
@@ -77,14 +77,12 @@ def accuracy(facts: Facts, line: str) -> tuple[float, float]:
     Without any attack that both have it is the line's after all of its own, and the baseline's is
     unknown.
     """
-    both = accuracy_pairs(facts.attacks, line, BASELINE)
-    if not both:
-        ends = [m.accuracy.value for a in facts.attacks for m in a.methods if m.line == line]
-        both = [(value, math.nan) for value in ends if math.isfinite(value)]
-    if not both:
-        return math.nan, math.nan
-    own, base = (sum(side) / len(both) for side in zip(*both, strict=True))
-    return own, base
+    found = compare_accuracy(facts.attacks, line, BASELINE)
+    if found is not None:
+        return found.first, found.second
+    ends = [m.accuracy.value for a in facts.attacks for m in a.methods if m.line == line]
+    known = [value for value in ends if math.isfinite(value)]
+    return (sum(known) / len(known) if known else math.nan), math.nan
 
 
 def _first(facts: Facts, best: str, words: Words) -> str:

@@ -283,11 +283,6 @@ def _combined(config: AttackConfig) -> Iterator[Cell]:
         )
 
 
-def _options(*made: object) -> str:
-    """Hash the options of plug-ins, also those that were not given."""
-    return sha256_json(to_json([plugins.chosen(one) for one in made]))
-
-
 def one_attack(
     config: AttackConfig, material: Material, who: Subject, cell: Cell, kind: str = "attack"
 ) -> AttackResult:
@@ -311,7 +306,9 @@ def one_attack(
         **({"track": material.track.hash} if material.track else {}),
         **given,
         **material.hashes,
-        "options": _options(task, guard, plugins.make("poisons", cell.poison)),
+        "options of task": plugins.mark(task),
+        "options of guard": plugins.mark(guard),
+        "options of poison": plugins.mark(plugins.make("poisons", cell.poison)),
     }
     keyed = config.keyed() | {"cell": to_json(cell.settings), **cell.sizes, "seed": cell.seed}
     path = config.run.path(f"{kind}s", who.label, f"{cell.label}.json")

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import Field
 
 from holdfast import models, plugins
-from holdfast.artifacts import sha256_json, to_json
 from holdfast.contracts import Estimate, Estimator
 from holdfast.cost import Cost, metered
 from holdfast.errors import HoldfastError, UsageError
@@ -77,7 +76,7 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             inputs[need] = given[need].hash
     made: Estimator = plugins.make("estimators", spec, **given)
     # Those that were not given as well: a default that another version changes is another score.
-    inputs[f"options of {spec}"] = sha256_json(to_json(plugins.chosen(made)))
+    inputs[f"options of {spec}"] = plugins.mark(made)
     return made, inputs
 
 

@@ -129,7 +129,7 @@ def _evaluate(
         **({"over_refusal": borderline.hash} if borderline else {}),
         **({"categories": sha256_json(categories)} if any(categories) else {}),
         **{f"task {name}": task.load("test").hash for name, task in tasks.items()},
-        **{f"options of {name}": _options(task) for name, task in tasks.items()},
+        **{f"options of {name}": plugins.mark(task) for name, task in tasks.items()},
         **({"general": _folder(config.general_path)} if config.general_path else {}),
         **hashes_of(judges),
     }
@@ -161,10 +161,6 @@ def _evaluate(
             _write_records(records, test, answers, verdicts)
             step.outputs += [path, records]
     return Evaluation.load(path)
-
-
-def _options(task: Task) -> str:
-    return sha256_json(to_json(plugins.chosen(task)))
 
 
 def _folder(path: str) -> str:

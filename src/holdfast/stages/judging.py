@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from holdfast import plugins
-from holdfast.artifacts import sha256_json, to_json
 from holdfast.contracts import Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.pairing import exchanged
@@ -53,10 +52,7 @@ def ready(judges: Mapping[str, Judge]) -> None:
 def hashes_of(judges: Mapping[str, Judge]) -> dict[str, str]:
     """Return the hash of what each judge reads, and of its options, for the inputs of a step."""
     read = {f"judge {name}": judge.hash for name, judge in judges.items()}
-    options = {
-        f"options of judge {name}": sha256_json(to_json(plugins.chosen(judge)))
-        for name, judge in judges.items()
-    }
+    options = {f"options of judge {name}": plugins.mark(judge) for name, judge in judges.items()}
     return {name: digest for name, digest in read.items() if digest} | options
 
 
