@@ -295,14 +295,17 @@ def run_benchmark() -> None:
     options = parser(__doc__)
     add_setting(options)
     options.add_argument("--estimators", help="only these rows, separated by commas")
-    options.add_argument("--run", type=Path, help="make the rows from this run, as it stands")
+    options.add_argument(
+        "--run", type=Path, nargs="+", help="make the rows from these runs, as they stand"
+    )
     chosen = options.parse_args()
     if chosen.quick:
         chosen.seeds = 1
     if chosen.run is not None:
         asked = tuple(filter(None, (chosen.estimators or "").split(",")))
-        found = [c for c in cells(cases(RunDir(chosen.run))) if _asked(c.estimator, asked)]
-        facts = {"setting": chosen.setting, "pooling": POOLING, **made_by(RunDir(chosen.run))}
+        runs = [RunDir(path) for path in chosen.run]
+        found = [c for c in cells(together(runs)) if _asked(c.estimator, asked)]
+        facts = {"setting": chosen.setting, "pooling": POOLING, **made_by(runs)}
         write(chosen.json, "estimators", facts, rows(found, asked))
         return
     with folder(chosen.work) as work:
@@ -327,13 +330,29 @@ def _asked(estimator: str, asked: Sequence[str]) -> bool:
     return not asked or estimator in {*asked, FREE, REFERENCE, CEILING}
 
 
-def made_by(run: RunDir) -> Row:
-    """Return what a run that stands already says of its making."""
-    entries = [e for stage in ("align", "score", "attack") for e in run.entries(stage)]
+def together(runs: Sequence[RunDir]) -> list[Case]:
+    """Return the cases of several runs, by seed.
+
+    Raises:
+        UsageError: Two of the runs have the same seed.
+    """
+    found: list[Case] = []
+    for run in runs:
+        mine = cases(run)
+        if twice := {case.seed for case in mine} & {case.seed for case in found}:
+            raise UsageError(f"--run {run.root}: seed {min(twice)} is in another run as well")
+        found += mine
+    return sorted(found, key=lambda case: case.seed)
+
+
+def made_by(runs: Sequence[RunDir]) -> Row:
+    """Return what runs that stand already say of their making."""
+    scores, attacks = ([e for run in runs for e in run.entries(s)] for s in ("score", "attack"))
+    entries = [*scores, *attacks, *(e for run in runs for e in run.entries("align"))]
     return {
         "commits": sorted({str(e.commit) for e in entries}),
-        "scores": {e.name: e.config["estimator"] for e in run.entries("score")},
-        "attacks": sorted({e.name.partition("/")[2] for e in run.entries("attack")}),
+        "scores": {e.name: e.config["estimator"] for e in scores},
+        "attacks": sorted({e.name.partition("/")[2] for e in attacks}),
     }
 
 

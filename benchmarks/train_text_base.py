@@ -6,8 +6,8 @@
 The same command goes on after an interruption. The rows never hold what is kept for attacks and
 tests: BeaverTails prompts of buckets 60-99, XSTest, and the test rows of the tasks. On a CPU the
 same seed, steps, precision, threads and torch build give the same weights again, interrupted or
-not; with `--minutes` the number of steps follows the machine's speed, and `--steps` repeats what it was. An
-accelerator may differ in rounding.
+not; with `--minutes` the number of steps follows the machine's speed, and `--steps` repeats what
+it was. An accelerator may differ in rounding.
 """
 
 from __future__ import annotations
@@ -804,12 +804,11 @@ def fit(options: argparse.Namespace, recipe: Recipe, out: Path) -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether a device multiplies in bfloat16 faster than in float32: an accelerator, or a
-    CPU with instructions for it (2.5 times as fast on two cores)."""
+    """Return whether a device multiplies faster in bfloat16: accelerators, and CPUs made for it."""
     import torch
 
     # Older torch does not say what the CPU can; float32 is right everywhere.
-    can = getattr(torch.cpu, "get_capabilities", dict)()
+    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type != "cpu" or bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 

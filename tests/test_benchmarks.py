@@ -236,6 +236,18 @@ def test_rows_keep_the_order_asked_for(bench: SimpleNamespace) -> None:
     assert {row["reference_processor_seconds"] for row in rows} == {1.0}
 
 
+def test_runs_are_read_together_by_seed_and_no_seed_twice(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = {"a": (3, 4), "b": (0, 1), "c": (4,)}
+    found = {tmp_path / k: [case({}, {"t": [1, 0]}, seed=s) for s in v] for k, v in seeds.items()}
+    monkeypatch.setattr(bench.estimators, "cases", lambda run: found[run.root])
+    a, b, c = (RunDir(path) for path in found)
+    assert [one.seed for one in bench.estimators.together([a, b])] == [0, 1, 3, 4]
+    with pytest.raises(UsageError, match=r"c: seed 4 is in another run as well"):
+        bench.estimators.together([a, b, c])
+
+
 def saved(run: RunDir, stage: str, name: str, path: Path, artifact: Any) -> None:
     with run.step(stage, name, config={"seed": 0}, inputs={}) as step:
         artifact.save(path)

@@ -354,11 +354,13 @@ def test_options_change_the_preset() -> None:
         script.recipe_of(script.parse(["--epochs", "0"]))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_model_that_is_written_can_be_loaded(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "base"
-    options = script.parse(["--shared", str(shared), "--out", str(out), "--device", "cpu"])
+    places = ["--shared", str(shared), "--out", str(out), "--device", "cpu"]
+    options = script.parse([*places, "--precision", precision])
     recipe = replace(TINY, steps=3, length=64)
     script.fit(options, recipe, out)
     loaded = models.load(str(out), device="cpu")
@@ -369,6 +371,7 @@ def test_the_model_that_is_written_can_be_loaded(
     result = json.loads((tmp_path / "base.training.json").read_text())
     assert list(result) == ["benchmark", "commit", "versions", "hardware", "config", "rows"]
     assert result["config"]["recipe"]["seed"] == 0
+    assert result["config"]["recipe"]["bfloat16"] is (precision == "bfloat16")
     assert result["rows"][-1]["step"] == 3
     twice = 2 * sum(bucket(asked(n)) < 60 for n in range(200))
     watched = [asked(n) for n in range(200) if script._number(asked(n)) % 100 == 0]
@@ -378,6 +381,13 @@ def test_the_model_that_is_written_can_be_loaded(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "base.training.json"]
     with pytest.raises(UsageError, match="has a model already"):
         script.fit(options, recipe, out)
+
+
+def test_bfloat16_is_taken_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, has in (({"avx512_bf16": True}, True), ({"amx_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert script.has_bfloat16(torch.device("cpu")) is has
+    assert script.has_bfloat16(torch.device("cuda"))
 
 
 # -------------------------------------------------------------------------------------- checking
