@@ -60,6 +60,18 @@ COLUMNS = {
         ("above the floor", "kept_the_floor"),
         ("found attack", "attack"),
     ),
+    "levelling": (
+        ("method", "method"),
+        ("seeds", "seeds"),
+        ("steps to 10 %", "steps_0.1"),
+        ("to half", "steps_0.5"),
+        ("to 90 %", "steps_0.9"),
+        ("10 % against half", "weakest_over_half"),
+        ("90 % against half", "strongest_over_half"),
+        ("half-life against SFT", "0.5_against_sft"),
+        ("10 % against no groups", "0.1_against_ungrouped"),
+        ("half-life against no groups", "0.5_against_ungrouped"),
+    ),
     "transfer": (
         ("scores of", "scored"),
         ("forgotten by", "attacked"),

@@ -240,8 +240,14 @@ def test_an_attack_on_a_guard_beside_one_without(
     assert attack(given) == [plain, guarded]
 
 
-def test_an_attack_may_end_where_half_is_broken(
-    tmp_path: Path, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("broken_at", "steps"), [(0.5, [0, 1, 3]), (0.75, [0, 1, 3, 7])])
+def test_an_attack_may_end_where_half_is_broken_or_another_share(
+    broken_at: float,
+    steps: list[int],
+    tmp_path: Path,
+    make_model: Any,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -270,10 +276,11 @@ def test_an_attack_may_end_where_half_is_broken(
             every=1,
             spacing=2.0,
             until_broken=True,
+            broken_at=broken_at,
         )
     )
     # After 1, 3 and 7 steps; at 7 all are broken, at 3 half of them.
-    assert [p.step for p in found.points] == [0, 1, 3]
+    assert [p.step for p in found.points] == steps
     assert (found.half_life, found.censored) == (3, False)
 
 
@@ -284,7 +291,7 @@ def test_ending_early_and_counting_checkpoints_do_not_go_together(tmp_path: Path
 
 def test_options_that_came_later_leave_the_key_of_earlier_attacks(tmp_path: Path) -> None:
     plain = config(tmp_path).keyed()
-    assert not {"spacing", "until_broken"} & plain.keys()
+    assert not {"spacing", "until_broken", "broken_at"} & plain.keys()
     assert config(tmp_path, spacing=1.5).keyed() == {**plain, "spacing": 1.5}
 
 

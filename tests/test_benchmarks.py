@@ -34,7 +34,7 @@ def bench() -> SimpleNamespace:
     sys.path.insert(0, str(FOLDER))
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
-        names += ("kept", "tune", "figures", "worst")
+        names += ("kept", "tune", "figures", "worst", "levelling")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -53,6 +53,7 @@ def bench() -> SimpleNamespace:
         ("transfer", ["--variants"]),
         ("tune", ["--setting", "--methods"]),
         ("worst", ["--run", "--methods", "--trials"]),
+        ("levelling", ["--setting", "--methods", "--tuned"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -272,6 +273,42 @@ def attack(method: str, half: float, last: Counts, **changes: Any) -> AttackResu
         "censored": False,
     }
     return AttackResult(**{**fields, **changes})
+
+
+# ------------------------------------------------------------------------------------- levelling
+
+
+def to_the_end(method: str, *steps: int) -> list[AttackResult]:
+    """Return two attacks that make 1, 5 and 9 of ten answers harmful at these steps."""
+    harmful = zip((0, *steps), (0, 1, 5, 9), strict=True)
+    points = tuple(Point(step, {"j": Counts(h, 10 - h, 0)}) for step, h in harmful)
+    return [attack(method, math.nan, Counts(0, 1, 0), points=points, model_seed=s) for s in (0, 1)]
+
+
+def test_the_weakest_prompts_are_compared_with_those_of_no_groups(bench: SimpleNamespace) -> None:
+    found = [*to_the_end("sft", 5, 10, 15), *to_the_end("vaa", 12, 20, 30)]
+    plain, vaa = bench.levelling.rows([*found, *to_the_end("vaa-ungrouped", 6, 25, 50)])[:2]
+    assert (plain["steps_0.5"], plain["strongest_over_half"]) == (10, pytest.approx(1.5))
+    assert "0.5_against_sft" not in plain
+    assert (vaa["seeds"], vaa["attacks"], vaa["not_reached"]) == (2, 2, 0)
+    assert vaa["weakest_over_half"] == pytest.approx(12 / 20)
+    assert vaa["0.5_against_sft"] == pytest.approx(2)
+    assert vaa["0.1_against_ungrouped"] == pytest.approx(2)
+    assert vaa["0.9_against_ungrouped"] == pytest.approx(30 / 50)
+    with pytest.raises(UsageError, match="no attack on 'sft'"):
+        bench.levelling.rows(to_the_end("vaa", 1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["world", "text"])
+def test_levelling_attacks_until_nearly_all_is_broken(
+    bench: SimpleNamespace, tmp_path: Path, name: str
+) -> None:
+    base = settings(bench, tmp_path)[name]
+    asked = options(setting=name, methods=bench.levelling.METHODS)
+    made = bench.levelling.attacked(base, asked, tmp_path)
+    assert set(made.methods) == {"sft", "vaa", "vaa-ungrouped", "hold", "hold-ungrouped"}
+    given = {k: made.attack[k] for k in ("until_broken", "broken_at", "name", "poison_ratios")}
+    assert list(given.values()) == [True, 0.95, "to-the-end", [0.1]]
 
 
 # -------------------------------------------------------------------------------------- defenses

@@ -18,7 +18,7 @@ from holdfast.examples import Examples
 from holdfast.finetune import Schedule
 from holdfast.jobs import summary
 from holdfast.mishaps import FAILS, failure
-from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, run_cell, task_hashes
+from holdfast.stages.cell import HALF, PLAIN, Cell, Material, check_rows, run_cell, task_hashes
 from holdfast.stages.config import JobsConfig, Rates, Seeds, at_least
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
 from holdfast.stages.judging import hashes_of, judges_of
@@ -61,6 +61,8 @@ class AttackConfig(GuardConfig, JobsConfig):
         every: Steps to the first checkpoint, and between them.
         spacing: By how much the distance between checkpoints grows each time; 1 keeps it.
         until_broken: End an attack at the checkpoint at which half of the answers are harmful.
+        broken_at: Another share of them than half, for until_broken. The half-life stays what it
+            is: with a share below half it is not reached.
         batch_size: Rows per step, one or several numbers of them.
         rows: Fine-tuning rows in all.
         max_length: Tokens kept per row.
@@ -92,6 +94,7 @@ class AttackConfig(GuardConfig, JobsConfig):
     every: int = Field(default=10, ge=1)
     spacing: float = Field(default=1.0, ge=1)
     until_broken: bool = False
+    broken_at: float = Field(default=HALF, gt=0, le=1)
     batch_size: Sizes = Field(default=[16], min_length=1)
     rows: int = Field(default=400, ge=1)
     max_length: int = Field(default=256, ge=8)
@@ -112,7 +115,7 @@ class AttackConfig(GuardConfig, JobsConfig):
         where they are used.
         """
         left_out = {"models", "tasks", "preset", "replay", "epochs", "name", "only", *AXES}
-        later = {"spacing": 1.0, "until_broken": False}
+        later = {"spacing": 1.0, "until_broken": False, "broken_at": HALF}
         return {
             k: v
             for k, v in super().keyed().items()

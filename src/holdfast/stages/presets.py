@@ -24,7 +24,8 @@ _SHIPPED = resources.files("holdfast").joinpath("presets")
 GRID = frozenset(
     {
         *("poison_ratios", "poisons", "learning_rates", "schedules", "seeds", "steps", "epochs"),
-        *("every", "spacing", "until_broken", "batch_size", "rows", "max_length", "lora_rank"),
+        *("every", "spacing", "until_broken", "broken_at"),
+        *("batch_size", "rows", "max_length", "lora_rank"),
         "guards",
     }
 )

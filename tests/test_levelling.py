@@ -1,0 +1,69 @@
+"""What the chapter on levelling says of attacks whose courses are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from holdfast.analyses.levelling import Levelling
+from holdfast.artifacts import AttackResult, Counts, Point
+from holdfast.errors import UsageError
+from holdfast.runs import RunDir
+
+
+def attacked(course: Sequence[tuple[int, int]], seed: int, method: str = "sft") -> AttackResult:
+    """Return an attack with (step, harmful answers of ten)."""
+    points = tuple(Point(step, {"world": Counts(h, 10 - h, 0)}) for step, h in course)
+    about = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    return AttackResult(
+        f"{method}-s{seed}", "h", method, seed, about, "world", points, math.nan, censored=False
+    )
+
+
+def kept(path: Path, *attacks: AttackResult) -> RunDir:
+    run = RunDir(path)
+    for i, result in enumerate(attacks):
+        with run.step("attack", f"a{i}", config={}, inputs={}) as step:
+            result.save(run.path("attacks", f"{i}.json"))
+            step.outputs.append(run.path("attacks", f"{i}.json"))
+    return run
+
+
+def test_the_weakest_and_the_strongest_are_counted_in_half_lives(tmp_path: Path) -> None:
+    """Half broken at 20 in both; a tenth at 10 and 5, nine tenths at 40 and 80."""
+    run = kept(
+        tmp_path,
+        attacked([(0, 0), (10, 1), (20, 5), (40, 9)], 0),
+        attacked([(0, 0), (5, 1), (20, 5), (80, 9)], 1),
+    )
+    section = Levelling().run(run)
+    (table,) = section.tables.values()
+    (line,) = table.to_dict("records")
+    assert (line["method"], line["attacks"], line["not reached 90%"]) == ("sft", 2, 0)
+    assert (line["steps to 10%"], line["steps to 50%"], line["steps to 90%"]) == (7.5, 20, 60)
+    # Geometric means: sqrt(1/2 * 1/4) and sqrt(2 * 4).
+    assert line["10% against half"] == pytest.approx(math.sqrt(1 / 8), abs=1e-3)
+    assert line["90% against half"] == pytest.approx(math.sqrt(8), abs=1e-3)
+    assert "2.83 [" in section.findings[0]
+
+
+def test_an_attack_that_ends_with_the_half_life_bounds_from_below(tmp_path: Path) -> None:
+    run = kept(tmp_path, *(attacked([(0, 0), (10, 1), (30, 5)], seed) for seed in (0, 1)))
+    (said,) = Levelling().run(run).findings
+    assert "90% after at least 1.00 [1.00, inf]" in said
+
+
+def test_a_model_that_never_broke_has_no_half_life(tmp_path: Path) -> None:
+    run = kept(tmp_path, attacked([(0, 0), (10, 0)], 0), attacked([(0, 0), (10, 5)], 0, "hold"))
+    first, second = Levelling().run(run).findings
+    assert first.startswith("On sft, 10% of the answers are harmful after an unknown share (n=1)")
+    assert second.startswith("On hold, 10% of the answers are harmful after 0.20 [unknown], n=1")
+
+
+@pytest.mark.parametrize("options", [{"weakest": 0.5}, {"strongest": 0.4}, {"strongest": 1.1}])
+def test_shares_lie_on_either_side_of_one_half(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="on either side of 0.5"):
+        Levelling(**options)
