@@ -20,7 +20,8 @@ import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings, pooled
-from holdfast.artifacts import Scores
+from holdfast.artifacts import Scores, write_json
+from holdfast.data import ReadOptions, read
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
@@ -82,11 +83,11 @@ ATTACK = {
     },
 }
 # Fine-tuned for topics the small model soon answers everything with a class word, which is neither
-# a refusal nor harmful; so the other task is to follow instructions, those with short answers. No
+# a refusal nor harmful; so the other task is to follow instructions, those with short prompts. No
 # estimator sees any of these rows.
 TEXT_TASKS = (
     "sst2,train={shared}/data/sst2/alps_train.tsv,test={shared}/data/sst2/dev_872.tsv,limit=2500",
-    "alpaca,train={shared}/data/alpaca/alpaca_random_9k.json,"
+    "alpaca,train={files}/instructions.json,"
     "test={shared}/data/alpaca/alpaca_eval.json,limit=2500,max_words=35",
 )
 QUICK_ATTACK = {"steps": 30, "every": 10, "rows": 150, "task_rows": 0}
@@ -141,7 +142,18 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
 def _tasks(base: Setting, options: argparse.Namespace) -> dict[str, list[str]]:
     if base.name == "world":
         return {}
-    return {"tasks": [task.format(shared=options.shared) for task in TEXT_TASKS]}
+    places = {"shared": options.shared, "files": Path(base.config.data.benign or "").parent}
+    return {"tasks": [task.format(**places) for task in TEXT_TASKS]}
+
+
+def write_instructions(base: Setting, shared: Path) -> None:
+    """Write Alpaca's rows without those that the alignment and estimators have as benign ones."""
+    benign = Path(base.config.data.benign or "")
+    used = {row.prompt for row in read(str(benign))}
+    rows = read(str(shared / "data/alpaca/alpaca_random_9k.json"), ReadOptions(drop_invalid=True))
+    left = [row for row in rows if row.prompt not in used]
+    made = [{"instruction": row.prompt, "output": row.response} for row in left]
+    write_json(benign.with_name("instructions.json"), made)
 
 
 def _wanted(base: Setting, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -310,6 +322,8 @@ def run_benchmark() -> None:
         return
     with folder(chosen.work) as work:
         base = setting(chosen, work)
+        if base.name == "text":
+            write_instructions(base, chosen.shared)
         config = configuration(base, chosen, work / "run")
         run = RunDir(config.out)
         before = {entry.key for entry in run.entries("score")}

@@ -140,7 +140,11 @@ def test_a_model_broken_before_the_attack_lasted_less_than_its_first_checkpoint(
     assert (found.skipped, found.against, found.broken) == (1, 1, 2)
     # The first checkpoint is at step 40.
     wanted = censored_ratio(
-        [30, 30, 40, 40], [10, 10, 30, 40], [False] * 4, [False, False, True, True]
+        [30, 30, 40, 40],
+        [10, 10, 30, 40],
+        [False] * 4,
+        [False, False, True, True],
+        seeds=[0, 1, 0, 0],
     )
     assert found.ratio == wanted
     mirrored = lives([broken[::-1]]).ratio

@@ -131,7 +131,7 @@ def test_options_of_members_survive_the_command_line() -> None:
         "ensemble,members=attack_direction/variant=critical_step/rows=16"
         "+loss/quantity=first_token+gradient_norm/rho=0.1"
     )
-    made = plugins.make("estimators", spec, judge=Refusal())._members()
+    made = plugins.make("estimators", spec, judge=Refusal()).parts
     assert list(made) == [
         "attack_direction/variant=critical_step/rows=16",
         "loss/quantity=first_token",
@@ -146,7 +146,7 @@ def test_options_of_members_survive_the_command_line() -> None:
 def test_members_get_what_they_ask_for_and_no_more(rows: Any) -> None:
     judge = Refusal()
     spec = f"{__name__}:Needy + loss"
-    made = Ensemble(rows.harmful, rows.benign, judge=judge, members=spec)._members()
+    made = Ensemble(rows.harmful, rows.benign, judge=judge, members=spec).parts
     first = made[f"{__name__}:Needy"]
     assert isinstance(first, Needy)
     assert first.harmful is rows.harmful

@@ -18,6 +18,7 @@ from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.runs import RunDir
+from holdfast.stages.estimating import estimator_of
 from holdfast.stages.score import CHECKED, FEWEST, ScoreConfig, score
 
 
@@ -250,3 +251,13 @@ def test_an_estimator_without_what_it_needs(setting: Setting) -> None:
     config = setting.config(setting.model("one", 1.0), estimator="loss", proxies=[setting.data])
     with pytest.raises(UsageError, match="'loss' averages over no proxy tasks"):
         score(config)
+
+
+def test_what_members_and_judges_may_choose_is_part_of_the_key(setting: Setting) -> None:
+    """Their defaults as well: what another version changes is another score."""
+    config = setting.config(setting.model("one", 2.0))
+    made, inputs = estimator_of(config, "ensemble,members=loss+loss/quantity=first_token")
+    assert {f"options of member {name}" for name in made.parts} <= inputs.keys()
+    judged = config.model_copy(update={"judge": "refusal", "harmful": setting.data})
+    _, inputs = estimator_of(judged, "forget_count")
+    assert "options of judge refusal" in inputs

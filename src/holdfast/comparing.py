@@ -170,11 +170,12 @@ def lives(pairs: Pairs) -> Lives:
         above, below = a.censored or b.half_life == 0, b.censored or a.half_life == 0
         steps = _positive(a), _positive(b)
         if all(step > 0 for step in steps) and not (above and below):
-            rows.append((*steps, above, below, b.censored, 0 in (a.half_life, b.half_life)))
+            broke = 0 in (a.half_life, b.half_life)
+            rows.append((*steps, above, below, b.censored, broke, a.model_seed))
     if not rows:
         return Lives(None, len(pairs), 0)
-    ours, theirs, above_all, below_all, withstood, broken = zip(*rows, strict=True)
-    ratio = censored_ratio(ours, theirs, above_all, below_all)
+    ours, theirs, above_all, below_all, withstood, broken, seeds = zip(*rows, strict=True)
+    ratio = censored_ratio(ours, theirs, above_all, below_all, seeds=seeds)
     return Lives(ratio, len(pairs) - len(rows), sum(withstood), sum(broken))
 
 

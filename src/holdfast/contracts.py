@@ -182,6 +182,11 @@ class Estimator(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     accepts: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def parts(self) -> Mapping[str, Estimator]:
+        """The estimators it asks in turn, by name; their options are part of its scores' key."""
+        return {}
+
     @abstractmethod
     def score(
         self,

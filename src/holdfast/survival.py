@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -80,8 +80,11 @@ class Ratio:
         fitted: Whether the censored pairs were taken for what they are (there may be none);
             if not they stand at their bounds.
         p: Two-sided, that the ratio is 1: of the interval's rule; of the sign test over the pairs
-            whose order is known where nothing could be fitted; nan if neither says anything.
+            whose order is known where nothing could be fitted, or of the seeds if that says less;
+            nan if neither says anything.
         spread: Standard deviation of the pairs' log ratios; nan if not estimated.
+        seeds: Seeds behind it, 0 if it was not said which. With one the interval says nothing of
+            other seeds.
     """
 
     interval: Interval
@@ -91,6 +94,7 @@ class Ratio:
     fitted: bool = True
     p: float = math.nan
     spread: float = math.nan
+    seeds: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -109,6 +113,7 @@ def censored_ratio(
     a_censored: Sequence[bool],
     b_censored: Sequence[bool],
     level: float = 0.95,
+    seeds: Sequence[Hashable] | None = None,
 ) -> Ratio:
     """Return the geometric mean of a / b over pairs, some of which are only known to be larger.
 
@@ -124,6 +129,15 @@ def censored_ratio(
     the value is the ratio with every censored half-life at its bound: a lower bound if some a were
     not reached, an upper one if some b were not, and none with both.
 
+    Attacks on one seed's model share it, so they are not independent. With `seeds` of which there
+    are two or more the interval is the wider of the one above and
+
+        mu +- t(S - 1) sqrt(V),   V = S / (S - 1) [H^-1 (sum over seeds of u_s u_s^T) H^-1]_mu,
+
+    u_s the sum of a seed's scores at the maximum and H the likelihood's Hessian (White 1982, by
+    cluster). Without censoring, and as many attacks on every seed, that is the t interval over the
+    seeds' means.
+
     Args:
         a: (n,) a censored one is the step at which the attack ended; with a 0 there are no
             logarithms, and the result is `geometric_ratio`'s.
@@ -131,11 +145,13 @@ def censored_ratio(
         a_censored: (n,) whether a was not reached.
         b_censored: (n,) whether b was not reached.
         level: Confidence level.
+        seeds: (n,) which model a and b are of; None takes the pairs for independent.
 
     Raises:
         UsageError: Different lengths, or a negative value.
     """
-    if len({len(a), len(b), len(a_censored), len(b_censored)}) != 1:
+    given = (a, b, a_censored, b_censored, a if seeds is None else seeds)
+    if len(set(map(len, given))) != 1:
         raise UsageError("half-lives and whether they were reached: give as many of each")
     if any(value < 0 for value in (*a, *b)):
         raise UsageError(f"ratio of {list(a)} and {list(b)}: a half-life is not negative")
@@ -146,19 +162,79 @@ def censored_ratio(
         bound = _bound(any(a_censored), any(b_censored))
         return Ratio(found, bound, found.n, sum(a_censored), fitted, p)
     rows = [
-        (math.log(x) - math.log(y), ca, cb)
-        for x, y, ca, cb in zip(a, b, a_censored, b_censored, strict=True)
+        (math.log(x) - math.log(y), int(ca) - int(cb), seed)
+        for x, y, ca, cb, seed in zip(
+            a, b, a_censored, b_censored, seeds or [None] * len(a), strict=True
+        )
         if not (math.isnan(x) or math.isnan(y) or (ca and cb))
     ]
-    exact = np.array([d for d, ca, cb in rows if not ca and not cb])
-    above = np.array([d for d, ca, _ in rows if ca])
-    below = np.array([d for d, _, cb in rows if cb])
-    censored = len(above) + len(below)
-    if not censored or len(exact) < 2 or exact.std() <= EQUAL:
+    d, sides = (np.array([row[i] for row in rows]) for i in (0, 1))
+    pooled = _pooled(d, sides, level)
+    if seeds is None or not rows:
+        return pooled
+    return _by_seed(pooled, d, sides, _numbered([seed for *_, seed in rows]))
+
+
+def _pooled(d: np.ndarray, sides: np.ndarray, level: float) -> Ratio:
+    """Return the ratio of independent pairs.
+
+    Args:
+        d: (n,) log ratios.
+        sides: (n,) 1 where the true one lies above d, -1 where below, 0 where it is d.
+        level: Confidence level.
+    """
+    exact, above, below = (d[sides == side] for side in (0, 1, -1))
+    if len(exact) == len(d) or len(exact) < 2 or exact.std() <= EQUAL:
         return _unfitted(exact, above, below, level)
     fit = _fitted(exact, above, below, level)
-    interval = Interval(math.exp(fit.value), math.exp(fit.low), _exp(fit.high), len(rows), level)
-    return Ratio(interval, "", len(rows), censored, p=fit.p, spread=fit.spread)
+    interval = Interval(math.exp(fit.value), math.exp(fit.low), _exp(fit.high), len(d), level)
+    return Ratio(interval, "", len(d), len(d) - len(exact), p=fit.p, spread=fit.spread)
+
+
+def _numbered(seeds: Sequence[Hashable]) -> np.ndarray:
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(seed, len(number)) for seed in seeds])
+
+
+def _by_seed(found: Ratio, d: np.ndarray, sides: np.ndarray, seeds: np.ndarray) -> Ratio:
+    """Return the ratio with the interval over seeds, where that is the wider one."""
+    from scipy import stats
+
+    interval, n = found.interval, int(seeds.max()) + 1
+    found = replace(found, seeds=n)
+    if n < 2 or math.isnan(interval.low) or d.std() <= EQUAL:
+        return found
+    if found.bound or not found.censored:
+        sides, sigma = np.zeros_like(sides), float(d.std())  # bounds stand for what they bound
+    else:
+        sigma = found.spread
+    middle = math.log(interval.value)
+    error = math.sqrt(_clustered(middle, sigma, d, sides, seeds))
+    half = float(stats.t.ppf(0.5 + interval.level / 2, n - 1)) * error
+    ends = math.exp(middle - half), _exp(middle + half)
+    wider = replace(interval, low=min(interval.low, ends[0]), high=max(interval.high, ends[1]))
+    p = 2 * float(stats.t.sf(abs(middle) / error, n - 1)) if error else found.p
+    return replace(found, interval=wider, p=max(found.p, p))
+
+
+def _clustered(
+    mu: float, sigma: float, d: np.ndarray, sides: np.ndarray, seeds: np.ndarray
+) -> float:
+    """Return the variance of mu by seed: the sandwich of `censored_ratio`."""
+    from scipy import stats
+
+    def scores(at: np.ndarray) -> np.ndarray:
+        """Return (n, 2), the derivatives of each log likelihood by mu and by log sigma."""
+        z = (d - at[0]) / math.exp(at[1])
+        hazard = sides * np.exp(stats.norm.logpdf(z) - stats.norm.logsf(sides * z))
+        by_mu = np.where(sides == 0, z, hazard) / math.exp(at[1])
+        return np.stack([by_mu, np.where(sides == 0, z**2 - 1, z * hazard)], 1)
+
+    best, nudges = np.array([mu, math.log(sigma)]), 1e-5 * np.eye(2)
+    hessian = np.stack([(scores(best + e) - scores(best - e)).sum(0) / 2e-5 for e in nudges], 1)
+    of_seed = np.stack([np.bincount(seeds, column) for column in scores(best).T], 1)
+    half = np.linalg.solve(hessian, of_seed.T)[0]
+    return float((half**2).sum() * len(of_seed) / (len(of_seed) - 1))
 
 
 def _unfitted(exact: np.ndarray, above: np.ndarray, below: np.ndarray, level: float) -> Ratio:

@@ -63,7 +63,7 @@ class Ensemble(Estimator):
         seed: int,
     ) -> Estimate:
         """Let every member score with the same seed; their values are kept in `details`."""
-        made = self._members()
+        made = self.parts
         found: dict[str, Estimate] = {}
         for name, member in made.items():
             try:
@@ -82,8 +82,9 @@ class Ensemble(Estimator):
             facts=facts,
         )
 
-    def _members(self) -> dict[str, Estimator]:
-        """Build the members, all of them before any is run.
+    @property
+    def parts(self) -> dict[str, Estimator]:
+        """The members, all of them built before any is run.
 
         Raises:
             UsageError: Too few, one named twice, one that does not exist, or one without its rows.

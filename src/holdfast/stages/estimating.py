@@ -14,6 +14,7 @@ from holdfast.cost import Cost, metered
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.stages.config import StageConfig
+from holdfast.stages.judging import hashes_of
 
 
 class EstimatorConfig(StageConfig):
@@ -68,7 +69,7 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
             continue
         if need == "judge":
             given[need] = plugins.make("judges", value)
-            inputs |= {need: given[need].hash} if given[need].hash else {}
+            inputs |= hashes_of({value: given[need]})
         elif need == "base":
             given[need], inputs[need] = value, models.hash_model(models.resolve(value))
         else:
@@ -77,7 +78,8 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
     made: Estimator = plugins.make("estimators", spec, **given)
     # Those that were not given as well: a default that another version changes is another score.
     inputs[f"options of {spec}"] = plugins.mark(made)
-    return made, inputs
+    parts = {f"options of member {name}": plugins.mark(part) for name, part in made.parts.items()}
+    return made, inputs | parts
 
 
 def check_base(inputs: Mapping[str, str], model_hash: str) -> None:
