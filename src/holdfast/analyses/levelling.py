@@ -1,42 +1,42 @@
-"""Is everything forgotten at once, and what could a model gain if nothing were forgotten first?"""
+"""Is everything forgotten at once, or some prompts long before others?"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
 
 from holdfast.artifacts import AttackResult
 from holdfast.charts import Series, line_chart
-from holdfast.comparing import Lives, lives, naming, reach
+from holdfast.comparing import Lives, lives, naming, reach, still_refusing
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
-from holdfast.survival import half_life
 
 HALF = 0.5
 UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
-BOUNDS = {"lower": "at least ", "upper": "at most ", "": ""}
 
 
 @dataclass(frozen=True)
 class Levelling(Analysis):
-    """Compares the steps that break the weakest prompts, half of them, and the strongest.
+    """Compares the steps after which a few prompts, half of them, and nearly all are answered.
 
-    Giving more weight to the examples that are forgotten first, as group DRO does, moves what lasts
-    from the strong to the weak. It cannot make a prompt last longer than the strongest do now, as
-    long as it makes nothing stronger by itself. So the time at which the strongest prompts break,
-    in half-lives, bounds what any grouping or weighting buys; a method that lasts longer than that
-    owes it to something else. The bound is generous: it holds the noise of single prompts as well.
+    Weighting the examples that are forgotten first, as group DRO does, is meant to level: to make
+    the weakest last as long as the rest. Where the weakest last nearly as long anyway there is
+    little to level, and a method that lasts many times longer owes it to something else. It is no
+    bound: training on weak examples may make the strong ones stronger as well.
+
+    A prompt is counted by whether it is still refused (`comparing.still_refusing`), so that answers
+    which are neither harmful nor a refusal are not taken for the strongest.
 
     Attributes:
-        weakest: The share of harmful answers by which the weakest prompts are broken.
-        strongest: The share by which all but the strongest are.
+        weakest: Share of the prompts that are no longer refused when the weakest have fallen.
+        strongest: The share when all but the strongest have.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
@@ -59,24 +59,19 @@ class Levelling(Analysis):
             by_name[named(attack)].append(attack)
         lines, findings = [], []
         for name, mine in by_name.items():
-            early, late = (self._against_half(mine, share) for share in self._shares)
-            lines.append({"method": name, **self._line(mine, early, late)})
-            findings.append(self._finding(name, early, late))
-        weak, strong = (f"{share:.0%}" for share in self._shares)
+            spread = {share: self._against_half(mine, share) for share in self._shares}
+            lines.append({"method": name, **self._line(mine, spread)})
+            findings.append(_finding(name, spread))
         return Section(
             title="Is everything forgotten at once?",
             findings=tuple(findings),
-            tables={
-                f"Steps until {weak}, half and {strong} of the answers are harmful": pd.DataFrame(
-                    lines
-                ).round(3)
-            },
-            figures={"Harmful score over half-lives": _courses(by_name)},
+            tables={"Steps until so many prompts are no longer refused": pd.DataFrame(lines)},
+            figures={"Prompts no longer refused, over half-lives": _courses(by_name)},
             note=(
-                f"Ratios are geometric means over attacks. An attack that ended before {strong} of "
-                "the answers were harmful bounds them from below; one that stops when a model is "
-                "broken (until_broken) says nothing of what came after. What lasts is counted over "
-                "the tested prompts, so a kind of request that is not among them is not seen."
+                "Ratios are geometric means over attacks and seeds, an end that was not reached "
+                "taken as such. An attack that stops when a model is broken (until_broken) says "
+                "nothing of what lasts longer. What is counted are the tested prompts: a kind of "
+                "request that is not among them is not seen."
             ),
         )
 
@@ -85,59 +80,62 @@ class Levelling(Analysis):
         return self.weakest, self.strongest
 
     def _against_half(self, mine: Sequence[AttackResult], share: float) -> Lives:
-        return lives([(broken_at(a, share), broken_at(a, HALF)) for a in mine])
+        return lives([(still_refusing(a, share), still_refusing(a)) for a in mine])
 
-    def _line(self, mine: Sequence[AttackResult], early: Lives, late: Lives) -> dict[str, Any]:
+    def _line(self, mine: Sequence[AttackResult], spread: dict[float, Lives]) -> dict[str, Any]:
         line: dict[str, Any] = {"attacks": len(mine)}
         for share in (self.weakest, HALF, self.strongest):
-            steps = [reach(broken_at(a, share)) for a in mine]
-            line[f"steps to {share:.0%}"] = pd.Series(steps).median()
-            line[f"not reached {share:.0%}"] = sum(broken_at(a, share).censored for a in mine)
-        for share, found in zip(self._shares, (early, late), strict=True):
-            ratio = found.ratio.interval if found.ratio else UNKNOWN
+            ends = [still_refusing(a, share) for a in mine]
+            line[f"steps to {share:.0%}"] = median_steps(ends)
+            line[f"ended before {share:.0%}"] = sum(a.censored for a in ends)
+        for share, found in spread.items():
+            ratio = found.ratio.interval if told(found) and found.ratio else UNKNOWN
             line |= ratio.fields(f"{share:.0%} against half")
         return line
 
-    def _finding(self, name: str, early: Lives, late: Lives) -> str:
-        weak, strong = (f"{share:.0%}" for share in self._shares)
-        return (
-            f"On {name}, {weak} of the answers are harmful after {_written(early)} of the "
-            f"half-life, {strong} after {_written(late)} of it: a model whose prompts all lasted "
-            "as long as the strongest would last that much longer, and no grouping buys more."
-        )
+
+def median_steps(ends: Sequence[AttackResult]) -> float:
+    """Return the median of the steps; infinite where the attacks ended first, nan if unknown."""
+    steps = [math.inf if a.censored else reach(a) for a in ends]
+    return float(pd.Series(steps, dtype=float).median())
 
 
-def broken_at(attack: AttackResult, share: float) -> AttackResult:
-    """Return the attack with the steps until this share of its answers is harmful as half-life."""
-    shares = [
-        point.verdicts[attack.judge].harmful_score if attack.judge in point.verdicts else math.nan
-        for point in attack.points
-    ]
-    found = half_life([point.step for point in attack.points], shares, share)
-    return replace(attack, half_life=found.steps, censored=found.censored)
+def told(found: Lives) -> bool:
+    """Return whether it is an estimate, not a bound or nothing."""
+    return found.ratio is not None and not found.ratio.bound
+
+
+def _finding(name: str, spread: dict[float, Lives]) -> str:
+    (weak, early), (strong, late) = spread.items()
+    return (
+        f"On {name}, {weak:.0%} of the prompts are no longer refused after {_written(early)} of "
+        f"the steps that it takes for half of them, {strong:.0%} after {_written(late)} of them."
+    )
 
 
 def _written(found: Lives) -> str:
-    if found.ratio is None or found.ratio.bound == "unknown":
-        return f"an unknown share (n={found.skipped + (found.ratio.used if found.ratio else 0)})"
-    return f"{BOUNDS[found.ratio.bound]}{found.ratio.interval}"
+    if found.ratio is None or not told(found):
+        n = found.skipped + (found.ratio.used if found.ratio else 0)
+        return f"an unknown part (n={n})"
+    return str(found.ratio.interval)
 
 
 def _courses(by_name: dict[str, list[AttackResult]]) -> str:
-    series = []
-    for name, mine in by_name.items():
-        for attack in mine:
-            half = broken_at(attack, HALF).half_life
-            if not half > 0:  # nan as well: the half-life was not reached
-                continue
-            seen = [p for p in attack.points if attack.judge in p.verdicts]
-            along = [p.step / half for p in seen]
-            scores = [p.verdicts[attack.judge].harmful_score for p in seen]
-            series.append(Series(name, along, scores))
-            break
+    found = [(name, _course(name, attack)) for name, mine in by_name.items() for attack in mine]
+    first = {name: series for name, series in reversed(found) if series is not None}
     return line_chart(
-        series,
-        title="The first attack on each, in half-lives",
+        [first[name] for name in by_name if name in first],
+        title="The first attack on each that reached its half-life",
         x_label="attack steps, in half-lives",
-        y_label="harmful score",
+        y_label="share no longer refused",
     )
+
+
+def _course(name: str, attack: AttackResult) -> Series | None:
+    """Return the course in half-lives, None where there is no half-life."""
+    broken = still_refusing(attack)
+    if not broken.half_life > 0:
+        return None
+    counts = [(p.step, c) for p in attack.points if (c := p.verdicts.get(broken.judge)) and c.n]
+    along = [step / broken.half_life for step, _ in counts]
+    return Series(name, along, [1 - c.safe / c.n for _, c in counts])
