@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.comparing import lives, refusing
+from holdfast.differences import of_shares
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, wilson
@@ -48,13 +49,15 @@ NOTES = (
     "the attacks without poison, where there are some. Undecided answers count in n and not as "
     "harmful. hs_low, hs_high: Wilson on the pooled counts, which leaves out the spread between "
     "seeds. half_life_ratio: geometric mean over attacks and seeds against "
-    f"{BASELINE}, t interval. A half-life that was not reached (censored) is only known to be "
-    "longer than the attack (Tobit, see holdfast.survival); one of 0 to be "
+    f"{BASELINE}, interval over pairs or seeds, the wider. A half-life that was not reached "
+    "(censored) is only known to be longer than the attack (Tobit, see holdfast.survival); one of "
+    "0 to be "
     "shorter than its first checkpoint. With fewer than two pairs that were reached the ratio may "
     "be a bound: half_life_ratio_bound is lower, upper, or unknown where it bounds nothing. attack "
     "none: the aligned model itself. best: the published method with the longest half-life; "
     "best_without_harmful: among those that see no harmful rows. Attacks on a guard are compared "
-    "with the same guard's on the baseline only. over_refusal: before any attack."
+    "with the same guard's on the baseline only. over_refusal: before any attack. *_more: less the "
+    "baseline's, see holdfast.differences.of_shares."
 )
 NOTHING = "none"
 """Instead of methods: run nothing, and make the rows from what `--add` names."""
@@ -131,11 +134,39 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         for guard in dict.fromkeys(map(guarded, mine)):
             chosen = [a for a in mine if guarded(a) == guard]
             found.append({**_over_all(method, f"all{guard}", chosen, attacks), **refused})
+    for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
+        ours.update(_more(ours["method"], attacks, evaluations))
     rivals = {"best": PUBLISHED, "best_without_harmful": PUBLISHED_WITHOUT_HARMFUL}
     for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
         for name, theirs in rivals.items():
             ours.update(_against_best(name, theirs, ours, found, attacks))
     return found
+
+
+def _more(method: str, attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> Row:
+    """Return over-refusal and accuracy less the baseline's, over the seeds that both have."""
+    of_method: dict[str, dict[str, dict[int, tuple[float, int]]]] = {}
+    for name in (method, BASELINE):
+        refused = {
+            e.model_seed: (e.over_refusal.safe / e.over_refusal.n, e.over_refusal.n)
+            for e in evaluations
+            if e.method == name and e.over_refusal and e.over_refusal.n
+        }
+        last = [
+            (a.model_seed, a.points[-1])
+            for a in attacks
+            if a.method == name and a.attack["poison_ratio"] == 0 and not guarded(a)
+        ]
+        found = {s: _accuracy([p for seed, p in last if seed == s]) for s in {s for s, _ in last}}
+        right = {seed: (one["fa"], one["fa_n"]) for seed, one in found.items() if one["fa_n"]}
+        of_method[name] = {"over_refusal_more": refused, "fa_more": right}
+    made: Row = {}
+    for what, ours in of_method[method].items():
+        theirs = of_method[BASELINE][what]
+        seeds = sorted(ours.keys() & theirs.keys())
+        difference = of_shares([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        made |= difference.interval.fields(what)
+    return made
 
 
 def _against_best(

@@ -390,6 +390,24 @@ def test_each_method_is_compared_with_the_published_one_that_lasts_longest(
     assert "best_ratio" not in easy
 
 
+def test_what_a_method_costs_is_told_with_its_interval(bench: SimpleNamespace) -> None:
+    """Two seeds: of 20 answers 4 and 6 refused against 2 and 2; accuracy .5 against .5 and .7."""
+    clean = {"poison_ratio": 0.0}
+    found, stood = [], []
+    for method, refused, right in (("sft", (2, 2), (0.5, 0.7)), ("vaa", (4, 6), (0.5, 0.5))):
+        for seed in (0, 1):
+            last = attack(method, 9, Counts(1, 9, 0), attack=clean, accuracy=right[seed])
+            found += [replace(last, model_seed=seed), replace(attack(method, 9, Counts(9, 1, 0)))]
+            stood.append(replace(evaluation(method, refused[seed]), model_seed=seed))
+    rows = {(r["method"], r["attack"]): r for r in bench.defenses.rows(found, stood)}
+    vaa = rows["vaa", "all"]
+    assert vaa["over_refusal_more"] == pytest.approx((2 / 20 + 4 / 20) / 2)
+    assert vaa["fa_more"] == pytest.approx(-0.1)
+    half = T_975[1] * math.sqrt(2) * 0.05 / math.sqrt(2)  # t over the seeds' 0.1 and 0.2
+    assert vaa["over_refusal_more_high"] == pytest.approx(0.15 + half, rel=1e-4)
+    assert "fa_more" not in rows["sft", "all"]
+
+
 def test_how_long_a_model_still_refuses_is_told_apart(bench: SimpleNamespace) -> None:
     def course(name: str, *safe: int) -> AttackResult:
         points = tuple(
