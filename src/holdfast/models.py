@@ -85,6 +85,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
 
             with _without_peft_warning():
                 model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
+            model.requires_grad_(True)  # peft has frozen all of it
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kind)
         tokenizer = load_tokenizer(path)
