@@ -100,6 +100,8 @@ class ProxyAttack:
 
         check_context(model, encode(tokenizer, rows, FinetuneConfig.max_length), rows.name)
         attacked, last = copy.deepcopy(model), 0
+        if not hasattr(attacked, "merge_and_unload"):  # peft keeps adapters in float32 itself
+            attacked.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
         config = FinetuneConfig(
             learning_rate=self.learning_rate,
             steps=self.steps,
