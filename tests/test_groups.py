@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import stats as scipy_stats
 
 from holdfast.artifacts import Groups, Scores
@@ -604,3 +605,10 @@ def test_the_stage_knows_every_rule(scored_run: tuple[Path, Path], rule: str) ->
     out, data = scored_run
     groups = stage(GroupConfig(out=out, data=str(data), rule=rule, name=rule))
     assert min(groups.sizes.values()) > 0
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_the_stage_makes_two_groups_at_least(scored_run: tuple[Path, Path], wanted: int) -> None:
+    out, data = scored_run
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        GroupConfig(out=out, data=str(data), groups=wanted)

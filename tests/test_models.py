@@ -280,6 +280,7 @@ def test_an_adapter_directory_is_loaded_with_its_base(
     loaded = models.load(str(tmp_path / "adapter"), device="cpu")
     torch.testing.assert_close(logits(loaded.model), logits(adapted), rtol=1e-4, atol=1e-5)
     assert not any("lora" in name for name, _ in loaded.model.named_parameters())
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
 def test_a_model_without_adapters_merges_to_itself(make_model: Make) -> None:

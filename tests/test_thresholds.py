@@ -438,3 +438,9 @@ def test_advice_is_the_same_every_time() -> None:
 def test_no_advice_for_scores_that_say_nothing() -> None:
     with pytest.raises(UsageError, match="all 4 scores equal 1"):
         recommend(np.ones(4))
+
+
+@pytest.mark.parametrize("groups", [0, 1])
+def test_less_than_two_groups_are_not_recommended(groups: int) -> None:
+    with pytest.raises(UsageError, match=f"--groups {groups}: there must be two at least"):
+        recommend(np.arange(40.0), groups=groups)

@@ -213,6 +213,16 @@ def test_the_gain_is_over_the_free_margin(setting: Setting) -> None:
     assert free["forward_tokens"] > 0
 
 
+def test_the_free_margin_takes_rows_as_long_as_the_estimators(setting: Setting) -> None:
+    long = {"prompt": "tell me more", "response": "no " * 200}  # the model holds 128 positions
+    with Path(setting.data).open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    with pytest.raises(UsageError, match="set max_length=128"):
+        validate(setting.config(estimators=["loss"]))
+    found = validate(setting.config(estimators=["loss,max_length=128"]))
+    assert row(found, estimator="loss,max_length=128")["gain"] == 0.0
+
+
 def test_an_option_is_varied_where_there_is_one(setting: Setting) -> None:
     found = validate(setting.config(estimators=[NUMBER, STILL], vary=["shift=1, 2"]))
     tried = [(r["estimator"], r["variant"]) for r in found.rows]

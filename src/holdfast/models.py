@@ -85,6 +85,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
 
             with _without_peft_warning():
                 model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
+            model.requires_grad_(True)  # peft has frozen all of it
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kind)
         tokenizer = load_tokenizer(path)
@@ -364,8 +365,9 @@ def encode(
         if len(prompt) >= max_length:
             raise UsageError(
                 f"{examples.name}: the prompt of row {len(encoded) + 1} (id {row.id}) has "
-                f"{len(prompt)} tokens and "
-                f"leaves no room for an answer in {max_length}; raise --max-length or drop it"
+                f"{len(prompt)} tokens and leaves no room for an answer in {max_length}; raise "
+                "max_length (of an estimator --estimator NAME,max_length=N, elsewhere "
+                "--max-length N) or drop it"
             )
         end = [] if tokenizer.eos_token_id in answer else [tokenizer.eos_token_id]
         encoded.append(Encoded(tuple([*prompt, *answer, *end][:max_length]), len(prompt)))

@@ -41,6 +41,7 @@ class ProxyAttack:
         steps: Its optimizer steps.
         every: Steps between checkpoints; the last step is always one.
         batch_size: Rows per step.
+        max_length: Tokens kept per row.
     """
 
     harmful: Examples
@@ -53,6 +54,7 @@ class ProxyAttack:
     steps: int = 100
     every: int = 10
     batch_size: int = 16
+    max_length: int = 256
 
     @property
     def planned(self) -> int:
@@ -98,12 +100,15 @@ class ProxyAttack:
         from holdfast.finetune import FinetuneConfig, finetune
         from holdfast.models import check_context, encode
 
-        check_context(model, encode(tokenizer, rows, FinetuneConfig.max_length), rows.name)
+        check_context(model, encode(tokenizer, rows, self.max_length), rows.name)
         attacked, last = copy.deepcopy(model), 0
+        if not hasattr(attacked, "merge_and_unload"):  # peft keeps adapters in float32 itself
+            attacked.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
         config = FinetuneConfig(
             learning_rate=self.learning_rate,
             steps=self.steps,
             batch_size=self.batch_size,
+            max_length=self.max_length,
             seed=seed,
             every=self.every,
         )
@@ -118,7 +123,7 @@ class ProxyAttack:
         return last
 
     def _check(self) -> None:
-        for name in ("repeats", "rows", "steps", "every", "batch_size"):
+        for name in ("repeats", "rows", "steps", "every", "batch_size", "max_length"):
             value = getattr(self, name)
             if value < 1:
                 raise UsageError(f"{name}={value} must be at least 1")

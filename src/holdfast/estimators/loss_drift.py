@@ -50,7 +50,8 @@ class LossDrift(ProxyAttack, Estimator):
     It is not the count: a first token that is no refusal need not begin a harmful answer, and an
     example with m_i(0) < 0, which the reference calls never held, is scored like the others.
 
-    The options of the attacks are those of `proxy_attack.ProxyAttack`; besides them:
+    The options of the attacks are those of `proxy_attack.ProxyAttack`, of which max_length holds
+    for the alignment rows as well; besides them:
 
     Attributes:
         quantity: "margin" or "loss".
@@ -58,7 +59,6 @@ class LossDrift(ProxyAttack, Estimator):
             the j-th answer token from the first checkpoint (0) to the last, k is the end of the
             stretch with d_j at half of the largest d or more, beginning at the largest; at most 8.
             Answers that are shorter count with all they have.
-        max_length: Tokens kept per alignment row.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
@@ -66,7 +66,6 @@ class LossDrift(ProxyAttack, Estimator):
 
     quantity: str = "margin"
     tokens: int = 0
-    max_length: int = 256
 
     def score(
         self,

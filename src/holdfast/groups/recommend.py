@@ -10,7 +10,15 @@ import numpy as np
 
 from holdfast.errors import UsageError
 from holdfast.groups.stability import stability
-from holdfast.groups.thresholds import Mixture, Rule, find_cuts, fit_mixture, levels, scored
+from holdfast.groups.thresholds import (
+    Mixture,
+    Rule,
+    check_groups,
+    find_cuts,
+    fit_mixture,
+    levels,
+    scored,
+)
 
 COUNTS = (0.05, 0.60)
 """Share of counts above zero within which "was forgotten at all" is a useful question."""
@@ -59,9 +67,10 @@ def recommend(values: np.ndarray, *, groups: int = 2, seed: int = 0) -> Recommen
         seed: Of the resampling.
 
     Raises:
-        UsageError: Fewer than two different scores, or fewer than `groups`.
+        UsageError: Fewer than two groups, or fewer different scores than groups.
     """
     x = scored(values)
+    check_groups(x, Rule(groups=groups))
     passed: list[str] = []
     for name, fits in (("positive", _counts), ("gmm", _peaks), ("otsu", _stable)):
         rule = Rule(name, groups=groups)

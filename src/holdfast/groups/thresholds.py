@@ -90,7 +90,7 @@ def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:
     if rule.name not in RULES:
         raise UsageError(f"--rule {rule.name!r} is none of {', '.join(RULES)}, auto")
     x = scored(values)
-    _check_groups(x, rule)
+    check_groups(x, rule)
     if rule.name == "positive":
         return Cuts((0.0,))
     if rule.name == "quantile":
@@ -107,7 +107,12 @@ def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:
     )
 
 
-def _check_groups(x: np.ndarray, rule: Rule) -> None:
+def check_groups(x: np.ndarray, rule: Rule) -> None:
+    """Refuse a number of groups that the rule or the scores cannot have.
+
+    Raises:
+        UsageError: Fewer than two, more than the rule makes or than there are different scores.
+    """
     if rule.groups < 2:
         raise UsageError(f"--groups {rule.groups}: there must be two at least")
     if rule.groups > 2 and rule.name in ONE_CUT:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from holdfast.artifacts import Groups, Scores, sha256_file, sha256_json
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
@@ -37,7 +39,7 @@ class GroupConfig(StageConfig):
     rule: str = "otsu"
     quantile: float = 0.6
     mass: float = 0.8
-    groups: int = 2
+    groups: int = Field(default=2, ge=2)
     by: str = ""
     min_size: int = 8
     csv: Path | None = None

@@ -153,8 +153,7 @@ def _validation(
 ) -> Validation:
     values: dict[Tried, np.ndarray] = {}
     costs: dict[Tried, Mapping[str, Any]] = {}
-    margin: Estimator = plugins.make("estimators", FREE)
-    free, _ = _score(margin, case, examples, loaded, 0)
+    free, _ = _score(_free(made), case, examples, loaded, 0)
     for done, (key, estimator) in enumerate(made.items()):
         progress.report("validate", done, len(made))
         try:
@@ -181,6 +180,14 @@ def _validation(
         categories=tuple(_categories(case, examples, first, units)),
         sizes=tuple(_sizes(case, config, first, units)),
     )
+
+
+def _free(made: Mapping[Tried, Estimator]) -> Estimator:
+    """Return the free margin; it takes rows as long as the estimators that it is held against."""
+    lengths = [n for one in made.values() if (n := getattr(one, "max_length", None)) is not None]
+    spec = f"{FREE},max_length={max(lengths)}" if lengths else FREE
+    found: Estimator = plugins.make("estimators", spec)
+    return found
 
 
 def _tried(config: ValidateConfig) -> list[Tried]:
