@@ -289,6 +289,13 @@ def test_ending_early_and_counting_checkpoints_do_not_go_together(tmp_path: Path
         attack(config(tmp_path, until_broken=True, track="t"))
 
 
+def test_no_attack_ends_before_its_half_life_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0.5"):
+        config(tmp_path, until_broken=True, broken_at=0.3)
+    with pytest.raises(UsageError, match="broken_at=0.75 .* without until_broken .* leave out br"):
+        attack(config(tmp_path, broken_at=0.75))
+
+
 def test_options_that_came_later_leave_the_key_of_earlier_attacks(tmp_path: Path) -> None:
     plain = config(tmp_path).keyed()
     assert not {"spacing", "until_broken", "broken_at"} & plain.keys()
