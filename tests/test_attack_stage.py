@@ -426,6 +426,11 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
         ({"poison_ratios": [0.9], "rows": 900}, "810 rows are needed .* it has 600. Give --rows"),
         ({"poison_ratios": [0.0], "rows": 1100}, "1100 rows are needed .* it has 1000"),
         ({"poison_ratios": [1.5]}, "a poison ratio of 1.5 is none"),
+        (
+            {"poison_ratios": [0.05], "rows": 8},
+            "a poison ratio of 0.05 of 8 rows makes no harmful row: give --rows 11 or more, a "
+            "greater --poison-ratio, or --poison-ratio 0",
+        ),
         ({"poisons": ["veiled"]}, "'veiled' is not one of the poisons"),
         ({"known_harmful": "world:harmful"}, "600 of the rows that the defender knows ask what t"),
     ],
