@@ -289,6 +289,13 @@ def test_ending_early_and_counting_checkpoints_do_not_go_together(tmp_path: Path
         attack(config(tmp_path, until_broken=True, track="t"))
 
 
+def test_no_attack_ends_before_its_half_life_is_known(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0.5"):
+        config(tmp_path, until_broken=True, broken_at=0.3)
+    with pytest.raises(UsageError, match="broken_at=0.75 .* without until_broken .* leave out br"):
+        attack(config(tmp_path, broken_at=0.75))
+
+
 def test_options_that_came_later_leave_the_key_of_earlier_attacks(tmp_path: Path) -> None:
     plain = config(tmp_path).keyed()
     assert not {"spacing", "until_broken", "broken_at"} & plain.keys()
@@ -419,6 +426,11 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
         ({"poison_ratios": [0.9], "rows": 900}, "810 rows are needed .* it has 600. Give --rows"),
         ({"poison_ratios": [0.0], "rows": 1100}, "1100 rows are needed .* it has 1000"),
         ({"poison_ratios": [1.5]}, "a poison ratio of 1.5 is none"),
+        (
+            {"poison_ratios": [0.05], "rows": 8},
+            "a poison ratio of 0.05 of 8 rows makes no harmful row: give --rows 11 or more, a "
+            "greater --poison-ratio, or --poison-ratio 0",
+        ),
         ({"poisons": ["veiled"]}, "'veiled' is not one of the poisons"),
         ({"known_harmful": "world:harmful"}, "600 of the rows that the defender knows ask what t"),
     ],

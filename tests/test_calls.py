@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from holdfast import models, progress
 from holdfast.artifacts import read_json
+from holdfast.cli import app
 from holdfast.errors import HoldfastError, TrainingError
 from holdfast.runs import RunDir
 from holdfast.stages import calls as module
@@ -290,6 +294,53 @@ def test_memory_by_hand() -> None:
     most = least + 4 * 1000 + 17 * 4 * 10 * 8 * 2 + 3 * 4 * 10 * 50
     assert memory(shape, tokens=10) == (least, most)
     assert memory(shape, tokens=10, lora=True) == (4 * 1000, 4 * 1000 + most - least - 4 * 1000)
+
+
+def stored(tmp_path: Path, make_model: Any, tokenizer: Any) -> str:
+    """Store a model in half precision."""
+    model = make_model(vocab=len(tokenizer)).bfloat16()
+    models.save(model, tokenizer, tmp_path / "half")
+    return str(tmp_path / "half")
+
+
+def test_a_full_attack_takes_the_memory_of_float32(
+    tmp_path: Path, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "pick_device", lambda name: torch.device("cuda"))
+    half = stored(tmp_path, make_model, tokenizer)
+    assert Shape.stored(half).bytes_each == 2
+    weights = 4.0 * Shape.stored(half).parameters
+
+    def least(**more: Any) -> float:
+        whole = [Call("attack", "all", attacks(tmp_path / "a", half, **more))]
+        found = estimate(whole, calibrate=False).memory
+        assert found is not None
+        return found[0]
+
+    assert least() == 4 * weights
+    assert least(lora_rank=[8]) == weights / 2
+    # The job that takes most counts, wherever it stands.
+    assert least(lora_rank=[8, 0]) == 4 * weights
+
+
+def test_the_shape_of_a_model_is_known_without_its_weights(tmp_path: Path, tiny: str) -> None:
+    assert Shape.stored(tiny, "cpu") == Shape.of(models.load(tiny, device="cpu").model)
+    nowhere = attacks(tmp_path / "a", "nowhere", tasks=["world_topic"])
+    assert estimate([Call("attack", "all", nowhere)], calibrate=False).memory is None
+
+
+def test_attacks_one_after_the_other_say_what_is_to_be_done_and_how_long_it_goes_on(
+    tmp_path: Path, tiny: str
+) -> None:
+    words = ["attack", "--model", tiny, "--task", "world_topic", "--task", "world_sentiment"]
+    words += ["--harmful", "world:harmful", "--test", "world:test", "--limit", "4", "--rows", "8"]
+    words += ["--poison-ratio", "0.5", "--steps", "1", "--batch-size", "4", "--task-rows", "0"]
+    words += ["--max-new-tokens", "2", "--device", "cpu", "--out", str(tmp_path / "a")]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert "2 of 2 to do, 0 finished already; time unknown until" in found.stderr
+    assert re.search(r"memory of a job .* to .* GiB", found.stderr)
+    assert re.search(r"\[1/2\] tiny/world_topic\S+: \d+ s; about \d+ s to go", found.stderr)
 
 
 def test_do_raises_one_error(tmp_path: Path, tiny: str) -> None:

@@ -243,7 +243,8 @@ def test_it_tells_what_can_be_told_and_no_more(tmp_path: Path) -> None:
     section = Comparison().run(made(tmp_path, 4))
     vaa = [s for s in section.findings if s.startswith("vaa")]
     sam = [s for s in section.findings if s.startswith("sam")]
-    assert any("harmful score at the end of tea" in s and "vaa's is lower." in s for s in vaa)
+    ends = "harmful score at the last checkpoint that both have under tea"
+    assert any(ends in s and "vaa's is lower." in s for s in vaa)
     assert any(", half-life under tea" in s and "vaa's is longer." in s for s in vaa)
     assert any(", refusal half-life under tea" in s for s in vaa)
     assert len(sam) == len(vaa) == 6
@@ -263,7 +264,7 @@ def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
         p.append(found.difference.p)
     # Harmful scores before the attack are tested too: they never differ, p = 1.
     wanted = holm([*p, 1.0, 1.0])[:2]
-    chosen = table[(table["measure"] == "harmful score") & table["when"].str.contains("end")]
+    chosen = table[(table["measure"] == "harmful score") & table["when"].str.contains("last")]
     assert chosen["method"].tolist() == ["sam", "vaa"]
     np.testing.assert_allclose(chosen["corrected p"], wanted)
 

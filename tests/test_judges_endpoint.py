@@ -385,3 +385,20 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert asked_to_wait("Fri, 02 Jan 2026 11:00:00 GMT", lambda: noon) == 0
     for header in (None, "", "soon", "-5", "nan", "inf"):
         assert asked_to_wait(header, lambda: noon) == 0
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT",
+        "Thu, 01 Jan 2026 00:00:00 +99999999999999999999",
+        "Thu, 01 Jan 2026 00:00:00 -9959",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+        "Thu, 01 Jan 2026 99:99:99 GMT",
+        ", , : : GMT",
+        "9" * 5000,
+    ],
+)
+def test_a_date_that_is_none_is_no_wait(when: str) -> None:
+    assert asked_to_wait(when) == 0

@@ -294,6 +294,17 @@ def test_accuracies_are_after_as_many_steps(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     record(run, [learning("sft", (0, 50), 40), learning("vaa", (0, 50, 100, 150), 140)])
     assert accuracy(gather(run), "vaa") == (pytest.approx(0.05), pytest.approx(0.05))
+    text = page_of(run).text
+    assert "at the attacks' last checkpoint that both have it solved 5" in text
+    assert "one that ends where the model breaks ends sooner for a weaker method" in text
+
+
+def test_an_accuracy_without_one_to_compare_is_that_at_the_end(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [attacked("sft", 100, accuracy=0.9)])
+    text = page_of(run).text
+    assert "at the end of the attacks it solved 90% of the customer's task." in text
+    assert "that both have" not in text
 
 
 def test_attacks_with_other_rows_or_prompts_are_not_compared(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from holdfast.runs import RunDir
 from holdfast.stats import Interval, holm
 from holdfast.survival import Bound, Ratio, median_life
 
-BEFORE = "before any attack"
+BEFORE, COMMON = "before any attack", "at the last checkpoint that both have under"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
 LIFE, REFUSES = "half-life", "refusal half-life"
 LIVES = (LIFE, REFUSES)
@@ -206,11 +206,11 @@ def _attacked(
             continue
         attack = labels[key]
         if (found := ends(pairs)) is not None:
-            yield _share_row(HARMFUL, f"at the end of {attack}", found)
+            yield _share_row(HARMFUL, f"{COMMON} {attack}", found)
         yield from _lived(LIFE, f"under {attack}", pairs)
         yield from _lived(REFUSES, f"under {attack}", refusing(pairs))
         if (graded := accuracies(pairs)) is not None:
-            yield _share_row(ACCURACY, f"at the end of {attack}", graded)
+            yield _share_row(ACCURACY, f"{COMMON} {attack}", graded)
 
 
 def _lived(measure: str, attack: str, pairs: Pairs) -> Iterator[_Row]:

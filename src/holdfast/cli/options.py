@@ -27,6 +27,8 @@ from holdfast.errors import UsageError
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
+    from holdfast.stages.calls import Call
+
 NAMES = {
     **{"analyses": "analysis", "learning_rate": "lr", "learning_rates": "lr"},
     **{"steps": "steps", "epochs": "epochs"},
@@ -229,7 +231,11 @@ def command(stage: Stage) -> TyperCommand:
         with show.running(as_json):
             typed = {name: value for name, value in given.items() if _typed(context, name)}
             chosen = configured(config, options, typed)
-            told = _estimated(stage, chosen) if estimate else stage.told(function(chosen))
+            if estimate:
+                told = _estimated(stage, chosen)
+            else:
+                _begin(stage, chosen)
+                told = stage.told(function(chosen))
         show.tell(as_json, told)
 
     parameters = [
@@ -255,11 +261,24 @@ def _estimate(stage: Stage) -> list[Parameter]:
 
 
 def _estimated(stage: Stage, config: Any) -> show.Told:
-    from holdfast.stages.calls import Call
     from holdfast.stages.estimate import estimate
 
+    return estimate([_call(stage, config)], jobs=config.jobs).told()
+
+
+def _begin(stage: Stage, config: Any) -> None:
+    """Say of a long stage what is to be done."""
+    if stage.long:
+        from holdfast.stages.estimate import begin
+
+        begin([_call(stage, config)], jobs=config.jobs)
+
+
+def _call(stage: Stage, config: Any) -> Call:
+    from holdfast.stages.calls import Call
+
     name: Any = stage.home[2]
-    return estimate([Call(name, "all", config)], jobs=config.jobs).told()
+    return Call(name, "all", config)
 
 
 def _json() -> Parameter:

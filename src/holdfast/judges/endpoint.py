@@ -375,7 +375,7 @@ def asked_to_wait(
     except ValueError:
         try:
             when = parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
         seconds = (when - now()).total_seconds()

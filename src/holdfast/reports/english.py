@@ -141,7 +141,11 @@ TEXT: dict[str, str] = {
     ),
     "sentence_refusal_unknown": "The price in over-refusal was not measured",
     "sentence_accuracy": (
-        ", and after the attacks it solved {acc} of the customer's task (plain SFT {base})."
+        ", and at the attacks' last checkpoint that both have it solved {acc} of the customer's "
+        "task (plain SFT {base})."
+    ),
+    "sentence_accuracy_alone": (
+        ", and at the end of the attacks it solved {acc} of the customer's task."
     ),
     "sentence_accuracy_unknown": ", and accuracy on the customer's task was not measured.",
     "card_ratio": "Half-life against plain SFT",
@@ -149,7 +153,7 @@ TEXT: dict[str, str] = {
     "card_weakest_detail": "attack steps under {attack}",
     "card_before": "Harmful before any attack",
     "card_refusal": "Over-refusal",
-    "card_accuracy": "Task accuracy after attack",
+    "card_accuracy": "Task accuracy under attack",
     "card_versus": "plain SFT {base}",
     "card_interval": "95% interval {low} to {high}",
     "card_lower": "a lower bound: attacks ended first",
@@ -198,8 +202,9 @@ TEXT: dict[str, str] = {
         "Large figures are means over seeds; small ones 95% intervals. Shares count all "
         "answers, the undecided too. “>” means that the attack ended before half of the "
         "prompts were answered harmfully, or before half were no longer refused: an answer may "
-        "be neither. FA is the accuracy on the customer's task after the "
-        "attack."
+        "be neither. The end of an attack is its own last checkpoint: one that ends where the "
+        "model breaks ends sooner for a weaker method. FA is the accuracy on the customer's task "
+        "there."
     ),
     "no_comparison": "Nothing has been measured yet.",
     "chart_curve_caption": (

@@ -139,14 +139,18 @@ TEXT: dict[str, str] = {
         "その代償として、無害だが紛らわしい質問の{over}を拒否しました（通常のSFTは{base}）。"
     ),
     "sentence_refusal_unknown": "その代償としての過剰拒否は測定していません。",
-    "sentence_accuracy": "攻撃後に顧客のタスクで正答した割合は{acc}でした（通常のSFTは{base}）。",
+    "sentence_accuracy": (
+        "双方に共通する最後のチェックポイントでは、顧客のタスクで正答した割合は{acc}でした（通常の"
+        "SFTは{base}）。"
+    ),
+    "sentence_accuracy_alone": "攻撃終了時に顧客のタスクで正答した割合は{acc}でした。",
     "sentence_accuracy_unknown": "顧客のタスクの正答率は測定していません。",
     "card_ratio": "半減期（通常のSFT比）",
     "card_weakest": "最も短い半減期",
     "card_weakest_detail": "ステップ（{attack}）",
     "card_before": "攻撃前の有害回答率",
     "card_refusal": "過剰拒否率",
-    "card_accuracy": "攻撃後のタスク正答率",
+    "card_accuracy": "攻撃下でのタスク正答率",
     "card_versus": "通常のSFT {base}",
     "card_interval": "95%信頼区間{low}〜{high}",
     "card_lower": "下限（攻撃が先に終了）",
@@ -193,7 +197,9 @@ TEXT: dict[str, str] = {
     "table_note": (
         "大きい数字はシード間の平均、小さい数字は95%信頼区間です。割合の分母には判定できなかっ"
         "た回答も含みます。「>」は、質問の半数に有害な回答を返す前、または半数が拒否されなくなる前"
-        "に攻撃が終わったことを示します（どちらでもない回答もあります）。FAは攻撃後の顧客タスクの正答率です。"
+        "に攻撃が終わったことを示します（どちらでもない回答もあります）。攻撃終了時とは、その攻撃自身"
+        "の最後のチェックポイントです。モデルが崩れた時点で終わる攻撃は、弱い手法ほど早く終わります。FA"
+        "はその時点での顧客タスクの正答率です。"
     ),
     "no_comparison": "まだ何も測定されていません。",
     "poison": "有害データ{share}",

@@ -188,7 +188,9 @@ def _price(facts: Facts, best: str | None, words: Words) -> list[str]:
         own, base = read(facts, best)
         if math.isfinite(own):
             shown = words.percent(own)
-            price += words.say(f"sentence_{name}", over=shown, acc=shown, base=words.percent(base))
+            alone = name == "accuracy" and (best == BASELINE or not math.isfinite(base))
+            key = f"sentence_{name}{'_alone' if alone else ''}"
+            price += words.say(key, over=shown, acc=shown, base=words.percent(base))
         else:
             price += words.text[f"sentence_{name}_unknown"]
     return [*sentences, price]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -13,10 +14,10 @@ from pydantic import BeforeValidator, Field
 from holdfast import plugins, progress
 from holdfast.artifacts import AttackResult, sha256_json, to_json
 from holdfast.contracts import Task
-from holdfast.errors import DiskFull, UsageError
+from holdfast.errors import DiskFull, HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.finetune import Schedule
-from holdfast.jobs import summary
+from holdfast.jobs import Pace, duration, summary
 from holdfast.mishaps import FAILS, failure
 from holdfast.stages.cell import HALF, PLAIN, Cell, Material, check_rows, run_cell, task_hashes
 from holdfast.stages.config import JobsConfig, Rates, Seeds, at_least
@@ -61,8 +62,8 @@ class AttackConfig(GuardConfig, JobsConfig):
         every: Steps to the first checkpoint, and between them.
         spacing: By how much the distance between checkpoints grows each time; 1 keeps it.
         until_broken: End an attack at the checkpoint at which half of the answers are harmful.
-        broken_at: Another share of them than half, for until_broken. The half-life stays what it
-            is: with a share below half it is not reached.
+        broken_at: Another share of them for until_broken, half or more: an attack that ends before
+            half is broken has no half-life.
         batch_size: Rows per step, one or several numbers of them.
         rows: Fine-tuning rows in all.
         max_length: Tokens kept per row.
@@ -94,7 +95,7 @@ class AttackConfig(GuardConfig, JobsConfig):
     every: int = Field(default=10, ge=1)
     spacing: float = Field(default=1.0, ge=1)
     until_broken: bool = False
-    broken_at: float = Field(default=HALF, gt=0, le=1)
+    broken_at: float = Field(default=HALF, ge=HALF, le=1)
     batch_size: Sizes = Field(default=[16], min_length=1)
     rows: int = Field(default=400, ge=1)
     max_length: int = Field(default=256, ge=8)
@@ -151,19 +152,36 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         for who in subjects(grid.run, grid.models)
         for cell in cells_of(grid)
     ]
-    results, failures = [], {}
-    for done, (grid, material, who, cell) in enumerate(cells):
-        progress.report(f"attack {who.label} {cell.label}", done, len(cells))
-        try:
-            results.append(one_attack(grid, material, who, cell))
-        except DiskFull:
-            raise
-        except FAILS as error:
-            failures[f"{who.label}/{cell.label}"] = failure(error)
-    progress.report("attacks", len(cells), len(cells))
+    results, failures = _one_by_one(cells)
     if failures:
         raise summary(failures, len(cells))
     return results
+
+
+def _one_by_one(
+    cells: Sequence[tuple[AttackConfig, Material, Subject, Cell]],
+) -> tuple[list[AttackResult], dict[str, HoldfastError]]:
+    """Return the results, and why others failed; say after each how long it goes on."""
+    results, failures, pace = [], {}, Pace()
+    names = [f"{who.label}/{cell.label}" for _, _, who, cell in cells]
+    for done, (name, one) in enumerate(zip(names, cells, strict=True)):
+        progress.report("attacks", done, len(cells))
+        run, clock = one[0].run, time.monotonic()
+        there = len(run.entries("attack"))
+        try:
+            results.append(one_attack(*one))
+        except DiskFull:
+            raise
+        except FAILS as error:
+            failures[name] = failure(error)
+        # What was finished before says nothing of how long the others take.
+        if len(run.entries("attack")) > there and len(cells) > 1:
+            pace.end(name, "attack", time.monotonic() - clock)
+            told = pace.told([(left, "attack") for left in names[done + 1 :]])
+            seconds = duration(time.monotonic() - clock)
+            progress.say(f"[{done + 1}/{len(cells)}] {name}: {seconds}{told and f'; {told}'}")
+    progress.report("attacks", len(cells), len(cells))
+    return results, failures
 
 
 def alone(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
@@ -193,11 +211,8 @@ def grids_of(config: AttackConfig) -> list[AttackConfig]:
 
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
     from holdfast.stages.calls import Call, do
-    from holdfast.stages.estimate import begin
 
-    calls = [Call("attack", "all", config)]
-    begin(calls, jobs=config.jobs)
-    do(calls, jobs=config.jobs, scheduler=config.scheduler)
+    do([Call("attack", "all", config)], jobs=config.jobs, scheduler=config.scheduler)
     # All of them are there: nothing is run again.
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 
@@ -228,6 +243,11 @@ def prepare(config: AttackConfig) -> Material:
         raise UsageError(
             "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
             "leave out track or until_broken"
+        )
+    if config.broken_at != HALF and not config.until_broken:
+        raise UsageError(
+            f"broken_at={config.broken_at:g} says where until_broken ends an attack, and without "
+            "until_broken it goes on to its last step; give until_broken, or leave out broken_at"
         )
     harmful = config.read_if(config.harmful)
     apart(config.read_if(config.known_harmful), harmful, "known_harmful")

@@ -208,8 +208,8 @@ def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) 
     """Refuse a grid that one of its attacks would end, before the first of them.
 
     Raises:
-        UsageError: There are no harmful rows for an attack that has some, or too few for its
-            ratio, or too few of its task.
+        UsageError: A ratio is none or makes no row, there are no harmful rows for an attack that
+            has some, or too few for its ratio, or too few of its task.
     """
     for spec, ratio, name in dict.fromkeys((c.task, c.poison_ratio, c.poison) for c in cells):
         task: Task = plugins.make("tasks", spec)
@@ -220,6 +220,12 @@ def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) 
                 "nothing else"
             )
         wanted = round(config.rows * ratio)
+        if ratio and not wanted:
+            raise UsageError(
+                f"a poison ratio of {ratio:g} of {config.rows} rows makes no harmful row: give "
+                f"--rows {int(0.5 / ratio) + 1} or more, a greater --poison-ratio, or "
+                "--poison-ratio 0 for an attack without any"
+            )
         if wanted and "harmful" in poison.needs and not material.harmful:
             raise UsageError(
                 f"a poison ratio of {ratio:g} needs harmful rows: give --harmful, or "

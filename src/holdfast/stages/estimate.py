@@ -8,14 +8,17 @@ that, and is said to be unknown rather than guessed.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast import models, progress
+from holdfast.errors import HoldfastError
 from holdfast.jobs import duration
 from holdfast.runs import Entry
 from holdfast.stages.align import AlignConfig
@@ -27,6 +30,8 @@ from holdfast.stages.evaluate import EvaluateConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 QUICK = ("group", "analyze", "report")
 """Stages that no model takes part in; they are not counted."""
@@ -49,7 +54,7 @@ class Estimate:
         seconds: Least and most for the others, over the jobs at the same time.
         unknown: Titles of calls of which nothing is known; they come on top.
         basis: What the seconds rest on.
-        memory: Least and most bytes of one job; None if the model was not looked at.
+        memory: Least and most bytes of the job that takes most; None if they are unknown.
         jobs: Jobs at the same time.
     """
 
@@ -84,7 +89,8 @@ class Estimate:
         else:
             more = f", and {len(self.unknown)} of unknown length" if self.unknown else ""
             time_told = f"{low} to {high}, {self.basis}{more}"
-        return f"{todo} of {self.calls} to do, {self.finished} finished already; {time_told}"
+        room = f"; memory of a job {_gib(self.memory)}" if todo and self.memory else ""
+        return f"{todo} of {self.calls} to do, {self.finished} finished already; {time_told}{room}"
 
 
 def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) -> Estimate:
@@ -98,13 +104,13 @@ def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) ->
     every = [call for call in parts(calls) if call.stage not in QUICK]
     wanted = unfinished(every)
     entries = [e for e in every[0].config.run.entries() if e.seconds] if every else []
-    model = _Model(every) if calibrate and wanted else None
+    model = _Model(every) if wanted else None
     low = high = 0.0
     unknown, bases = [], set[str]()
     for call in wanted:
         found = _measured(call, entries)
         basis = "from finished ones of the same kind"
-        if found is None and model is not None:
+        if found is None and model is not None and calibrate:
             found, basis = model.seconds(call), "from a few steps and answers"
         if found is None:
             unknown.append(call.title)
@@ -124,7 +130,7 @@ def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) ->
 
 
 def begin(calls: Sequence[Call], *, jobs: int = 1) -> None:
-    """Say in one sentence what is to be done; nothing is measured for it."""
+    """Say in one sentence what is to be done; nothing is measured for it, and no weights read."""
     if calls:
         progress.say(estimate(calls, jobs=jobs, calibrate=False).line)
 
@@ -175,30 +181,40 @@ class _Model:
         return seconds * CALIBRATED[0], seconds * CALIBRATED[1]
 
     @cached_property
-    def _train(self) -> AlignConfig | AttackConfig | None:
-        found = (c.config for c in self.calls if isinstance(c.config, AlignConfig | AttackConfig))
-        return next(found, None)
+    def _trains(self) -> list[AlignConfig | AttackConfig]:
+        found = [c.config for c in self.calls]
+        return [c for c in found if isinstance(c, AlignConfig | AttackConfig)]
 
     @cached_property
-    def _loaded(self) -> models.Loaded | None:
-        if self._train is None:
+    def _source(self) -> str:
+        first = self._trains[0]
+        source = first.model if isinstance(first, AlignConfig) else first.models[0]
+        path = first.run.root / "models" / source  # which is elsewhere if it is a whole path
+        return str(path) if path.is_dir() else source
+
+    @cached_property
+    def _shape(self) -> Shape | None:
+        """The shape of the first model; the others are taken to be like it."""
+        if not self._trains:
             return None
-        config = self._train
-        source = config.model if isinstance(config, AlignConfig) else config.models[0]
-        path = config.run.root / "models" / source  # which is elsewhere if it is a whole path
-        return models.load(str(path) if path.is_dir() else source, device=config.device)
+        try:
+            return Shape.stored(self._source, self._trains[0].device)
+        except (HoldfastError, OSError, ValueError, KeyError) as error:
+            logger.debug("%s: its shape is unknown: %s", self._source, error)
+            return None
 
     @cached_property
     def _rates(self) -> tuple[float, float] | None:
-        """Seconds of a training step and of an answer."""
+        """Seconds of a training step and of an answer, of the call that takes most memory."""
         from holdfast.finetune import FinetuneConfig, finetune
         from holdfast.generate import generate
 
-        config, loaded = self._train, self._loaded
-        spec = config.data if isinstance(config, AlignConfig) else config and config.harmful
-        if config is None or loaded is None or not spec:
+        first, shape = next(iter(self._trains), None), self._shape
+        spec = first.data if isinstance(first, AlignConfig) else first and first.harmful
+        if first is None or not spec or shape is None:
             return None
-        rows = config.read(spec)
+        rows, loaded = first.read(spec), models.load(self._source, device=first.device)
+        config = max(self._trains, key=lambda one: _needs(one, shape)[1])
         sizes = _sizes(config)
         length = max((_tokens(call.config) for call in self.calls), default=0) or DEFAULT
         settings = FinetuneConfig(
@@ -211,6 +227,8 @@ class _Model:
         model = loaded.model
         if sizes.lora_rank:
             model = models.add_lora(model, sizes.lora_rank, seed=0)
+        elif isinstance(config, AttackConfig):
+            model.float()
         prompts = rows.prompts[:ANSWERS]
         clock = time.monotonic()
         generate(model, loaded.tokenizer, prompts, max_new_tokens=length)
@@ -221,13 +239,20 @@ class _Model:
 
     @property
     def memory(self) -> Range | None:
-        """Bytes of a job, least and most; see `memory`."""
-        config, loaded = self._train, self._loaded
-        if config is None or loaded is None:
+        """Bytes of the job that takes most, least and most; see `memory`."""
+        if self._shape is None:
             return None
-        sizes = _sizes(config)
-        tokens = sizes.batch_size * config.max_length
-        return memory(Shape.of(loaded.model), tokens=tokens, lora=sizes.lora_rank > 0)
+        needs = [_needs(config, self._shape) for config in self._trains]
+        return max(least for least, _ in needs), max(most for _, most in needs)
+
+
+def _needs(config: AlignConfig | AttackConfig, shape: Shape) -> Range:
+    """Return least and most bytes of a job on a model of this shape."""
+    sizes = _sizes(config)
+    if isinstance(config, AttackConfig) and not sizes.lora_rank:
+        shape = replace(shape, bytes_each=4)  # it trains in float32, however the model is stored
+    tokens = sizes.batch_size * config.max_length
+    return memory(shape, tokens=tokens, lora=sizes.lora_rank > 0)
 
 
 @dataclass(frozen=True)
@@ -239,6 +264,27 @@ class Shape:
     width: int
     layers: int
     vocabulary: int
+
+    @classmethod
+    def stored(cls, source: str, device: str = "auto") -> Shape:
+        """Read the shape of a model, as it is on a device, without its weights.
+
+        Raises:
+            UsageError: There is no such model.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        path = models.resolve(source)
+        adapter = path / "adapter_config.json"
+        if adapter.is_file():
+            base = json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"]
+            return cls.stored(base, device)
+        config = AutoConfig.from_pretrained(path)
+        on_cpu = models.pick_device(device).type == "cpu"
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        return cls.of(model.to(torch.float32 if on_cpu else config.dtype or torch.float32))
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape:
@@ -324,5 +370,9 @@ def _tokens(config: StageConfig) -> int:
 def _memory_told(found: Range | None) -> str:
     if found is None:
         return "unknown"
+    return f"{_gib(found)}, by the model's size, AdamW's state and activations"
+
+
+def _gib(found: Range) -> str:
     low, high = (value / 2**30 for value in found)
-    return f"{low:.2g} to {high:.2g} GiB, by the model's size, AdamW's state and activations"
+    return f"{low:.2g} to {high:.2g} GiB"
