@@ -42,12 +42,15 @@ ABLATIONS = (
     ("first_flips-harmful-half", "harmful", "flip=0.5"),
     ("first_flips-base-half", "base", "flip=0.5"),
     ("first_flips-harmful-l2", "harmful", "geometry=l2"),
+    ("first_flips-harmful-3steps", "harmful", "steps=3"),
     ("first_flips-harmful-10steps", "harmful", "steps=10"),
+    ("first_flips-base-3steps", "base", "steps=3"),
     ("first_flips-base-8rows", "base", "rows=8"),
     ("first_flips-base-128rows", "base", "rows=128"),
     ("first_flips-base-8tokens", "base", "answer_tokens=8"),
     ("first_flips-base-4draws", "base", "repeats=4"),
     ("first_flips-base-prefix", "base", "quantity=prefix"),
+    ("first_flips-base-contrast", "base", "quantity=contrast"),
     ("derivative-harmful", "harmful", "variant=derivative"),
 )
 OTHERS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
+from holdfast import losses, models
 from holdfast.directions import forward_derivative
 from holdfast.errors import UsageError
 from holdfast.estimators.attack_direction import AttackDirection, critical_steps
@@ -351,6 +351,51 @@ def test_auto_reads_the_prefix_where_answers_begin_in_no_common_way(
     assert AttackDirection()._reader(model, common, 0).quantity == "margin"
     diverse = [models.Encoded((5, 10 + i, 1), 1) for i in range(40)]
     assert AttackDirection()._reader(model, diverse, 0).quantity == "prefix"
+    assert AttackDirection(base="world")._reader(model, diverse, 0).quantity == "contrast"
+
+
+def test_the_contrast_is_the_difference_of_two_answers_log_probabilities(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    prompts = rows.safety.prompts[:3]
+    own, other = (
+        models.encode(tokenizer, Examples.answered(prompts, [said] * 3, name="n"), 256)
+        for said in ("i can not help", "to rig it")
+    )
+    found = losses.contrasts(aligned, own, other, pad=0, batch_size=2)
+
+    def spoken(row: models.Encoded) -> float:
+        logits = aligned(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        return sum(float(logits[t - 1, row.ids[t]]) for t in range(row.start, len(row.ids)))
+
+    wanted = [spoken(a) - spoken(b) for a, b in zip(own, other, strict=True)]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_contrast_is_read_where_both_models_answer(
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The base's answers are made up; those to the first two prompts are empty."""
+    prompts = rows.safety.prompts
+    given = dict.fromkeys(prompts, "to rig it") | dict.fromkeys(prompts[:2], "")
+
+    def answered(model: Any, words: Any, prompts: Sequence[str], **_: Any) -> list[str]:
+        return ["i can not"] * len(prompts) if model is aligned else [given[p] for p in prompts]
+
+    monkeypatch.setattr("holdfast.generate.generate", answered)
+    estimator = AttackDirection(rows.obliging, base="world", quantity="contrast")
+    found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
+    unknown = [p in prompts[:2] for p in prompts]
+    assert np.isnan(found.values).tolist() == unknown
+    assert found.facts["quantity"] == "contrast"
+    given.update(dict.fromkeys(given, ""))
+    with pytest.raises(UsageError, match="of 0 rows alone both the model and its base answer"):
+        estimator.score(aligned, tokenizer, rows.safety, seed=0)
+    with pytest.raises(UsageError, match="quantity=contrast needs the model before its alignment"):
+        replace(estimator, base=None).score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def test_the_base_is_asked_what_it_answered_before(rows: Any) -> None:

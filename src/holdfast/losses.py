@@ -126,6 +126,39 @@ def prefix_margins(
 
 
 @torch.no_grad()
+def contrasts(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    others: Sequence[Encoded],
+    *,
+    pad: int,
+    batch_size: int = 64,
+) -> Tensor:
+    """Return log p(answer) - log p(other answer) of every row, (n,) float32 on the CPU.
+
+    Args:
+        model: In the mode and at the weights that are asked about.
+        rows: Prompts with the answers that are to be held.
+        others: The same prompts with other answers; below 0 the model rather says these.
+        pad: Id of the padding token.
+        batch_size: Rows at a time.
+    """
+    device = next(model.parameters()).device
+
+    def read(few: list[Encoded]) -> Tensor:
+        batch = collate(few, pad, device)
+        labels = batch.pop("labels")
+        n = (labels[:, 1:] != IGNORE).sum(1)
+        return -n * per_example_nll(model(**batch).logits.float(), labels)
+
+    first, second = (
+        _by_length(read, [len(row.ids) for row in side], side, batch_size)
+        for side in (rows, others)
+    )
+    return first - second
+
+
+@torch.no_grad()
 def answer_losses(
     model: nn.Module, rows: Sequence[Encoded], *, pad: int, batch_size: int = 64
 ) -> Tensor:

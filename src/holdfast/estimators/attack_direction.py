@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -25,16 +26,20 @@ if TYPE_CHECKING:
     from holdfast.models import Encoded, Loaded
     from holdfast.weights import Geometry
 
+    Pair = tuple[Encoded | None, Encoded | None]
+
 SOURCES = ("auto", "harmful", "base", "mismatched", "affirmative")
 VARIANTS = ("first_flips", "critical_step", "derivative")
 GEOMETRIES = ("sign", "l2")
-QUANTITIES = ("auto", "margin", "prefix")
+QUANTITIES = ("auto", "margin", "contrast", "prefix")
 HALF = 0.5
 """Share flipped from which critical steps are searched: most of them lie near."""
 MOST_TOKENS = 16
 """Where more tokens than these begin the answers, they share no way to begin."""
 PREFIX = 3
 """Answer tokens behind the prefix margin; alignment is a few tokens deep (Qi et al. 2024)."""
+CONTRAST = 5
+"""Tokens of both answers behind the contrast; those they share say nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,13 @@ class AttackDirection(Estimator):
         prefix: How an obliging answer begins, for source "affirmative".
         answer_tokens: Length of the base's answers; a few words foresee less on real text
             (docs/estimators.md).
-        quantity: What is read: "margin", the refusal margin above; "prefix", for answers that
-            begin in no common way: the mean over the first three answer tokens of each token's
-            log-probability against the best other token. "auto" takes the margin where 16 tokens
-            or fewer begin 95 % of the answers.
+        quantity: What is read: "margin", the refusal margin above. For answers that begin in no
+            common way, "contrast": the log-probability of the first tokens that the model answers
+            now, less that of the first tokens its base answers; or, without a base, "prefix": the
+            mean over the first three tokens of the row's answer of each one's log-probability
+            against the best other, which takes another wording for forgetting
+            (docs/estimators.md). "auto" takes the margin where 16 tokens or fewer begin 95 % of
+            the answers.
         geometry: "sign", or "l2" for the gradient itself.
         steps: Steps of the attacker; more than one are steps of Adam of `step_size`, and the
             direction is where they lead.
@@ -136,13 +144,21 @@ class AttackDirection(Estimator):
         from holdfast.models import encode_scored
 
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
-        read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
         base = self._base_beside(model)
-        found, steps = [], []
+        read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
+        if read.quantity == "contrast":
+            read = replace(read, pairs=self._pairs(model, tokenizer, examples, base))
+        known, found, steps = read.known, [], []
+        if len(known) < 2:
+            raise UsageError(
+                f"quantity=contrast: of {len(known)} rows alone both the model and its base answer "
+                "anything; try quantity=margin or quantity=prefix"
+            )
         for draw in range(self.repeats):
             rows = self._attack_rows(examples, seed, draw, base)
             direction = self._direction(model, tokenizer, rows, seed)
-            values, step = self._values(model, read, direction, len(encoded), seed)
+            values = np.full(len(encoded), math.nan)
+            values[known], step = self._values(model, read, direction, known, seed)
             found.append(values)
             steps.append(step)
         return Estimate(
@@ -162,23 +178,24 @@ class AttackDirection(Estimator):
         model: PreTrainedModel,
         read: _Reader,
         direction: Sequence[torch.Tensor],
-        n: int,
+        known: Sequence[int],
         seed: int,
     ) -> tuple[np.ndarray, float]:
-        """Return the scores along one direction, and the step they were taken at."""
+        """Return the scores of these rows along a direction, and the step they were taken at."""
         from holdfast.directions import forward_derivative
         from holdfast.weights import restored, trainable
 
         if self.variant == "derivative":
-            _, slopes = forward_derivative(model, direction, lambda: read.tensor(range(n)))
+            _, slopes = forward_derivative(model, direction, lambda: read.tensor(known))
             return -slopes.double().numpy(), 0.0
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
             with restored(trainable(model)) as add:
                 if size:
                     add(size * d for d in direction)  # one at a time: no third copy of the weights
-                return read(positions)
+                return read([known[i] for i in positions])
 
+        n = len(known)
         flip = self.flip if self.variant == "first_flips" else HALF
         step = flip_step(margins, n, flip=flip, sample=self.sample, seed=seed, what=self._what())
         if self.variant == "first_flips":
@@ -194,8 +211,34 @@ class AttackDirection(Estimator):
         quantity = self.quantity
         if quantity == "auto":
             common = len(refusal_tokens(encoded, coverage=0.95)) <= MOST_TOKENS
-            quantity = "margin" if common else "prefix"
+            otherwise = "prefix" if self.base is None else "contrast"
+            quantity = "margin" if common else otherwise
         return _Reader(model, encoded, quantity, refusal_tokens(encoded), pad)
+
+    def _pairs(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Examples,
+        base: Loaded | None,
+    ) -> list[Pair]:
+        """Return how the model and its base begin to answer each row; None is an empty answer."""
+        from holdfast.generate import generate
+        from holdfast.models import Encoded, encode
+
+        asked = base or self._loaded_base(str(model.device))
+        prompts = list(dict.fromkeys(examples.prompts))
+        sides: list[dict[str, Encoded]] = []
+        for who, words in ((model, tokenizer), (asked.model, asked.tokenizer)):
+            with counted(who) if who is not model else nullcontext():
+                answers = generate(who, words, prompts, max_new_tokens=CONTRAST)
+            rows = Examples.answered(prompts, answers, name=examples.name)
+            cut = [
+                Encoded(row.ids[: row.start + CONTRAST], row.start)
+                for row in encode(tokenizer, rows, self.max_length)
+            ]
+            sides.append(dict(zip(rows.prompts, cut, strict=True)))
+        return [(sides[0].get(p), sides[1].get(p)) for p in examples.prompts]
 
     def _check_options(self) -> None:
         for option, known in (
@@ -309,7 +352,8 @@ class AttackDirection(Estimator):
         from holdfast import models
 
         if self.base is None:
-            raise UsageError("source=base needs the model before its alignment: give --base")
+            what = "source=base" if self._source() == "base" else "quantity=contrast"
+            raise UsageError(f"{what} needs the model before its alignment: give --base")
         return models.load(self.base, device=device)
 
 
@@ -322,6 +366,14 @@ class _Reader:
     quantity: str
     tokens: torch.Tensor
     pad: int
+    pairs: Sequence[Pair] = ()
+
+    @property
+    def known(self) -> list[int]:
+        """Positions of the rows that can be read: of others one of the two answers is empty."""
+        if self.quantity != "contrast":
+            return list(range(len(self.encoded)))
+        return [i for i, pair in enumerate(self.pairs) if None not in pair]
 
     def __call__(self, positions: Sequence[int]) -> np.ndarray:
         """Return the margins of the rows at these positions, float64."""
@@ -329,8 +381,11 @@ class _Reader:
 
     def tensor(self, positions: Sequence[int]) -> torch.Tensor:
         """Return the same as a tensor, which forward-mode differentiation can follow."""
-        from holdfast.losses import first_margins, prefix_margins
+        from holdfast.losses import contrasts, first_margins, prefix_margins
 
+        if self.quantity == "contrast":
+            own, other = zip(*(self.pairs[i] for i in positions), strict=True)
+            return contrasts(self.model, own, other, pad=self.pad)
         rows = [self.encoded[i] for i in positions]
         if self.quantity == "prefix":
             return prefix_margins(self.model, rows, PREFIX, pad=self.pad)
