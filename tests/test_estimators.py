@@ -365,7 +365,8 @@ def test_the_contrast_is_the_difference_of_two_answers_log_probabilities(
     found = losses.contrasts(aligned, own, other, pad=0, batch_size=2)
 
     def spoken(row: models.Encoded) -> float:
-        logits = aligned(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        with torch.no_grad():
+            logits = aligned(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         return sum(float(logits[t - 1, row.ids[t]]) for t in range(row.start, len(row.ids)))
 
     wanted = [spoken(a) - spoken(b) for a, b in zip(own, other, strict=True)]
