@@ -137,6 +137,8 @@ class Validation:
         stability: Estimator -> mean rank correlation between its seeds; nan with one seed.
         categories: One row per estimator and category of at least 20 examples.
         sizes: One row per estimator and number of examples.
+        unknown: Examples that are left out, their count unknown, because the judge could not decide
+            enough of their answers; None where an earlier version did not keep it.
     """
 
     model: str
@@ -149,6 +151,7 @@ class Validation:
     stability: Mapping[str, float]
     categories: tuple[Mapping[str, Any], ...] = ()
     sizes: tuple[Mapping[str, Any], ...] = ()
+    unknown: int | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

@@ -74,13 +74,14 @@ def validate(config: ValidateConfig) -> Validation:
     The result is `validations/<name>.json`.
 
     Raises:
-        UsageError: The model was not attacked with these rows tracked, an estimator lacks what it
-            needs, or an option is varied that none of them has.
+        UsageError: The model was not attacked with these rows tracked, the attacks order none of
+            them, an estimator lacks what it needs, or an option is varied that none of them has.
     """
     tried = _tried(config)
     examples = config.read(config.data)
     target = subject(config.run, config.model)
     case = _case(config, target.hash, examples)
+    _check_ordered(config, case)
     name = config.name or target.label
     path = config.run.path("validations", f"{name}.json")
     inputs = {"model": target.hash, "data": examples.hash}
@@ -118,6 +119,23 @@ def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
             "ratios, seeds or rates that the estimator does not use itself"
         )
     return found[0]
+
+
+def _check_ordered(config: ValidateConfig, case: Case) -> None:
+    """Refuse attacks that forgot all rows alike: no score can agree with an order that is none."""
+    if len(case.ids) < 2 or case.mean.min() < case.mean.max():
+        return
+    attacks = f"{config.out}: {config.model} attacked with {', '.join(case.attacks)}"
+    if case.mean.any():
+        raise UsageError(
+            f"{attacks} forgot all {len(case.ids)} tracked rows equally often: there is no order "
+            "to foresee. Attack more mildly with a lower --lr, or look earlier with a smaller "
+            "--every and fewer --steps"
+        )
+    raise UsageError(
+        f"{attacks} forgot none of {len(case.ids)} tracked rows: there is nothing to foresee. "
+        "Attack harder with a higher --lr, more --steps or a higher --poison-ratio"
+    )
 
 
 def _check_apart(config: ValidateConfig, used: Mapping[str, str], case: Case) -> None:
@@ -174,6 +192,7 @@ def _validation(
         data_hash=examples.hash,
         attacks=tuple(case.attacks),
         n=len(case.ids),
+        unknown=case.unknown,
         ceiling=_ceiling(case),
         rows=tuple(_row(case, key, values[key], free, costs[key], units) for key in made),
         stability={spec: _stability(values, spec) for spec in config.estimators},
