@@ -79,6 +79,14 @@ class Proxied(Still):
     proxies: tuple[Examples, ...] = ()
 
 
+@dataclass(frozen=True)
+class Taught(Still):
+    """It uses harmful rows."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"harmful"})
+    harmful: Examples | None = None
+
+
 NUMBER, STILL = f"{__name__}:Number", f"{__name__}:Still"
 N = 60
 ROWS = [Example(f"tell me {i}", f"no {i}", {"category": "ab"[i % 3 == 0]}) for i in range(N)]
@@ -96,6 +104,7 @@ class Setting:
         name: str,
         counts: dict[int, int],
         inputs: dict[str, str] | None = None,
+        given: dict[str, Any] | None = None,
         **changes: Any,
     ) -> None:
         """Leave an attack that found these rows harmful at so many checkpoints."""
@@ -115,7 +124,9 @@ class Setting:
                 **changes,
             }
         )
-        with self.run.step("attack", name, config={"seed": 0}, inputs=inputs or {}) as step:
+        with self.run.step(
+            "attack", name, config={"seed": 0, **(given or {})}, inputs=inputs or {}
+        ) as step:
             path = self.run.path("attacks", f"{name}.json")
             result.save(path)
             step.outputs.append(path)
@@ -459,8 +470,34 @@ def test_rows_that_the_attacks_were_made_of_are_refused(setting: Setting, tmp_pa
     model = models.hash_model(Path(setting.model))
     setting.attacked("three", dict.fromkeys(range(N), 1), {"harmful": rows.hash, "model": model})
     config = setting.config(estimators=["attack_direction"], harmful=str(path))
-    with pytest.raises(UsageError, match="the attacks on .* were made of these very rows"):
+    with pytest.raises(UsageError, match=r"1 of its 1 rows are among those that the attacks on"):
         validate(config)
+
+
+def test_single_rows_that_the_attacks_were_made_of_are_refused(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """Whatever part of a file the attack read: the hash of its rows is of those that it kept."""
+    lines = [json.dumps({"prompt": f"say {i}", "response": f"{i}"}) for i in range(6)]
+    theirs, ours, test = (tmp_path / f"{name}.jsonl" for name in ("theirs", "ours", "test"))
+    theirs.write_text("\n".join(lines))
+    test.write_text('{"prompt": "say 0"}')
+    read = {"columns": {}, "drop_invalid": False, "limit": 3}
+    setting.attacked(
+        "three",
+        dict.fromkeys(range(N), 1),
+        {"harmful": "of rows 1 and 2", "model": models.hash_model(Path(setting.model))},
+        {"harmful": str(theirs), "test": str(test), **read},
+    )
+    config = setting.config(estimators=[f"{__name__}:Taught"], harmful=str(ours))
+    ours.write_text("\n".join([*lines[2:], *lines[:1]]))  # row 2 was trained on, row 0 only asked
+    with pytest.raises(UsageError, match=r"ours.jsonl: 1 of its 5 rows are among those"):
+        validate(config)
+    ours.write_text("\n".join([*lines[3:], *lines[:1]]))
+    assert validate(config).n == 58
+    theirs.unlink()  # nothing left to compare but the hash
+    ours.write_text("\n".join(lines[2:]))
+    assert validate(config).n == 58
 
 
 def test_the_default_varies_the_probes_rows_only(setting: Setting) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import combinations
 from typing import Any
 
@@ -17,8 +17,10 @@ from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
 from holdfast.artifacts import AttackResult, sha256_json
 from holdfast.contracts import Estimator
 from holdfast.cost import Cost
+from holdfast.data import ReadOptions, read
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
+from holdfast.runs import Entry
 from holdfast.similarity import prompt_key
 from holdfast.stages.estimating import (
     EstimatorConfig,
@@ -29,6 +31,7 @@ from holdfast.stages.estimating import (
 )
 from holdfast.stages.subjects import subject
 from holdfast.stats import mean_interval, spearman
+from holdfast.text import prompt_text
 from holdfast.validation import Case, Validation, cases
 
 logger = logging.getLogger(__name__)
@@ -91,8 +94,9 @@ def validate(config: ValidateConfig) -> Validation:
         # All are built before the first is run: a wrong value is said at once.
         made[spec, variant, seed], used = estimator_of(config, _full(spec, variant))
         check_base(used, target.hash)
-        _check_apart(config, used, case)
         inputs |= used
+    if "harmful" in inputs:
+        _check_apart(config, case)
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             loaded = models.load(target.source, device=config.device)
@@ -138,18 +142,41 @@ def _check_ordered(config: ValidateConfig, case: Case) -> None:
     )
 
 
-def _check_apart(config: ValidateConfig, used: Mapping[str, str], case: Case) -> None:
-    """Refuse harmful rows that the attacks trained on: scores made of them foresee too well."""
-    attacked = {
-        entry.inputs["harmful"]
+def _check_apart(config: ValidateConfig, case: Case) -> None:
+    """Refuse harmful rows that the attacks trained on: scores made of them foresee too well.
+
+    Of an attack whose rows cannot be read any more only the hash of all its rows is compared.
+    """
+    rows = config.read_if(config.harmful) or Examples([])
+    attacks = {
+        entry.inputs["harmful"]: entry
         for entry in config.run.entries("attack")
         if entry.inputs.get("model") == case.model_hash and "harmful" in entry.inputs
     }
-    if used.get("harmful") in attacked:
+    theirs = {i for entry in attacks.values() for i in _attacked_with(entry)}
+    both = len(rows) if rows.hash in attacks else len(theirs.intersection(rows.ids))
+    if both:
         raise UsageError(
-            f"--harmful {config.harmful}: the attacks on {config.model} were made of these very "
-            "rows, and scores made of them would be too good. Give harmful rows that no attack had."
+            f"--harmful {config.harmful}: {both} of its {len(rows)} rows are among those that the "
+            f"attacks on {config.model} were made of, and scores made of them would be too good. "
+            "Give harmful rows that no attack had."
         )
+
+
+def _attacked_with(entry: Entry) -> list[str]:
+    """Return the ids of the harmful rows of an attack, which has none that ask its test prompts."""
+    tested = set(map(prompt_text, _read_again(entry, "test", needs_response=False).prompts))
+    harmful = _read_again(entry, "harmful", needs_response=True)
+    return [row.id for row in harmful if prompt_text(row.prompt) not in tested]
+
+
+def _read_again(entry: Entry, key: str, *, needs_response: bool) -> Examples:
+    """Return rows of a finished step, none if they are gone or it does not say which they were."""
+    try:
+        options = ReadOptions.recorded(entry.config)
+        return read(entry.config[key], replace(options, needs_response=needs_response))
+    except (KeyError, HoldfastError):
+        return Examples([])
 
 
 def _unknown_cost() -> dict[str, float]:
