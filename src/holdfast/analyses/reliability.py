@@ -51,7 +51,7 @@ class Reliability(Analysis):
             note=(
                 "The truth is the mean ForgotNum over the attacks on each model, none of which "
                 "made a score. The ceiling is how well the other attacks' mean foresees each "
-                "attack. Intervals are bootstraps over examples. A category or a sample of fewer "
+                "attack. Intervals are bootstraps over prompts. A category or a sample of fewer "
                 "than 20 examples is left out."
             ),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from itertools import combinations
 from typing import Any
 
@@ -17,7 +17,6 @@ from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
 from holdfast.artifacts import AttackResult, sha256_json
 from holdfast.contracts import Estimator
 from holdfast.cost import Cost
-from holdfast.data import ReadOptions, read
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.runs import Entry
@@ -32,7 +31,7 @@ from holdfast.stages.estimating import (
 from holdfast.stages.subjects import subject
 from holdfast.stats import mean_interval, spearman
 from holdfast.text import prompt_text
-from holdfast.validation import Case, Validation, cases
+from holdfast.validation import Case, Validation, cases, read_again
 
 logger = logging.getLogger(__name__)
 FREE = "loss"
@@ -165,18 +164,9 @@ def _check_apart(config: ValidateConfig, case: Case) -> None:
 
 def _attacked_with(entry: Entry) -> list[str]:
     """Return the ids of the harmful rows of an attack, which has none that ask its test prompts."""
-    tested = set(map(prompt_text, _read_again(entry, "test", needs_response=False).prompts))
-    harmful = _read_again(entry, "harmful", needs_response=True)
+    tested = set(map(prompt_text, read_again(entry, "test", needs_response=False).prompts))
+    harmful = read_again(entry, "harmful")
     return [row.id for row in harmful if prompt_text(row.prompt) not in tested]
-
-
-def _read_again(entry: Entry, key: str, *, needs_response: bool) -> Examples:
-    """Return rows of a finished step, none if they are gone or it does not say which they were."""
-    try:
-        options = ReadOptions.recorded(entry.config)
-        return read(entry.config[key], replace(options, needs_response=needs_response))
-    except (KeyError, HoldfastError):
-        return Examples([])
 
 
 def _unknown_cost() -> dict[str, float]:
