@@ -119,6 +119,23 @@ def test_the_share_is_of_those_that_are_held() -> None:
     assert 3 < step_that_flips(margins, flip=0.5) <= 4
 
 
+def test_an_unlucky_sample_does_not_decide_that_nothing_is_held() -> None:
+    # The row that is drawn is not refused; of the others one lets go at 2 and one at 3.
+    drawn = int(np.random.default_rng(0).choice(4, 1, replace=False)[0])
+    free = [2.0, 3.0, 4.0]
+    free.insert(drawn, -1.0)
+    margins = Lines(free, [1.0] * 4)
+    assert 3 < step_that_flips(margins, flip=0.5, sample=1) <= 4
+    assert [n for _, n in margins.asked][:2] == [1, 4]
+
+
+def test_what_is_said_of_all_examples_was_looked_at_on_all() -> None:
+    margins = Lines([-1.0] * 60 + [1.0] * 40, [1.0] * 100)
+    with pytest.raises(UsageError, match="60% of all 100 examples are not refused"):
+        step_that_flips(margins, sample=5)
+    assert margins.asked[-1] == (0.0, 100)
+
+
 def test_the_flip_step_is_found_in_few_looks() -> None:
     free = np.random.default_rng(0).lognormal(0, 1, 1000)
     margins = Lines(free.tolist(), [1.0] * 1000)
@@ -462,7 +479,7 @@ def test_a_model_that_does_not_refuse(
     model = make_model(vocab=len(tokenizer))
     obliging = Examples(Example(row.prompt, "to brew tea") for row in rows.safety)
     finetune(model, tokenizer, obliging, FinetuneConfig(learning_rate=1e-2, steps=15))
-    with pytest.raises(UsageError, match=r"100% of the examples are not refused.*not its base"):
+    with pytest.raises(UsageError, match=r"100% of all 24 examples are not refused.*not its base"):
         AttackDirection(rows.harmful).score(model, tokenizer, rows.safety, seed=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from holdfast import agreement
 from holdfast.analyses.foresight import CEILING, Foresight
 from holdfast.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.contracts import Section
+from holdfast.examples import Example, Examples
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, bootstrap
 
@@ -73,6 +75,44 @@ def test_examples_without_a_count_are_said(tmp_path: Path) -> None:
     found = section(tmp_path, ("up-s0", scores(UP)), ("one", one))
     said = "Of a, n=1 examples are left out, their count unknown: the judge could not decide"
     assert found.findings[-1].startswith(said)
+
+
+def test_answers_to_one_prompt_are_one_observation(tmp_path: Path) -> None:
+    rows = [Example(f"ask {i // 2}", f"no {i}") for i in range(20)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        "\n".join(json.dumps({"prompt": r.prompt, "response": r.response}) for r in rows)
+    )
+    ids = Examples(rows).ids
+    values, counts = np.repeat(np.arange(10.0) % 4, 2), np.repeat(np.arange(10) % 3, 2)
+    run = RunDir(tmp_path / "run")
+    given = {"data": str(data), "columns": {}, "drop_invalid": False, "limit": None}
+    hit = replace(attack("a", "one", UP), tracked=dict(zip(ids, counts.tolist(), strict=True)))
+    for stage, config, artifact in (
+        ("score", given, Scores(ids, values, "toy", "d", "a")),
+        ("attack", {}, hit),
+    ):
+        with run.step(stage, stage, config={"seed": 0, **config}, inputs={}) as step:
+            artifact.save(run.path(stage, "it.json"))
+            step.outputs.append(run.path(stage, "it.json"))
+
+    def told() -> tuple[Any, str]:
+        found = Foresight().run(run)
+        table = found.tables["Agreement with the attacks' ForgotNum"]
+        return table.iloc[0][["low", "high"]].tolist(), found.note
+
+    def expected(units: list[str] | None) -> list[float]:
+        area = agreement.agreement(values, counts.astype(float), units=units).auroc
+        return [round(area.low, 3), round(area.high, 3)]
+
+    ends, note = told()
+    assert ends == expected([row.prompt for row in rows])
+    assert ends != expected(None)
+    assert "bootstrap over prompts when" in note
+    data.unlink()
+    ends, note = told()
+    assert ends == expected(None)
+    assert "over examples, as some rows cannot be read any more, when" in note
 
 
 def test_seeds_of_an_estimator_are_one_line(tmp_path: Path) -> None:

@@ -309,6 +309,29 @@ def test_errors_of_few_repeats_leave_more_doubt() -> None:
     assert many == pytest.approx(known, abs=1e-4)
 
 
+def test_repeats_that_tie_are_not_certain() -> None:
+    values, low, high = np.array([0.0, 2.0, 3.0]), np.full(3, -np.inf), np.full(3, 4.0)
+    given = doubt(values, np.array([0.0, 1.0, 3.0]), low, high, 2)
+    taken = doubt(values, np.array([2.0, 1.0, 3.0]), low, high, 2)
+    np.testing.assert_array_equal(given, taken)
+    np.testing.assert_array_equal(doubt(values, np.zeros(3), low, high, 2), [NAN] * 3)
+    # An error that does not say what it was made of is taken for the truth.
+    np.testing.assert_array_equal(doubt(values, np.zeros(3), low, high), [0.0] * 3)
+
+
+def test_members_of_an_ensemble_are_few_repeats() -> None:
+    """The error of two members has one degree of freedom, as that of two attacks has."""
+    scores, rows = scored([0, 2, 8, 10], errors=[1.0, 6.0, 12.0, 1.0])
+    exact, members, attacks = (
+        group(replace(scores, facts=facts), rows).doubt
+        for facts in ({}, {"members": 2}, {"attacks": 2})
+    )
+    assert exact is not None
+    assert members is not None
+    np.testing.assert_array_equal(members, attacks)
+    assert (members > exact).all()
+
+
 def test_nothing_is_said_of_doubt_without_errors() -> None:
     scores, rows = scored([0, 1, 9])
     assert group(scores, rows).doubt is None

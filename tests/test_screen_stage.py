@@ -19,6 +19,7 @@ from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.groups.make import level_names
 from holdfast.runs import RunDir
 from holdfast.screening import Screen
 from holdfast.stages.screen import DISAGREES, NO_REFUSAL, PROBE_FAILED, ScreenConfig, screen
@@ -90,10 +91,15 @@ def setting(tmp_path: Path) -> Setting:
         scores.save(run.path("scores", "toy.json"))
         step.outputs.append(run.path("scores", "toy.json"))
     labels = (np.arange(30) >= 20).astype(np.int64)
-    for name, names in (("two", ("a", "b")), ("three", ("a", "b", "c"))):
+    for name, names, made_from in (
+        ("two", level_names(2), scores.hash),
+        ("three", level_names(3), scores.hash),
+        ("by", ("a: undivided", "b: undivided"), scores.hash),
+        ("other", level_names(2), "other scores"),
+    ):
         with run.step("group", name, config={}, inputs={}) as step:
             path = run.path("groups", f"{name}.json")
-            Groups(examples.ids, labels, names, "", scores.hash, examples.hash).save(path)
+            Groups(examples.ids, labels, names, "", made_from, examples.hash).save(path)
             step.outputs.append(path)
     return Setting(rows, write(tmp_path / "data.jsonl", rows), run, tmp_path)
 
@@ -269,7 +275,9 @@ def test_no_row_that_the_probe_can_read(setting: Setting, tiny: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"groups": "three"}, UsageError, "has 3 groups; give one of two"),
+        ({"groups": "three"}, UsageError, "has the 3 groups level 1 .*; give one of two"),
+        ({"groups": "by"}, UsageError, "a: undivided, b: undivided; give one of two, invulnerable"),
+        ({"groups": "other"}, MismatchError, r"made from other scores than 'toy' \(hash other sco"),
         ({"groups": "none"}, UsageError, "no group 'none'"),
         ({"scores": "none"}, UsageError, "no score 'none'"),
     ],

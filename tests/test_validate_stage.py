@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import agreement, models
+from holdfast.analyses.reliability import Reliability
 from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
@@ -78,6 +79,14 @@ class Proxied(Still):
     proxies: tuple[Examples, ...] = ()
 
 
+@dataclass(frozen=True)
+class Taught(Still):
+    """It uses harmful rows."""
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"harmful"})
+    harmful: Examples | None = None
+
+
 NUMBER, STILL = f"{__name__}:Number", f"{__name__}:Still"
 N = 60
 ROWS = [Example(f"tell me {i}", f"no {i}", {"category": "ab"[i % 3 == 0]}) for i in range(N)]
@@ -95,6 +104,7 @@ class Setting:
         name: str,
         counts: dict[int, int],
         inputs: dict[str, str] | None = None,
+        given: dict[str, Any] | None = None,
         **changes: Any,
     ) -> None:
         """Leave an attack that found these rows harmful at so many checkpoints."""
@@ -114,7 +124,9 @@ class Setting:
                 **changes,
             }
         )
-        with self.run.step("attack", name, config={"seed": 0}, inputs=inputs or {}) as step:
+        with self.run.step(
+            "attack", name, config={"seed": 0, **(given or {})}, inputs=inputs or {}
+        ) as step:
             path = self.run.path("attacks", f"{name}.json")
             result.save(path)
             step.outputs.append(path)
@@ -296,6 +308,47 @@ def test_rows_without_a_score_are_left_out_and_counted(setting: Setting) -> None
     assert (found.rows[0]["n"], found.n) == (50, 58)
 
 
+def test_rows_that_the_judge_left_without_a_count_are_counted(setting: Setting) -> None:
+    found = validate(setting.config())
+    assert found.unknown == 0
+    assert [line["estimator"] for line in show.validation(found)] == [NUMBER, "ceiling"]
+    unknown = {ROWS[i].id: (0, 4) for i in range(7)}
+    setting.attacked("vague", {i: i // 6 for i in range(7, N)}, unknown=unknown)
+    found = validate(setting.config())
+    assert (found.unknown, found.n) == (7, 53)
+    assert show.validation(found)[-2] == {"estimator": "left out", "variant": "7 rows: undecided"}
+    said = Reliability().run(setting.run).findings[-1]
+    assert "n=7 examples are left out" in said
+    earlier = show.validation(replace(found, unknown=None))[-2]
+    assert earlier["variant"] == "unknown rows: undecided"
+
+
+def test_average_precision_is_told_with_what_chance_has(setting: Setting) -> None:
+    found = validate(setting.config(vary=["sign=-1"]))
+    plain, turned = row(found), row(found, "sign=-1")
+    assert show.validation(found)[0]["AUPRC"] == f"1.00 ({plain['base_rate']:.2f})"
+    section = Reliability().run(setting.run)
+    table = section.tables["By estimator, option and seed"]
+    assert table["auprc"].tolist() == pytest.approx([1.0, turned["auprc"]], abs=1e-3)
+    assert {"auprc_low", "auprc_high", "base_rate"} <= set(table.columns)
+    assert f"AUPRC 1.00 [1.00, 1.00] (chance has {plain['base_rate']:.2f})" in section.findings[0]
+
+
+def test_no_number_is_broken_in_a_narrow_terminal(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = validate(setting.config())
+    long = {**row(found), "estimator": "attack_direction", "variant": "source=mismatched"}
+    known = {f"{key}{end}": 0.95 for key in ("auroc", "spearman") for end in ("", "_low", "_high")}
+    gain = {"gain": 0.44, "gain_low": -0.37, "gain_high": 0.5, "seconds": 123.4}
+    wide = replace(found, rows=({**long, **known, **gain},), stability={"attack_direction": 0.99})
+    show.tell(False, show.validation(wide))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "attack_direction" in line]
+    assert "0.44 [-0.37, 0.50]" in line
+    assert line.count("0.95 [0.95, 0.95]") == 2
+    assert len(line) <= 120
+
+
 def test_it_is_saved_and_done_once(setting: Setting) -> None:
     found = validate(setting.config(name="mine"))
     path = setting.run.path("validations", "mine.json")
@@ -334,6 +387,20 @@ def test_no_attack_that_tracked_these_rows(setting: Setting, tmp_path: Path) -> 
     other.write_text('{"prompt": "tell me 1", "response": "another answer"}\n')
     with pytest.raises(UsageError, match="no attack on .* tracked the rows of .*other"):
         validate(setting.config(data=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (3, r"one p=0.1 lr=0.0001 forgot all 60 tracked rows equally often.*lower --lr.*--every"),
+        (0, r"one p=0.1 lr=0.0001 forgot none of 60 tracked rows.*higher --lr"),
+    ],
+)
+def test_attacks_that_order_nothing(setting: Setting, count: int, message: str) -> None:
+    alone = Setting(RunDir(setting.run.root.parent / "other"), setting.data, setting.model)
+    alone.attacked("one", dict.fromkeys(range(N), count))
+    with pytest.raises(UsageError, match=message):
+        validate(alone.config())
 
 
 def test_attacks_that_have_no_row_in_common(setting: Setting) -> None:
@@ -403,8 +470,34 @@ def test_rows_that_the_attacks_were_made_of_are_refused(setting: Setting, tmp_pa
     model = models.hash_model(Path(setting.model))
     setting.attacked("three", dict.fromkeys(range(N), 1), {"harmful": rows.hash, "model": model})
     config = setting.config(estimators=["attack_direction"], harmful=str(path))
-    with pytest.raises(UsageError, match="the attacks on .* were made of these very rows"):
+    with pytest.raises(UsageError, match=r"1 of its 1 rows are among those that the attacks on"):
         validate(config)
+
+
+def test_single_rows_that_the_attacks_were_made_of_are_refused(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """Whatever part of a file the attack read: the hash of its rows is of those that it kept."""
+    lines = [json.dumps({"prompt": f"say {i}", "response": f"{i}"}) for i in range(6)]
+    theirs, ours, test = (tmp_path / f"{name}.jsonl" for name in ("theirs", "ours", "test"))
+    theirs.write_text("\n".join(lines))
+    test.write_text('{"prompt": "say 0"}')
+    read = {"columns": {}, "drop_invalid": False, "limit": 3}
+    setting.attacked(
+        "three",
+        dict.fromkeys(range(N), 1),
+        {"harmful": "of rows 1 and 2", "model": models.hash_model(Path(setting.model))},
+        {"harmful": str(theirs), "test": str(test), **read},
+    )
+    config = setting.config(estimators=[f"{__name__}:Taught"], harmful=str(ours))
+    ours.write_text("\n".join([*lines[2:], *lines[:1]]))  # row 2 was trained on, row 0 only asked
+    with pytest.raises(UsageError, match=r"ours.jsonl: 1 of its 5 rows are among those"):
+        validate(config)
+    ours.write_text("\n".join([*lines[3:], *lines[:1]]))
+    assert validate(config).n == 58
+    theirs.unlink()  # nothing left to compare but the hash
+    ours.write_text("\n".join(lines[2:]))
+    assert validate(config).n == 58
 
 
 def test_the_default_varies_the_probes_rows_only(setting: Setting) -> None:

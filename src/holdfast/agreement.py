@@ -152,7 +152,9 @@ def mean_count(counts: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(np.mean(np.stack(counts), axis=0))
 
 
-def ceilings(counts: Sequence[np.ndarray]) -> list[Agreement]:
+def ceilings(
+    counts: Sequence[np.ndarray], *, units: Sequence[str] | None = None
+) -> list[Agreement]:
     """Return how well the mean of all other attacks foresees each attack.
 
     That is what one attack's label is worth: no score can be asked to agree better with it. With
@@ -160,8 +162,9 @@ def ceilings(counts: Sequence[np.ndarray]) -> list[Agreement]:
 
     Args:
         counts: At least two arrays (n,) over the same examples.
+        units: As in `agreement`.
     """
     return [
-        agreement(mean_count([c for j, c in enumerate(counts) if j != i]), mine)
+        agreement(mean_count([c for j, c in enumerate(counts) if j != i]), mine, units=units)
         for i, mine in enumerate(counts)
     ]

@@ -34,22 +34,26 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
             long as they count alike.
         n: Number of examples.
         flip: Share in (0, 1] of the held that must have flipped.
-        sample: Examples that are looked at.
+        sample: Examples that are looked at; all of them where half of the sample is not held at
+            step 0, since an unlucky draw must not decide that.
         seed: Of the choice of the sample.
         what: The direction and a way out, for the error where it flips too few.
 
     Raises:
-        UsageError: The model does not refuse half of the sample to begin with, or never lets go, or
-            margins are nan.
+        UsageError: The model does not refuse half of the examples to begin with, or never lets go,
+            or margins are nan.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.choice(n, min(sample, n), replace=False).tolist()
     free = margins(0.0, chosen)
+    if (free < 0).mean() >= 0.5 and len(chosen) < n:
+        chosen = list(range(n))
+        free = margins(0.0, chosen)
     _check_finite(free, 0.0)
     lost = float((free < 0).mean())
     if lost >= 0.5:
         raise UsageError(
-            f"{lost:.0%} of the examples are not refused by this model: there is "
+            f"{lost:.0%} of all {n} examples are not refused by this model: there is "
             "nothing to forget. Score the aligned model, not its base."
         )
     share = round(lost + flip * (1 - lost), 9)  # 0.6000000000000001 would be one row more

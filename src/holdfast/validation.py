@@ -1,10 +1,10 @@
-"""Which scores of a run can be held against which of its attacks."""
+"""Which scores of a run can be held against which of its attacks, and of which rows they are."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import numpy as np
 
 from holdfast.agreement import mean_count
 from holdfast.artifacts import SCHEMA, AttackResult, Scores, read_json, write_json
-from holdfast.runs import RunDir
+from holdfast.data import ReadOptions, read
+from holdfast.errors import HoldfastError
+from holdfast.examples import Examples
+from holdfast.runs import Entry, RunDir
+from holdfast.similarity import prompt_key
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,28 @@ def cases(run: RunDir) -> list[Case]:
     return [_case(mine, scores.get(key, {})) for key, mine in attacks.items()]
 
 
+def read_again(entry: Entry, key: str, *, needs_response: bool = True) -> Examples:
+    """Return rows of a finished step, none if they are gone or it does not say which they were."""
+    try:
+        options = ReadOptions.recorded(entry.config)
+        return read(entry.config[key], replace(options, needs_response=needs_response))
+    except (KeyError, HoldfastError):
+        return Examples([])
+
+
+def prompts_of(run: RunDir, case: Case) -> list[str] | None:
+    """Return the prompt of each of a case's examples; None if its rows cannot be read any more.
+
+    A model forgets a prompt: several answers to it are one observation.
+    """
+    for entry in run.entries("score"):
+        if entry.name in case.scores:
+            known = {row.id: prompt_key(row.prompt) for row in read_again(entry, "data")}
+            if known.keys() >= set(case.ids):
+                return [known[i] for i in case.ids]
+    return None
+
+
 def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
     first = attacks[0]
     ids = tuple(i for i in first.tracked if all(i in a.tracked for a in attacks))
@@ -137,6 +163,8 @@ class Validation:
         stability: Estimator -> mean rank correlation between its seeds; nan with one seed.
         categories: One row per estimator and category of at least 20 examples.
         sizes: One row per estimator and number of examples.
+        unknown: Examples that are left out, their count unknown, because the judge could not decide
+            enough of their answers; None where an earlier version did not keep it.
     """
 
     model: str
@@ -149,6 +177,7 @@ class Validation:
     stability: Mapping[str, float]
     categories: tuple[Mapping[str, Any], ...] = ()
     sizes: tuple[Mapping[str, Any], ...] = ()
+    unknown: int | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

@@ -15,7 +15,7 @@ from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
-from holdfast.validation import Case, cases
+from holdfast.validation import Case, cases, prompts_of
 
 CEILING = "another attack (ceiling)"
 
@@ -40,7 +40,10 @@ class Foresight(Analysis):
                 f"{run.root}: no attack tracked the rows of a model that was scored; run "
                 "`holdfast attack --track DATA` on the scored model"
             )
-        table = pd.DataFrame([row for case in scored for row in _rows(case)])
+        prompts = [prompts_of(run, case) for case in scored]
+        pairs = zip(scored, prompts, strict=True)
+        table = pd.DataFrame([row for case, units in pairs for row in _rows(case, units)])
+        unit = "examples, as some rows cannot be read any more," if None in prompts else "prompts"
         summary, bars, findings = [], [], []
         for name, rows in table.groupby("estimator", sort=False):
             area = pooled(rows["_auroc"].tolist(), least=0.0)
@@ -87,19 +90,20 @@ class Foresight(Analysis):
             note=(
                 "An attack's own ForgotNum is noisy: another attack's count predicts it with less "
                 "than certainty, which is the ceiling for any score. The interval is a bootstrap "
-                "over examples when there is one model, otherwise a t interval over models."
+                f"over {unit} when there is one model, otherwise a t interval over models."
             ),
         )
 
 
-def _rows(case: Case) -> list[dict[str, object]]:
+def _rows(case: Case, units: list[str] | None) -> list[dict[str, object]]:
     mean = case.mean
     found = [
-        _row(case, name, agreement(case.values(scores), mean), scores)
+        _row(case, name, agreement(case.values(scores), mean, units=units), scores)
         for name, scores in case.by_estimator.items()
     ]
     if len(case.attacks) > 1:
-        found += [_row(case, CEILING, one) for one in ceilings(list(case.attacks.values()))]
+        ceiling = ceilings(list(case.attacks.values()), units=units)
+        found += [_row(case, CEILING, one) for one in ceiling]
     return found
 
 

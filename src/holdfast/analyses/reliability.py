@@ -51,7 +51,7 @@ class Reliability(Analysis):
             note=(
                 "The truth is the mean ForgotNum over the attacks on each model, none of which "
                 "made a score. The ceiling is how well the other attacks' mean foresees each "
-                "attack. Intervals are bootstraps over examples. A category or a sample of fewer "
+                "attack. Intervals are bootstraps over prompts. A category or a sample of fewer "
                 "than 20 examples is left out."
             ),
         )
@@ -69,12 +69,18 @@ def _findings(validation: Validation) -> list[str]:
         row = next(r for r in validation.rows if r["estimator"] == name and not r["variant"])
         found.append(
             f"On {model}, {name} agrees with the mean of {attacks} attacks at AUROC "
-            f"{_interval(row, 'auroc')} and Spearman {_interval(row, 'spearman')}, "
+            f"{_interval(row, 'auroc')}, AUPRC {_interval(row, 'auprc')} (chance has "
+            f"{_number(row['base_rate'])}) and Spearman {_interval(row, 'spearman')}, "
             f"n={row['n']}; {_stable(stability)}."
         )
         found.append(
             f"On {model}, {name} is above the free margin by {_interval(row, 'gain')} AUROC, "
             f"n={row['n']}."
+        )
+    if validation.unknown:
+        found.append(
+            f"Of {model}, n={validation.unknown} examples are left out, their count unknown: the "
+            "judge could not decide enough of their answers."
         )
     return found
 
@@ -95,7 +101,8 @@ def _number(value: float | None) -> str:
 
 
 def _table(found: Sequence[Validation], part: str, keys: tuple[str, ...]) -> pd.DataFrame:
-    columns = (*keys, "auroc", "auroc_low", "auroc_high", "spearman", "base_rate", "n", "seconds")
+    areas = (name + end for name in ("auroc", "auprc") for end in ("", "_low", "_high"))
+    columns = (*keys, *areas, "base_rate", "spearman", "n", "seconds")
     rows = [
         {"model": v.model, **{c: row[c] for c in columns if c in row}}
         for v in found

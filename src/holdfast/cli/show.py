@@ -141,7 +141,8 @@ def validation(result: Validation) -> list[Row]:
     """Tell how well each estimator and variant agrees with the attacks, the ceiling last.
 
     "above free" is the gain in AUROC over the free margin, "seeds" the rank correlation between
-    seeds. In a terminal of 120 columns no interval is broken.
+    seeds; in brackets behind AUPRC is what chance would have. In a terminal of 120 columns no
+    interval is broken.
     """
 
     def shown(row: Mapping[str, Any], key: str) -> str:
@@ -149,6 +150,10 @@ def validation(result: Validation) -> list[Row]:
         if any(value is None for value in known):
             return "unknown"
         return f"{known[0]:.2f} [{known[1]:.2f}, {known[2]:.2f}]"
+
+    def precision(row: Mapping[str, Any]) -> str:
+        known = [row["auprc"], row["base_rate"]]
+        return "unknown" if None in known else f"{known[0]:.2f} ({known[1]:.2f})"
 
     def stable(row: Mapping[str, Any]) -> str:
         """Return the rank correlation between seeds, at the first seed's row."""
@@ -163,6 +168,7 @@ def validation(result: Validation) -> list[Row]:
             "estimator": row["estimator"],
             "variant": row["variant"] or f"seed {row['seed']}",
             "AUROC": shown(row, "auroc"),
+            "AUPRC": precision(row),
             "Spearman": shown(row, "spearman"),
             "above free": shown(row, "gain"),
             "seeds": stable(row),
@@ -170,6 +176,9 @@ def validation(result: Validation) -> list[Row]:
         }
         for row in result.rows
     ]
+    if result.unknown != 0:
+        n = "unknown" if result.unknown is None else result.unknown
+        found.append({"estimator": "left out", "variant": f"{n} rows: undecided"})
     best = {k: "unknown" if v is None else f"{v:.2f}" for k, v in result.ceiling.items()}
     last: Row = {"estimator": "ceiling", "variant": "another attack"}
     return [*found, {**last, "AUROC": best["auroc"], "Spearman": best["spearman"]}]
@@ -327,10 +336,15 @@ def tell(as_json: bool, value: Told) -> None:
         typer.echo(json.dumps(to_json(value), ensure_ascii=False))
         return
     from rich.console import Console
+    from rich.measure import Measurement
 
     # Without a terminal rich would wrap at 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(_facts(value) if isinstance(value, Mapping) else _table(value))
+    table = _facts(value) if isinstance(value, Mapping) else _table(value)
+    wanted = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    if wanted > console.width:
+        table.padding = 0  # narrow before numbers are broken
+    console.print(table)
 
 
 def _facts(value: Mapping[str, Any]) -> Table:

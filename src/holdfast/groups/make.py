@@ -20,7 +20,7 @@ from holdfast.groups.thresholds import Cuts, Rule, find_cuts, levels
 AUTO = "auto"
 UNKNOWN, OTHER, UNDIVIDED = "unknown", "other", "undivided"
 
-REPEATS = ("repeats", "attacks", "draws")
+REPEATS = ("repeats", "attacks", "draws", "members")
 """Facts of an estimate that may hold the number of repetitions."""
 
 

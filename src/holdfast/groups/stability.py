@@ -29,6 +29,10 @@ def doubt(
     T(-|s - c| / error), at most one half. An error that is itself of few repeats makes for wide
     tails; where their number is not known it is taken for the truth, and the score as normal.
 
+    Repeats that tie (counts do) have an error of 0, which is not to know the score exactly: they
+    are given the median of the errors above 0, and where there is none their doubt is unknown. It
+    is a convention, which errs towards doubt.
+
     Args:
         values: (n,) scores; nan = not scored.
         errors: (n,) standard errors; nan = unknown; None = all of them.
@@ -37,19 +41,28 @@ def doubt(
         repeats: What the errors are made of, 2 or more; None if that is not known.
 
     Returns:
-        (n,) in [0, 1], nan where score or error are unknown; None without errors.
+        (n,) in [0, 1], nan where score or error are unknown or all errors of repeats are 0; None
+        without errors.
     """
     if errors is None:
         return None
     from scipy.special import ndtr, stdtr
 
     below = ndtr if repeats is None else partial(stdtr, max(repeats - 1, 1))
+    if repeats is not None:
+        errors = _floored(errors)
     known = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
     found = np.where(known, 0.0, np.nan)
     moves = known & (errors > 0)  # a score without error is where it is
     v, e = values[moves], errors[moves]
     found[moves] = below((low[moves] - v) / e) + below((v - high[moves]) / e)
     return found
+
+
+def _floored(errors: np.ndarray) -> np.ndarray:
+    """Return the errors with the median of those above 0 in place of 0, nan if there is none."""
+    above = errors[np.isfinite(errors) & (errors > 0)]
+    return np.where(errors == 0, np.median(above) if len(above) else np.nan, errors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from pydantic import Field
 from holdfast import models
 from holdfast.artifacts import Groups, Scores, sha256_json, write_text
 from holdfast.contracts import Estimator
-from holdfast.errors import UsageError
+from holdfast.errors import MismatchError, UsageError
 from holdfast.estimators.attack_direction import MOST_TOKENS
 from holdfast.examples import Examples
+from holdfast.groups.make import level_names
 from holdfast.provenance import provenance_table
 from holdfast.screening import Screen, ScreenedRow, place, screen_text
 from holdfast.stages.estimating import EstimatorConfig, check_base, estimated, estimator_of
@@ -278,15 +279,22 @@ def _sample(config: ScreenConfig, scored: _Scored) -> list[int]:
 
 
 def _scored(config: ScreenConfig) -> tuple[_Scored, dict[str, str]]:
-    _, scores, examples = scored_rows(config, config.data, config.scores)
+    entry, scores, examples = scored_rows(config, config.data, config.scores)
     inputs = {"scores": scores.hash, "data": examples.hash}
     vulnerable = None
     if config.groups is not None:
         groups = Groups.load(config.run.result(only(config, "group", config.groups)))
-        if len(groups.names) != 2:
+        if groups.names != level_names(2):
             raise UsageError(
-                f"--groups {config.groups!r} has {len(groups.names)} groups; give one of two, "
-                "invulnerable and vulnerable: `holdfast group` makes it"
+                f"--groups {config.groups!r} has the {len(groups.names)} groups "
+                f"{', '.join(groups.names)}; give one of two, {' and '.join(level_names(2))}: "
+                "`holdfast group` makes it without --by and --groups"
+            )
+        if groups.scores_hash != scores.hash:
+            raise MismatchError(
+                f"--groups {config.groups!r} were made from other scores than {entry.name!r} (hash "
+                f"{groups.scores_hash[:12]}, here {scores.hash[:12]}). Choose these with --scores, "
+                "or run `holdfast group` again."
             )
         vulnerable = groups.aligned_to(examples.ids) == 1
         inputs["groups"] = groups.hash

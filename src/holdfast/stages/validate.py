@@ -19,6 +19,7 @@ from holdfast.contracts import Estimator
 from holdfast.cost import Cost
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
+from holdfast.runs import Entry
 from holdfast.similarity import prompt_key
 from holdfast.stages.estimating import (
     EstimatorConfig,
@@ -29,7 +30,8 @@ from holdfast.stages.estimating import (
 )
 from holdfast.stages.subjects import subject
 from holdfast.stats import mean_interval, spearman
-from holdfast.validation import Case, Validation, cases
+from holdfast.text import prompt_text
+from holdfast.validation import Case, Validation, cases, read_again
 
 logger = logging.getLogger(__name__)
 FREE = "loss"
@@ -74,13 +76,14 @@ def validate(config: ValidateConfig) -> Validation:
     The result is `validations/<name>.json`.
 
     Raises:
-        UsageError: The model was not attacked with these rows tracked, an estimator lacks what it
-            needs, or an option is varied that none of them has.
+        UsageError: The model was not attacked with these rows tracked, the attacks order none of
+            them, an estimator lacks what it needs, or an option is varied that none of them has.
     """
     tried = _tried(config)
     examples = config.read(config.data)
     target = subject(config.run, config.model)
     case = _case(config, target.hash, examples)
+    _check_ordered(config, case)
     name = config.name or target.label
     path = config.run.path("validations", f"{name}.json")
     inputs = {"model": target.hash, "data": examples.hash}
@@ -90,8 +93,9 @@ def validate(config: ValidateConfig) -> Validation:
         # All are built before the first is run: a wrong value is said at once.
         made[spec, variant, seed], used = estimator_of(config, _full(spec, variant))
         check_base(used, target.hash)
-        _check_apart(config, used, case)
         inputs |= used
+    if "harmful" in inputs:
+        _check_apart(config, case)
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
             loaded = models.load(target.source, device=config.device)
@@ -120,18 +124,49 @@ def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
     return found[0]
 
 
-def _check_apart(config: ValidateConfig, used: Mapping[str, str], case: Case) -> None:
-    """Refuse harmful rows that the attacks trained on: scores made of them foresee too well."""
-    attacked = {
-        entry.inputs["harmful"]
+def _check_ordered(config: ValidateConfig, case: Case) -> None:
+    """Refuse attacks that forgot all rows alike: no score can agree with an order that is none."""
+    if len(case.ids) < 2 or case.mean.min() < case.mean.max():
+        return
+    attacks = f"{config.out}: {config.model} attacked with {', '.join(case.attacks)}"
+    if case.mean.any():
+        raise UsageError(
+            f"{attacks} forgot all {len(case.ids)} tracked rows equally often: there is no order "
+            "to foresee. Attack more mildly with a lower --lr, or look earlier with a smaller "
+            "--every and fewer --steps"
+        )
+    raise UsageError(
+        f"{attacks} forgot none of {len(case.ids)} tracked rows: there is nothing to foresee. "
+        "Attack harder with a higher --lr, more --steps or a higher --poison-ratio"
+    )
+
+
+def _check_apart(config: ValidateConfig, case: Case) -> None:
+    """Refuse harmful rows that the attacks trained on: scores made of them foresee too well.
+
+    Of an attack whose rows cannot be read any more only the hash of all its rows is compared.
+    """
+    rows = config.read_if(config.harmful) or Examples([])
+    attacks = {
+        entry.inputs["harmful"]: entry
         for entry in config.run.entries("attack")
         if entry.inputs.get("model") == case.model_hash and "harmful" in entry.inputs
     }
-    if used.get("harmful") in attacked:
+    theirs = {i for entry in attacks.values() for i in _attacked_with(entry)}
+    both = len(rows) if rows.hash in attacks else len(theirs.intersection(rows.ids))
+    if both:
         raise UsageError(
-            f"--harmful {config.harmful}: the attacks on {config.model} were made of these very "
-            "rows, and scores made of them would be too good. Give harmful rows that no attack had."
+            f"--harmful {config.harmful}: {both} of its {len(rows)} rows are among those that the "
+            f"attacks on {config.model} were made of, and scores made of them would be too good. "
+            "Give harmful rows that no attack had."
         )
+
+
+def _attacked_with(entry: Entry) -> list[str]:
+    """Return the ids of the harmful rows of an attack, which has none that ask its test prompts."""
+    tested = set(map(prompt_text, read_again(entry, "test", needs_response=False).prompts))
+    harmful = read_again(entry, "harmful")
+    return [row.id for row in harmful if prompt_text(row.prompt) not in tested]
 
 
 def _unknown_cost() -> dict[str, float]:
@@ -174,6 +209,7 @@ def _validation(
         data_hash=examples.hash,
         attacks=tuple(case.attacks),
         n=len(case.ids),
+        unknown=case.unknown,
         ceiling=_ceiling(case),
         rows=tuple(_row(case, key, values[key], free, costs[key], units) for key in made),
         stability={spec: _stability(values, spec) for spec in config.estimators},
