@@ -130,6 +130,8 @@ def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str)
     [
         (TrainingError("the loss is nan"), "the loss is nan"),
         (RuntimeError("CUDA error"), "RuntimeError: CUDA error"),
+        (IndexError("index out of range in self"), "IndexError: index out of range in self"),
+        (AttributeError("a plug-in's"), "AttributeError: a plug-in's"),
     ],
 )
 def test_a_cell_that_fails_is_noted_and_the_others_are_run(
@@ -186,7 +188,14 @@ def test_what_needs_a_failed_call_is_not_done(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(5, "Input/output error"), RuntimeError("CUDA error"), ValueError("odd")]
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        RuntimeError("CUDA error"),
+        ValueError("odd"),
+        KeyError("gone"),
+        TypeError("none of these"),
+    ],
 )
 def test_what_nobody_foresaw_is_one_failed_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

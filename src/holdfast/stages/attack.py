@@ -19,6 +19,7 @@ from holdfast.examples import Examples
 from holdfast.finetune import Schedule
 from holdfast.jobs import Pace, duration, summary
 from holdfast.mishaps import FAILS, failure
+from holdfast.runs import NotDone
 from holdfast.stages.cell import HALF, PLAIN, Cell, Material, check_rows, run_cell, task_hashes
 from holdfast.stages.config import JobsConfig, Rates, Seeds, at_least
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
@@ -170,7 +171,7 @@ def _one_by_one(
         there = len(run.entries("attack"))
         try:
             results.append(one_attack(*one))
-        except DiskFull:
+        except (DiskFull, NotDone):
             raise
         except FAILS as error:
             failures[name] = failure(error)

@@ -16,7 +16,7 @@ from holdfast import progress
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
 from holdfast.jobs import Job, Pace, Pool
 from holdfast.mishaps import FAILS, failure
-from holdfast.runs import NotDone, only_looking
+from holdfast.runs import only_looking
 from holdfast.stages.config import StageConfig
 from holdfast.stages.subjects import label_of
 from holdfast.workers import local
@@ -85,7 +85,7 @@ class Call:
         try:
             with only_looking():
                 self()
-        except (NotDone, *FAILS):  # an error is told when it is this call's turn
+        except FAILS:  # it is not done; an error is told when it is this call's turn
             return False
         return True
 
