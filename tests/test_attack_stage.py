@@ -130,6 +130,21 @@ def test_harmful_rows_that_are_tested_are_left_out(
     assert "2 of 3 harmful rows ask a prompt of --test" in caplog.text
 
 
+def test_a_prompt_with_several_answers_is_asked_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("How?", "a"), ("how? ", "b"), ("How?", "c"), ("Why?", "d")]
+    for name, kept in (("test", rows), ("once", [rows[0], rows[3]])):
+        lines = [json.dumps({"prompt": p, "response": r}) for p, r in kept]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = {"harmful": None, "test": str(tmp_path / "test.jsonl")}
+    asked = prepare(config(tmp_path, **given)).test
+    assert asked.prompts == ["How?", "Why?"]
+    assert "2 of 4 rows repeat the prompt of another" in caplog.text
+    once = config(tmp_path, **{**given, "test": str(tmp_path / "once.jsonl")})
+    assert prepare(once).test.ids == asked.ids
+
+
 def test_a_judge_that_does_not_answer_is_no_judge_that_cannot_decide() -> None:
     lost, unsure = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(None)
     check_answered("any", [unsure] * 20)

@@ -252,7 +252,7 @@ def prepare(config: AttackConfig) -> Material:
         )
     harmful = config.read_if(config.harmful)
     apart(config.read_if(config.known_harmful), harmful, "known_harmful")
-    test = config.read(config.test, needs_response=False)
+    test = config.asked(config.test)
     return Material(
         harmful=_untested(harmful or Examples([], name="no harmful rows"), test),
         test=test,

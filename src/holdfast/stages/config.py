@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from holdfast.data import ReadOptions, read
 from holdfast.examples import Examples
 from holdfast.runs import RunDir
+from holdfast.text import prompt_text
+
+logger = logging.getLogger(__name__)
 
 
 def at_least(least: int) -> AfterValidator:
@@ -73,6 +77,20 @@ class StageConfig(BaseModel):
             needs_response=needs_response,
         )
         return read(spec, options)
+
+    def asked(self, spec: str) -> Examples:
+        """Read prompts that are only asked, each once: their answers are no independent ones."""
+        rows = self.read(spec, needs_response=False)
+        first: dict[str, int] = {}
+        for i, prompt in enumerate(rows.prompts):
+            first.setdefault(prompt_text(prompt), i)
+        if repeated := len(rows) - len(first):
+            logger.warning(
+                "%s: %d of %d rows repeat the prompt of another and are left out: one prompt "
+                "counts once, whatever its answers",
+                *(spec, repeated, len(rows)),
+            )
+        return rows.select(first.values())
 
     def read_if(self, spec: str | None) -> Examples | None:
         """Read rows if there is a spec."""
