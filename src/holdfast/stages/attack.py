@@ -213,7 +213,12 @@ def grids_of(config: AttackConfig) -> list[AttackConfig]:
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
     from holdfast.stages.calls import Call, do
 
-    do([Call("attack", "all", config)], jobs=config.jobs, scheduler=config.scheduler)
+    do(
+        [Call("attack", "all", config)],
+        jobs=config.jobs,
+        scheduler=config.scheduler,
+        allow_remote=config.allow_remote,
+    )
     # All of them are there: nothing is run again.
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 

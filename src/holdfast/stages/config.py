@@ -103,10 +103,13 @@ class JobsConfig(StageConfig):
     Attributes:
         jobs: So many processes of this machine at the same time; each has its share of the cores.
         scheduler: Address of a running dask cluster that does them, e.g. tcp://127.0.0.1:8786.
+        allow_remote: The scheduler may be on another machine, over a network that you trust: who is
+            on it can run code here and on the workers.
     """
 
     jobs: int = Field(default=1, ge=1)
     scheduler: str = ""
+    allow_remote: bool = False
 
     def keyed(self) -> dict[str, Any]:
         """Leave out where it is done."""
