@@ -153,6 +153,31 @@ def test_a_judge_that_does_not_answer_is_no_judge_that_cannot_decide() -> None:
         check_answered("any", [lost] * 2 + [Verdict(False)] * 18)
 
 
+def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = watched(tmp_path)
+    lost, safe = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(False)
+    found = {"world": [lost, *[safe] * 6], "refusal": [Verdict(None), *[safe] * 6]}
+    monkeypatch.setattr("holdfast.stages.cell.ask", lambda *args, **kwargs: (found, []))
+    watch.tracker = None
+    watch(0, 0.0)
+    watch.save(tmp_path / "partial.json")
+    again = watched(tmp_path)
+    again.tracker = None
+    again.restore(tmp_path / "partial.json", 0)
+    (point,) = again.points
+    assert point.lost == {"world": 1}  # the other judge could not decide
+    assert point.verdicts["world"] == point.verdicts["refusal"] == Counts(0, 6, 1)
+    older = [{k: v for k, v in one.items() if k != "lost"} for one in raw_points(tmp_path)]
+    assert AttackResult.read_points(older)[0].lost == {}
+
+
+def raw_points(tmp_path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((tmp_path / "partial.json").read_text())["points"]
+    return found
+
+
 def test_options_that_were_not_given_are_in_the_key() -> None:
     first, second = ({"refusal": Refusal(min_words=n)} for n in (2, 3))
     assert hashes_of(first) != hashes_of(second)
