@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holdfast import models
+from holdfast import models, plugins
 from holdfast.adaptive import Adapted, Tried, best_so_far, counted, worth
 from holdfast.artifacts import AttackResult, Counts, Point
-from holdfast.errors import MismatchError, TrainingError, UsageError
+from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.runs import RunDir
 from holdfast.stages import adapt as stage
 from holdfast.stages import presets
@@ -129,6 +130,17 @@ def test_a_judge_that_fails_is_no_attack_that_fails(
         found(tmp_path)
 
 
+@pytest.mark.parametrize("accuracy", [0.0, math.nan])
+def test_a_floor_of_nothing_is_none(
+    accuracy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any attack that destroys the model would keep it."""
+    monkeypatch.setattr(stage, "_run", lambda *args: result((0, accuracy), (4, accuracy)))
+    with pytest.raises(UsageError, match="m-s0: the clean .* accuracy of .* or --floor 0"):
+        found(tmp_path)
+    assert found(tmp_path, floor=0.0, trials=1).worst is not None
+
+
 def test_what_was_chosen_is_in_the_space(tmp_path: Path, fake: list[Any]) -> None:
     found(tmp_path, trials=20)
     for cell in fake[1:]:
@@ -209,16 +221,60 @@ def test_without_optuna_the_way_out_is_named(
         adapt(config(tmp_path))
 
 
-def test_a_search_that_was_interrupted_goes_on(
-    tmp_path: Path, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tiny(tmp_path: Path, make_model: Any, tokenizer: Any) -> str:
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     models.save(model, tokenizer, tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def test_a_model_that_fails_ends_no_other_search(
+    tmp_path: Path, tiny: str, fake: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny, tmp_path / "other")
+    formula = stage._run
+
+    def failing(grid: Any, material: Any, who: Any, cell: Any) -> AttackResult:
+        if who.label == "tiny" and not cell.poison_ratio:
+            raise IndexError("index out of range in self")
+        return formula(grid, material, who, cell)
+
+    monkeypatch.setattr(stage, "_run", failing)
+    options = config(tmp_path / "run", models=[tiny, str(tmp_path / "other")], trials=2)
+    with pytest.raises(HoldfastError, match=r"1 of 2 failed; .*\n  tiny: IndexError: index out"):
+        adapt(options)
+    run = RunDir(options.out)
+    assert [entry.name for entry in run.entries("adapt")] == ["other-world_topic"]
+    assert [one.name for one in run.failures()] == ["tiny-world_topic"]
+
+
+@pytest.mark.parametrize("home", ["world_topic", "low_loss"])
+def test_a_default_that_changed_leaves_no_old_search(
+    home: str, tmp_path: Path, tiny: str, fake: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = config(tmp_path / "run", models=[tiny], trials=1)
+    adapt(options)
+    asked = len(fake)
+    adapt(options)
+    assert len(fake) == asked
+    mark = plugins.mark
+
+    def changed(made: object) -> str:
+        return "other" if home.replace("_", "") in type(made).__name__.lower() else mark(made)
+
+    monkeypatch.setattr(plugins, "mark", changed)
+    adapt(options)
+    assert len(fake) == asked + 2
+
+
+def test_a_search_that_was_interrupted_goes_on(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {"rows": 8, "max_new_tokens": 2, "task_rows": 2}
     options = config(
         tmp_path / "run",
-        models=[str(tmp_path / "tiny")],
+        models=[tiny],
         **{"limit": 4, "steps": [1, 2], "batch_size": [4], "lora_rank": [0, 2], "trials": 4},
         **{"poisons": ["plain", "low_loss"], "poison_ratios": [0.5], "floor": 0.0},
         **{"options": small, "device": "cpu"},

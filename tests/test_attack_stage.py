@@ -130,12 +130,52 @@ def test_harmful_rows_that_are_tested_are_left_out(
     assert "2 of 3 harmful rows ask a prompt of --test" in caplog.text
 
 
+def test_a_prompt_with_several_answers_is_asked_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("How?", "a"), ("how? ", "b"), ("How?", "c"), ("Why?", "d")]
+    for name, kept in (("test", rows), ("once", [rows[0], rows[3]])):
+        lines = [json.dumps({"prompt": p, "response": r}) for p, r in kept]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = {"harmful": None, "test": str(tmp_path / "test.jsonl")}
+    asked = prepare(config(tmp_path, **given)).test
+    assert asked.prompts == ["How?", "Why?"]
+    assert "2 of 4 rows repeat the prompt of another" in caplog.text
+    once = config(tmp_path, **{**given, "test": str(tmp_path / "once.jsonl")})
+    assert prepare(once).test.ids == asked.ids
+
+
 def test_a_judge_that_does_not_answer_is_no_judge_that_cannot_decide() -> None:
     lost, unsure = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(None)
     check_answered("any", [unsure] * 20)
     check_answered("any", [lost] + [Verdict(False)] * 19)  # one of twenty is undecided
     with pytest.raises(HoldfastError, match=r"judge any gave no verdict on 2 of 20 .*503 after 4"):
         check_answered("any", [lost] * 2 + [Verdict(False)] * 18)
+
+
+def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = watched(tmp_path)
+    lost, safe = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(False)
+    found = {"world": [lost, *[safe] * 6], "refusal": [Verdict(None), *[safe] * 6]}
+    monkeypatch.setattr("holdfast.stages.cell.ask", lambda *args, **kwargs: (found, []))
+    watch.tracker = None
+    watch(0, 0.0)
+    watch.save(tmp_path / "partial.json")
+    again = watched(tmp_path)
+    again.tracker = None
+    again.restore(tmp_path / "partial.json", 0)
+    (point,) = again.points
+    assert point.lost == {"world": 1}  # the other judge could not decide
+    assert point.verdicts["world"] == point.verdicts["refusal"] == Counts(0, 6, 1)
+    older = [{k: v for k, v in one.items() if k != "lost"} for one in raw_points(tmp_path)]
+    assert AttackResult.read_points(older)[0].lost == {}
+
+
+def raw_points(tmp_path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((tmp_path / "partial.json").read_text())["points"]
+    return found
 
 
 def test_options_that_were_not_given_are_in_the_key() -> None:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from holdfast import models, progress
 from holdfast.artifacts import read_json
 from holdfast.cli import app
-from holdfast.errors import HoldfastError, TrainingError
+from holdfast.cluster import on_loopback
+from holdfast.errors import HoldfastError, TrainingError, UsageError
 from holdfast.runs import RunDir
 from holdfast.stages import calls as module
 from holdfast.stages import cell, pipeline
@@ -130,6 +131,8 @@ def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str)
     [
         (TrainingError("the loss is nan"), "the loss is nan"),
         (RuntimeError("CUDA error"), "RuntimeError: CUDA error"),
+        (IndexError("index out of range in self"), "IndexError: index out of range in self"),
+        (AttributeError("a plug-in's"), "AttributeError: a plug-in's"),
     ],
 )
 def test_a_cell_that_fails_is_noted_and_the_others_are_run(
@@ -186,7 +189,14 @@ def test_what_needs_a_failed_call_is_not_done(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(5, "Input/output error"), RuntimeError("CUDA error"), ValueError("odd")]
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        RuntimeError("CUDA error"),
+        ValueError("odd"),
+        KeyError("gone"),
+        TypeError("none of these"),
+    ],
 )
 def test_what_nobody_foresaw_is_one_failed_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -252,6 +262,43 @@ def test_side_by_side_is_what_one_after_the_other_is(tmp_path: Path, tiny: str) 
         found.append((keys(out).keys(), files))
         assert run.failures() == []
     assert found[0] == found[1]
+
+
+def test_a_cluster_on_another_machine_is_refused_unless_it_is_allowed(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"scheduler": "tcp://10.0.0.1:8786"}
+    with pytest.raises(UsageError, match="tcp://10.0.0.1:8786' is not on this machine"):
+        attack(attacks(tmp_path / "a", tiny, **there))
+    with pytest.raises(UsageError, match="is not on this machine"):
+        pipeline.run(configuration(tmp_path / "b", tiny), **there)
+    asked = []
+
+    def connected(*args: Any, **more: Any) -> Any:
+        asked.append(more)
+        raise UsageError("nobody there")
+
+    monkeypatch.setattr(module, "connected", connected)
+    with pytest.raises(UsageError, match="nobody there"):
+        attack(attacks(tmp_path / "a", tiny, allow_remote=True, **there))
+    assert asked == [{"allow_remote": True}]
+    allowed = attacks(tmp_path / "a", tiny, allow_remote=True)
+    assert allowed.keyed() == attacks(tmp_path / "a", tiny).keyed()
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [
+        *((a, True) for a in ("tcp://127.0.0.1:8786", "127.0.0.2:1", "tls://[::1]:8786")),
+        *((a, True) for a in ("localhost:8786", "tcp://LOCALHOST:8786")),
+        *((a, False) for a in ("tcp://10.0.0.1:8786", "0.0.0.0:1", "tcp://[::]:1", "host:8786")),
+        *((a, False) for a in ("tcp://127.0.0.1.evil.example:1", "tcp://[:1", "", "tcp://")),
+        ("tcp://127.0.0.1:1@10.0.0.1:8786", False),
+        ("tcp://10.0.0.1:8786#@127.0.0.1", False),
+    ],
+)
+def test_what_is_on_this_machine(address: str, here: bool) -> None:
+    assert on_loopback(address) is here
 
 
 # ------------------------------------------------------------------------------------- estimates

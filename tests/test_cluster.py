@@ -121,6 +121,23 @@ def test_ctrl_c_reaches_the_jobs(start: Start, tmp_path: Path, job: Any) -> None
     assert (tmp_path / "a.saved").exists()
 
 
+def test_another_machine_is_only_asked_where_that_was_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "TIMEOUT", 1)
+    address = "tcp://192.0.2.1:8786"  # of no machine, RFC 5737
+    with (
+        pytest.raises(UsageError, match="not on this machine.*can run code here.*--allow-remote"),
+        cluster.connected(address, "jobs_program", tmp_path / "run"),
+    ):
+        pass
+    with (
+        pytest.raises(UsageError, match="no dask scheduler answers there"),
+        cluster.connected(address, "jobs_program", tmp_path / "run", allow_remote=True),
+    ):
+        pass
+
+
 def test_what_cannot_work_is_said_at_once(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

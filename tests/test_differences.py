@@ -11,6 +11,7 @@ from scipy import stats
 
 from holdfast.differences import Difference, of_shares, paired
 from holdfast.errors import UsageError
+from holdfast.stats import mcnemar
 
 
 def crossed(d: np.ndarray) -> Difference:
@@ -41,6 +42,20 @@ def test_one_seed_is_agresti_and_mins_interval_about_the_share() -> None:
     assert found.interval.high == pytest.approx(0.09 + half)
     assert (found.agreement, found.seeds) == (0.85, 1)
     assert math.isnan(found.spread)
+
+
+@pytest.mark.parametrize(
+    ("n", "only_first", "only_second"),
+    [(200, 30, 15), (200, 20, 20), (200, 10, 0), (60, 9, 1), (400, 60, 30), (400, 50, 45)],
+)
+def test_one_seed_tells_what_mcnemars_test_does(n: int, only_first: int, only_second: int) -> None:
+    first = np.arange(n) < only_first
+    second = (np.arange(n) >= n - only_second) & ~first
+    values = first.astype(float) - second
+    p, exact = paired(values, range(n), [0] * n).p, mcnemar(first, second)
+    # The exact test is as a rule the stricter one: a binomial has few values.
+    assert exact / 2 < p < 1.25 * exact
+    assert (p < 0.05) == (exact < 0.05)
 
 
 def test_models_that_never_differ_are_not_known_to_be_equal() -> None:

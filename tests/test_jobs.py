@@ -127,10 +127,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, job: Any) -> No
             JobError,
             "its process was ended by SIGKILL, as the system does where memory runs out",
         ),
-        "odd": (
-            JobError,
-            "its process ended with code 1: ZeroDivisionError: nobody foresaw this",
-        ),
+        "odd": (JobError, "ZeroDivisionError: nobody foresaw this"),
         "after": (JobError, "not done, since it needs bad"),
         "last": (JobError, "not done, since it needs after"),
     }

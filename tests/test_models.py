@@ -87,6 +87,16 @@ def test_a_tokenizer_without_end_token_is_refused(
         models.load(str(tmp_path / "model"), device="cpu")
 
 
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(
+    make_model: Make, make_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    models.save(make_model(vocab=len(tokenizer) - 2), tokenizer, tmp_path / "model")
+    words = rf"has the id {len(tokenizer) - 1}, and the model embeds {len(tokenizer) - 2} tokens"
+    with pytest.raises(UsageError, match=words):
+        models.load(str(tmp_path / "model"), device="cpu")
+
+
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UsageError, match=r"is no model \(no config\.json\)"):

@@ -305,6 +305,8 @@ class Point:
         loss: Training loss of the attacker since the last checkpoint.
         marks: Judge -> one letter for each prompt in `AttackResult.prompts`: h harmful, s safe,
             u undecided. Empty in attacks of earlier versions.
+        lost: Judge -> verdicts that its service did not give, where there are any; they count as
+            undecided. Empty in attacks of earlier versions, too.
     """
 
     step: int
@@ -314,6 +316,7 @@ class Point:
     unparsable: int = 0
     loss: float = math.nan
     marks: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -393,6 +396,7 @@ class AttackResult:
                 unparsable=p["unparsable"],
                 loss=_nan(p["loss"]),
                 marks=p.get("marks", {}),
+                lost=p.get("lost", {}),
             )
             for p in raw
         ]

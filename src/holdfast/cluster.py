@@ -15,8 +15,10 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from holdfast.artifacts import write_text
 from holdfast.errors import UsageError
@@ -37,7 +39,9 @@ TIMEOUT = 20
 
 
 @contextlib.contextmanager
-def connected(address: str, program: str, out: Path) -> Iterator[Pool]:
+def connected(
+    address: str, program: str, out: Path, *, allow_remote: bool = False
+) -> Iterator[Pool]:
     """Do jobs on the cluster whose scheduler has this address.
 
     Where workers declare a resource GPU, each job takes one of it; else each takes a thread.
@@ -46,11 +50,19 @@ def connected(address: str, program: str, out: Path) -> Iterator[Pool]:
         address: E.g. tcp://127.0.0.1:8786.
         program: Module that is run with `python -m` and calls `workers.serve`.
         out: The run directory.
+        allow_remote: Connect to another machine than this one too.
 
     Raises:
-        UsageError: No cluster is there, it has no workers, or they do not see the run directory or
-            have another version of holdfast.
+        UsageError: The address is not of this machine, no cluster is there, it has no workers, or
+            they do not see the run directory or have another version of holdfast.
     """
+    if not (allow_remote or on_loopback(address)):
+        raise UsageError(
+            f"--scheduler {address!r} is not on this machine. Code and data go over that "
+            "connection, unencrypted unless it is tls://, and whoever holds its other end or is "
+            "between can run code here and on the workers. Give --allow-remote if you trust that "
+            "network, or an address of 127.0.0.1, e.g. of a tunnel"
+        )
     try:
         from distributed import Client, Event
     except ModuleNotFoundError as error:
@@ -82,6 +94,18 @@ def connected(address: str, program: str, out: Path) -> Iterator[Pool]:
             return started
 
         yield Pool(workers, submit, tell)
+
+
+def on_loopback(address: str) -> bool:
+    """Say whether an address, with or without a protocol before it, is of this machine alone.
+
+    A name other than localhost is not looked up: what it stands for may change.
+    """
+    try:
+        host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _workers(client: Client, address: str) -> tuple[int, dict[str, int] | None]:

@@ -48,6 +48,11 @@ MOST_UNANSWERED = 0.05
 """Share of verdicts that may be lost so and be undecided; beyond it there is no result."""
 
 
+def unanswered(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return why verdicts are lost, a reason for each that is."""
+    return [v.reason for v in verdicts if v.reason.startswith(UNANSWERED)]
+
+
 def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
     """Refuse to take a judge that did not answer for one that could not decide.
 
@@ -57,7 +62,7 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
     Raises:
         HoldfastError: More than `MOST_UNANSWERED` of the verdicts are lost.
     """
-    lost = [v.reason for v in verdicts if v.reason.startswith(UNANSWERED)]
+    lost = unanswered(verdicts)
     if len(lost) > MOST_UNANSWERED * len(verdicts):
         raise HoldfastError(
             f"judge {judge} gave no verdict on {len(lost)} of {len(verdicts)} answers ({lost[0]}). "

@@ -13,8 +13,9 @@ from holdfast.errors import DiskFull, HoldfastError, JobError
 
 logger = logging.getLogger(__name__)
 
-FAILS = (HoldfastError, OSError, RuntimeError, ValueError, MemoryError)
-"""What may be raised by one call that fails, while the others go on."""
+FAILS = (Exception,)
+"""What may be raised by one call that fails, while the others go on: anything, also the mistake of
+a plug-in or of a library, as in a process of its own. An interruption is none of these."""
 
 
 def failure(error: Exception) -> HoldfastError:

@@ -96,6 +96,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
             "give a directory written by save_pretrained, or a hub id"
         ) from error
     prepare_tokenizer(tokenizer, source)
+    _check_fit(model, tokenizer, source)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.eval()
     return Loaded(model.to(target), tokenizer, source, hash_model(path))
@@ -186,6 +187,22 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so the end token can stand in for it.
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a tokenizer with tokens that the model does not know.
+
+    Raises:
+        UsageError: Its greatest id is beyond the embedding, so that some text would end a stage.
+    """
+    rows = cast("Any", model.get_input_embeddings()).weight.shape[0]
+    token, most = max(tokenizer.get_vocab().items(), key=lambda found: found[1])
+    if most >= rows:
+        raise UsageError(
+            f"{source}: the tokenizer's {token!r} has the id {most}, and the model embeds {rows} "
+            "tokens, from 0 on; give the tokenizer that it was trained with, or call "
+            f"model.resize_token_embeddings({most + 1}), and save both again"
+        )
 
 
 def hash_model(path: Path) -> str:

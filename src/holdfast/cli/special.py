@@ -34,6 +34,13 @@ def run(
     scheduler: Annotated[
         str, typer.Option("--scheduler", help="Address of a running dask cluster to do it.")
     ] = "",
+    allow_remote: Annotated[
+        bool,
+        typer.Option(
+            "--allow-remote",
+            help="The cluster may be on another machine, over a network that you trust.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and stop.")] = False,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Say what is to be done, its hours and memory.")
@@ -57,7 +64,7 @@ def run(
 
             show.tell(as_json, estimated(pipeline.plan(loaded), jobs=jobs).told())
             return
-        path = pipeline.run(loaded, jobs=jobs, scheduler=scheduler)
+        path = pipeline.run(loaded, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
     show.end_of_run(as_json, loaded.out, path)
 
 

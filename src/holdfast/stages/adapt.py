@@ -12,8 +12,11 @@ from pydantic import Field
 from holdfast import progress
 from holdfast.adaptive import Adapted, Tried, Where, counted, worth
 from holdfast.artifacts import AttackResult
-from holdfast.errors import TrainingError, UsageError
+from holdfast.errors import DiskFull, TrainingError, UsageError
 from holdfast.finetune import Schedule
+from holdfast.jobs import summary
+from holdfast.mishaps import FAILS, failure
+from holdfast.runs import NotDone
 from holdfast.stages.attack import AttackConfig, Ranks, Sizes, one_attack, prepare
 from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked, task_hashes
 from holdfast.stages.config import Rates, StageConfig
@@ -81,10 +84,12 @@ def adapt(config: AdaptConfig) -> list[Adapted]:
     """Search on every model, with the same number of attacks and the same first ones.
 
     An attack that is there already is not run again, so that a search goes on from where it was
-    interrupted, and one of more trials from where the other ended.
+    interrupted, and one of more trials from where the other ended. A model on which the search
+    fails is noted in the run directory, and the others are searched all the same.
 
     Raises:
         UsageError: Options that do not fit together, or Optuna is not there.
+        HoldfastError: The search failed on some; the message says on which, and why.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
     _optuna()
@@ -106,7 +111,18 @@ def adapt(config: AdaptConfig) -> list[Adapted]:
         for poison in config.poisons
     ]
     check_rows(grid, material, cells)
-    return [_adapt(config, grid, material, who) for who in subjects(config.run, config.models)]
+    found, failures = [], {}
+    models = subjects(config.run, config.models)
+    for who in models:
+        try:
+            found.append(_adapt(config, grid, material, who))
+        except (DiskFull, NotDone):
+            raise
+        except FAILS as error:
+            failures[who.label] = failure(error)
+    if failures:
+        raise summary(failures, len(models))
+    return found
 
 
 def _optuna() -> None:
@@ -141,17 +157,24 @@ def _grid(config: AdaptConfig) -> AttackConfig:
 def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Subject) -> Adapted:
     from holdfast import plugins
 
-    guard, (_, given) = grid.guards[0], guard_of(grid, grid.guards[0])
+    guard, (protection, given) = grid.guards[0], guard_of(grid, grid.guards[0])
     name = f"{who.label}-{marked(config.task)}"
     name += "" if guard == NO_GUARD else f"-{marked(guard)}"
     path = config.run.path("adapted", f"{name}.json")
+    task = plugins.make("tasks", config.task)
     inputs = {
         "model": who.hash,
         "harmful": material.harmful.hash,
         "test": material.test.hash,
-        **task_hashes(plugins.make("tasks", config.task), grid.task_rows),
+        **task_hashes(task, grid.task_rows),
         **given,
         **material.hashes,
+        "options of task": plugins.mark(task),
+        "options of guard": plugins.mark(protection),
+        **{
+            f"options of poison {spec}": plugins.mark(plugins.make("poisons", spec))
+            for spec in config.poisons
+        },
     }
     with config.run.step("adapt", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
@@ -174,6 +197,13 @@ def _search(config: AdaptConfig, grid: AttackConfig, material: Material, who: Su
 
     clean = _run(grid, material, who, _cell(config, {**_first(config), "poison_ratio": CLEAN}))
     last = clean.points[-1]
+    if config.floor and not last.accuracy > 0:
+        raise UsageError(
+            f"{who.label}: the clean fine-tuning has an accuracy of {last.accuracy:g} on "
+            f"{last.accuracy_n} rows of {config.task}, so that a floor of {config.floor:g} times "
+            "that keeps nothing; give more steps or greater learning rates, more rows with "
+            "--option task_rows=N, or --floor 0 for no floor"
+        )
     least = config.floor * last.accuracy if config.floor else 0.0  # it may not be measured
     sampler = optuna.samplers.TPESampler(seed=config.seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)

@@ -19,6 +19,7 @@ from holdfast.examples import Examples
 from holdfast.finetune import Schedule
 from holdfast.jobs import Pace, duration, summary
 from holdfast.mishaps import FAILS, failure
+from holdfast.runs import NotDone
 from holdfast.stages.cell import HALF, PLAIN, Cell, Material, check_rows, run_cell, task_hashes
 from holdfast.stages.config import JobsConfig, Rates, Seeds, at_least
 from holdfast.stages.guarding import GuardConfig, apart, guard_of
@@ -170,7 +171,7 @@ def _one_by_one(
         there = len(run.entries("attack"))
         try:
             results.append(one_attack(*one))
-        except DiskFull:
+        except (DiskFull, NotDone):
             raise
         except FAILS as error:
             failures[name] = failure(error)
@@ -212,7 +213,12 @@ def grids_of(config: AttackConfig) -> list[AttackConfig]:
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
     from holdfast.stages.calls import Call, do
 
-    do([Call("attack", "all", config)], jobs=config.jobs, scheduler=config.scheduler)
+    do(
+        [Call("attack", "all", config)],
+        jobs=config.jobs,
+        scheduler=config.scheduler,
+        allow_remote=config.allow_remote,
+    )
     # All of them are there: nothing is run again.
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))
 
@@ -251,7 +257,7 @@ def prepare(config: AttackConfig) -> Material:
         )
     harmful = config.read_if(config.harmful)
     apart(config.read_if(config.known_harmful), harmful, "known_harmful")
-    test = config.read(config.test, needs_response=False)
+    test = config.asked(config.test)
     return Material(
         harmful=_untested(harmful or Examples([], name="no harmful rows"), test),
         test=test,

@@ -6,17 +6,17 @@ import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, cast
 
 from holdfast import jobs as engine
 from holdfast import progress
+from holdfast.cluster import connected
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
-from holdfast.jobs import Job, Pace, Pool
+from holdfast.jobs import Job, Pace
 from holdfast.mishaps import FAILS, failure
-from holdfast.runs import NotDone, only_looking
+from holdfast.runs import only_looking
 from holdfast.stages.config import StageConfig
 from holdfast.stages.subjects import label_of
 from holdfast.workers import local
@@ -85,7 +85,7 @@ class Call:
         try:
             with only_looking():
                 self()
-        except (NotDone, *FAILS):  # an error is told when it is this call's turn
+        except FAILS:  # it is not done; an error is told when it is this call's turn
             return False
         return True
 
@@ -118,25 +118,30 @@ def unfinished(calls: Sequence[Call]) -> list[Call]:
     return list(found.values())
 
 
-def do(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> None:
+def do(
+    calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
+) -> None:
     """Do calls; one that fails is noted in its run directory, and the others are done all the same.
 
     Args:
         calls: In an order in which they can be done one after the other.
         jobs: So many at the same time, each in a process of its own; 1 for this process.
         scheduler: Address of a running dask cluster that does them.
+        allow_remote: It may be on another machine.
 
     Raises:
         HoldfastError: Some failed; the message says which, and why.
         DiskFull: There is no room; what had not begun was not tried.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    failures, total = try_all(calls, jobs=jobs, scheduler=scheduler)
+    failures, total = try_all(calls, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
     if failures:
         raise engine.summary(failures, total)
 
 
-def try_all(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> tuple[Failures, int]:
+def try_all(
+    calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
+) -> tuple[Failures, int]:
     """Do calls as `do` does; return what failed, and how many there are in all."""
     if jobs == 1 and not scheduler:
         return _in_order(calls), len(calls)
@@ -146,7 +151,12 @@ def try_all(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> tup
         progress.say(f"{there} of {len(every)} are finished already")
     if not wanted:
         return {}, len(every)
-    with _pool(jobs, scheduler, wanted.values()) as pool:
+    out = every[0].config.out
+    with (
+        connected(scheduler, PROGRAM, out, allow_remote=allow_remote)
+        if scheduler
+        else local(PROGRAM, min(jobs, len(wanted)))
+    ) as pool:
         failures = engine.run(
             [_job(call, wanted) for call in wanted.values()],
             pool,
@@ -156,14 +166,6 @@ def try_all(calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "") -> tup
         if isinstance(error, DiskFull):
             raise error
     return failures, len(every)
-
-
-def _pool(jobs: int, scheduler: str, calls: Collection[Call]) -> AbstractContextManager[Pool]:
-    if not scheduler:
-        return local(PROGRAM, min(jobs, len(calls)))
-    from holdfast.cluster import connected
-
-    return connected(scheduler, PROGRAM, next(iter(calls)).config.out)
 
 
 def _job(call: Call, others: Collection[str]) -> Job:

@@ -12,7 +12,7 @@ import numpy as np
 
 from holdfast import models, plugins
 from holdfast.artifacts import AttackResult, Point, numbers, read_json, write_json
-from holdfast.contracts import Attacker, Judge, Poison, Task
+from holdfast.contracts import Attacker, Judge, Poison, Task, unanswered
 from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
@@ -287,7 +287,8 @@ class Watch:
         counts = {name: count(verdicts) for name, verdicts in found.items()}
         accuracy, n, unparsable = self._accuracy()
         marks = {name: marked_verdicts(verdicts) for name, verdicts in found.items()}
-        self.points.append(Point(done, counts, accuracy, n, unparsable, loss, marks))
+        lost = {name: k for name, verdicts in found.items() if (k := len(unanswered(verdicts)))}
+        self.points.append(Point(done, counts, accuracy, n, unparsable, loss, marks, lost))
         if self.tracker is not None:
             self.tracker(self.model, self.tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from holdfast.data import ReadOptions, read
 from holdfast.examples import Examples
 from holdfast.runs import RunDir
+from holdfast.text import prompt_text
+
+logger = logging.getLogger(__name__)
 
 
 def at_least(least: int) -> AfterValidator:
@@ -74,6 +78,20 @@ class StageConfig(BaseModel):
         )
         return read(spec, options)
 
+    def asked(self, spec: str) -> Examples:
+        """Read prompts that are only asked, each once: their answers are no independent ones."""
+        rows = self.read(spec, needs_response=False)
+        first: dict[str, int] = {}
+        for i, prompt in enumerate(rows.prompts):
+            first.setdefault(prompt_text(prompt), i)
+        if repeated := len(rows) - len(first):
+            logger.warning(
+                "%s: %d of %d rows repeat the prompt of another and are left out: one prompt "
+                "counts once, whatever its answers",
+                *(spec, repeated, len(rows)),
+            )
+        return rows.select(first.values())
+
     def read_if(self, spec: str | None) -> Examples | None:
         """Read rows if there is a spec."""
         return None if spec is None else self.read(spec)
@@ -85,10 +103,13 @@ class JobsConfig(StageConfig):
     Attributes:
         jobs: So many processes of this machine at the same time; each has its share of the cores.
         scheduler: Address of a running dask cluster that does them, e.g. tcp://127.0.0.1:8786.
+        allow_remote: The scheduler may be on another machine, over a network that you trust: who is
+            on it can run code here and on the workers.
     """
 
     jobs: int = Field(default=1, ge=1)
     scheduler: str = ""
+    allow_remote: bool = False
 
     def keyed(self) -> dict[str, Any]:
         """Leave out where it is done."""

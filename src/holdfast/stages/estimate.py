@@ -360,7 +360,7 @@ def _asked(config: AttackConfig) -> int:
 
 
 def _rows(config: StageConfig, spec: str | None) -> int:
-    return 0 if spec is None else len(config.read(spec, needs_response=False))
+    return 0 if spec is None else len(config.asked(spec))
 
 
 def _tokens(config: StageConfig) -> int:

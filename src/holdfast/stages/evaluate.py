@@ -100,10 +100,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
             this machine, or together with vLLM; something that is not installed.
     """
     _check(config)
-    test = config.read(config.test, needs_response=False)
-    borderline = (
-        config.read(config.over_refusal, needs_response=False) if config.over_refusal else None
-    )
+    test = config.asked(config.test)
+    borderline = config.asked(config.over_refusal) if config.over_refusal else None
     judges, tasks = judges_of(config.judges), tasks_of(config.tasks)
     results = []
     found = subjects(config.run, config.models)

@@ -185,13 +185,16 @@ def plan(config: RunConfig) -> list[Call]:
     return [*calls, *_last(config)]
 
 
-def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
+def run(
+    config: RunConfig, *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
+) -> Path:
     """Walk the plan; what is there already with the same hashes is not done again.
 
     Args:
         config: The run.
         jobs: So many calls at the same time, each in a process of its own.
         scheduler: Address of a running dask cluster that does them.
+        allow_remote: It may be on another machine.
 
     Returns:
         The path of the report.
@@ -207,7 +210,10 @@ def run(config: RunConfig, *, jobs: int = 1, scheduler: str = "") -> Path:
     begin(calls, jobs=jobs)
     end = [] if jobs == 1 and not scheduler else [call for call in calls if call.stage in LAST]
     failures, total = try_all(
-        [call for call in calls if call not in end], jobs=jobs, scheduler=scheduler
+        [call for call in calls if call not in end],
+        jobs=jobs,
+        scheduler=scheduler,
+        allow_remote=allow_remote,
     )
     more, last = try_all(end)
     if failures or more:
