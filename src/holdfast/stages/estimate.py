@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast import models, progress
-from holdfast.errors import HoldfastError
 from holdfast.jobs import duration
+from holdfast.mishaps import FAILS
 from holdfast.runs import Entry
 from holdfast.stages.align import AlignConfig
 from holdfast.stages.attack import AttackConfig, cells_of
@@ -199,7 +199,7 @@ class _Model:
             return None
         try:
             return Shape.stored(self._source, self._trains[0].device)
-        except (HoldfastError, OSError, ValueError, KeyError) as error:
+        except FAILS as error:  # an error is told when it is this call's turn
             logger.debug("%s: its shape is unknown: %s", self._source, error)
             return None
 
