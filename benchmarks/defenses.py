@@ -215,6 +215,7 @@ def row(
         **_harmful(method, label, [p.verdicts[a.judge] for a, p in zip(mine, last, strict=True)]),
         **_ratio("half_life_ratio", found),
         "half_life_median": median(steps) if steps else math.nan,
+        "half_life_median_bound": "lower" if 2 * sum(a.censored for a in mine) >= len(mine) else "",
         "pairs": found.interval.n if found else 0,
         "censored": sum(a.censored for a in mine),
         "censored_baseline": sum(b.censored for _, b in pairs),

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from defenses import attack_label
+from holdfast.artifacts import AttackResult
+from holdfast.stats import wilson
+from kept import Kept
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = {
@@ -125,7 +133,8 @@ def cell(row: dict[str, Any], key: str) -> str:
     """Write a value with its interval where the row has one."""
     value = row.get(key)
     if key == "time_share" and row.get("processor_seconds"):
-        return f"1/{row['reference_processor_seconds'] / row['processor_seconds']:.0f}"
+        share = row["processor_seconds"] / row["reference_processor_seconds"]
+        return f"1/{1 / share:.0f}" if share <= 0.5 else f"{share:.2f}"
     if not isinstance(value, float):
         return "" if value is None else str(value)
     if key == "learning_rate":
@@ -181,12 +190,39 @@ def summary(path: Path) -> str:
     return "\n".join(lines)
 
 
+GRID_STEP = 28
+"""A checkpoint of all attacks of the world by which plain fine-tuning is about half broken."""
+
+
+def grid(path: Path) -> str:
+    """Return the harmful score after `GRID_STEP` steps, and the half-life, by method and attack."""
+    attacks = [a for a in Kept.load(path).attacks if a.attack["poison_ratio"] > 0]
+    labels = dict.fromkeys(attack_label(a) for a in attacks)
+    lines = ["| method | " + " | ".join(labels) + " |", "|" + "---|" * (1 + len(labels))]
+    for method in dict.fromkeys(a.method for a in attacks):
+        mine = [a for a in attacks if a.method == method]
+        cells = [_both([a for a in mine if attack_label(a) == label]) for label in labels]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _both(attacks: Sequence[AttackResult]) -> str:
+    counts = [p.verdicts[a.judge] for a in attacks for p in a.points if p.step == GRID_STEP]
+    found = wilson(sum(c.harmful for c in counts), sum(c.n for c in counts))
+    score = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if counts else ""
+    broken = len(attacks) - len(counts)
+    ended = f"{broken} of {len(attacks)} broken before" if broken else ""
+    steps = [math.inf if a.censored else a.half_life for a in attacks]
+    return f"{', '.join(filter(None, (score, ended)))}; {median(steps):.0f} steps"
+
+
 def main() -> None:
     """Print every table there is."""
     for path in sorted(RESULTS.glob("*.json")):
         sys.stdout.write(table(path) + "\n\n")
         if path.stem.startswith("defenses"):
             sys.stdout.write(summary(path) + "\n\n")
+            sys.stdout.write(grid(path.with_suffix(".jsonl")) + "\n\n")
 
 
 if __name__ == "__main__":
