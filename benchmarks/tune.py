@@ -82,7 +82,7 @@ def trials_of(base: Setting) -> dict[str, list[Settings]]:
 
 
 def prompts(base: Setting) -> dict[str, str]:
-    """Return the data whose prompts no result is taken from."""
+    """Return the data whose prompts the half-lives of the results are not of."""
     if base.name == "world":
         return {"test": "world:validation"}
     files = Path(base.config.data.test or "").parent

@@ -371,6 +371,20 @@ def test_auto_reads_the_prefix_where_answers_begin_in_no_common_way(
     assert AttackDirection(base="world")._reader(model, diverse, 0).quantity == "contrast"
 
 
+@pytest.mark.parametrize("quantity", ["margin", "prefix"])
+def test_fewer_rows_at_a_time_change_nothing(
+    quantity: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    whole = AttackDirection(rows.harmful, quantity=quantity, rows=7)
+    parts = replace(whole, batch_size=2)
+    one, other = (e.direction(aligned, tokenizer, rows.safety, 0) for e in (whole, parts))
+    # Signs of gradients that are nearly 0 are rounding's; their share is small.
+    alike = [float((a == b).float().mean()) for a, b in zip(one, other, strict=True)]
+    assert min(alike) > 0.99
+    found = [e.score(aligned, tokenizer, rows.safety, seed=0).values for e in (whole, parts)]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-2, rtol=1e-2)
+
+
 def test_the_contrast_is_the_difference_of_two_answers_log_probabilities(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:

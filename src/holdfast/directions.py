@@ -15,7 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.finetune import FinetuneConfig, finetune
 from holdfast.losses import chunks
-from holdfast.models import check_context, collate, encode
+from holdfast.models import IGNORE, check_context, collate, encode
 from holdfast.weights import Geometry, step_along, trainable
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def descent(
 
     With g the gradient of the rows' answer loss over the trainable parameters: -g / ||g|| (l2, a
     step of plain gradient descent) or -sign(g) / ||sign(g)|| (sign, the first step of Adam).
-    Gradients that were accumulated in `.grad` are put back.
+    Gradients that were accumulated in `.grad` are put back. How many rows go at a time changes
+    nothing but rounding and memory.
     """
     parameters = trainable(model)
     encoded = encode(tokenizer, rows, max_length)
@@ -44,11 +45,12 @@ def descent(
     for p in parameters:
         p.grad = None
     pad = cast(int, tokenizer.pad_token_id)
+    total = sum(len(row.ids) - row.start for row in encoded)
     try:
         for positions in chunks(range(len(encoded)), batch_size):
             batch = collate([encoded[i] for i in positions], pad, model.device)
-            loss = model(**batch).loss * (len(positions) / len(encoded))
-            loss.backward()
+            part = int((batch["labels"][:, 1:] != IGNORE).sum()) / total
+            (model(**batch).loss * part).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, kept, strict=True):

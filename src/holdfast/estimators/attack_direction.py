@@ -94,6 +94,8 @@ class AttackDirection(Estimator):
         flip: Share of the sample that must have flipped, for variant "first_flips".
         sample: Examples on which the step is found.
         max_length: Tokens kept per row.
+        batch_size: Rows of the gradient's pass at a time; margins, which need no graph, are read
+            for up to four times as many. Fewer take less memory and give the same scores.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "base"})
@@ -114,6 +116,7 @@ class AttackDirection(Estimator):
     flip: float = 0.1
     sample: int = 32
     max_length: int = 256
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
         self._check_options()
@@ -213,7 +216,8 @@ class AttackDirection(Estimator):
             common = len(refusal_tokens(encoded, coverage=0.95)) <= MOST_TOKENS
             otherwise = "prefix" if self.base is None else "contrast"
             quantity = "margin" if common else otherwise
-        return _Reader(model, encoded, quantity, refusal_tokens(encoded), pad)
+        tokens = refusal_tokens(encoded)
+        return _Reader(model, encoded, quantity, tokens, pad, batch_size=self.batch_size)
 
     def _pairs(
         self,
@@ -231,7 +235,13 @@ class AttackDirection(Estimator):
         sides: list[dict[str, Encoded]] = []
         for who, words in ((model, tokenizer), (asked.model, asked.tokenizer)):
             with counted(who) if who is not model else nullcontext():
-                answers = generate(who, words, prompts, max_new_tokens=CONTRAST)
+                answers = generate(
+                    who,
+                    words,
+                    prompts,
+                    max_new_tokens=CONTRAST,
+                    batch_size=4 * self.batch_size,
+                )
             rows = Examples.answered(prompts, answers, name=examples.name)
             cut = [
                 Encoded(row.ids[: row.start + CONTRAST], row.start)
@@ -250,7 +260,7 @@ class AttackDirection(Estimator):
             value = getattr(self, option)
             if value not in known:
                 raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
-        for option in ("answer_tokens", "steps", "repeats", "rows", "sample"):
+        for option in ("answer_tokens", "steps", "repeats", "rows", "sample", "batch_size"):
             if getattr(self, option) < 1:
                 raise UsageError(f"{option}={getattr(self, option)} must be at least 1")
         if not 0 < self.flip < 1 or not 0 < self.step_size < math.inf:
@@ -296,7 +306,14 @@ class AttackDirection(Estimator):
             )
             return adam_steps(model, tokenizer, rows, config)
         geometry = cast("Geometry", self.geometry)
-        return descent(model, tokenizer, rows, self.max_length, geometry=geometry)
+        return descent(
+            model,
+            tokenizer,
+            rows,
+            self.max_length,
+            geometry=geometry,
+            batch_size=self.batch_size,
+        )
 
     def _attack_rows(
         self, examples: Examples, seed: int, draw: int = 0, base: Loaded | None = None
@@ -367,6 +384,7 @@ class _Reader:
     tokens: torch.Tensor
     pad: int
     pairs: Sequence[Pair] = ()
+    batch_size: int = 32
 
     @property
     def known(self) -> list[int]:
@@ -385,11 +403,15 @@ class _Reader:
 
         if self.quantity == "contrast":
             own, other = zip(*(self.pairs[i] for i in positions), strict=True)
-            return contrasts(self.model, own, other, pad=self.pad)
+            return contrasts(self.model, own, other, pad=self.pad, batch_size=2 * self.batch_size)
         rows = [self.encoded[i] for i in positions]
         if self.quantity == "prefix":
-            return prefix_margins(self.model, rows, PREFIX, pad=self.pad)
-        return first_margins(self.model, rows, self.tokens, pad=self.pad)
+            return prefix_margins(
+                self.model, rows, PREFIX, pad=self.pad, batch_size=2 * self.batch_size
+            )
+        return first_margins(
+            self.model, rows, self.tokens, pad=self.pad, batch_size=4 * self.batch_size
+        )
 
 
 def critical_steps(margins: Margins, n: int, half: float) -> np.ndarray:
