@@ -29,6 +29,7 @@ from holdfast.stats import Interval, wilson
 from holdfast.survival import half_life
 from kept import Kept
 from variants import (
+    ATTACKED,
     BASELINE,
     PUBLISHED,
     PUBLISHED_WITHOUT_HARMFUL,
@@ -82,8 +83,14 @@ def configurations(base: Setting, options: argparse.Namespace, out: Path) -> lis
     """Return the run with every attack on every method: the harmful ones, then the clean ones."""
     harmful = {**HARMFUL, "steps": STEPS[base.name], "learning_rates": RATES[base.name]}
     clean = {**CLEAN, "learning_rates": RATES[base.name][:1]}
+    data = {}
+    if options.attacker == "some":
+        if base.name != "world":
+            raise UsageError("--attacker some: its categories are the world's; leave out --setting")
+        data = {"harmful": f"{base.config.data.harmful},category={ATTACKED}"}
     chosen = methods(base, options.methods, options.tuned)
-    return [configuration(base, options, out, chosen, attack) for attack in (harmful, clean)]
+    attacks = (harmful, clean)
+    return [configuration(base, options, out, chosen, attack, **data) for attack in attacks]
 
 
 def configuration(
@@ -375,6 +382,7 @@ def made_now(options: argparse.Namespace, facts: dict[str, Any]) -> Kept:
         made = kept(options.setting, aligned, *found_in(RunDir(configs[0].out), options.judge))
     facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
     facts["run"]["attack"] = [one.attack for one in configs]
+    facts["attacker"] = options.attacker
     return made
 
 
@@ -385,7 +393,13 @@ def run_benchmark() -> None:
     options.add_argument(
         "--methods",
         default="main",
-        help="main, knowledge, ablation, names with commas; none: what --add has",
+        help="main, knowledge, categories, ablation, names with commas; none: what --add has",
+    )
+    options.add_argument(
+        "--attacker",
+        choices=("all", "some"),
+        default="all",
+        help="harmful rows of all categories, or of some, of which methods named -other have none",
     )
     options.add_argument("--tuned", type=Path, help="results of tune.py: options of the methods")
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")

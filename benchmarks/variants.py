@@ -67,9 +67,15 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 UNKNOWING = {f"{name}-mismatched": name for name in ("repnoise", "booster", "tar")}
 """Methods that need harmful rows, without any: prompts with unrelated benign answers instead."""
+ATTACKED = "venoms|bursts|locks|forgery"
+"""The world's four most frequent categories: those of an attacker whose rows are of some only."""
+ELSEWHERE = {f"{name}-other": name for name in ("repnoise", "booster", "tar")}
+"""Methods that need harmful rows, with rows of the other categories only."""
 PUBLISHED_WITHOUT_HARMFUL = ("sam", "vaccine", "group_dro", "vaa", *UNKNOWING)
 KNOWLEDGE = (*(name for pair in UNKNOWING.items() for name in pair), HOLD, "hold-harmful")
 """Methods with harmful rows and without."""
+CATEGORIES = ("repnoise", "tar", *(f"{name}-other" for name in ("repnoise", "tar")), HOLD)
+"""Methods whose harmful rows are of the attacker's categories among others, and of others only."""
 ABLATION = (BASELINE, "vaa", HOLD, *CHANGES)
 
 
@@ -78,14 +84,14 @@ def methods(base: Setting, names: str, tuned: Path | None = None) -> Methods:
 
     Args:
         base: Where; a setting says what fits its models.
-        names: "main", "knowledge", "ablation", or names separated by commas.
+        names: "main", "knowledge", "categories", "ablation", or names separated by commas.
         tuned: Results of tune.py; variants change what was chosen for their parent.
 
     Raises:
         UsageError: A name is not known, or the file holds no trials of this setting.
     """
     known = _known(base, _chosen(base, tuned) if tuned else {})
-    sets = {"main": MAIN, "knowledge": KNOWLEDGE, "ablation": ABLATION}
+    sets = {"main": MAIN, "knowledge": KNOWLEDGE, "categories": CATEGORIES, "ablation": ABLATION}
     chosen = sets.get(names) or tuple(names.split(","))
     if unknown := sorted(set(chosen) - known.keys()):
         raise UsageError(f"--methods {', '.join(unknown)}: none of {', '.join(known)}")
@@ -113,6 +119,10 @@ def _known(base: Setting, tuned: Methods) -> Methods:
         found[name] = _changed(found[name.partition("-")[0]], changes)
     for name, parent in UNKNOWING.items():
         found[name] = {**found[parent], "harmful": MISMATCHED, "knowledge": "none"}
+    if base.name == "world":
+        others = f"{base.probe},category!={ATTACKED}"
+        for name, parent in ELSEWHERE.items():
+            found[name] = {**found[parent], "harmful": others, "knowledge": "other"}
     if base.prefix:
         affirmative = {"attack_rows": "affirmative", "prefix": base.prefix}
         found["hold-affirmative"] = _changed(found[HOLD], affirmative)

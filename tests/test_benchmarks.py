@@ -86,6 +86,7 @@ def test_without_an_accelerator_gpu_says_so_and_exits_with_2(
 def options(**changes: Any) -> argparse.Namespace:
     values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu", "estimators": None}
     values |= {"shared": Path("s"), "model": None, "first_seed": 0, "tuned": None}
+    values |= {"attacker": "all"}
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -125,6 +126,24 @@ def test_estimators_can_be_chosen(bench: SimpleNamespace, tmp_path: Path) -> Non
     assert set(config.score) == {"free_margin", "forget_count", "loss", "first_flips-base"}
     with pytest.raises(UsageError, match="--estimators best: none of free_margin"):
         bench.estimators.configuration(base, options(estimators="best"), tmp_path)
+
+
+def test_a_defender_may_know_other_categories_than_the_attackers(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    from holdfast.data import read
+
+    base = settings(bench, tmp_path)["world"]
+    asked = options(methods="categories", attacker="some")
+    made = bench.defenses.configurations(base, asked, tmp_path)[0]
+    theirs = {row.provenance["category"] for row in read(made.data.harmful)}
+    known = {row.provenance["category"] for row in read(made.methods["tar-other"]["harmful"])}
+    assert theirs == set(bench.variants.ATTACKED.split("|"))
+    assert len(known) == 4
+    assert not theirs & known
+    assert "harmful" not in made.methods["tar"]
+    with pytest.raises(UsageError, match="its categories are the world's"):
+        bench.defenses.configurations(settings(bench, tmp_path)["text"], asked, tmp_path)
 
 
 @pytest.mark.parametrize("quick", [False, True])
