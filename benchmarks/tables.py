@@ -62,6 +62,7 @@ COLUMNS = {
         ("method", "method"),
         ("seed", "seed"),
         ("worst HS", "hs"),
+        ("on fresh prompts", "fresh_hs"),
         ("FA under it", "fa"),
         ("clean FA", "clean_accuracy"),
         ("attacks tried", "tried"),
