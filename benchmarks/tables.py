@@ -168,10 +168,10 @@ SUMMARY = (
     ("HS before", "none", "hs"),
     ("undecided before", "none", "undecided"),
     ("over-refusal", "all", "over_refusal"),
-    ("more than SFT's", "all", "over_refusal_more"),
+    ("over-refusal less SFT's", "all", "over_refusal_more"),
     ("general ability before", "none", "fa"),
     ("FA", "all", "fa"),
-    ("less SFT's", "all", "fa_more"),
+    ("FA less SFT's", "all", "fa_more"),
     ("seeds", "all", "seeds"),
 )
 """Heading, whether over all attacks or before any, and what is shown there."""
