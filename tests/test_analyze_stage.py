@@ -46,9 +46,10 @@ def test_an_analysis_that_lacks_something_is_left_out_and_that_is_said(
     with caplog.at_level(logging.WARNING):
         found = analyze(AnalyzeConfig(out=run.root))
     assert [section.title for section in found] == [
-        "What do the vulnerable examples have in common?"
+        "What do the vulnerable examples have in common?",
+        "Is everything forgotten at once?",
     ]
-    assert [entry.name for entry in run.entries("analyze")] == ["factors"]
+    assert {entry.name for entry in run.entries("analyze")} == {"factors", "levelling"}
     said = {record.args[0]: record.getMessage() for record in caplog.records if record.args}  # type: ignore[index]
     assert set(said) == {"foresight", "overlap"}
     assert "analysis overlap left out: " in said["overlap"]

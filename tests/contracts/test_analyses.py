@@ -42,8 +42,8 @@ def run(
     models.save(_aligned, tokenizer, base)
     safety = _written(folder / "safety.jsonl", rows.safety)
     benign = _written(folder / "benign.jsonl", rows.benign)
-    harmful = _written(folder / "harmful.jsonl", rows.harmful)
-    known = _written(folder / "known.jsonl", list(rows.harmful)[:-1])  # other than an attacker's
+    harmful = _written(folder / "harmful.jsonl", list(rows.harmful)[8:])
+    known = _written(folder / "known.jsonl", list(rows.harmful)[:8])
     test = _written(folder / "test.jsonl", rows.planted)
     common: dict[str, Any] = {"out": out, "device": "cpu"}
     h.align(
@@ -52,7 +52,7 @@ def run(
         )
     )
     aligned = str(out / "models" / "sft-s0")
-    scored = h.ScoreConfig(model=aligned, data=safety, harmful=harmful, benign=benign, **common)
+    scored = h.ScoreConfig(model=aligned, data=safety, harmful=known, benign=benign, **common)
     h.score(scored)
     h.group(h.GroupConfig(data=safety, **common))
     h.attack(
@@ -66,7 +66,7 @@ def run(
             learning_rates=[3e-3],
             steps=8,
             every=2,
-            rows=24,
+            rows=16,
             batch_size=8,
             max_new_tokens=16,
             task_rows=2,
@@ -88,7 +88,7 @@ def run(
             lora_rank=[0],
             poison_ratios=[0.5],
             batch_size=[8],
-            options={"rows": 24, "max_new_tokens": 16, "task_rows": 2},
+            options={"rows": 16, "max_new_tokens": 16, "task_rows": 2},
             **common,
         )
     )
