@@ -46,8 +46,8 @@ def test_the_weakest_and_the_strongest_are_counted_in_half_lives(tmp_path: Path)
     assert (line["method"], line["attacks"], line["ended before 90%"]) == ("sft", 2, 0)
     assert (line["steps to 10%"], line["steps to 50%"], line["steps to 90%"]) == (7.5, 20, 60)
     # Geometric means: sqrt(1/2 * 1/4) and sqrt(2 * 4).
-    assert line["10% against half"] == pytest.approx(math.sqrt(1 / 8), abs=1e-3)
-    assert line["90% against half"] == pytest.approx(math.sqrt(8), abs=1e-3)
+    assert line["10% against half"].startswith(f"{math.sqrt(1 / 8):.2f} [")
+    assert line["90% against half"].startswith(f"{math.sqrt(8):.2f} [")
     assert "2.83 [" in section.findings[0]
 
 
@@ -59,7 +59,7 @@ def test_an_attack_that_ends_with_the_half_life_says_nothing_of_the_strongest(
     assert "90% after an unknown part (n=2) of them." in section.findings[0]
     (line,) = next(iter(section.tables.values())).to_dict("records")
     assert (line["steps to 90%"], line["ended before 90%"]) == (math.inf, 2)
-    assert math.isnan(line["90% against half"])
+    assert line["90% against half"] == "unknown"
 
 
 def test_nonsense_is_not_taken_for_the_strongest(tmp_path: Path) -> None:

@@ -16,10 +16,8 @@ from holdfast.comparing import Lives, lives, naming, reach, still_refusing
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
-from holdfast.stats import Interval
 
 HALF = 0.5
-UNKNOWN = Interval(math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ class Levelling(Analysis):
             line[f"steps to {share:.0%}"] = median_steps(ends)
             line[f"ended before {share:.0%}"] = sum(a.censored for a in ends)
         for share, found in spread.items():
-            ratio = found.ratio.interval if told(found) and found.ratio else UNKNOWN
-            line |= ratio.fields(f"{share:.0%} against half")
+            ratio = str(found.ratio.interval) if told(found) and found.ratio else "unknown"
+            line[f"{share:.0%} against half"] = ratio.partition(", n=")[0]
         return line
 
 
