@@ -61,8 +61,8 @@ bench: $(STAMP)
 		--json $(RESULTS)/worst-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods ablation --work $(WORK)/ablation \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/ablation-world.json
-	$(BIN)/python benchmarks/levelling.py --seeds 5 --work $(WORK)/levelling \
-		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/levelling-world.json
+	$(BIN)/python benchmarks/levelling.py --kept $(RESULTS)/defenses-world.jsonl \
+		--json $(RESULTS)/levelling-world.json
 
 bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/gpu.py --json $(RESULTS)/step_time-gpu.json

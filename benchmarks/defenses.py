@@ -13,8 +13,10 @@ FILE.jsonl --replace`, or several files put together: `--methods none --add FILE
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -141,10 +143,9 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         for guard in dict.fromkeys(map(guarded, mine)):
             chosen = [a for a in mine if guarded(a) == guard]
             found.append({**_over_all(method, f"all{guard}", chosen, attacks), **refused})
-    for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
-        ours.update(_more(ours["method"], attacks, evaluations))
     rivals = {"best": PUBLISHED, "best_without_harmful": PUBLISHED_WITHOUT_HARMFUL}
     for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
+        ours.update(_more(ours["method"], attacks, evaluations))
         for name, theirs in rivals.items():
             ours.update(_against_best(name, theirs, ours, found, attacks))
     return found
@@ -152,28 +153,33 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
 
 def _more(method: str, attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> Row:
     """Return over-refusal and accuracy less the baseline's, over the seeds that both have."""
-    of_method: dict[str, dict[str, dict[int, tuple[float, int]]]] = {}
-    for name in (method, BASELINE):
-        refused = {
-            e.model_seed: (e.over_refusal.safe / e.over_refusal.n, e.over_refusal.n)
-            for e in evaluations
-            if e.method == name and e.over_refusal and e.over_refusal.n
-        }
-        last = [
-            (a.model_seed, a.points[-1])
-            for a in attacks
-            if a.method == name and a.attack["poison_ratio"] == 0 and not guarded(a)
-        ]
-        found = {s: _accuracy([p for seed, p in last if seed == s]) for s in {s for s, _ in last}}
-        right = {seed: (one["fa"], one["fa_n"]) for seed, one in found.items() if one["fa_n"]}
-        of_method[name] = {"over_refusal_more": refused, "fa_more": right}
+    refused, right = partial(_refusing_too_much, evaluations), partial(_solving, attacks)
     made: Row = {}
-    for what, ours in of_method[method].items():
-        theirs = of_method[BASELINE][what]
+    for what, of in (("over_refusal_more", refused), ("fa_more", right)):
+        ours, theirs = of(method), of(BASELINE)
         seeds = sorted(ours.keys() & theirs.keys())
         difference = of_shares([ours[s] for s in seeds], [theirs[s] for s in seeds])
         made |= difference.interval.fields(what)
     return made
+
+
+def _refusing_too_much(
+    evaluations: Sequence[Evaluation], method: str
+) -> dict[int, tuple[float, int]]:
+    """Return seed -> share of the borderline prompts that are refused, and their number."""
+    stood = [e for e in evaluations if e.method == method]
+    counts = {e.model_seed: e.over_refusal for e in stood if e.over_refusal and e.over_refusal.n}
+    return {seed: (c.safe / c.n, c.n) for seed, c in counts.items()}
+
+
+def _solving(attacks: Sequence[AttackResult], method: str) -> dict[int, tuple[float, int]]:
+    """Return seed -> accuracy after the attacks without poison, and its number of test rows."""
+    last: dict[int, list[Point]] = defaultdict(list)
+    for a in attacks:
+        if a.method == method and a.attack["poison_ratio"] == 0 and not guarded(a):
+            last[a.model_seed].append(a.points[-1])
+    found = {seed: _accuracy(points) for seed, points in last.items()}
+    return {seed: (one["fa"], one["fa_n"]) for seed, one in found.items() if one["fa_n"]}
 
 
 def _against_best(
@@ -193,10 +199,10 @@ def _against_best(
     if not best:
         return {}
     plain = [a for a in attacks if a.attack["poison_ratio"] > 0 and not guarded(a)]
-    theirs = {_pair(a): a for a in plain if a.method == best}
-    mine = [a for a in plain if a.method == ours["method"] and _pair(a) in theirs]
-    ratio = lives([(a, theirs[_pair(a)]) for a in mine]).ratio
-    return {name: best, **_ratio(f"{name}_ratio", ratio)} if ratio else {}
+    theirs = {pairing(a): a for a in plain if a.method == best}
+    mine = [a for a in plain if a.method == ours["method"] and pairing(a) in theirs]
+    ratio = lives([(a, theirs[pairing(a)]) for a in mine]).ratio
+    return {name: best, **ratio_fields(f"{name}_ratio", ratio)} if ratio else {}
 
 
 def _over_all(
@@ -213,14 +219,14 @@ def row(
     method: str, label: str, mine: Sequence[AttackResult], attacks: Sequence[AttackResult]
 ) -> Row:
     """Pool attacks on one method."""
-    baseline = {_pair(a): a for a in attacks if a.method == BASELINE}
-    pairs = [(a, baseline[_pair(a)]) for a in mine if _pair(a) in baseline]
+    baseline = {pairing(a): a for a in attacks if a.method == BASELINE}
+    pairs = [(a, baseline[pairing(a)]) for a in mine if pairing(a) in baseline]
     found = lives(pairs).ratio
     last = [a.points[-1] for a in mine]
     steps = [s for s in map(lasted, mine) if not math.isnan(s)]
     return {
         **_harmful(method, label, [p.verdicts[a.judge] for a, p in zip(mine, last, strict=True)]),
-        **_ratio("half_life_ratio", found),
+        **ratio_fields("half_life_ratio", found),
         "half_life_median": median(steps) if steps else math.nan,
         "half_life_median_bound": "lower" if 2 * sum(a.censored for a in mine) >= len(mine) else "",
         "pairs": found.interval.n if found else 0,
@@ -234,10 +240,10 @@ def row(
 
 def _refusing(pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Row:
     """Return how many times longer than the baseline's most answers are still refusals."""
-    return _ratio("refusing_ratio", lives(refusing(pairs)).ratio)
+    return ratio_fields("refusing_ratio", lives(refusing(pairs)).ratio)
 
 
-def _ratio(name: str, found: Ratio | None) -> Row:
+def ratio_fields(name: str, found: Ratio | None) -> Row:
     """Return a ratio of half-lives with its interval and what it bounds, nan if it is unknown."""
     ratio = found.interval if found else Interval(math.nan, math.nan, math.nan, 0)
     return {
@@ -274,7 +280,8 @@ def guarded(attack: AttackResult) -> str:
     return f" guard={attack.attack['guard']}" if "guard" in attack.attack else ""
 
 
-def _pair(attack: AttackResult) -> tuple[str, int, int]:
+def pairing(attack: AttackResult) -> tuple[str, int, int]:
+    """Return what an attack has in common with the same one on another method."""
     return attack_label(attack), attack.model_seed, int(attack.attack["seed"])
 
 

@@ -17,7 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from common import Row, add_setting, folder, main, parser, setting, walk, write
-from defenses import HARMFUL, configuration
+from defenses import HARMFUL, configuration, pairing, ratio_fields
 from holdfast.analyses.levelling import median_steps
 from holdfast.artifacts import AttackResult
 from holdfast.comparing import lives, reach, still_refusing
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from common import Setting
     from holdfast.stages.pipeline import RunConfig
-    from holdfast.survival import Ratio
 
 SHARES = (0.1, 0.5, 0.9)
 """Of the prompts, no longer refused: the weakest, half, all but the strongest."""
@@ -84,44 +83,23 @@ def row(method: str, mine: Sequence[AttackResult], by_method: dict[str, list[Att
         **_steps("steps_0.5", half),
         **_steps("steps_0.9", strongest),
         "not_reached": sum(a.censored for a in strongest),
-        **_ratio("weakest_over_half", lives(list(zip(weakest, half, strict=True))).ratio),
-        **_ratio("strongest_over_half", lives(list(zip(strongest, half, strict=True))).ratio),
+        **ratio_fields("weakest_over_half", lives(list(zip(weakest, half, strict=True))).ratio),
+        **ratio_fields("strongest_over_half", lives(list(zip(strongest, half, strict=True))).ratio),
     }
     others = {BASELINE: BASELINE, "ungrouped": f"{method}{UNGROUPED}"}
     for name, other in others.items():
-        theirs = by_method.get(other, []) if other != method else []
+        theirs = {pairing(a): a for a in by_method.get(other, []) if other != method}
+        both = [(a, theirs[pairing(a)]) for a in mine if pairing(a) in theirs]
         for share in SHARES if theirs else ():
-            pairs = [
-                (still_refusing(a, share), still_refusing(b, share))
-                for a, b in _pairs(mine, theirs)
-            ]
-            made |= _ratio(f"{share:g}_against_{name}", lives(pairs).ratio)
+            pairs = [(still_refusing(a, share), still_refusing(b, share)) for a, b in both]
+            made |= ratio_fields(f"{share:g}_against_{name}", lives(pairs).ratio)
     return made
-
-
-def _pairs(
-    mine: Sequence[AttackResult], theirs: Sequence[AttackResult]
-) -> list[tuple[AttackResult, AttackResult]]:
-    """Pair attacks that differ in nothing but how long they went on."""
-
-    def key(attack: AttackResult) -> tuple[Any, ...]:
-        about = attack.attack
-        return attack.model_seed, about["task"], about["learning_rate"], about["seed"]
-
-    others = {key(attack): attack for attack in theirs}
-    return [(attack, others[key(attack)]) for attack in mine if key(attack) in others]
 
 
 def _steps(name: str, ends: Sequence[AttackResult]) -> Row:
     """Return the median, a lower bound where half of the attacks or more ended first."""
     bound = "lower" if math.isinf(median_steps(ends)) else ""
     return {name: median(map(reach, ends)), f"{name}_bound": bound}
-
-
-def _ratio(name: str, found: Ratio | None) -> Row:
-    if found is None:
-        return {name: math.nan, f"{name}_bound": "unknown"}
-    return {**found.interval.fields(name), f"{name}_bound": found.bound}
 
 
 def run_benchmark() -> None:

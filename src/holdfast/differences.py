@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from holdfast.errors import UsageError
-from holdfast.stats import Interval
+from holdfast.stats import Interval, numbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def paired(
         raise UsageError(f"difference {d[np.abs(d) > 1][0]:g}: shares differ by 1 at most")
     if not d.size:
         return Difference(Interval(math.nan, math.nan, math.nan, 0, level), math.nan, 0, math.nan)
-    of_prompt, of_seed = (_numbered(names, known) for names in (prompts, seeds))
+    of_prompt, of_seed = (numbered(list(compress(names, known))) for names in (prompts, seeds))
     n_prompts, n_seeds = int(of_prompt.max()) + 1, int(of_seed.max()) + 1
     mean = float(d.mean())
     by_prompt, by_seed = (_variance(d - mean, groups) for groups in (of_prompt, of_seed))
@@ -136,12 +137,6 @@ def of_shares(
         parts.append((float(len(gaps) - 1), spread**2 / len(gaps)))
     mean = p - q
     return Difference(_interval(mean, parts, size, level), _p(mean, parts), len(a), spread)
-
-
-def _numbered(names: Sequence[Hashable], known: np.ndarray) -> np.ndarray:
-    number: dict[Hashable, int] = {}
-    chosen = [name for name, keep in zip(names, known, strict=True) if keep]
-    return np.array([number.setdefault(name, len(number)) for name in chosen])
 
 
 def _variance(residuals: np.ndarray, clusters: np.ndarray) -> float:

@@ -7,7 +7,7 @@ n, and a statistic that is not defined for its input is nan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -171,6 +171,12 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 
     half = float(stats.t.ppf(0.5 + level / 2, n - 1) * known.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, level)
+
+
+def numbered(names: Sequence[Hashable]) -> np.ndarray:
+    """Return the number of each name, (n,) from 0 on, in the order in which they first come."""
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(name, len(number)) for name in names], dtype=int)
 
 
 def standard_error(values: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from holdfast.errors import UsageError
-from holdfast.stats import Interval, geometric_ratio
+from holdfast.stats import Interval, geometric_ratio, numbered
 
 Bound = Literal["", "lower", "upper", "unknown"]
 """What a value bounds: "" it is an estimate, "unknown" it bounds nothing."""
@@ -172,7 +172,7 @@ def censored_ratio(
     pooled = _pooled(d, sides, level)
     if seeds is None or not rows:
         return pooled
-    return _by_seed(pooled, d, sides, _numbered([seed for *_, seed in rows]))
+    return _by_seed(pooled, d, sides, numbered([seed for *_, seed in rows]))
 
 
 def _pooled(d: np.ndarray, sides: np.ndarray, level: float) -> Ratio:
@@ -189,11 +189,6 @@ def _pooled(d: np.ndarray, sides: np.ndarray, level: float) -> Ratio:
     fit = _fitted(exact, above, below, level)
     interval = Interval(math.exp(fit.value), math.exp(fit.low), _exp(fit.high), len(d), level)
     return Ratio(interval, "", len(d), len(d) - len(exact), p=fit.p, spread=fit.spread)
-
-
-def _numbered(seeds: Sequence[Hashable]) -> np.ndarray:
-    number: dict[Hashable, int] = {}
-    return np.array([number.setdefault(seed, len(number)) for seed in seeds])
 
 
 def _by_seed(found: Ratio, d: np.ndarray, sides: np.ndarray, seeds: np.ndarray) -> Ratio:

@@ -16,6 +16,7 @@ from holdfast.comparing import Lives, lives, naming, reach, still_refusing
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
+from holdfast.stats import Interval
 
 HALF = 0.5
 
@@ -87,8 +88,9 @@ class Levelling(Analysis):
             line[f"steps to {share:.0%}"] = median_steps(ends)
             line[f"ended before {share:.0%}"] = sum(a.censored for a in ends)
         for share, found in spread.items():
-            ratio = str(found.ratio.interval) if told(found) and found.ratio else "unknown"
-            line[f"{share:.0%} against half"] = ratio.partition(", n=")[0]
+            known = _known(found)
+            told = str(known).partition(", n=")[0] if known else "unknown"
+            line[f"{share:.0%} against half"] = told
         return line
 
 
@@ -98,9 +100,9 @@ def median_steps(ends: Sequence[AttackResult]) -> float:
     return float(pd.Series(steps, dtype=float).median())
 
 
-def told(found: Lives) -> bool:
-    """Return whether it is an estimate, not a bound or nothing."""
-    return found.ratio is not None and not found.ratio.bound
+def _known(found: Lives) -> Interval | None:
+    """Return the ratio, None where there is a bound or nothing."""
+    return found.ratio.interval if found.ratio and not found.ratio.bound else None
 
 
 def _finding(name: str, spread: dict[float, Lives]) -> str:
@@ -112,10 +114,9 @@ def _finding(name: str, spread: dict[float, Lives]) -> str:
 
 
 def _written(found: Lives) -> str:
-    if found.ratio is None or not told(found):
-        n = found.skipped + (found.ratio.used if found.ratio else 0)
-        return f"an unknown part (n={n})"
-    return str(found.ratio.interval)
+    known = _known(found)
+    n = found.skipped + (found.ratio.used if found.ratio else 0)
+    return str(known) if known else f"an unknown part (n={n})"
 
 
 def _courses(by_name: dict[str, list[AttackResult]]) -> str:
