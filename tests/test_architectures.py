@@ -257,7 +257,7 @@ def test_the_base_of_any_architecture_gives_a_direction(
     tmp_path: Path,
 ) -> None:
     models.save(refusing(architecture).base, tokenizer, tmp_path / "base")
-    estimator = AttackDirection(base=str(tmp_path / "base"), source="base", answer_tokens=4)
+    estimator = AttackDirection(base=str(tmp_path / "base"), source="base")
     found = score(estimator, architecture, PLAIN)
     assert 0.1 <= (found.values > 0).mean() <= 0.25
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import losses, models
-from holdfast.directions import forward_derivative
+from holdfast.directions import descent_towards, forward_derivative
 from holdfast.errors import UsageError
 from holdfast.estimators.attack_direction import AttackDirection, critical_steps
 from holdfast.examples import Example, Examples
@@ -430,11 +431,90 @@ def test_the_contrast_is_read_where_both_models_answer(
         replace(estimator, base=None).score(aligned, tokenizer, rows.safety, seed=0)
 
 
-def test_the_base_is_asked_what_it_answered_before(rows: Any) -> None:
+def base_for(
+    make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, wider: int = 0
+) -> models.Loaded:
+    """Return a base with some columns more than there are tokens, as padded vocabularies have."""
+    made = make_model(vocab=len(tokenizer) + wider, seed=7)
+    return models.Loaded(made, tokenizer, "base", "")
+
+
+@pytest.mark.parametrize("geometry", ["sign", "l2"])
+def test_the_direction_to_the_base_is_down_the_divergence_of_the_first_token(
+    geometry: Any,
+    aligned: PreTrainedModel,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+) -> None:
+    base, n = base_for(make_model, tokenizer, wider=3), len(tokenizer)
+    found = descent_towards(
+        base, aligned, tokenizer, rows.safety.prompts, geometry=geometry, batch_size=5
+    )
+    parameters = list(aligned.parameters())
+    divergence = torch.zeros(())
+    for prompt in rows.safety.prompts:
+        ids = torch.tensor(models.encode_prompts(tokenizer, [prompt]))
+        ours = aligned(input_ids=ids).logits[0, -1].log_softmax(-1)
+        with torch.no_grad():
+            theirs = base.model(input_ids=ids).logits[0, -1, :n].softmax(-1)
+        divergence = divergence + (theirs * (theirs.log() - ours)).sum()
+    gradient = list(torch.autograd.grad(divergence, parameters, allow_unused=True))
+    gradient = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=True)
+    ]
+    if geometry == "sign":
+        gradient = [g.sign() for g in gradient]
+    norm = math.sqrt(sum(float((g**2).sum()) for g in gradient))
+    for d, g in zip(found, gradient, strict=True):
+        if geometry == "sign":  # those of gradients that are nearly 0 are rounding's
+            assert float((d * norm + g).abs().gt(0.01).float().mean()) < 0.01
+        else:
+            torch.testing.assert_close(d, -g / norm, atol=1e-5, rtol=1e-3)
+
+
+def test_the_way_to_the_base_ends_in_what_the_base_says(
+    tokenizer: PreTrainedTokenizerBase, aligned: PreTrainedModel, rows: Any
+) -> None:
+    base = models.load("world", device="cpu")
+    estimator = AttackDirection(base="world", source="base")
+    direction = estimator.direction(aligned, tokenizer, rows.safety, 0)
+    step = estimator.score(aligned, tokenizer, rows.safety, seed=0).facts["step"]
+    encoded = models.encode(tokenizer, rows.safety, 256)
+    said = losses.first_logits(base.model, encoded, 0).argmax(1)
+
+    def likely() -> float:
+        with torch.no_grad():
+            share = losses.first_logits(aligned, encoded, 0).softmax(1)
+        return float(share.gather(1, said[:, None]).mean())
+
+    before = likely()
+    with perturbed(list(aligned.parameters()), [4 * step * d for d in direction]):
+        assert likely() > max(10 * before, 0.5)
+
+
+def test_a_base_with_other_tokens_is_refused(
+    aligned: PreTrainedModel,
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["quite", "new"])
+    added = models.Loaded(make_model(vocab=len(other)), other, "added", "")
+    assert descent_towards(added, aligned, tokenizer, rows.safety.prompts)
+    turned = copy.deepcopy(tokenizer)
+    names = list(turned.get_vocab())
+    turned.get_vocab = lambda: {name: i for i, name in enumerate(reversed(names))}
+    moved = models.Loaded(make_model(vocab=len(turned)), turned, "turned", "")
+    with pytest.raises(UsageError, match="the base has other tokens than the model .*mismatched"):
+        descent_towards(moved, aligned, tokenizer, rows.safety.prompts)
+
+
+def test_of_the_base_only_the_prompts_are_drawn(rows: Any) -> None:
     found = AttackDirection(base="world", source="base", rows=6)._attack_rows(rows.safety, 1)
     assert len(found) == 6
-    assert set(found.prompts) <= set(rows.safety.prompts)
-    assert all(r.startswith("to ") for r in found.responses)  # as this base always begins
+    assert set(found.ids) <= set(rows.safety.ids)
 
 
 def test_auto_takes_what_there_is(rows: Any) -> None:
@@ -474,6 +554,7 @@ def test_rows_behind_the_direction(rows: Any) -> None:
         ({"repeats": 0}, "repeats=0 must be at least 1"),
         ({"flip": 2.0}, r"flip=2.0 must be a share in \(0, 1\)"),
         ({"step_size": -1.0}, "step_size=-1.0 above 0"),
+        ({"base": "world", "steps": 3}, "steps=3: source=base takes one; take another source"),
     ],
 )
 def test_bad_options(

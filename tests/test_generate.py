@@ -110,7 +110,7 @@ def test_a_prompt_that_is_too_long(
     prompts = ["tea", "tea " * 110]
     # <user>, 110 words, <assistant>: 112 tokens, and 17 more do not fit.
     with pytest.raises(
-        UsageError, match=r"prompt 2 of 2 has 112 tokens; with 17 new ones.* 128.*answer_tokens"
+        UsageError, match=r"prompt 2 of 2 has 112 tokens; with 17 new ones.* 128.*max_new_tokens"
     ):
         generate(model, tokenizer, prompts, max_new_tokens=17)
     assert len(generate(model, tokenizer, prompts, max_new_tokens=16)) == 2

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.losses import chunks
-from holdfast.models import IGNORE, check_context, collate, encode
+from holdfast.losses import chunks, first_logits
+from holdfast.models import IGNORE, Encoded, check_context, collate, encode, encode_prompts
 from holdfast.weights import Geometry, step_along, trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.models import Loaded
 
 
 def descent(
@@ -38,19 +41,73 @@ def descent(
     Gradients that were accumulated in `.grad` are put back. How many rows go at a time changes
     nothing but rounding and memory.
     """
-    parameters = trainable(model)
     encoded = encode(tokenizer, rows, max_length)
     check_context(model, encoded, rows.name)
-    kept = [p.grad for p in parameters]
-    for p in parameters:
-        p.grad = None
     pad = cast(int, tokenizer.pad_token_id)
     total = sum(len(row.ids) - row.start for row in encoded)
-    try:
+
+    def losses() -> Iterator[Tensor]:
         for positions in chunks(range(len(encoded)), batch_size):
             batch = collate([encoded[i] for i in positions], pad, model.device)
             part = int((batch["labels"][:, 1:] != IGNORE).sum()) / total
-            (model(**batch).loss * part).backward()
+            yield model(**batch).loss * part
+
+    return _descent(trainable(model), losses(), geometry)
+
+
+def descent_towards(
+    base: Loaded,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    geometry: Geometry = "l2",
+    batch_size: int = 32,
+) -> list[Tensor]:
+    """Return the unit direction that pulls the first answer token back to that of the base.
+
+    As `descent`, of the mean over prompts x of the cross-entropy -sum_v q(v | x) log p(v | x),
+    where q and p are what the base and the model would begin their answers with; its gradient is
+    that of the divergence KL(q || p). Nothing is generated, and no answers are needed.
+
+    Args:
+        base: The model before its alignment; asked in its own prompt template.
+        model: The aligned one.
+        tokenizer: Of the model.
+        prompts: What both are asked.
+        geometry: As for `descent`.
+        batch_size: Prompts at a time.
+
+    Raises:
+        UsageError: The base has other tokens.
+    """
+    _check_same_tokens(base.tokenizer, tokenizer)
+    ours, theirs = _asked(model, tokenizer, prompts), _asked(base.model, base.tokenizer, prompts)
+    pads = [cast(int, words.pad_token_id) for words in (tokenizer, base.tokenizer)]
+
+    def losses() -> Iterator[Tensor]:
+        for few in chunks(range(len(prompts)), batch_size):
+            with torch.no_grad():
+                wanted = first_logits(base.model, [theirs[i] for i in few], pads[1])
+            found = first_logits(model, [ours[i] for i in few], pads[0])
+            # Beyond the narrower of the two lie padding and tokens that the alignment added.
+            width = min(found.shape[1], wanted.shape[1])
+            share = wanted[:, :width].softmax(1).to(found.device)
+            yield F.cross_entropy(found[:, :width], share, reduction="sum") / len(prompts)
+
+    return _descent(trainable(model), losses(), geometry)
+
+
+def _descent(
+    parameters: Sequence[nn.Parameter], losses: Iterable[Tensor], geometry: Geometry
+) -> list[Tensor]:
+    """Return the unit direction down the sum of the losses, each of which is dropped in turn."""
+    kept = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        for loss in losses:
+            loss.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, kept, strict=True):
@@ -58,6 +115,25 @@ def descent(
     if geometry == "sign":
         grads = step_along(grads, 1.0, geometry="sign", in_place=True)
     return step_along(grads, -1.0, in_place=True)
+
+
+def _asked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> list[Encoded]:
+    rows = [Encoded(tuple(ids), len(ids)) for ids in encode_prompts(tokenizer, prompts)]
+    check_context(model, rows, "prompts")
+    return rows
+
+
+def _check_same_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    known, other = ours.get_vocab(), theirs.get_vocab()
+    moved = [token for token, i in other.items() if known.get(token, i) != i]
+    if moved or not known.keys() & other.keys():
+        raise UsageError(
+            f"the base has other tokens than the model ({len(moved)} of {len(other)} with another "
+            "number): it is not what this model was aligned from; give --base that one, or take "
+            "source=mismatched"
+        )
 
 
 def adam_steps(

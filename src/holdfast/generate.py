@@ -214,5 +214,5 @@ def _check_fits(
             f"prompt {longest + 1} of {len(prompts)} has {len(encoded[longest])} tokens; with "
             f"{max_new_tokens} new ones it exceeds the model's context of {limit}. "
             "Let answers be shorter (--max-new-tokens N; of a judge or an estimator its option "
-            "max_new_tokens, of attack_direction answer_tokens) or drop the prompt."
+            "max_new_tokens) or drop the prompt."
         )

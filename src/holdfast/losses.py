@@ -93,7 +93,7 @@ def first_margins(
     """Return the refusal margin of every row at its first answer token, (n,) float32 on the CPU."""
 
     def read(batch: list[Encoded]) -> Tensor:
-        logits = _first_logits(model, batch, pad)
+        logits = first_logits(model, batch, pad)
         return refusal_margin(logits, tokens.to(logits.device))
 
     return _by_length(read, [row.start for row in rows], rows, batch_size)
@@ -194,7 +194,7 @@ def nearness_of_batch(
         batch = collate(rows, pad, next(model.parameters()).device)
         labels = batch.pop("labels")
         return per_example_nll(model(**batch).logits.float(), labels)
-    logits = _first_logits(model, rows, pad)
+    logits = first_logits(model, rows, pad)
     if quantity == "margin":
         return -refusal_margin(logits, tokens.to(logits.device))
     first = torch.tensor([row.ids[row.start] for row in rows], device=logits.device)
@@ -236,7 +236,7 @@ def _by_length(
     return found
 
 
-def _first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:
+def first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:
     """Return the logits that predict each row's first answer token, (B, V) float32."""
     device = next(model.parameters()).device
     prompts = [Encoded(row.ids[: row.start], row.start) for row in rows]

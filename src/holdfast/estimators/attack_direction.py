@@ -69,14 +69,12 @@ class AttackDirection(Estimator):
         benign: Ordinary instructions with answers, for source "mismatched".
         base: The model before its alignment, for source "base": "world", a directory or a hub id.
         variant: "first_flips", "critical_step" or "derivative".
-        source: Where the direction comes from: "harmful" rows; "base": the alignment prompts with
-            the first tokens that the model answered before its alignment; "mismatched": the
-            prompts with unrelated benign answers; "affirmative": the prompts with `prefix`.
-            "auto" is the first of these that there is anything for. Only "harmful" needs harmful
-            data.
+        source: Where the direction comes from: "harmful" rows; "base": what the model would have
+            begun its answers to the alignment prompts with before it was aligned, as a
+            distribution over tokens; "mismatched": the prompts with unrelated benign answers;
+            "affirmative": the prompts with `prefix`. "auto" is the first of these that there is
+            anything for. Only "harmful" needs harmful data.
         prefix: How an obliging answer begins, for source "affirmative".
-        answer_tokens: Length of the base's answers; a few words foresee less on real text
-            (docs/estimators.md).
         quantity: What is read: "margin", the refusal margin above. For answers that begin in no
             common way, "contrast": the log-probability of the first tokens that the model answers
             now, less that of the first tokens its base answers; or, without a base, "prefix": the
@@ -90,7 +88,7 @@ class AttackDirection(Estimator):
         step_size: Of each coordinate, if steps > 1.
         repeats: Directions, each from other rows; scores are averaged, and their spread is the
             standard error. With one, errors are unknown.
-        rows: Rows behind the gradient.
+        rows: Rows behind the gradient, or of source "base" prompts; as many as there are if fewer.
         flip: Share of the sample that must have flipped, for variant "first_flips".
         sample: Examples on which the step is found.
         max_length: Tokens kept per row.
@@ -106,13 +104,12 @@ class AttackDirection(Estimator):
     variant: str = "first_flips"
     source: str = "auto"
     prefix: str = "Sure, here is"
-    answer_tokens: int = 24
     quantity: str = "auto"
     geometry: str = "sign"
     steps: int = 1
     step_size: float = 1e-4
     repeats: int = 1
-    rows: int = 32
+    rows: int = 128
     flip: float = 0.1
     sample: int = 32
     max_length: int = 256
@@ -158,8 +155,7 @@ class AttackDirection(Estimator):
                 "anything; try quantity=margin or quantity=prefix"
             )
         for draw in range(self.repeats):
-            rows = self._attack_rows(examples, seed, draw, base)
-            direction = self._direction(model, tokenizer, rows, seed)
+            direction = self._direction(model, tokenizer, examples, seed, draw, base)
             values = np.full(len(encoded), math.nan)
             values[known], step = self._values(model, read, direction, known, seed)
             found.append(values)
@@ -260,13 +256,15 @@ class AttackDirection(Estimator):
             value = getattr(self, option)
             if value not in known:
                 raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
-        for option in ("answer_tokens", "steps", "repeats", "rows", "sample", "batch_size"):
+        for option in ("steps", "repeats", "rows", "sample", "batch_size"):
             if getattr(self, option) < 1:
                 raise UsageError(f"{option}={getattr(self, option)} must be at least 1")
         if not 0 < self.flip < 1 or not 0 < self.step_size < math.inf:
             raise UsageError(
                 f"flip={self.flip} must be a share in (0, 1), step_size={self.step_size} above 0"
             )
+        if self.steps > 1 and self._source() == "base":
+            raise UsageError(f"steps={self.steps}: source=base takes one; take another source")
 
     def _source(self) -> str:
         if self.source != "auto":
@@ -283,42 +281,41 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> list[torch.Tensor]:
         """Return the attacker's direction, a unit vector, one tensor per trainable parameter."""
-        rows = self._attack_rows(examples, seed, base=self._base_beside(model))
-        return self._direction(model, tokenizer, rows, seed)
+        return self._direction(model, tokenizer, examples, seed, 0, self._base_beside(model))
 
     def _direction(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Examples,
+        examples: Examples,
         seed: int,
+        draw: int,
+        base: Loaded | None,
     ) -> list[torch.Tensor]:
-        from holdfast.directions import adam_steps, descent
+        from holdfast.directions import adam_steps, descent, descent_towards
         from holdfast.finetune import FinetuneConfig
 
+        geometry, length = cast("Geometry", self.geometry), self.max_length
+        few = self.batch_size
+        rows = self._attack_rows(examples, seed, draw)
         if self.steps > 1:
             config = FinetuneConfig(
                 learning_rate=self.step_size,
                 steps=self.steps,
                 batch_size=min(16, len(rows)),
-                max_length=self.max_length,
+                max_length=length,
                 seed=seed,
             )
             return adam_steps(model, tokenizer, rows, config)
-        geometry = cast("Geometry", self.geometry)
-        return descent(
-            model,
-            tokenizer,
-            rows,
-            self.max_length,
-            geometry=geometry,
-            batch_size=self.batch_size,
-        )
+        if base is None:
+            return descent(model, tokenizer, rows, length, geometry=geometry, batch_size=few)
+        with counted(base.model):
+            return descent_towards(
+                base, model, tokenizer, rows.prompts, geometry=geometry, batch_size=few
+            )
 
-    def _attack_rows(
-        self, examples: Examples, seed: int, draw: int = 0, base: Loaded | None = None
-    ) -> Examples:
-        """Return the rows behind the direction number `draw`.
+    def _attack_rows(self, examples: Examples, seed: int, draw: int = 0) -> Examples:
+        """Return the rows behind the direction number `draw`; of source "base" the prompts count.
 
         Several draws take at most half of what there is, or they would all be the same.
         """
@@ -334,20 +331,10 @@ class AttackDirection(Estimator):
             mixed = seed + 1000 * draw
             n = min(len(chosen), len({prompt.strip() for prompt in examples.prompts}))
             return mismatched(examples.prompts, self.benign.responses, n=n, seed=mixed)
-        prompts = [examples[i].prompt for i in chosen]
-        answers = [self.prefix] * len(prompts)
+        drawn = examples.select(chosen)
         if source == "base":
-            from holdfast.generate import generate
-
-            asked = base or self._loaded_base()
-            with counted(asked.model):
-                answers = generate(
-                    asked.model, asked.tokenizer, prompts, max_new_tokens=self.answer_tokens
-                )
-        rows = Examples.answered(prompts, answers, name=source)
-        if not rows:
-            raise UsageError(f"the base {self.base!r} answers nothing; try source=mismatched")
-        return rows
+            return drawn
+        return Examples.answered(drawn.prompts, [self.prefix] * len(drawn), name=source)
 
     def _lacking(self) -> str:
         if self.source == "auto":
