@@ -58,7 +58,8 @@ NOTES = (
     "shorter than its first checkpoint. With fewer than two pairs that were reached the ratio may "
     "be a bound: half_life_ratio_bound is lower, upper, or unknown where it bounds nothing. attack "
     "none: the aligned model itself. best: the published method with the longest half-life; "
-    "best_without_harmful: among those that see no harmful rows. Attacks on a guard are compared "
+    "best_without_harmful: among those that see no harmful rows; parent: the method of which this "
+    "is a variant, attack by attack. Attacks on a guard are compared "
     "with the same guard's on the baseline only. over_refusal: before any attack. *_more: less the "
     "baseline's, see holdfast.differences.of_shares."
 )
@@ -145,8 +146,10 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
             found.append({**_over_all(method, f"all{guard}", chosen, attacks), **refused})
     rivals = {"best": PUBLISHED, "best_without_harmful": PUBLISHED_WITHOUT_HARMFUL}
     for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
-        ours.update(_more(ours["method"], attacks, evaluations))
-        for name, theirs in rivals.items():
+        method = ours["method"]
+        ours.update(_more(method, attacks, evaluations))
+        parent, _, changed = method.partition("-")
+        for name, theirs in {**rivals, **({"parent": (parent,)} if changed else {})}.items():
             ours.update(_against_best(name, theirs, ours, found, attacks))
     return found
 

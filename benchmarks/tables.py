@@ -164,6 +164,7 @@ SUMMARY = (
     ("still refuses, against SFT", "all", "refusing_ratio"),
     ("against the best published", "all", "best_ratio"),
     ("against the best without harmful rows", "all", "best_without_harmful_ratio"),
+    ("of a variant: against its parent", "all", "parent_ratio"),
     ("half-life (median, steps)", "all", "half_life_median"),
     ("HS before", "none", "hs"),
     ("undecided before", "none", "undecided"),
@@ -221,7 +222,7 @@ def main() -> None:
     """Print every table there is."""
     for path in sorted(RESULTS.glob("*.json")):
         sys.stdout.write(table(path) + "\n\n")
-        if path.stem.startswith("defenses"):
+        if path.with_suffix(".jsonl").exists():
             sys.stdout.write(summary(path) + "\n\n")
             sys.stdout.write(grid(path.with_suffix(".jsonl")) + "\n\n")
 

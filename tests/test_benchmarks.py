@@ -409,6 +409,29 @@ def test_each_method_is_compared_with_the_published_one_that_lasts_longest(
     assert "best_ratio" not in easy
 
 
+def test_a_variant_is_compared_with_what_it_is_a_variant_of(bench: SimpleNamespace) -> None:
+    found = [
+        *attacks(),
+        *(
+            attack("hold", steps, Counts(5, 5, 0), attack=how)
+            for steps, how in ((60, {}), (240, HARDER))
+        ),
+        *(
+            attack("hold-ungrouped", steps, Counts(5, 5, 0), attack=how)
+            for steps, how in ((30, {}), (60, HARDER))
+        ),
+    ]
+    rows = rows_of(bench, found)
+    changed = rows["hold-ungrouped", "all"]
+    # 30 / 60 and 60 / 240: attack by attack, whatever plain fine-tuning does.
+    assert changed["parent"] == "hold"
+    assert changed["parent_ratio"] == pytest.approx(math.sqrt(1 / 8))
+    assert changed["parent_ratio_low"] < math.sqrt(1 / 8) < changed["parent_ratio_high"]
+    assert "parent" not in rows["hold", "all"]
+    alone = rows_of(bench, [a for a in found if a.method != "hold"])["hold-ungrouped", "all"]
+    assert "parent" not in alone
+
+
 def test_what_a_method_costs_is_told_with_its_interval(bench: SimpleNamespace) -> None:
     """Two seeds: of 20 answers 4 and 6 refused against 2 and 2; accuracy .5 against .5 and .7."""
     clean = {"poison_ratio": 0.0}
