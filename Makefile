@@ -52,6 +52,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/generation.py --json $(RESULTS)/generation-world.json
 	$(BIN)/python benchmarks/estimators.py --seeds 5 --work $(WORK)/estimators \
 		--json $(RESULTS)/estimators-world.json
+	$(BIN)/python benchmarks/unseen.py --runs $(WORK)/estimators --json $(RESULTS)/unseen-world.json
 	$(BIN)/python benchmarks/transfer.py --work $(WORK)/transfer \
 		--json $(RESULTS)/transfer-world.json
 	$(BIN)/python benchmarks/tune.py --work $(WORK)/tune --json $(RESULTS)/tune-world.json

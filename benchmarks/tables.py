@@ -69,6 +69,14 @@ COLUMNS = {
         ("above the floor", "kept_the_floor"),
         ("found attack", "attack"),
     ),
+    "unseen": (
+        ("foreseen by", "predictor"),
+        ("AUROC", "auroc"),
+        ("Spearman", "spearman"),
+        ("on held-out trained rows: Spearman with the score", "trained_spearman"),
+        ("prompts", "n"),
+        ("seeds", "seeds"),
+    ),
     "levelling": (
         ("method", "method"),
         ("seeds", "seeds"),

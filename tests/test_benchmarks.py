@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from holdfast import plugins
+from holdfast.agreement import agreement
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, Scores, to_json
 from holdfast.errors import MismatchError, UsageError
 from holdfast.runs import RunDir
@@ -34,7 +35,7 @@ def bench() -> SimpleNamespace:
     sys.path.insert(0, str(FOLDER))
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
-        names += ("kept", "tune", "figures", "worst", "levelling")
+        names += ("kept", "tune", "figures", "worst", "levelling", "unseen")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -54,6 +55,7 @@ def bench() -> SimpleNamespace:
         ("tune", ["--setting", "--methods"]),
         ("worst", ["--run", "--methods", "--trials"]),
         ("levelling", ["--setting", "--methods", "--tuned"]),
+        ("unseen", ["--setting", "--runs"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -807,6 +809,52 @@ def test_a_perturbed_step_holds_what_the_equations_need(
     plain = peaks[st.SFT].peak_bytes
     assert always["memory_ratio"] == pytest.approx(1 + extra / plain)
     assert always["time_ratio"] > 0
+
+
+# ---------------------------------------------------------------------------------------- unseen
+
+
+def marks(*course: str) -> tuple[Point, ...]:
+    return tuple(Point(i, {"j": Counts(0, 1, 0)}, marks={"j": m}) for i, m in enumerate(course))
+
+
+def test_how_early_an_unseen_prompt_is_forgotten(bench: SimpleNamespace) -> None:
+    def hit(*course: str) -> AttackResult:
+        prompts = tuple("abcdef")
+        return attack("sft", 1, Counts(0, 1, 0), points=marks(*course), prompts=prompts)
+
+    first = hit("sssshs", "hssuhs", "hsuuhs", "hhhshu")
+    second = hit("ssssss", "hssshs", "hsssss", "hhhssh")
+    found = bench.unseen.forgotten([first, second], [*"abcdefx"])
+    # a: at once in both. b: one of three. c: one of the two known, one of three. d: one verdict of
+    # three is too few. e: not refused before the first attack. f: none of two known, one of three.
+    wanted = [1, 1 / 3, (1 / 2 + 1 / 3) / 2, math.nan, math.nan, (0 + 1 / 3) / 2, math.nan]
+    assert found.tolist() == pytest.approx(wanted, nan_ok=True)
+
+
+def test_attacks_whose_answers_were_not_marked_are_no_truth(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    found = attack("sft", 1, Counts(0, 1, 0), points=marks("s", "h"), prompts=("a",))
+    with run.step("attack", "sft-s0/t", config={}, inputs={}) as step:
+        found.save(run.path("attacks", "sft-s0", "t.json"))
+        step.outputs.append(run.path("attacks", "sft-s0", "t.json"))
+    assert [a.judge for a in bench.unseen.marked(run, 0, "j")] == ["j"]
+    with pytest.raises(UsageError, match="no attack on sft-s0 whose answers k marked"):
+        bench.unseen.marked(run, 0, "k")
+    with pytest.raises(UsageError, match="no attack on sft-s1"):
+        bench.unseen.marked(run, 1, "j")
+
+
+def test_predictors_are_pooled_over_seeds(bench: SimpleNamespace) -> None:
+    counts = np.array([0.0, 0.2, 0.6, 1.0])
+    good, bad = (agreement(v, counts) for v in (counts, -counts))
+    found = {0: {"text": bad, "probe": good}, 1: {"text": good, "probe": good}}
+    text, probe = bench.unseen.rows(found, {0: 0.2, 1: 0.4})
+    assert (text["auroc"], probe["auroc"], probe["spearman"]) == (0.5, 1, 1)
+    assert text["trained_spearman"] == pytest.approx(0.3)
+    assert (text["n"], text["seeds"], text["base_rate"]) == (8, 2, 0.5)
 
 
 # -------------------------------------------------------------------------------------- transfer
