@@ -109,9 +109,9 @@ def main() -> None:
         write_text(FIGURES / f"{path.stem}.svg", half_lives(result))
         if (attacks := path.with_suffix(".jsonl")).is_file():
             write_text(FIGURES / f"{path.stem}-courses.svg", courses(Kept.load(attacks)))
-    for path in sorted(RESULTS.glob("estimators-*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        write_text(FIGURES / f"{path.stem}.svg", agreement_against_cost(result))
+    for name in ("world", "text"):
+        result = json.loads((RESULTS / f"estimators-{name}.json").read_text(encoding="utf-8"))
+        write_text(FIGURES / f"estimators-{name}.svg", agreement_against_cost(result))
 
 
 if __name__ == "__main__":
