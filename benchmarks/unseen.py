@@ -68,15 +68,29 @@ def forgotten(attacks: Sequence[AttackResult], prompts: Sequence[str]) -> np.nda
     return np.where(whole, np.where(whole, found, 0.0).mean(0), math.nan)
 
 
+def scored(run: RunDir) -> list[int]:
+    """Return the seeds whose plain model has the scores.
+
+    Raises:
+        UsageError: None has.
+    """
+    seeds = [int(entry.config["seed"]) for entry in run.require("score")]
+    names = {entry.name for entry in run.entries("score")}
+    found = sorted({seed for seed in seeds if f"{SCORES}-s{seed}" in names})
+    if not found:
+        raise UsageError(f"{run.root}: no scores {SCORES!r}; make them with estimators.py")
+    return found
+
+
 def marked(run: RunDir, seed: int, judge: str) -> list[AttackResult]:
-    """Return the poisoned attacks on the plain model of a seed, as this judge saw them.
+    """Return the tracked attacks on the plain model of a seed, as this judge saw them.
 
     Raises:
         UsageError: There is none.
     """
     entries = [e for e in run.require("attack") if e.name.startswith(f"sft-s{seed}/")]
     attacks = [AttackResult.load(run.result(e)) for e in entries]
-    seen = [a for a in attacks if a.attack["poison_ratio"] > 0 and a.points[0].marks.get(judge)]
+    seen = [a for a in attacks if a.tracked and a.points[0].marks.get(judge)]
     if not seen:
         raise UsageError(f"{run.root}: no attack on sft-s{seed} whose answers {judge} marked")
     return [replace(attack, judge=judge) for attack in seen]
@@ -150,8 +164,7 @@ def run_benchmark() -> None:
     for work, run in zip(chosen.runs, runs, strict=True):
         base = setting(chosen, work)
         test = read(base.config.data.test, ReadOptions(needs_response=False))
-        for entry in run.require("align"):
-            seed = int(entry.config["seed"])
+        for seed in scored(run):
             truth = forgotten(marked(run, seed, judge), test.ids)
             ranks, trained[seed] = screened(base, run, seed, test)
             found[seed] = {k: agreement(v, truth, seed=seed) for k, v in ranks.items()}

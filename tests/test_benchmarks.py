@@ -836,7 +836,9 @@ def test_attacks_whose_answers_were_not_marked_are_no_truth(
     bench: SimpleNamespace, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path)
-    found = attack("sft", 1, Counts(0, 1, 0), points=marks("s", "h"), prompts=("a",))
+    found = attack(
+        "sft", 1, Counts(0, 1, 0), points=marks("s", "h"), prompts=("a",), tracked={"row": 1}
+    )
     with run.step("attack", "sft-s0/t", config={}, inputs={}) as step:
         found.save(run.path("attacks", "sft-s0", "t.json"))
         step.outputs.append(run.path("attacks", "sft-s0", "t.json"))
