@@ -24,6 +24,7 @@ from holdfast.directions import descent, forward_derivative
 from holdfast.errors import UsageError
 from holdfast.estimators import attack_direction
 from holdfast.estimators.attack_direction import VARIANTS, AttackDirection
+from holdfast.estimators.loss import Loss
 from holdfast.examples import Examples
 from holdfast.judges.refusal import Refusal
 from holdfast.losses import refusal_tokens
@@ -229,6 +230,18 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
+def check_flips(found: Estimate, free: Estimate) -> None:
+    """Check how many of the rows have flipped where the scores were read.
+
+    The step is found on all 24 rows: a tenth of those that are held before it flips, or a
+    sixteenth of all more, and one row that padding rounds. These models refuse most rows.
+    """
+    lost = (free.values > 0).mean()
+    wanted = lost + 0.1 * (1 - lost)
+    assert lost < 0.25
+    assert wanted - 1 / 24 <= (found.values > 0).mean() <= wanted + 1 / 16 + 1 / 24
+
+
 @pytest.mark.parametrize("setting", [PLAIN, pytest.param(ALL, marks=SLOW)], ids=label)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("architecture", on(FEW))
@@ -242,15 +255,17 @@ def test_every_source_gives_a_direction(
     assert found.facts["step"] > 0
     assert found.facts["source"] == options["source"]
     assert len(set(found.values)) > 1
-    # The step is found on all 24 rows, which are held before it: a tenth of them flips, or a
-    # sixteenth of all more, and what padding rounds.
-    if "repeats" not in options:
+    if "quantity" in options:  # another than the free margin's
         assert 0.1 <= (found.values > 0).mean() <= 0.25
+    elif "repeats" not in options:
+        check_flips(found, score(Loss(quantity="margin"), architecture, setting))
 
 
+@pytest.mark.parametrize("setting", [PLAIN, pytest.param(ALL, marks=SLOW)], ids=label)
 @pytest.mark.parametrize("architecture", on(FEW))
 def test_the_base_of_any_architecture_gives_a_direction(
     architecture: str,
+    setting: Setting,
     score: Callable[..., Estimate],
     refusing: Callable[[str], Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -258,8 +273,8 @@ def test_the_base_of_any_architecture_gives_a_direction(
 ) -> None:
     models.save(refusing(architecture).base, tokenizer, tmp_path / "base")
     estimator = AttackDirection(base=str(tmp_path / "base"), source="base")
-    found = score(estimator, architecture, PLAIN)
-    assert 0.1 <= (found.values > 0).mean() <= 0.25
+    found = score(estimator, architecture, setting)
+    check_flips(found, score(Loss(quantity="margin"), architecture, setting))
 
 
 # ------------------------------------------------------------------------------- other estimators
