@@ -34,7 +34,8 @@ NOTES = (
     "scored: whose scores; attacked: who is attacked, and whose ForgotNum (mean over its attacks) "
     "is the truth. lost: AUROC of its own scores less that of the other's. between: rank "
     "correlation of the two models' scores over all rows. reuse: whether the check of "
-    "`score --reuse` (64 rows scored anew) let the scores pass. Intervals: bootstrap over examples."
+    "`score --reuse` (64 rows scored anew, towards the base of the model whose scores they are) "
+    "let the scores pass. Intervals: bootstrap over examples."
 )
 
 
@@ -159,8 +160,10 @@ def passes(giver: Model, taker: Model) -> bool:
         "out": taker.config.out,
         "device": taker.config.device,
         "model": f"sft-s{taker.case.seed}",
-        "base": taker.config.model,
+        # Other bases are refused for that alone; what is asked here is whether the check would do.
+        "base": giver.config.model,
         "data": taker.config.data.alignment,
+        "benign": taker.config.data.benign,
         "estimator": ESTIMATOR,
         "limit": taker.config.score["direction"].get("limit"),
         "seed": taker.case.seed,
