@@ -285,12 +285,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gradient_norm": {"quantity": "first_token", "layers": "last"},
     "loss_drift": {"rows": 8, "steps": 2, "every": 1, "batch_size": 4},
     "forget_count": {
-        **{"rows": 16, "ratio": 0.5, "steps": 12, "every": 2, "batch_size": 8},
-        **{"learning_rate": 2e-3, "max_new_tokens": 6},
+        **{"rows": 16, "ratio": 0.5, "steps": 12, "every": 4, "batch_size": 8},
+        **{"learning_rate": 1e-2, "max_new_tokens": 6},
     },
     "ensemble": {"members": "loss/quantity=first_token+attack_direction/sample=8"},
 }
 
+
+GENTLE = {"every": 2, "learning_rate": 2e-3}
+"""For attacks on all weights, which forget everything at once at the rate that adapters need."""
 
 OTHER_CASES = [
     *(case for name in OTHERS for case in on(ONE if name == "forget_count" else MOST, name, ALL)),
@@ -309,7 +312,8 @@ def test_the_other_estimators(
     cls = plugins.find("estimators", name)
     offered = {"harmful": rows.harmful, "benign": rows.benign, "judge": Refusal()}
     taken = {k: v for k, v in offered.items() if k in cls.needs | cls.accepts}
-    found = score(cls(**taken, **OTHERS[name]), architecture, setting)
+    gentle = GENTLE if name == "forget_count" and not setting.lora else {}
+    found = score(cls(**taken, **(OTHERS[name] | gentle)), architecture, setting)
     known = found.values[np.isfinite(found.values)]
     assert len(set(known)) > 1
 
