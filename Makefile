@@ -60,7 +60,7 @@ bench: $(STAMP)
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-world.json
 	$(BIN)/python benchmarks/worst.py --run $(WORK)/defenses/run --trials 40 \
 		--json $(RESULTS)/worst-world.json
-	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods ablation --work $(WORK)/ablation \
+	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods groups --work $(WORK)/ablation \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/ablation-world.json
 	$(BIN)/python benchmarks/levelling.py --kept $(RESULTS)/defenses-world.jsonl \
 		--json $(RESULTS)/levelling-world.json

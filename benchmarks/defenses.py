@@ -149,7 +149,8 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         method = ours["method"]
         ours.update(_more(method, attacks, evaluations))
         parent, _, changed = method.partition("-")
-        for name, theirs in {**rivals, **({"parent": (parent,)} if changed else {})}.items():
+        compared = {**rivals, "parent": (parent,)} if changed else rivals
+        for name, theirs in compared.items():
             ours.update(_against_best(name, theirs, ours, found, attacks))
     return found
 
@@ -403,7 +404,7 @@ def run_benchmark() -> None:
     options.add_argument(
         "--methods",
         default="main",
-        help="main, knowledge, categories, ablation, names with commas; none: what --add has",
+        help="main, knowledge, categories, groups, ablation, names with commas; none: --add alone",
     )
     options.add_argument(
         "--attacker",

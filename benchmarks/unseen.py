@@ -64,8 +64,7 @@ def forgotten(attacks: Sequence[AttackResult], prompts: Sequence[str]) -> np.nda
         share[(known < LEAST * len(course)) | (marks[0] != "s")] = math.nan
         at = dict(zip(attack.prompts, share.tolist(), strict=True))
         row[:] = [at.get(prompt, math.nan) for prompt in prompts]
-    whole = np.isfinite(found).all(0)  # a mean over some attacks is not one over all
-    return np.where(whole, np.where(whole, found, 0.0).mean(0), math.nan)
+    return np.asarray(found.mean(0))  # nan if one is: a mean over some attacks is not one over all
 
 
 def scored(run: RunDir) -> list[int]:
@@ -74,12 +73,11 @@ def scored(run: RunDir) -> list[int]:
     Raises:
         UsageError: None has.
     """
-    seeds = [int(entry.config["seed"]) for entry in run.require("score")]
-    names = {entry.name for entry in run.entries("score")}
-    found = sorted({seed for seed in seeds if f"{SCORES}-s{seed}" in names})
+    entries = run.require("score")
+    found = [int(e.config["seed"]) for e in entries if e.name.rpartition("-s")[0] == SCORES]
     if not found:
         raise UsageError(f"{run.root}: no scores {SCORES!r}; make them with estimators.py")
-    return found
+    return sorted(found)
 
 
 def marked(run: RunDir, seed: int, judge: str) -> list[AttackResult]:

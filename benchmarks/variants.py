@@ -76,6 +76,13 @@ KNOWLEDGE = (*(name for pair in UNKNOWING.items() for name in pair), HOLD, "hold
 """Methods with harmful rows and without."""
 CATEGORIES = ("repnoise", "tar", *(f"{name}-other" for name in ("repnoise", "tar")), HOLD)
 """Methods whose harmful rows are of the attacker's categories among others, and of others only."""
+GROUPS = (
+    "vaa",
+    *(f"vaa-{control}" for control in ("ungrouped", "shuffled", "noisy")),
+    *(f"vaa-{control}" for control in ("only_vulnerable", "only_invulnerable", "uniform")),
+    *(HOLD, f"{HOLD}-ungrouped", f"{HOLD}-shuffled"),
+)
+"""What the groups are worth: the paper's ablation, and the same of Hold."""
 ABLATION = (BASELINE, "vaa", HOLD, *CHANGES)
 
 
@@ -84,14 +91,18 @@ def methods(base: Setting, names: str, tuned: Path | None = None) -> Methods:
 
     Args:
         base: Where; a setting says what fits its models.
-        names: "main", "knowledge", "categories", "ablation", or names separated by commas.
+        names: "main", "knowledge", "categories", "groups", "ablation", or names separated by
+            commas.
         tuned: Results of tune.py; variants change what was chosen for their parent.
 
     Raises:
         UsageError: A name is not known, or the file holds no trials of this setting.
     """
     known = _known(base, _chosen(base, tuned) if tuned else {})
-    sets = {"main": MAIN, "knowledge": KNOWLEDGE, "categories": CATEGORIES, "ablation": ABLATION}
+    sets = {
+        **{"main": MAIN, "knowledge": KNOWLEDGE, "categories": CATEGORIES},
+        **{"groups": GROUPS, "ablation": ABLATION},
+    }
     chosen = sets.get(names) or tuple(names.split(","))
     if unknown := sorted(set(chosen) - known.keys()):
         raise UsageError(f"--methods {', '.join(unknown)}: none of {', '.join(known)}")

@@ -239,7 +239,7 @@ def check_flips(found: Estimate, free: Estimate) -> None:
     lost = (free.values > 0).mean()
     wanted = lost + 0.1 * (1 - lost)
     assert lost < 0.25
-    assert wanted - 1 / 24 <= (found.values > 0).mean() <= wanted + 1 / 16 + 1 / 24
+    assert wanted <= (found.values > 0).mean() <= wanted + 1 / 16 + 1 / 24
 
 
 @pytest.mark.parametrize("setting", [PLAIN, pytest.param(ALL, marks=SLOW)], ids=label)
@@ -467,7 +467,7 @@ def test_no_more_memory_than_a_training_step(
     estimator = AttackDirection(harmful=harmful, source="harmful")
     with live_bytes([*model.parameters(), *model.buffers()]) as met:
         estimator.score(model, tokenizer, examples, seed=0)
-    assert met.peak <= 1.001 * allowed  # a small tensor of bookkeeping more, in some
+    assert met.peak <= allowed
 
 
 def test_checkpointing_outside_training_saves_memory(

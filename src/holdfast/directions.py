@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -46,13 +46,13 @@ def descent(
     pad = cast(int, tokenizer.pad_token_id)
     total = sum(len(row.ids) - row.start for row in encoded)
 
-    def losses() -> Iterator[Tensor]:
-        for positions in chunks(range(len(encoded)), batch_size):
-            batch = collate([encoded[i] for i in positions], pad, model.device)
-            part = int((batch["labels"][:, 1:] != IGNORE).sum()) / total
-            yield model(**batch).loss * part
+    def part(rows: Sequence[Encoded]) -> Tensor:
+        batch = collate(rows, pad, model.device)
+        share = int((batch["labels"][:, 1:] != IGNORE).sum()) / total
+        return cast(Tensor, model(**batch).loss * share)
 
-    return _descent(trainable(model), losses(), geometry)
+    parts = (part([encoded[i] for i in few]) for few in chunks(range(len(encoded)), batch_size))
+    return _descent(trainable(model), parts, geometry)
 
 
 def descent_towards(
@@ -85,17 +85,17 @@ def descent_towards(
     ours, theirs = _asked(model, tokenizer, prompts), _asked(base.model, base.tokenizer, prompts)
     pads = [cast(int, words.pad_token_id) for words in (tokenizer, base.tokenizer)]
 
-    def losses() -> Iterator[Tensor]:
-        for few in chunks(range(len(prompts)), batch_size):
-            with torch.no_grad():
-                wanted = first_logits(base.model, [theirs[i] for i in few], pads[1])
-            found = first_logits(model, [ours[i] for i in few], pads[0])
-            # Beyond the narrower of the two lie padding and tokens that the alignment added.
-            width = min(found.shape[1], wanted.shape[1])
-            share = wanted[:, :width].softmax(1).to(found.device)
-            yield F.cross_entropy(found[:, :width], share, reduction="sum") / len(prompts)
+    def part(few: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            wanted = first_logits(base.model, [theirs[i] for i in few], pads[1])
+        found = first_logits(model, [ours[i] for i in few], pads[0])
+        # Beyond the narrower of the two lie padding and tokens that the alignment added.
+        width = min(found.shape[1], wanted.shape[1])
+        share = wanted[:, :width].softmax(1).to(found.device)
+        return F.cross_entropy(found[:, :width], share, reduction="sum") / len(prompts)
 
-    return _descent(trainable(model), losses(), geometry)
+    parts = map(part, chunks(range(len(prompts)), batch_size))
+    return _descent(trainable(model), parts, geometry)
 
 
 def _descent(

@@ -295,24 +295,35 @@ class AttackDirection(Estimator):
         from holdfast.directions import adam_steps, descent, descent_towards
         from holdfast.finetune import FinetuneConfig
 
-        geometry, length = cast("Geometry", self.geometry), self.max_length
-        few = self.batch_size
+        geometry = cast("Geometry", self.geometry)
         rows = self._attack_rows(examples, seed, draw)
+        if base is not None:
+            with counted(base.model):
+                return descent_towards(
+                    base,
+                    model,
+                    tokenizer,
+                    rows.prompts,
+                    geometry=geometry,
+                    batch_size=self.batch_size,
+                )
         if self.steps > 1:
             config = FinetuneConfig(
                 learning_rate=self.step_size,
                 steps=self.steps,
                 batch_size=min(16, len(rows)),
-                max_length=length,
+                max_length=self.max_length,
                 seed=seed,
             )
             return adam_steps(model, tokenizer, rows, config)
-        if base is None:
-            return descent(model, tokenizer, rows, length, geometry=geometry, batch_size=few)
-        with counted(base.model):
-            return descent_towards(
-                base, model, tokenizer, rows.prompts, geometry=geometry, batch_size=few
-            )
+        return descent(
+            model,
+            tokenizer,
+            rows,
+            self.max_length,
+            geometry=geometry,
+            batch_size=self.batch_size,
+        )
 
     def _attack_rows(self, examples: Examples, seed: int, draw: int = 0) -> Examples:
         """Return the rows behind the direction number `draw`; of source "base" the prompts count.
