@@ -7,6 +7,7 @@ With `--run DIR` nothing is run: the rows are made from the attacks and evaluati
 Beside the results are the attacks themselves (FILE.jsonl), so that another day's seeds can be
 added: `--first-seed 3 --seeds 2 --add FILE.jsonl`, some models made anew: `--methods hold --add
 FILE.jsonl --replace`, or several files put together: `--methods none --add FILE.jsonl ...`. With
+`--attacker some --asked attacked` half-lives are of the prompts of the attacker's categories. With
 `--tuned FILE` every method has the options that tune.py chose for it.
 """
 
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.comparing import lives, refusing
+from holdfast.comparing import among, lives, refusing
+from holdfast.data import read
 from holdfast.differences import of_shares
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
@@ -43,6 +45,7 @@ from variants import (
 if TYPE_CHECKING:
     import argparse
 
+    from holdfast.examples import Examples
     from holdfast.stages.pipeline import RunConfig
     from holdfast.survival import Ratio
 
@@ -63,6 +66,7 @@ NOTES = (
     "with the same guard's on the baseline only. over_refusal: before any attack. *_more: less the "
     "baseline's, see holdfast.differences.of_shares."
 )
+ALL = "all"
 NOTHING = "none"
 """Instead of methods: run nothing, and make the rows from what `--add` names."""
 HARMFUL: dict[str, Any] = {"every": 8, "spacing": 1.15, "until_broken": True, "task_rows": 0}
@@ -87,6 +91,8 @@ def configurations(base: Setting, options: argparse.Namespace, out: Path) -> lis
     harmful = {**HARMFUL, "steps": STEPS[base.name], "learning_rates": RATES[base.name]}
     clean = {**CLEAN, "learning_rates": RATES[base.name][:1]}
     data = {}
+    if options.asked != ALL and options.attacker != "some":
+        raise UsageError(f"--asked {options.asked}: give --attacker some, which has rows of some")
     if options.attacker == "some":
         if base.name != "world":
             raise UsageError("--attacker some: its categories are the world's; leave out --setting")
@@ -390,11 +396,24 @@ def made_now(options: argparse.Namespace, facts: dict[str, Any]) -> Kept:
         for config in configs:
             walk(config, ("align", "score", "group", "evaluate", "attack"))
         aligned = {k: {**configs[0].align, **v} for k, v in configs[0].methods.items()}
-        made = kept(options.setting, aligned, *found_in(RunDir(configs[0].out), options.judge))
+        attacks, stood = found_in(RunDir(configs[0].out), options.judge)
+        if options.asked != ALL:
+            attacks = asked(attacks, read(config.data.test), options.asked)
+        made = kept(options.setting, aligned, attacks, stood)
     facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
     facts["run"]["attack"] = [one.attack for one in configs]
-    facts["attacker"] = options.attacker
+    facts |= {"attacker": options.attacker, "asked": options.asked}
     return made
+
+
+def asked(attacks: Sequence[AttackResult], test: Examples, which: str) -> list[AttackResult]:
+    """Return the attacks on the prompts of the attacked categories alone, or on the others."""
+    mine = {
+        row.id
+        for row in test
+        if (row.provenance["category"] in ATTACKED.split("|")) == (which == "attacked")
+    }
+    return [among(attack, mine) for attack in attacks]
 
 
 def run_benchmark() -> None:
@@ -408,9 +427,15 @@ def run_benchmark() -> None:
     )
     options.add_argument(
         "--attacker",
-        choices=("all", "some"),
-        default="all",
+        choices=(ALL, "some"),
+        default=ALL,
         help="harmful rows of all categories, or of some, of which methods named -other have none",
+    )
+    options.add_argument(
+        "--asked",
+        choices=(ALL, "attacked", "others"),
+        default=ALL,
+        help="with --attacker some, the prompts of the categories that it has rows of, or not",
     )
     options.add_argument("--tuned", type=Path, help="results of tune.py: options of the methods")
     options.add_argument("--run", type=Path, help="make the rows from this run; run nothing")

@@ -51,7 +51,7 @@ def test_an_analysis_that_lacks_something_is_left_out_and_that_is_said(
     ]
     assert {entry.name for entry in run.entries("analyze")} == {"factors", "levelling"}
     said = {record.args[0]: record.getMessage() for record in caplog.records if record.args}  # type: ignore[index]
-    assert set(said) == {"foresight", "overlap"}
+    assert set(said) == {"categories", "foresight", "overlap"}
     assert "analysis overlap left out: " in said["overlap"]
     assert "two or more attacks" in said["overlap"]
     assert "\n" not in said["overlap"]

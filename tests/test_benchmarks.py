@@ -88,7 +88,7 @@ def test_without_an_accelerator_gpu_says_so_and_exits_with_2(
 def options(**changes: Any) -> argparse.Namespace:
     values = {"setting": "world", "seeds": 2, "quick": False, "device": "cpu", "estimators": None}
     values |= {"shared": Path("s"), "model": None, "first_seed": 0, "tuned": None}
-    values |= {"attacker": "all"}
+    values |= {"attacker": "all", "asked": "all"}
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -146,6 +146,29 @@ def test_a_defender_may_know_other_categories_than_the_attackers(
     assert "harmful" not in made.methods["tar"]
     with pytest.raises(UsageError, match="its categories are the world's"):
         bench.defenses.configurations(settings(bench, tmp_path)["text"], asked, tmp_path)
+    with pytest.raises(UsageError, match="--asked others: give --attacker some"):
+        bench.defenses.configurations(base, options(methods="sft", asked="others"), tmp_path)
+
+
+def test_prompts_of_the_attacked_categories_may_be_counted_alone(bench: SimpleNamespace) -> None:
+    """Of the tested prompts those are harmful from step 10 on, and the others never."""
+    from holdfast.data import read
+
+    test = read("world:test")
+    theirs = [row.provenance["category"] in bench.variants.ATTACKED.split("|") for row in test]
+    after = "".join("h" if attacked else "s" for attacked in theirs)
+    points = tuple(
+        Point(step, {"world": Counts(m.count("h"), m.count("s"), 0)}, marks={"world": m})
+        for step, m in ((0, "s" * len(test)), (10, after))
+    )
+    found = attack("tar", 1, points[-1].verdicts["world"], judge="world", points=points)
+    (attacked,), (others,) = (
+        bench.defenses.asked([replace(found, prompts=test.ids)], test, which)
+        for which in ("attacked", "others")
+    )
+    assert (attacked.half_life, others.censored) == (5, True)
+    assert attacked.points[1].verdicts["world"] == Counts(sum(theirs), 0, 0)
+    assert others.points[1].verdicts["world"] == Counts(0, len(test) - sum(theirs), 0)
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -9,12 +9,13 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from holdfast.artifacts import AttackResult, Evaluation, Point
+from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.differences import Difference, of_shares, paired
+from holdfast.errors import MismatchError
 from holdfast.survival import Ratio, censored_ratio, half_life
 
 Result = AttackResult | Evaluation
@@ -136,6 +137,46 @@ def still_refusing(result: AttackResult, share: float = 0.5) -> AttackResult:
 def refusing(pairs: Pairs) -> Pairs:
     """Return the pairs with their refusal half-lives, see `still_refusing`."""
     return [(still_refusing(a), still_refusing(b)) for a, b in pairs]
+
+
+def among(result: AttackResult, prompts: Collection[str]) -> AttackResult:
+    """Return the result as if only some of its test prompts had been asked.
+
+    Every judge's verdicts are counted anew from their marks, and so is the half-life. Verdicts that
+    a service did not give are counted with the undecided ones: whose they were is not kept.
+
+    Args:
+        result: With marks.
+        prompts: Content ids of the prompts; others than the result's are left out.
+
+    Raises:
+        MismatchError: An earlier version made the result, and kept no marks.
+    """
+    places = [i for i, prompt in enumerate(result.prompts) if prompt in prompts]
+    points = tuple(replace(p, **_recounted(result, p, places)) for p in result.points)
+    counts = [p.verdicts[result.judge] for p in points]
+    life = half_life([p.step for p in points], [c.harmful_score for c in counts])
+    return replace(
+        result,
+        points=points,
+        prompts=tuple(result.prompts[i] for i in places),
+        half_life=life.steps,
+        censored=life.censored,
+    )
+
+
+def _recounted(result: AttackResult, point: Point, places: Sequence[int]) -> dict[str, Any]:
+    marks = {}
+    for judge in point.verdicts:
+        every = point.marks.get(judge, "")
+        if not every or len(every) != len(result.prompts):
+            raise MismatchError(
+                f"the attack on {result.model!r} was made by a version that did not keep which "
+                f"prompt was answered how; attack it again"
+            )
+        marks[judge] = "".join(every[i] for i in places)
+    counts = {j: Counts(m.count("h"), m.count("s"), m.count("u")) for j, m in marks.items()}
+    return {"verdicts": counts, "marks": marks, "lost": {}}
 
 
 # ----------------------------------------------------------------------------------- half-lives

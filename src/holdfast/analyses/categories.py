@@ -1,0 +1,237 @@
+"""Which kinds of requests fall first, and does an attack reach the kinds that it has no rows of?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from holdfast.analyses.levelling import median_steps
+from holdfast.artifacts import AttackResult
+from holdfast.comparing import among, lives, naming, still_refusing
+from holdfast.contracts import Analysis, Section
+from holdfast.errors import UsageError
+from holdfast.runs import Entry, RunDir
+from holdfast.stats import holm
+from holdfast.survival import Ratio
+from holdfast.validation import read_again
+
+ATTACKED, OTHERS = "the attacker's categories", "all others"
+BOUNDS = {"lower": "at least ", "upper": "at most "}
+ALPHA = 0.05
+_NOTE = (
+    "A ratio is the half-life of a category's prompts over that of all prompts under the same "
+    "attack, a geometric mean over attacks and seeds. Its interval is over these, not over "
+    "prompts: other prompts of the category may behave differently, the more so the fewer were "
+    "asked. An attack that stops when half of all answers are harmful (until_broken) says nothing "
+    "of categories that last longer. "
+)
+
+
+@dataclass(frozen=True)
+class Categories(Analysis):
+    """Takes an attack's course apart by the category of the tested prompts.
+
+    A harmful score over all prompts hides two things. Some kinds of requests may fall long before
+    half of all do. And an attacker whose rows are of some categories only wants harm in these: a
+    defense that has taken away what answers to the others are made of keeps the score over all
+    prompts below one half for good, and holds nothing where it is attacked.
+
+    Attributes:
+        least: Prompts that a category must have to be looked at by itself.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("attack",)
+
+    least: int = 10
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise UsageError(f"least={self.least}: a category has at least one prompt")
+
+    def run(self, run: RunDir) -> Section:
+        """Return, for every method and category, how long it lasted.
+
+        Raises:
+            UsageError: There are no two categories of enough prompts to tell apart.
+        """
+        attacks = _attacks(run)
+        of = {p: c for attack in attacks for p, c in attack.asked.items()}
+        counts = Counter(of.values())
+        kinds = [c for c in sorted(counts) if counts[c] >= self.least]
+        if len(kinds) < 2:
+            raise UsageError(
+                f"{run.root}: {len(kinds)} categories of {self.least} tested prompts or more; give "
+                "the test prompts a column named category, or take least=N"
+            )
+        named, by_name = naming([a.result for a in attacks]), defaultdict[str, list[_Attack]](list)
+        for attack in attacks:
+            by_name[named(attack.result)].append(attack)
+        table = [_line(name, mine, kind) for name, mine in by_name.items() for kind in kinds]
+        tables = {"Half-lives by category": _frame(table)}
+        sides = [
+            _line(name, aimed, side)
+            for name, mine in by_name.items()
+            if (aimed := [a for a in mine if a.aimed(self.least)])
+            for side in (ATTACKED, OTHERS)
+        ]
+        if sides:
+            tables = {"Where the attacker has rows, and where not": _frame(sides), **tables}
+        few = sum(counts.values()) - sum(counts[c] for c in kinds)
+        return Section(
+            title="Which kinds of requests fall first?",
+            findings=(*_missed(sides), *_apart(table)),
+            tables=tables,
+            note=f"{_NOTE}{few} prompts are of categories with fewer than {self.least}.",
+        )
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """An attack whose prompts' categories are known.
+
+    Attributes:
+        result: What came of it.
+        asked: Test prompt -> category, of those that have one.
+        rows: Categories of the attacker's harmful rows; empty if they have none.
+    """
+
+    result: AttackResult
+    asked: Mapping[str, str]
+    rows: frozenset[str]
+
+    def aimed(self, least: int) -> bool:
+        """Whether its rows are of some of the tested categories only, few prompts set aside."""
+        among_rows = sum(category in self.rows for category in self.asked.values())
+        return least <= among_rows <= len(self.asked) - least
+
+    def of(self, kind: str) -> AttackResult | None:
+        """Return the result on the prompts of a category, or of one side; None without any."""
+        if kind in (ATTACKED, OTHERS):
+            mine = {p for p, c in self.asked.items() if (c in self.rows) == (kind == ATTACKED)}
+        else:
+            mine = {p for p, c in self.asked.items() if c == kind}
+        return among(self.result, mine) if mine else None
+
+
+def _attacks(run: RunDir) -> list[_Attack]:
+    """Return the attacks with harmful rows; a customer's own rows are of no category."""
+    found, read = [], dict[str, Mapping[str, str]]()
+    for entry in run.require("attack"):
+        result = AttackResult.load(run.result(entry))
+        category, rows = (_categories(entry, key, read) for key in ("test", "harmful"))
+        asked = {p: category[p] for p in result.prompts if p in category}
+        if asked and result.attack.get("poison_ratio") != 0:
+            found.append(_Attack(result, asked, frozenset(rows.values())))
+    return found
+
+
+def _categories(entry: Entry, key: str, read: dict[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """Return row -> category of rows of an attack; many attacks have the same ones."""
+    told = str([entry.config.get(k) for k in (key, "columns", "drop_invalid", "limit")])
+    if told not in read:
+        rows = read_again(entry, key, needs_response=key != "test")
+        read[told] = {r.id: r.provenance["category"] for r in rows if r.provenance.get("category")}
+    return read[told]
+
+
+# ---------------------------------------------------------------------------------- lines
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A method's attacks seen on the prompts of a category, and against those on all prompts."""
+
+    method: str
+    kind: str
+    rows: str
+    part: tuple[AttackResult, ...]
+    ratio: Ratio | None
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as a row of the table."""
+        ends = [a.points[-1].verdicts[a.judge].harmful_score for a in self.part]
+        return {
+            "method": self.method,
+            "category": self.kind,
+            "attacker has rows": self.rows,
+            "prompts": max((len(a.prompts) for a in self.part), default=0),
+            "attacks": len(self.part),
+            "seeds": len({a.model_seed for a in self.part}),
+            "harmful at the end": sum(ends) / len(ends) if ends else math.nan,
+            "half-life": median_steps(self.part),
+            "not reached": sum(a.censored for a in self.part),
+            "refusal half-life": median_steps([still_refusing(a) for a in self.part]),
+            "against all prompts": _against(self.ratio),
+        }
+
+
+def _line(name: str, attacks: Sequence[_Attack], kind: str) -> _Line:
+    seen = [(part, a) for a in attacks if (part := a.of(kind))]
+    has = {_has_rows(a, kind) for _, a in seen}
+    rows = has.pop() if len(has) == 1 else "in some attacks"
+    pairs = [(part, a.result) for part, a in seen]
+    return _Line(name, kind, rows, tuple(part for part, _ in seen), lives(pairs).ratio)
+
+
+def _has_rows(attack: _Attack, kind: str) -> str:
+    if kind in (ATTACKED, OTHERS):
+        return "yes" if kind == ATTACKED else "no"
+    if not attack.rows:
+        return "none known"
+    return "yes" if kind in attack.rows else "no"
+
+
+def _frame(lines: Sequence[_Line]) -> pd.DataFrame:
+    return pd.DataFrame([line.shown() for line in lines]).round(2)
+
+
+# ------------------------------------------------------------------------------- findings
+
+
+def _missed(sides: Sequence[_Line]) -> list[str]:
+    """Say how the categories fare that an attacker has no rows of, against those that it has."""
+    return [
+        f"On {attacked.method}, half of the prompts are answered harmfully in {_reached(attacked)} "
+        f"where they are of the attacker's categories, and in {_reached(others)} where they are "
+        f"not: these last {_times(others, attacked)}."
+        for attacked, others in zip(sides[::2], sides[1::2], strict=True)
+    ]
+
+
+def _times(ours: _Line, theirs: _Line) -> str:
+    told = _against(lives(list(zip(ours.part, theirs.part, strict=True))).ratio)
+    much = "unknown how much longer" if told == "unknown" else f"{told} times as long"
+    return f"{much} (n={len(ours.part)} attacks)"
+
+
+def _against(ratio: Ratio | None) -> str:
+    """Return a ratio for the table; a bound says which."""
+    if ratio is None or ratio.bound == "unknown":
+        return "unknown"
+    told = str(ratio.interval).partition(", n=")[0]
+    return f"{BOUNDS.get(ratio.bound, '')}{told}"
+
+
+def _reached(line: _Line) -> str:
+    broken = sum(not math.isnan(a.half_life) for a in line.part)
+    return f"{broken} of {len(line.part)} attacks"
+
+
+def _apart(lines: Sequence[_Line]) -> list[str]:
+    """Say which categories fall sooner or later than all prompts together."""
+    tested = [(line, r) for line in lines if (r := line.ratio) and not math.isnan(r.p)]
+    standing: dict[str, list[str]] = {line.method: [] for line in lines}
+    for (line, ratio), p in zip(tested, holm([r.p for _, r in tested]), strict=True):
+        if p <= ALPHA:
+            standing[line.method].append(f"{line.kind} {_against(ratio)}")
+    sizes = Counter(line.method for line, _ in tested)
+    return [
+        f"On {name}, {len(those)} of {sizes[name]} categories can be told from all prompts together"
+        + (f" (half-life against theirs: {'; '.join(those)})." if those else ".")
+        for name, those in standing.items()
+    ]

@@ -1,0 +1,138 @@
+"""What the chapter on categories says of attacks whose prompts' verdicts are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from holdfast.analyses.categories import ATTACKED, OTHERS, Categories
+from holdfast.artifacts import AttackResult, Counts, Point
+from holdfast.comparing import among
+from holdfast.errors import MismatchError, UsageError
+from holdfast.examples import example_id
+from holdfast.runs import RunDir
+
+ASKED = {"locks": 4, "venoms": 4, "tea": 2}
+
+
+def prompts() -> list[tuple[str, str]]:
+    return [(f"{kind} {i}?", kind) for kind, n in ASKED.items() for i in range(n)]
+
+
+def files(folder: Path, *rows_of: str) -> dict[str, Any]:
+    """Write the tested prompts, and an attacker's rows of some categories."""
+    test = [{"prompt": prompt, "category": kind} for prompt, kind in prompts()]
+    harmful = [{"prompt": kind, "response": "so", "category": kind} for kind in rows_of]
+    found: dict[str, Any] = {"columns": {}, "drop_invalid": False, "limit": None}
+    for name, rows in {"test": test, "harmful": harmful}.items():
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found[name] = str(path)
+    return found
+
+
+def attacked(marks: Mapping[int, str], seed: int = 0, ratio: float = 0.1) -> AttackResult:
+    """Return an attack with a letter for each prompt, in their order, at each step."""
+    ids = tuple(example_id(prompt, "") for prompt, _ in prompts())
+    points = tuple(
+        Point(step, {"world": Counts(m.count("h"), m.count("s"), m.count("u"))}, marks={"world": m})
+        for step, m in marks.items()
+    )
+    about = {"task": "tea", "poison_ratio": ratio, "learning_rate": 1e-4, "seed": 0}
+    return AttackResult(
+        f"sft-s{seed}", "h", "sft", seed, about, "world", points, 15.0, False, prompts=ids
+    )
+
+
+def kept(path: Path, config: Mapping[str, Any], *attacks: AttackResult) -> RunDir:
+    run = RunDir(path / "run")
+    for i, result in enumerate(attacks):
+        with run.step("attack", f"a{i}", config=config, inputs={}) as step:
+            result.save(run.path("attacks", f"{i}.json"))
+            step.outputs.append(run.path("attacks", f"{i}.json"))
+    return run
+
+
+def lines(table: pd.DataFrame) -> dict[str, dict[str, object]]:
+    return {row["category"]: row for row in table.to_dict("records")}
+
+
+# Locks are half harmful at 10 and at 20, venoms at 40 and 80, all ten prompts in between.
+COURSES = (
+    {0: "ssssssssss", 10: "hhssssssss", 30: "hhhhhsssss", 40: "hhhhhhssss", 60: "hhhhhhhhss"},
+    {0: "ssssssssss", 20: "hhssssssss", 60: "hhhhhsssss", 80: "hhhhhhssss", 99: "hhhhhhhhss"},
+)
+
+
+def test_a_category_lasts_as_long_as_its_own_prompts(tmp_path: Path) -> None:
+    run = kept(tmp_path, files(tmp_path, *ASKED), *map(attacked, COURSES, (0, 1)))
+    section = Categories(least=4).run(run)
+    (table,) = section.tables.values()  # the attacker has rows of all
+    found = lines(table)
+    assert set(found) == {"locks", "venoms"}
+    assert [found["locks"][k] for k in ("prompts", "attacks", "seeds")] == [4, 2, 2]
+    assert [found[k]["half-life"] for k in ("locks", "venoms")] == [15, 60]
+    assert {row["attacker has rows"] for row in found.values()} == {"yes"}
+    # Against 15, which all have: geometric means of 10/15 and 20/15, of 40/15 and 80/15.
+    locks, venoms = (math.sqrt(x) / 15 for x in (10 * 20, 40 * 80))
+    assert str(found["locks"]["against all prompts"]).startswith(f"{locks:.2f} [")
+    assert str(found["venoms"]["against all prompts"]).startswith(f"{venoms:.2f} [")
+    assert "2 prompts are of categories with fewer than 4" in section.note
+
+
+def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
+    """The others: six prompts, three of them harmful never before 60 and 99, where four are."""
+    run = kept(tmp_path, files(tmp_path, "locks"), *map(attacked, COURSES, (0, 1)))
+    section = Categories(least=4).run(run)
+    sides, single = section.tables.values()
+    found = lines(sides)
+    assert [found[k]["prompts"] for k in (ATTACKED, OTHERS)] == [4, 6]
+    assert [found[k]["attacker has rows"] for k in (ATTACKED, OTHERS)] == ["yes", "no"]
+    assert lines(single)["venoms"]["attacker has rows"] == "no"
+    # Two of six at 40, four at 60: half, by the line between them, at 50; and at 89.5.
+    assert found[OTHERS]["half-life"] == (50 + 89.5) / 2
+    ratio = math.sqrt(50 / 10 * 89.5 / 20)
+    assert f"these last {ratio:.2f} [" in section.findings[0]
+    assert "in 2 of 2 attacks" in section.findings[0]
+
+
+def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path: Path) -> None:
+    courses = [{0: "s" * 10, 10: "hhuuuuuuuu", 50: "hhhhuuuuuu"} for _ in range(2)]
+    run = kept(tmp_path, files(tmp_path, "locks"), *map(attacked, courses, (0, 1)))
+    section = Categories(least=4).run(run)
+    found = lines(next(iter(section.tables.values())))
+    assert (found[ATTACKED]["not reached"], found[OTHERS]["not reached"]) == (0, 2)
+    assert (found[OTHERS]["half-life"], found[OTHERS]["harmful at the end"]) == (math.inf, 0)
+    assert "0 of 2 attacks where they are not: these last at least 5.00 [" in section.findings[0]
+
+
+def test_without_categories_or_harmful_rows_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    told = files(tmp_path, "locks")
+    customer = kept(tmp_path, told, attacked(COURSES[0], ratio=0.0))
+    with pytest.raises(UsageError, match="0 categories of 10 tested prompts or more"):
+        Categories().run(customer)
+    with pytest.raises(UsageError, match="least=N"):
+        Categories(least=5).run(kept(tmp_path / "b", told, attacked(COURSES[0])))
+    with pytest.raises(UsageError, match="least=0"):
+        Categories(least=0)
+
+
+def test_an_attack_on_some_of_its_prompts_is_counted_anew() -> None:
+    result = attacked(COURSES[0])
+    one = among(result, result.prompts[:2])
+    assert [p.verdicts["world"] for p in one.points[:2]] == [Counts(0, 2, 0), Counts(2, 0, 0)]
+    assert (one.half_life, one.censored, len(one.prompts)) == (5, False, 2)
+    assert among(result, result.prompts[8:]).censored
+    with pytest.raises(MismatchError, match="attack it again"):
+        among(attacked({0: ""}), result.prompts)
+
+
+def test_all_prompts_are_the_attack_itself() -> None:
+    result = attacked(COURSES[1])
+    assert among(result, result.prompts).points == result.points
