@@ -402,7 +402,6 @@ def made_now(options: argparse.Namespace, facts: dict[str, Any]) -> Kept:
         made = kept(options.setting, aligned, attacks, stood)
     facts["run"] = config.model_dump(mode="json", exclude={"out", "device", "report", "seeds"})
     facts["run"]["attack"] = [one.attack for one in configs]
-    facts |= {"attacker": options.attacker, "asked": options.asked}
     return made
 
 
@@ -448,6 +447,7 @@ def run_benchmark() -> None:
     )
     chosen = options.parse_args()
     facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
+    facts |= {"attacker": chosen.attacker, "asked": chosen.asked}
     if chosen.run is not None:
         run = RunDir(chosen.run)
         facts |= {"digest": run.digest, "made_by": sorted({e.commit for e in run.entries()})}
