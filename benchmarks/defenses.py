@@ -35,6 +35,7 @@ from kept import Kept
 from variants import (
     ATTACKED,
     BASELINE,
+    ELSEWHERE,
     PUBLISHED,
     PUBLISHED_WITHOUT_HARMFUL,
     Methods,
@@ -57,13 +58,14 @@ NOTES = (
     "seeds. half_life_ratio: geometric mean over attacks and seeds against "
     f"{BASELINE}, interval over pairs or seeds, the wider. A half-life that was not reached "
     "(censored) is only known to be longer than the attack (Tobit, see holdfast.survival); one of "
-    "0 to be "
-    "shorter than its first checkpoint. With fewer than two pairs that were reached the ratio may "
+    "0 to be shorter than its first checkpoint. With fewer than two pairs that were reached the ratio may "
     "be a bound: half_life_ratio_bound is lower, upper, or unknown where it bounds nothing. attack "
     "none: the aligned model itself. best: the published method with the longest half-life; "
-    "best_without_harmful: among those that see no harmful rows; parent: the method of which this "
-    "is a variant, attack by attack. Attacks on a guard are compared "
-    "with the same guard's on the baseline only. over_refusal: before any attack. *_more: less the "
+    "best_without_harmful: among those that see no harmful rows; best_of_other_categories: among "
+    "those whose harmful rows are of other categories than the attacker's; parent: the method of "
+    "which this is a variant, attack by attack. asked: attacked, the prompts of the attacker's "
+    "categories; others; all. Attacks on a guard are compared with the same guard's on the "
+    "baseline only. over_refusal: before any attack. *_more: less the "
     "baseline's, see holdfast.differences.of_shares."
 )
 ALL = "all"
@@ -150,7 +152,10 @@ def rows(attacks: Sequence[AttackResult], evaluations: Sequence[Evaluation]) -> 
         for guard in dict.fromkeys(map(guarded, mine)):
             chosen = [a for a in mine if guarded(a) == guard]
             found.append({**_over_all(method, f"all{guard}", chosen, attacks), **refused})
-    rivals = {"best": PUBLISHED, "best_without_harmful": PUBLISHED_WITHOUT_HARMFUL}
+    rivals: dict[str, Collection[str]] = {
+        **{"best": PUBLISHED, "best_without_harmful": PUBLISHED_WITHOUT_HARMFUL},
+        "best_of_other_categories": ELSEWHERE.keys(),
+    }
     for ours in [r for r in found if r["attack"] == "all" and r["method"] != BASELINE]:
         method = ours["method"]
         ours.update(_more(method, attacks, evaluations))
