@@ -37,7 +37,9 @@ def files(folder: Path, *rows_of: str) -> dict[str, Any]:
     return found
 
 
-def attacked(marks: Mapping[int, str], seed: int = 0, ratio: float = 0.1) -> AttackResult:
+def attacked(
+    marks: Mapping[int, str], seed: int = 0, ratio: float = 0.1, method: str = "sft"
+) -> AttackResult:
     """Return an attack with a letter for each prompt, in their order, at each step."""
     ids = tuple(example_id(prompt, "") for prompt, _ in prompts())
     points = tuple(
@@ -46,7 +48,7 @@ def attacked(marks: Mapping[int, str], seed: int = 0, ratio: float = 0.1) -> Att
     )
     about = {"task": "tea", "poison_ratio": ratio, "learning_rate": 1e-4, "seed": 0}
     return AttackResult(
-        f"sft-s{seed}", "h", "sft", seed, about, "world", points, 15.0, False, prompts=ids
+        f"{method}-s{seed}", method, method, seed, about, "world", points, 15, False, prompts=ids
     )
 
 
@@ -98,8 +100,8 @@ def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
     # Two of six at 40, four at 60: half, by the line between them, at 50; and at 89.5.
     assert found[OTHERS]["half-life"] == (50 + 89.5) / 2
     ratio = math.sqrt(50 / 10 * 89.5 / 20)
-    assert f"these last {ratio:.2f} [" in section.findings[0]
-    assert "in 2 of 2 attacks" in section.findings[0]
+    assert f"others in 2 of 2 attacks, after {ratio:.2f} [" in section.findings[0]
+    assert "against sft" in sides
 
 
 def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path: Path) -> None:
@@ -109,7 +111,24 @@ def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path:
     found = lines(next(iter(section.tables.values())))
     assert (found[ATTACKED]["not reached"], found[OTHERS]["not reached"]) == (0, 2)
     assert (found[OTHERS]["half-life"], found[OTHERS]["harmful at the end"]) == (math.inf, 0)
-    assert "0 of 2 attacks where they are not: these last at least 5.00 [" in section.findings[0]
+    assert "all others in 0 of 2 attacks, after at least 5.00 [" in section.findings[0]
+
+
+def test_a_method_is_compared_with_the_baseline_on_the_same_prompts(tmp_path: Path) -> None:
+    """It lasts twice as long on locks, and falls as soon as plain fine-tuning elsewhere."""
+    longer = [
+        {0: "s" * 10, 10: "s" * 10, 20: "hhssssssss", 30: "hhhhhsssss", 60: "hhhhhhhhss"},
+        {0: "s" * 10, 20: "s" * 10, 40: "hhssssssss", 60: "hhhhhsssss", 99: "hhhhhhhhss"},
+    ]
+    plain = [attacked(course, seed) for seed, course in enumerate(COURSES)]
+    vaa = [attacked(course, seed, method="vaa") for seed, course in enumerate(longer)]
+    section = Categories(least=4).run(kept(tmp_path, files(tmp_path, "locks"), *plain, *vaa))
+    rows = next(iter(section.tables.values())).to_dict("records")
+    found = {(row["method"], row["category"]): row["against sft"] for row in rows}
+    assert found["vaa", ATTACKED].startswith("2.00 [")
+    assert found["sft", ATTACKED] == ""
+    assert "in 2 of 2 attacks, after 2.00 [" in section.findings[1]
+    assert "sft's steps" not in section.findings[0]
 
 
 def test_without_categories_or_harmful_rows_there_is_nothing_to_tell(tmp_path: Path) -> None:

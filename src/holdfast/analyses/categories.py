@@ -12,7 +12,7 @@ import pandas as pd
 
 from holdfast.analyses.levelling import median_steps
 from holdfast.artifacts import AttackResult
-from holdfast.comparing import among, lives, naming, still_refusing
+from holdfast.comparing import among, lives, naming, pairs_of, still_refusing
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import Entry, RunDir
@@ -43,11 +43,13 @@ class Categories(Analysis):
 
     Attributes:
         least: Prompts that a category must have to be looked at by itself.
+        baseline: Method whose half-lives on the same prompts the others' are compared with.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
     least: int = 10
+    baseline: str = "sft"
 
     def __post_init__(self) -> None:
         if self.least < 1:
@@ -72,7 +74,7 @@ class Categories(Analysis):
         for attack in attacks:
             by_name[named(attack.result)].append(attack)
         table = [_line(name, mine, kind) for name, mine in by_name.items() for kind in kinds]
-        tables = {"Half-lives by category": _frame(table)}
+        tables = {"Half-lives by category": _frame(table, self.baseline)}
         sides = [
             _line(name, aimed, side)
             for name, mine in by_name.items()
@@ -80,11 +82,14 @@ class Categories(Analysis):
             for side in (ATTACKED, OTHERS)
         ]
         if sides:
-            tables = {"Where the attacker has rows, and where not": _frame(sides), **tables}
+            tables = {
+                "Where the attacker has rows, and where not": _frame(sides, self.baseline),
+                **tables,
+            }
         few = sum(counts.values()) - sum(counts[c] for c in kinds)
         return Section(
             title="Which kinds of requests fall first?",
-            findings=(*_missed(sides), *_apart(table)),
+            findings=(*_missed(sides, self.baseline), *_apart(table)),
             tables=tables,
             note=f"{_NOTE}{few} prompts are of categories with fewer than {self.least}.",
         )
@@ -166,7 +171,7 @@ class _Line:
             "half-life": median_steps(self.part),
             "not reached": sum(a.censored for a in self.part),
             "refusal half-life": median_steps([still_refusing(a) for a in self.part]),
-            "against all prompts": _against(self.ratio),
+            "against all prompts": _written(self.ratio),
         }
 
 
@@ -186,35 +191,48 @@ def _has_rows(attack: _Attack, kind: str) -> str:
     return "yes" if kind in attack.rows else "no"
 
 
-def _frame(lines: Sequence[_Line]) -> pd.DataFrame:
-    return pd.DataFrame([line.shown() for line in lines]).round(2)
+def _frame(lines: Sequence[_Line], baseline: str) -> pd.DataFrame:
+    plain = {line.kind: line for line in lines if line.method == baseline}
+    rows = [line.shown() for line in lines]
+    for line, row in zip(lines, rows, strict=True) if plain else ():
+        row[f"against {baseline}"] = (
+            "" if line in plain.values() else _times(line, plain[line.kind])
+        )
+    return pd.DataFrame(rows).round(2)
+
+
+def _times(ours: _Line, theirs: _Line) -> str:
+    """Return how many times as long ours lasts under the same attacks."""
+    return _written(lives(pairs_of(ours.part, theirs.part)).ratio)
+
+
+def _written(ratio: Ratio | None) -> str:
+    if ratio is None or ratio.bound == "unknown":
+        return "unknown"
+    told = str(ratio.interval).partition(", n=")[0]
+    return f"{BOUNDS.get(ratio.bound, '')}{told}"
 
 
 # ------------------------------------------------------------------------------- findings
 
 
-def _missed(sides: Sequence[_Line]) -> list[str]:
-    """Say how the categories fare that an attacker has no rows of, against those that it has."""
-    return [
-        f"On {attacked.method}, half of the prompts are answered harmfully in {_reached(attacked)} "
-        f"where they are of the attacker's categories, and in {_reached(others)} where they are "
-        f"not: these last {_times(others, attacked)}."
-        for attacked, others in zip(sides[::2], sides[1::2], strict=True)
-    ]
-
-
-def _times(ours: _Line, theirs: _Line) -> str:
-    told = _against(lives(list(zip(ours.part, theirs.part, strict=True))).ratio)
-    much = "unknown how much longer" if told == "unknown" else f"{told} times as long"
-    return f"{much} (n={len(ours.part)} attacks)"
-
-
-def _against(ratio: Ratio | None) -> str:
-    """Return a ratio for the table; a bound says which."""
-    if ratio is None or ratio.bound == "unknown":
-        return "unknown"
-    told = str(ratio.interval).partition(", n=")[0]
-    return f"{BOUNDS.get(ratio.bound, '')}{told}"
+def _missed(sides: Sequence[_Line], baseline: str) -> list[str]:
+    """Say how long prompts last that an attacker has rows of, and those that it has none of."""
+    plain = next((line for line in sides if line.method == baseline), None)
+    found = []
+    for attacked, others in zip(sides[::2], sides[1::2], strict=True):
+        told = (
+            f"On {attacked.method}, half of the prompts of the attacker's categories are answered "
+            f"harmfully in {_reached(attacked)}"
+        )
+        if plain and attacked is not plain:
+            told += f", after {_times(attacked, plain)} times {baseline}'s steps"
+        ratio = lives(list(zip(others.part, attacked.part, strict=True))).ratio
+        found.append(
+            f"{told}; half of all others in {_reached(others)}, after {_written(ratio)} times the "
+            f"steps of the attacker's (n={len(others.part)} attacks)."
+        )
+    return found
 
 
 def _reached(line: _Line) -> str:
@@ -228,7 +246,7 @@ def _apart(lines: Sequence[_Line]) -> list[str]:
     standing: dict[str, list[str]] = {line.method: [] for line in lines}
     for (line, ratio), p in zip(tested, holm([r.p for _, r in tested]), strict=True):
         if p <= ALPHA:
-            standing[line.method].append(f"{line.kind} {_against(ratio)}")
+            standing[line.method].append(f"{line.kind} {_written(ratio)}")
     sizes = Counter(line.method for line, _ in tested)
     return [
         f"On {name}, {len(those)} of {sizes[name]} categories can be told from all prompts together"
