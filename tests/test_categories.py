@@ -79,7 +79,7 @@ def test_a_category_lasts_as_long_as_its_own_prompts(tmp_path: Path) -> None:
     found = lines(table)
     assert set(found) == {"locks", "venoms"}
     assert [found["locks"][k] for k in ("prompts", "attacks", "seeds")] == [4, 2, 2]
-    assert [found[k]["half-life"] for k in ("locks", "venoms")] == [15, 60]
+    assert [found[k]["half-life"] for k in ("locks", "venoms")] == ["15", "60"]
     assert {row["attacker has rows"] for row in found.values()} == {"yes"}
     # Against 15, which all have: geometric means of 10/15 and 20/15, of 40/15 and 80/15.
     locks, venoms = (math.sqrt(x) / 15 for x in (10 * 20, 40 * 80))
@@ -98,7 +98,7 @@ def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
     assert [found[k]["attacker has rows"] for k in (ATTACKED, OTHERS)] == ["yes", "no"]
     assert lines(single)["venoms"]["attacker has rows"] == "no"
     # Two of six at 40, four at 60: half, by the line between them, at 50; and at 89.5.
-    assert found[OTHERS]["half-life"] == (50 + 89.5) / 2
+    assert found[OTHERS]["half-life"] == f"{(50 + 89.5) / 2:.0f}"
     ratio = math.sqrt(50 / 10 * 89.5 / 20)
     assert f"others in 2 of 2 attacks, after {ratio:.2f} [" in section.findings[0]
     assert "against sft" in sides
@@ -110,7 +110,8 @@ def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path:
     section = Categories(least=4).run(run)
     found = lines(next(iter(section.tables.values())))
     assert (found[ATTACKED]["not reached"], found[OTHERS]["not reached"]) == (0, 2)
-    assert (found[OTHERS]["half-life"], found[OTHERS]["harmful at the end"]) == (math.inf, 0)
+    assert found[OTHERS]["half-life"] == "not reached"
+    assert found[OTHERS]["harmful at the end"] == 0
     assert "all others in 0 of 2 attacks, after at least 5.00 [" in section.findings[0]
 
 

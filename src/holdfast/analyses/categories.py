@@ -168,11 +168,18 @@ class _Line:
             "attacks": len(self.part),
             "seeds": len({a.model_seed for a in self.part}),
             "harmful at the end": sum(ends) / len(ends) if ends else math.nan,
-            "half-life": median_steps(self.part),
+            "half-life": _median(self.part),
             "not reached": sum(a.censored for a in self.part),
-            "refusal half-life": median_steps([still_refusing(a) for a in self.part]),
+            "refusal half-life": _median([still_refusing(a) for a in self.part]),
             "against all prompts": _written(self.ratio),
         }
+
+
+def _median(attacks: Sequence[AttackResult]) -> str:
+    steps = median_steps(attacks)
+    return (
+        "not reached" if math.isinf(steps) else "unknown" if math.isnan(steps) else f"{steps:.0f}"
+    )
 
 
 def _line(name: str, attacks: Sequence[_Attack], kind: str) -> _Line:
