@@ -63,8 +63,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, Stream, size, weighted
-from holdfast.distributed import is_sharded, world
+from holdfast.batches import Batch, Items, Stream, answer_tokens, size, weighted
+from holdfast.distributed import is_sharded, total, world
 from holdfast.errors import UsageError
 from holdfast.generate import generate
 from holdfast.losses import first_margins, refusal_tokens
@@ -280,20 +280,18 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         done = self.state.global_step / max(self.state.max_steps, 1)
         weight = self.options.unlearn * max(0.0, 1 - done / self.options.unlearn_until)
         if weight:
-            self._unlearn(model, weight * self._share(safety, num_items))
+            items = int(total(torch.tensor(size(safety))))
+            self._unlearn(model, weight * (1.0 if num_items is None else items / num_items))
         return loss
 
     def _unlearn(self, model: nn.Module, weight: float | Tensor) -> None:
-        """Back-propagate -log(1 + loss) of harmful rows."""
+        """Back-propagate -weight log(1 + loss) of harmful rows, the loss that of all processes."""
         taken = dealt(self.streams["harmful"].take(self._rows()))
         batch = self.collate_rows([self.harmful[i] for i in taken])
-        loss = self.answer_loss(model, batch)
-        self.accelerator.backward(-weight * torch.log1p(loss))
-        self.note({"harmful_loss": float(loss.detach())})
-
-    def _share(self, batch: Batch, num_items: Items) -> float | Tensor:
-        """Return what part of the update the batch is: all of them add up to 1."""
-        return 1.0 if num_items is None else size(batch) * world() / num_items
+        loss = self.answer_loss(model, batch) * _part(batch) * world()
+        whole = total(loss.detach()) / world()
+        self.accelerator.backward(-weight * loss / (1 + whole))  # has the logarithm's gradient
+        self.note({"harmful_loss": float(whole)})
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
         """Back-propagate the benign rows, weighed."""
@@ -457,3 +455,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def _margins(self, rows: Sequence[Any]) -> Tensor:
         return first_margins(cast(nn.Module, self.model), rows, self.refusals, pad=self.pad)
+
+
+def _part(batch: Batch) -> float:
+    """Return what part of all processes' answer tokens this one's batch has."""
+    mine = answer_tokens(batch)
+    return mine / int(total(torch.tensor(mine)))
