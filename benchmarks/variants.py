@@ -16,7 +16,7 @@ Methods = dict[str, dict[str, Any]]
 BASELINE = "sft"
 HOLD = "hold"
 PUBLISHED = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro", "vaa")
-MAIN = (BASELINE, *PUBLISHED, HOLD, "hold-lean", "hold-full", "hold-harmful", "hold-unlearn")
+MAIN = (BASELINE, *PUBLISHED, HOLD, "hold-lean", "hold-full", "hold-harmful")
 FULL = {"mixture": "both", "every": 1, "attack_share": 1.0}
 """Both gradients in every update, a step of the attack too, of as many rows: what Hold spares."""
 LEAN = {"every": 4, "inner_steps": 24, "reach": 1.4e-3}
@@ -25,7 +25,6 @@ LEAN = {"every": 4, "inner_steps": 24, "reach": 1.4e-3}
 CHANGES: dict[str, dict[str, Any]] = {
     "hold-full": FULL,
     "hold-harmful": {"attack_rows": "harmful"},
-    "hold-unlearn": {"unlearn": 1.0},
     "hold-mismatched": {"attack_rows": "mismatched"},
     "hold-both": {"mixture": "both"},
     "hold-every1": {"every": 1},
@@ -73,10 +72,7 @@ ATTACKED = "venoms|bursts|locks|forgery"
 ELSEWHERE = {f"{name}-other": name for name in ("repnoise", "booster", "tar")}
 """Methods that need harmful rows, with rows of the other categories only."""
 PUBLISHED_WITHOUT_HARMFUL = ("sam", "vaccine", "group_dro", "vaa", *UNKNOWING)
-KNOWLEDGE = (
-    *(name for pair in UNKNOWING.items() for name in pair),
-    *(HOLD, "hold-harmful", "hold-unlearn"),
-)
+KNOWLEDGE = (*(name for pair in UNKNOWING.items() for name in pair), HOLD, "hold-harmful")
 """Methods with harmful rows and without."""
 CATEGORIES = ("repnoise", "tar", *(f"{name}-other" for name in ("repnoise", "tar")), HOLD)
 """Methods whose harmful rows are of the attacker's categories among others, and of others only."""

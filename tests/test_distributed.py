@@ -27,10 +27,6 @@ CASES: dict[str, dict[str, Any]] = {
         "method": "hold",
         "options": {**HOLD, "mixture": "coin", "every": 1, "attack_share": 0.5, "inner_steps": 2},
     },
-    "ddp hold unlearning": {
-        "method": "hold",
-        "options": {**HOLD, "mixture": "coin", "every": 1, "inner_steps": 2, "unlearn": 3.0},
-    },
     "ddp hold anew": {"method": "hold", "options": {**HOLD, "inner_steps": 2}},
     "ddp update": {
         "method": "vaa",
@@ -49,11 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ddp sam and groups": {"method": "sam+group_dro", "options": {"step_size": 0.05}, "benign": 12},
     "fsdp": {**VAA, "fsdp": True, "accumulation": 2, "clip": 0.5},
-    "fsdp hold": {
-        "method": "hold",
-        "options": {**HOLD, "inner_steps": 2, "unlearn": 3.0},
-        "fsdp": True,
-    },
+    "fsdp hold": {"method": "hold", "options": {**HOLD, "inner_steps": 2}, "fsdp": True},
 }
 SLOW = CASES.keys() - {"ddp", "fsdp"}
 
@@ -96,8 +88,8 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
         if "perturbation_gap" in a:
             # The difference of two losses of about 20, in float32.
             assert a["perturbation_gap"] == pytest.approx(b["perturbation_gap"], rel=1e-4, abs=1e-5)
-        for key in {"safety_loss", "harmful_loss"} & a.keys():
-            assert a[key] == pytest.approx(b[key], rel=1e-5)
+        if "safety_loss" in a:
+            assert a["safety_loss"] == pytest.approx(b["safety_loss"], rel=1e-5)
     mine, theirs = (load_file(tmp_path / f"{n}.safetensors") for n in ("one", "two"))
     assert mine.keys() == theirs.keys()
     for key, value in mine.items():

@@ -121,44 +121,6 @@ def test_the_attack_lowers_the_attackers_loss_and_raises_the_safety_loss(
         assert after[1] > before[1]
 
 
-@pytest.mark.parametrize("done", [0.0, 0.25, 0.5, 0.75])
-def test_unlearning_equals_its_equation_and_fades_out(
-    done: float, model: PreTrainedModel, make_trainer: MakeTrainer
-) -> None:
-    """u max(0, 1 - done / until) log(1 + loss) of harmful rows, where the attack stands."""
-    options = {**HARMFUL, "clean": 0.0, "reach": 0.01, "inner_steps": 2, "attack_share": 0.5}
-    plain, there = (make_trainer("hold", copy.deepcopy(model), **options) for _ in range(2))
-    trainer = make_trainer("hold", model, **options, unlearn=0.7, unlearn_until=0.5, max_steps=8)
-    batch = [drawn(one, inner=2) for one in (trainer, plain, there)][0]
-    trainer.state.global_step = round(8 * done)
-    harmful = copy.deepcopy(trainer.streams["harmful"])
-    rows = models.collate([trainer.harmful[i] for i in harmful.take(2)], trainer.pad)  # of 3
-    with there.perturbation(there.model, batch, 1):
-        loss = -torch.log1p(there.model(**rows).loss)
-        up = torch.autograd.grad(loss, there.trainable_parameters())
-    share = answer_tokens({k: v[batch["is_safety"]] for k, v in batch.items()})
-    weight = 0.7 * max(0.0, 1 - done / 0.5) * share / answer_tokens(batch)
-    pairs = zip(gradient(plain, batch), up, strict=True)
-    for a, b in zip(gradient(trainer, batch), [g + weight * u for g, u in pairs], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8)
-
-
-def test_unlearning_makes_harmful_answers_unlikely(
-    make_trainer: MakeTrainer, refusing: Any
-) -> None:
-    """More than the alignment alone does; large, as three of eight rows here are safety rows."""
-    pair, losses = refusing("llama"), []
-    for unlearn in (0.0, 100.0):
-        model = copy.deepcopy(pair.base)
-        options = {"inner_steps": 2, "unlearn": unlearn, "unlearn_until": 1.0}
-        trainer = make_trainer("hold", model, **options, max_steps=30)
-        trainer.train()
-        rows = models.collate(trainer.encode(trainer.data.harmful), trainer.pad)
-        with torch.no_grad():
-            losses.append(model.eval()(**rows).loss.item())
-    assert losses[1] > losses[0] + 1
-
-
 # ---------------------------------------------------------------------------------- attack's rows
 
 
@@ -182,7 +144,6 @@ def test_the_bases_own_words(refusing: Any, make_trainer: MakeTrainer, tokenizer
     [
         ("groups", {}, "Hold needs --groups"),
         ("harmful", {"attack_rows": "harmful"}, "attack_rows=harmful needs --harmful"),
-        ("harmful", {**HARMFUL, "attack_rows": "mismatched", "unlearn": 1.0}, "unlearn needs"),
         ("benign", {"attack_rows": "mismatched"}, "attack_rows=mismatched needs --benign"),
         ("benign", {**HARMFUL, "over_refusal": 0.1}, "over_refusal is watched on benign rows"),
     ],
@@ -451,7 +412,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "watched": {"over_refusal": 0.5, "every": 0},
     "full": {"mixture": "both", "every": 1},
     "mixed": {"batch": "mixed"},
-    "unlearning": {**LEAN, "unlearn": 1.0},
 }
 
 
@@ -503,8 +463,6 @@ def test_sharded_weights_are_refused_when_training_begins(
         ({"growth": "fast"}, "growth='fast' must be one of linear"),
         ({"reach": -1.0}, "reach=-1.0 must not be negative"),
         ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
-        ({"unlearn": -1.0}, "unlearn=-1.0 must not be negative"),
-        ({"unlearn_until": 0.0}, r"unlearn_until=0.0 must be a share in \(0, 1\]"),
         ({"attack_share": 1.5}, r"attack_share=1.5 must be a share in \(0, 1\]"),
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "benign=0.0 must be above 0"),

@@ -66,11 +66,7 @@ class PerturbingTrainer(AlignmentTrainer):
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
         """Back-propagate the safety rows of a micro-batch."""
         with self.perturbation(model, safety, num_items):
-            return self.accumulate_there(model, safety, num_items)
-
-    def accumulate_there(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the safety rows where the perturbation has brought the model."""
-        return super().accumulate(model, safety, num_items)
+            return super().accumulate(model, safety, num_items)
 
 
 class WeightPerturbingTrainer(PerturbingTrainer):

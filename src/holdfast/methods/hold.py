@@ -14,8 +14,8 @@ p(S) the chance of one at an answer's first token, which decides whether there i
 the attack restricted prompts must keep it, and at theta benign ones must not have it, except for a
 row's own first token. Rows of preferences have no such token, and those terms do not apply to them.
 A share `clean` of the updates takes theta for theta_k, so that refusals stay well worded there.
-What it is not: no second derivatives, no entropy objective; benign rows see theta only; and
-nothing is unlearnt, unless `unlearn` says so.
+What it is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see
+theta only.
 
 The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
 "free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
@@ -28,17 +28,6 @@ weight, and the weights come back by what rounding loses, another byte (`weights
 The attacker's rows need no harmful data: `attack_rows="base"`, the default, takes the first words
 with which the model answers the restricted prompts before it is aligned. "mismatched" pairs them
 with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --harmful.
-
-With harmful rows at hand `unlearn` makes their answers unlikely as well, where the safety rows are
-trained on: an update also goes down
-
-    - unlearn max(0, 1 - t / (unlearn_until T)) log(1 + l_harmful(theta_k)),
-
-t of T updates being done: the third term of RepNoise (Rosati et al. 2024, arXiv 2405.14577), on as
-many harmful rows as a step of the attack is made of, weighing in an update what its safety rows do.
-It fades out, since it pulls against refusing: what is taken away early stays away, and the rest of
-the training goes to refusals. Once an attack has broken those, answers are nonsense for longer
-before they are harmful.
 
 What else there is, all of it off or neutral by default unless said so:
 
@@ -63,8 +52,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, Stream, answer_tokens, size, weighted
-from holdfast.distributed import is_sharded, total, world
+from holdfast.batches import Batch, Items, Stream, size, weighted
+from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
 from holdfast.generate import generate
 from holdfast.losses import first_margins, refusal_tokens
@@ -116,12 +105,6 @@ class HoldOptions(GroupDroOptions):
         default=0.25, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
     )
     per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
-    unlearn: float = field(
-        default=0.0, metadata={"help": "Weight of unlearning harmful answers; needs --harmful."}
-    )
-    unlearn_until: float = field(
-        default=0.5, metadata={"help": "Share of the updates after which that has faded out."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,14 +112,13 @@ class HoldOptions(GroupDroOptions):
         one_of(self, "growth", "linear", "constant")
         one_of(self, "mixture", "both", "coin")
         one_of(self, "per", *PER)
-        not_negative(self, "reach", "every", "comply", "refuse", "unlearn")
+        not_negative(self, "reach", "every", "comply", "refuse")
         if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
             raise UsageError(
                 f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
             )
-        for name in ("attack_share", "unlearn_until"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be a share in (0, 1]")
+        if not 0 < self.attack_share <= 1:
+            raise UsageError(f"attack_share={self.attack_share} must be a share in (0, 1]")
         if not 1 <= self.inner_steps <= MOST_STEPS:
             raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
         if not 0 < self.benign < math.inf:
@@ -147,7 +129,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     """Group DRO under a lasting attack; 1 + attack_share / every passes, two bytes a weight.
 
     With mixture=both another `clean` passes over the safety rows. With every=0 the attack's length
-    in passes and one copy. With unlearn another attack_share passes until it has faded out.
+    in passes and one copy.
     """
 
     Options: ClassVar[type[Any]] = HoldOptions
@@ -163,14 +145,12 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Make the attacker's rows, and set benign rows aside if they are watched."""
         super().prepare()
         options = self.options
-        seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(3).tolist()
+        seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
         self.draws = np.random.default_rng(seeds[0])
         self._check_answers()
         self.refusals = refusal_tokens(self.encode(self.data.safety))
         self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
-        self.harmful = self._harmful_rows() if options.unlearn else []
-        self.streams["harmful"] = Stream(range(len(self.harmful)), seeds[2])
         self.level = 0.0
         self.inner = 0
         self.lasting = LastingAttack()
@@ -215,11 +195,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if options.attack_rows == "base":
             self._check_obliging(rows)
         return rows
-
-    def _harmful_rows(self) -> list[Any]:
-        if not self.data.harmful:
-            raise UsageError("unlearn needs --harmful")
-        return self.encode(self.data.harmful)
 
     def _check_obliging(self, rows: Sequence[Any]) -> None:
         wanted = set(self.refusals.tolist())
@@ -273,25 +248,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         )
         self.count_here(here / clean, safety, num_items)
         return there + here
-
-    def accumulate_there(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the safety rows under the attack, and harmful ones with unlearn."""
-        loss = super().accumulate_there(model, safety, num_items)
-        done = self.state.global_step / max(self.state.max_steps, 1)
-        weight = self.options.unlearn * max(0.0, 1 - done / self.options.unlearn_until)
-        if weight:
-            items = int(total(torch.tensor(size(safety))))
-            self._unlearn(model, weight * (1.0 if num_items is None else items / num_items))
-        return loss
-
-    def _unlearn(self, model: nn.Module, weight: float | Tensor) -> None:
-        """Back-propagate -weight log(1 + loss) of harmful rows, the loss that of all processes."""
-        taken = dealt(self.streams["harmful"].take(self._rows()))
-        batch = self.collate_rows([self.harmful[i] for i in taken])
-        loss = self.answer_loss(model, batch) * _part(batch) * world()
-        whole = total(loss.detach()) / world()
-        self.accelerator.backward(-weight * loss / (1 + whole))  # has the logarithm's gradient
-        self.note({"harmful_loss": float(whole)})
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
         """Back-propagate the benign rows, weighed."""
@@ -455,9 +411,3 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def _margins(self, rows: Sequence[Any]) -> Tensor:
         return first_margins(cast(nn.Module, self.model), rows, self.refusals, pad=self.pad)
-
-
-def _part(batch: Batch) -> float:
-    """Return what part of all processes' answer tokens this one's batch has."""
-    mine = answer_tokens(batch)
-    return mine / int(total(torch.tensor(mine)))

@@ -229,8 +229,7 @@ def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
     for name, options in config.methods.items():
         merged = {"method": name, **config.align, **options}
         own = merged.get("options") or {}
-        uses = own.get("attack_rows") == "harmful" or bool(own.get("unlearn"))
-        uses |= "harmful" in method(merged["method"]).needs
+        uses = "harmful" in method(merged["method"]).needs or own.get("attack_rows") == "harmful"
         if not uses or not config.knowledge:
             found[name] = options
             continue
