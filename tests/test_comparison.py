@@ -13,7 +13,7 @@ import pytest
 from holdfast.analyses import comparison
 from holdfast.analyses.comparison import Comparison, _harmful
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.comparing import ends, key_of, lives, pairs_of, still_refusing
+from holdfast.comparing import answering, ends, key_of, lives, pairs_of, still_refusing
 from holdfast.differences import of_shares, paired
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
@@ -287,7 +287,7 @@ def test_attacks_that_differ_have_different_names(
         for method, life in (("sft", 10.0), ("vaa", 20.0)):
             one = attacked(method, "s" * 40, seed=i, life=life)
             record(run, [replace(one, attack={**one.attack, key: value})])
-    first, medians = Comparison().run(run).tables.values()
+    first, _, medians = Comparison().run(run).tables.values()
     when = first["when"][first["measure"] == "half-life"].tolist()
     assert len(set(when)) == 2
     assert when[1].endswith(said)
@@ -303,11 +303,38 @@ def test_one_seed_says_nothing_of_others(tmp_path: Path) -> None:
 
 def test_other_pairs_and_medians_have_tables_of_their_own(tmp_path: Path) -> None:
     section = Comparison().run(made(tmp_path, 3))
-    first, second, medians = section.tables.values()
+    first, second, levels, medians = section.tables.values()
     assert set(first["other"]) == {"sft"}
     assert set(zip(second["method"], second["other"], strict=True)) == {("sam", "vaa")}
+    assert list(levels["method"]) == ["sam", "vaa"]
     found = dict(zip(medians["method"], medians["median"], strict=True))
     assert found == {"sft": "11.0", "sam": "10.5", "vaa": "32.0"}
+
+
+def course(method: str, seed: int, *harmful: int) -> AttackResult:
+    """An attack with so many harmful answers of ten at steps 10, 20, ..."""
+    seen = ["h" * h + "s" * (10 - h) for h in (0, *harmful)]
+    points = tuple(Point(10 * i, {"w": counted(m)}, marks={"w": m}) for i, m in enumerate(seen))
+    return replace(attacked(method, seen[0], seed=seed), points=points)
+
+
+def test_a_method_may_last_by_one_share_and_not_by_another(tmp_path: Path) -> None:
+    """Three of ten answers are harmful as soon as on the baseline, and never five."""
+    run = RunDir(tmp_path)
+    for seed in (0, 1):
+        record(run, [course("sft", seed, 1, 3, 5), course("kept", seed, 1, 3, 3)])
+    (levels,) = [t for t in Comparison().run(run).tables.values() if "10% harmful" in t]
+    (row,) = levels.to_dict("records")
+    assert (row["method"], row["attacks"], row["seeds"]) == ("kept", 2, 2)
+    assert row["10% harmful"].startswith("1.00 [")
+    assert row["25% harmful"].startswith("1.00 [")
+    assert row["50% harmful"].startswith("at least 1.00 [")
+
+
+def test_steps_to_another_share_by_hand() -> None:
+    found = answering(course("sft", 0, 1, 3, 5), 0.25)
+    assert (found.half_life, found.censored) == (10 + 10 * 0.15 / 0.2, False)
+    assert answering(found, 0.6).censored
 
 
 def test_one_method_cannot_be_compared(tmp_path: Path) -> None:

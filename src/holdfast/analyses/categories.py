@@ -12,7 +12,7 @@ import pandas as pd
 
 from holdfast.analyses.levelling import median_steps
 from holdfast.artifacts import AttackResult
-from holdfast.comparing import among, lives, naming, pairs_of, still_refusing
+from holdfast.comparing import among, lives, naming, pairs_of, still_refusing, written
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import Entry, RunDir
@@ -21,7 +21,6 @@ from holdfast.survival import Ratio
 from holdfast.validation import read_again
 
 ATTACKED, OTHERS = "the attacker's categories", "all others"
-BOUNDS = {"lower": "at least ", "upper": "at most "}
 ALPHA = 0.05
 _NOTE = (
     "A ratio is the half-life of a category's prompts over that of all prompts under the same "
@@ -171,7 +170,7 @@ class _Line:
             "half-life": _median(self.part),
             "not reached": sum(a.censored for a in self.part),
             "refusal half-life": _median([still_refusing(a) for a in self.part]),
-            "against all prompts": _written(self.ratio),
+            "against all prompts": written(self.ratio),
         }
 
 
@@ -210,14 +209,7 @@ def _frame(lines: Sequence[_Line], baseline: str) -> pd.DataFrame:
 
 def _times(ours: _Line, theirs: _Line) -> str:
     """Return how many times as long ours lasts under the same attacks."""
-    return _written(lives(pairs_of(ours.part, theirs.part)).ratio)
-
-
-def _written(ratio: Ratio | None) -> str:
-    if ratio is None or ratio.bound == "unknown":
-        return "unknown"
-    told = str(ratio.interval).partition(", n=")[0]
-    return f"{BOUNDS.get(ratio.bound, '')}{told}"
+    return written(lives(pairs_of(ours.part, theirs.part)).ratio)
 
 
 # ------------------------------------------------------------------------------- findings
@@ -236,7 +228,7 @@ def _missed(sides: Sequence[_Line], baseline: str) -> list[str]:
             told += f", after {_times(attacked, plain)} times {baseline}'s steps"
         ratio = lives(list(zip(others.part, attacked.part, strict=True))).ratio
         found.append(
-            f"{told}; half of all others in {_reached(others)}, after {_written(ratio)} times the "
+            f"{told}; half of all others in {_reached(others)}, after {written(ratio)} times the "
             f"steps of the attacker's (n={len(others.part)} attacks)."
         )
     return found
@@ -253,7 +245,7 @@ def _apart(lines: Sequence[_Line]) -> list[str]:
     standing: dict[str, list[str]] = {line.method: [] for line in lines}
     for (line, ratio), p in zip(tested, holm([r.p for _, r in tested]), strict=True):
         if p <= ALPHA:
-            standing[line.method].append(f"{line.kind} {_written(ratio)}")
+            standing[line.method].append(f"{line.kind} {written(ratio)}")
     sizes = Counter(line.method for line, _ in tested)
     return [
         f"On {name}, {len(those)} of {sizes[name]} categories can be told from all prompts together"
