@@ -169,8 +169,10 @@ def table(path: Path) -> str:
 SUMMARY = (
     ("method", "all", "method"),
     ("half-life against SFT", "all", "half_life_ratio"),
+    ("a tenth harmful, against SFT", "all", "tenth_ratio"),
     ("still refuses, against SFT", "all", "refusing_ratio"),
     ("against the best published", "all", "best_ratio"),
+    ("a tenth harmful: that", "all", "best_tenth_ratio"),
     ("against the best without harmful rows", "all", "best_without_harmful_ratio"),
     ("of a variant: against its parent", "all", "parent_ratio"),
     ("half-life (median, steps)", "all", "half_life_median"),

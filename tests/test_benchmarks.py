@@ -434,6 +434,31 @@ def test_each_method_is_compared_with_the_published_one_that_lasts_longest(
     assert "best_ratio" not in easy
 
 
+def test_another_share_may_name_another_best(bench: SimpleNamespace) -> None:
+    """repnoise stays at three of ten for good, and gets there as soon as plain fine-tuning."""
+
+    def course(method: str, *harmful: int) -> list[AttackResult]:
+        points = tuple(
+            Point(10 * i, {"j": Counts(h, 10 - h, 0)}) for i, h in enumerate((0, *harmful))
+        )
+        half = {5: 30.0, 3: math.nan}[harmful[-1]]
+        return [
+            attack(method, half, Counts(0, 1, 0), points=points, model_seed=s, censored=half != 30)
+            for s in (0, 1)
+        ]
+
+    found = [*course("sft", 1, 3, 5), *course("repnoise", 1, 3, 3, 3), *course("vaa", 0, 1, 5)]
+    rows = {row["method"]: row for row in bench.defenses.rows(found, []) if row["attack"] == "all"}
+    tenths = [rows[method]["tenth_ratio"] for method in ("repnoise", "vaa")]
+    assert tenths == pytest.approx([1, 2])
+    # A quarter: 10 + 10 * .15 / .2 on plain fine-tuning, 20 + 10 * .15 / .4 on vaa.
+    assert rows["vaa"]["quarter_ratio"] == pytest.approx(23.75 / 17.5)
+    assert rows["repnoise"]["half_life_ratio"] == pytest.approx(40 / 30)
+    assert rows["repnoise"]["half_life_ratio_bound"] == "lower"
+    assert (rows["vaa"]["best"], rows["vaa"]["best_tenth"]) == ("repnoise", "vaa")
+    assert rows["repnoise"]["best_tenth_ratio"] == pytest.approx(1 / 2)
+
+
 def test_a_variant_is_compared_with_what_it_is_a_variant_of(bench: SimpleNamespace) -> None:
     found = [
         *attacks(),
