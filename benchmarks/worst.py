@@ -11,6 +11,7 @@ attack that was found is made once more and asks those of the half-lives (fresh_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,21 @@ def row(found: Adapted, fresh: Counts | None = None) -> Row:
     }
 
 
+def earlier(paths: Sequence[Path], made: Sequence[Row]) -> list[Row]:
+    """Return the rows of other results, but for the models that were searched now."""
+    now = {(row["method"], row["seed"]) for row in made}
+    kept = [row for path in paths for row in others(path, ())]
+    return [row for row in kept if (row["method"], row["seed"]) not in now]
+
+
 def run_benchmark() -> None:
     """Search, read, write."""
     options = parser(__doc__, seeds=1)
     options.add_argument("--run", type=Path, required=True, help="run directory of defenses.py")
     options.add_argument("--methods", default="", help="names with commas; all of the run if none")
-    options.add_argument("--add", type=Path, help="results in which other methods' worst are")
+    options.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="results of other methods or other seeds"
+    )
     options.add_argument("--trials", type=int, default=16, help="attacks on each model")
     chosen = options.parse_args()
     run = RunDir(chosen.run)
@@ -131,7 +141,7 @@ def run_benchmark() -> None:
     config = configuration(run, models, 2 if chosen.quick else chosen.trials, chosen.quick)
     facts = {"quick": chosen.quick, "search": config.model_dump(mode="json", exclude={"out"})}
     made = [row(found, replayed(run, found)) for found in adapt(config)]
-    made = [*others(chosen.add, {one["method"] for one in made}), *made]
+    made = [*earlier(chosen.add, made), *made]
     write(chosen.json, "worst", facts, made)
 
 

@@ -775,6 +775,17 @@ def test_the_worst_attack_of_a_search_is_a_row(bench: SimpleNamespace) -> None:
     assert nothing["hs"] is None
 
 
+def test_searches_of_other_seeds_are_put_together(bench: SimpleNamespace, tmp_path: Path) -> None:
+    def line(method: str, seed: int, hs: float) -> dict[str, Any]:
+        return {"method": method, "seed": seed, "hs": hs}
+
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(json.dumps({"rows": [line("sft", 0, 0.5), line("sft", 1, 0.6)]}))
+    second.write_text(json.dumps({"rows": [line("hold", 1, 0.7)]}))
+    found = bench.worst.earlier([first, second], [line("sft", 1, 0.9)])
+    assert found == [line("sft", 0, 0.5), line("hold", 1, 0.7)]
+
+
 def test_the_search_takes_the_models_asked_for(bench: SimpleNamespace, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for name in ("sft-s0", "sft-s1", "hold-s0"):
