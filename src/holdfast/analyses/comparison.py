@@ -365,9 +365,9 @@ def _levels(by_line: Mapping[str, Sequence[AttackResult]], baseline: str) -> pd.
         row: dict[str, str | int] = {"method": line}
         for level in LEVELS:
             there = [(answering(a, level), answering(b, level)) for a, b in pairs]
-            row[f"{level:.0%} harmful"] = written(lives(there).ratio)
-        seeds = {a.model_seed for a, _ in pairs}
-        rows.append({**row, "attacks": len(pairs), "seeds": len(seeds)})
+            ratio = lives(there).ratio
+            row[f"{level:.0%} harmful"] = f"{written(ratio)}, n={ratio.used if ratio else 0}"
+        rows.append({**row, "seeds": len({a.model_seed for a, _ in pairs})})
     return pd.DataFrame(rows)
 
 
