@@ -30,7 +30,6 @@ from holdfast.differences import of_shares
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval, wilson
-from holdfast.survival import half_life
 from kept import Kept
 from variants import (
     ATTACKED,
@@ -403,9 +402,7 @@ def judged_by(attack: AttackResult, judge: str) -> AttackResult:
     if judge not in attack.points[0].verdicts:
         have = ", ".join(attack.points[0].verdicts)
         raise UsageError(f"--judge {judge!r} did not see this attack; {have} did")
-    shares = [point.verdicts[judge].harmful_score for point in attack.points]
-    half = half_life([point.step for point in attack.points], shares)
-    return replace(attack, judge=judge, half_life=half.steps, censored=half.censored)
+    return answering(replace(attack, judge=judge), 0.5)
 
 
 def _loaded(run: RunDir, stage: str, load: Callable[[Path], T]) -> list[T]:

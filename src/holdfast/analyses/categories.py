@@ -176,9 +176,9 @@ class _Line:
 
 def _median(attacks: Sequence[AttackResult]) -> str:
     steps = median_steps(attacks)
-    return (
-        "not reached" if math.isinf(steps) else "unknown" if math.isnan(steps) else f"{steps:.0f}"
-    )
+    if math.isnan(steps):
+        return "unknown"
+    return "not reached" if math.isinf(steps) else f"{steps:.0f}"
 
 
 def _line(name: str, attacks: Sequence[_Attack], kind: str) -> _Line:

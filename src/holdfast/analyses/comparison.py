@@ -160,7 +160,8 @@ class Comparison(Analysis):
         frames = {caption: _frame(rows) for caption, rows in tables.items()}
         if against:
             by_line = {line: [a for a in attacks if name(a) == line] for line in lines}
-            frames[LEVELLED.format(baseline=self.baseline)] = _levels(by_line, self.baseline)
+            levels = _levels(by_line, self.baseline)
+            frames |= {LEVELLED.format(baseline=self.baseline): levels} if len(levels) else {}
         medians = _medians(attacks, [name(a) for a in attacks], labels)
         return Section(
             title="Which methods differ, and can these data tell?",

@@ -12,13 +12,11 @@ import pandas as pd
 
 from holdfast.artifacts import AttackResult
 from holdfast.charts import Series, line_chart
-from holdfast.comparing import Lives, lives, naming, reach, still_refusing
+from holdfast.comparing import HALF, Lives, lives, naming, reach, still_refusing
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 from holdfast.stats import Interval
-
-HALF = 0.5
 
 
 @dataclass(frozen=True)
