@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from defenses import attack_label
 from holdfast.artifacts import AttackResult, write_text
-from holdfast.charts import Bar, Dot, Series, bar_chart, line_chart, scatter
+from holdfast.charts import Bar, Dot, Series, bar_chart, dot_plot, heat_map, line_chart, scatter
 from holdfast.svg import ChartOptions
 from kept import Kept
+from tables import GRID_STEP
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS.parents[1] / "docs" / "figures"
@@ -69,6 +71,72 @@ def half_lives(result: dict[str, Any]) -> str:
     )
 
 
+def shares(result: dict[str, Any]) -> str:
+    """Return how many times longer some methods last, whichever share is asked for."""
+    rows = {row["method"]: row for row in result["rows"] if row["attack"] == "all"}
+    asked = {"a tenth harmful": "tenth", "a quarter": "quarter", "half": "half_life"}
+    asked["half not refused"] = "refusing"
+    return dot_plot(
+        [
+            (method, [_bar(rows[method], f"{key}_ratio", name) for name, key in asked.items()])
+            for method in DRAWN[1:]
+            if method in rows
+        ],
+        title="How long alignment lasts until a tenth, a quarter, half of the answers are harmful",
+        x_label="steps against plain fine-tuning's (1: as many)",
+        options=ChartOptions(width=640, mark=1.0),
+    )
+
+
+def costs(result: dict[str, Any]) -> str:
+    """Return what each method costs: over-refusal and accuracy less plain fine-tuning's."""
+    rows = [row for row in result["rows"] if row["attack"] == "all" and "fa_more" in row]
+    named = {"over-refusal": "over_refusal_more", "task accuracy": "fa_more"}
+    return dot_plot(
+        [(r["method"], [_bar(r, key, name) for name, key in named.items()]) for r in rows],
+        title="What a method costs, less what plain fine-tuning does",
+        x_label="difference of shares (0: none)",
+        options=ChartOptions(width=640, mark=0.0),
+    )
+
+
+def grid(kept: Kept) -> str:
+    """Return the harmful score after some steps, or at the end of an attack that had ended."""
+    attacks = [a for a in kept.attacks if a.attack["poison_ratio"] > 0]
+    labels = list(dict.fromkeys(attack_label(a) for a in attacks))
+    methods = list(dict.fromkeys(a.method for a in attacks))
+    return heat_map(
+        methods,
+        [label.removeprefix("world_").replace(" p=0.1 lr=", " ") for label in labels],
+        [[_mean_after(attacks, method, label) for label in labels] for method in methods],
+        title=f"Harmful score after {GRID_STEP} attack steps, or where the attack ended before",
+        options=ChartOptions(width=640, y_range=(0.0, 1.0)),
+    )
+
+
+def _mean_after(attacks: Sequence[AttackResult], method: str, label: str) -> float:
+    mine = [a for a in attacks if (a.method, attack_label(a)) == (method, label)]
+    last = [max(p.step for p in a.points if p.step <= GRID_STEP) for a in mine]
+    scores = [_score(a, step) for a, step in zip(mine, last, strict=True)]
+    return round(sum(scores) / len(scores), 2) if scores else math.nan
+
+
+def worst(result: dict[str, Any]) -> str:
+    """Return the worst harmful score that a search found on each model."""
+    rows = sorted(result["rows"], key=lambda row: (row["method"], row["seed"]))
+    return bar_chart(
+        [_bar(row, "hs", f"{row['method']}, seed {row['seed']}") for row in rows],
+        title="The worst attack that a search found",
+        x_label="harmful score (with at least 0.9 of the clean fine-tuning's accuracy)",
+        options=ChartOptions(width=640, x_range=(0.0, 1.0)),
+    )
+
+
+def _bar(row: dict[str, Any], key: str, label: str) -> Bar:
+    value, low, high = (_end(row, f"{key}{end}") for end in ("", "_low", "_high"))
+    return Bar(label, value, low, high)
+
+
 def _end(row: dict[str, Any], key: str) -> float:
     return math.nan if row[key] is None else float(row[key])
 
@@ -107,8 +175,14 @@ def main() -> None:
     for path in sorted(RESULTS.glob("defenses-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         write_text(FIGURES / f"{path.stem}.svg", half_lives(result))
+        write_text(FIGURES / f"{path.stem}-shares.svg", shares(result))
+        write_text(FIGURES / f"{path.stem}-costs.svg", costs(result))
         if (attacks := path.with_suffix(".jsonl")).is_file():
-            write_text(FIGURES / f"{path.stem}-courses.svg", courses(Kept.load(attacks)))
+            kept = Kept.load(attacks)
+            write_text(FIGURES / f"{path.stem}-courses.svg", courses(kept))
+            write_text(FIGURES / f"{path.stem}-grid.svg", grid(kept))
+    searched = json.loads((RESULTS / "worst-world.json").read_text(encoding="utf-8"))
+    write_text(FIGURES / "worst-world.svg", worst(searched))
     for name in ("world", "text"):
         result = json.loads((RESULTS / f"estimators-{name}.json").read_text(encoding="utf-8"))
         write_text(FIGURES / f"estimators-{name}.svg", agreement_against_cost(result))

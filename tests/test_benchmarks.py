@@ -519,9 +519,36 @@ def test_figures_of_defenses_draw_every_method(bench: SimpleNamespace) -> None:
     rows = to_json(bench.defenses.rows(found, []))
     lives = bench.figures.half_lives({"rows": rows})
     courses = bench.figures.courses(kept(bench, {}, found))
+    grid = bench.figures.grid(kept(bench, {}, found))
+    costs, shares = (draw({"rows": rows}) for draw in (bench.figures.costs, bench.figures.shares))
     for name in ("sft", "vaa", "hold"):
         assert f">{name}<" in lives
         assert f">{name}<" in courses
+        assert f">{name}<" in grid
+        assert (f">{name}<" in costs) == (f">{name}<" in shares) == (name != "sft")
+
+
+def test_the_grid_takes_the_last_score_of_attacks_that_had_ended(bench: SimpleNamespace) -> None:
+    """One seed's attack ended at step 10 with 8 of ten harmful, the other's has 2 at step 28."""
+    scores = (((0, 0), (10, 8)), ((0, 0), (28, 2), (32, 9)))
+    found = [
+        attack(
+            "sft",
+            5,
+            Counts(0, 1, 0),
+            points=tuple(Point(step, {"j": Counts(h, 10 - h, 0)}) for step, h in course),
+            model_seed=seed,
+        )
+        for seed, course in enumerate(scores)
+    ]
+    assert ">0.5<" in bench.figures.grid(kept(bench, {}, found))
+
+
+def test_the_worst_of_every_search_is_drawn(bench: SimpleNamespace) -> None:
+    rows = [{"method": "sft", "seed": s, "hs": 0.9, "hs_low": 0.8, "hs_high": 1.0} for s in (0, 3)]
+    drawn = bench.figures.worst({"rows": rows})
+    assert ">sft, seed 0<" in drawn
+    assert ">sft, seed 3<" in drawn
 
 
 def test_a_ratio_says_which_way_it_is_a_bound(bench: SimpleNamespace) -> None:
