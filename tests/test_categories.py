@@ -86,6 +86,10 @@ def test_a_category_lasts_as_long_as_its_own_prompts(tmp_path: Path) -> None:
     assert str(found["locks"]["against all prompts"]).startswith(f"{locks:.2f} [")
     assert str(found["venoms"]["against all prompts"]).startswith(f"{venoms:.2f} [")
     assert "2 prompts are of categories with fewer than 4" in section.note
+    told = f"On sft, 2 categories last between {locks:.2f} and {venoms:.2f} times the steps of all"
+    assert section.findings[0].startswith(told)
+    # Two seeds apart by a factor of two each: nothing can be told.
+    assert section.findings[0].endswith("(n=2 attacks), of which 0 can be told from them.")
 
 
 def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:

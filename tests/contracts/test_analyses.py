@@ -15,7 +15,7 @@ from holdfast import models, plugins
 from holdfast.artifacts import AttackResult
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.examples import Examples
+from holdfast.examples import Example, Examples
 from holdfast.runs import RunDir
 
 STAGES = {"score", "group", "align", "attack", "adapt", "evaluate", "validate-estimator"}
@@ -25,6 +25,15 @@ def _written(path: Path, rows: Examples) -> str:
     lines = [json.dumps({"prompt": r.prompt, "response": r.response, **r.provenance}) for r in rows]
     path.write_text("\n".join(lines) + "\n")
     return str(path)
+
+
+def _of_two_categories() -> list[Example]:
+    from holdfast import world
+
+    asked = world.rows("test")
+    wanted = sorted({row.provenance["category"] for row in asked})[:2]
+    kinds = [[row for row in asked if row.provenance["category"] == kind] for kind in wanted]
+    return [row for kind in kinds for row in kind[:10]]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,7 @@ def run(
     benign = _written(folder / "benign.jsonl", rows.benign)
     harmful = _written(folder / "harmful.jsonl", list(rows.harmful)[8:])
     known = _written(folder / "known.jsonl", list(rows.harmful)[:8])
-    test = _written(folder / "test.jsonl", rows.planted)
+    test = _written(folder / "test.jsonl", Examples([*rows.planted, *_of_two_categories()]))
     common: dict[str, Any] = {"out": out, "device": "cpu"}
     h.align(
         h.AlignConfig(

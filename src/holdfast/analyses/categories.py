@@ -240,15 +240,24 @@ def _reached(line: _Line) -> str:
 
 
 def _apart(lines: Sequence[_Line]) -> list[str]:
-    """Say which categories fall sooner or later than all prompts together."""
+    """Say how far each method's categories lie apart, and which can be told from all prompts."""
     tested = [(line, r) for line in lines if (r := line.ratio) and not math.isnan(r.p)]
-    standing: dict[str, list[str]] = {line.method: [] for line in lines}
-    for (line, ratio), p in zip(tested, holm([r.p for _, r in tested]), strict=True):
-        if p <= ALPHA:
-            standing[line.method].append(f"{line.kind} {written(ratio)}")
-    sizes = Counter(line.method for line, _ in tested)
-    return [
-        f"On {name}, {len(those)} of {sizes[name]} categories can be told from all prompts together"
-        + (f" (half-life against theirs: {'; '.join(those)})." if those else ".")
-        for name, those in standing.items()
-    ]
+    corrected = holm([r.p for _, r in tested])
+    found = []
+    for name in dict.fromkeys(line.method for line in lines):
+        mine = [(line, r, p) for (line, r), p in zip(tested, corrected, strict=True)]
+        mine = [one for one in mine if one[0].method == name]
+        n = max(len(line.part) for line in lines if line.method == name)
+        values = [r.interval.value for _, r, _ in mine]
+        spread = (
+            f"between {min(values):.2f} and {max(values):.2f} times"
+            if mine
+            else "an unknown part of"
+        )
+        clear = [f"{line.kind} {written(r)}" for line, r, p in mine if p <= ALPHA]
+        found.append(
+            f"On {name}, {len(mine)} categories last {spread} the steps of all prompts together "
+            f"(n={n} attacks), of which {len(clear)} can be told from them"
+            + (f": {'; '.join(clear)}." if clear else ".")
+        )
+    return found
