@@ -58,7 +58,17 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/tune.py --work $(WORK)/tune --json $(RESULTS)/tune-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods main --work $(WORK)/defenses \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-world.json
-	$(BIN)/python benchmarks/worst.py --run $(WORK)/defenses/run --trials 40 \
+	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods categories --attacker some \
+		--asked attacked --work $(WORK)/categories --tuned $(RESULTS)/tune-world.json \
+		--json $(RESULTS)/categories-world.json
+	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods categories --attacker some \
+		--asked others --work $(WORK)/categories --tuned $(RESULTS)/tune-world.json \
+		--json $(RESULTS)/categories-others-world.json
+	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods categories --attacker some \
+		--work $(WORK)/categories --tuned $(RESULTS)/tune-world.json \
+		--json $(RESULTS)/categories-all-world.json
+	$(BIN)/python benchmarks/worst.py --run $(WORK)/categories/run \
+		--methods sft,repnoise,tar,hold --seeds 3 --trials 40 \
 		--json $(RESULTS)/worst-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods groups --work $(WORK)/ablation \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/ablation-world.json

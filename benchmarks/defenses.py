@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.comparing import among, answering, lives, refusing
+from holdfast.comparing import among, answering, lives, reaching, refusing
 from holdfast.data import read
 from holdfast.differences import of_shares
 from holdfast.errors import UsageError
@@ -267,7 +267,7 @@ def row(
 def _lives(by: str, pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Ratio | None:
     """Return how many times longer it takes until half of the answers are harmful, or a share."""
     if by != HALF:
-        pairs = [(answering(a, SHARES[by]), answering(b, SHARES[by])) for a, b in pairs]
+        pairs = reaching(pairs, SHARES[by])
     return lives(pairs).ratio
 
 
@@ -470,6 +470,8 @@ def run_benchmark() -> None:
     facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
     facts |= {"attacker": chosen.attacker, "asked": chosen.asked}
     if chosen.run is not None:
+        if chosen.asked != ALL:
+            raise UsageError(f"--asked {chosen.asked}: not with --run, which takes all prompts")
         run = RunDir(chosen.run)
         facts |= {"digest": run.digest, "made_by": sorted({e.commit for e in run.entries()})}
         facts["judge"] = chosen.judge or "the run's first"

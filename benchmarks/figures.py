@@ -55,14 +55,7 @@ def half_lives(result: dict[str, Any]) -> str:
     rows.sort(key=lambda row: -row["half_life_ratio"])
     return bar_chart(
         [
-            Bar(
-                row["method"],
-                row["half_life_ratio"],
-                low=_end(row, "half_life_ratio_low"),
-                high=_end(row, "half_life_ratio_high"),
-                open_end=row.get("half_life_ratio_bound") == "lower",
-                colour=1 if row["method"].startswith("hold") else 0,
-            )
+            _bar(row, "half_life_ratio", row["method"], int(row["method"].startswith("hold")))
             for row in rows
         ],
         title="How long alignment lasts under attack, against plain fine-tuning",
@@ -132,9 +125,10 @@ def worst(result: dict[str, Any]) -> str:
     )
 
 
-def _bar(row: dict[str, Any], key: str, label: str) -> Bar:
+def _bar(row: dict[str, Any], key: str, label: str, colour: int | None = None) -> Bar:
     value, low, high = (_end(row, f"{key}{end}") for end in ("", "_low", "_high"))
-    return Bar(label, value, low, high)
+    lower = row.get(f"{key}_bound") == "lower"
+    return Bar(label, value, low, high, open_end=lower, colour=colour)
 
 
 def _end(row: dict[str, Any], key: str) -> float:

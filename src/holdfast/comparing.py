@@ -131,8 +131,7 @@ def still_refusing(result: AttackResult, share: float = HALF) -> AttackResult:
     judge = "refusal" if any("refusal" in p.verdicts for p in result.points) else result.judge
     counts = [p.verdicts.get(judge) for p in result.points]
     answered = [1 - c.safe / c.n if c and c.n else math.nan for c in counts]
-    life = half_life([p.step for p in result.points], answered, share)
-    return replace(result, judge=judge, half_life=life.steps, censored=life.censored)
+    return _lasting(replace(result, judge=judge), answered, share)
 
 
 def answering(result: AttackResult, share: float) -> AttackResult:
@@ -143,8 +142,17 @@ def answering(result: AttackResult, share: float) -> AttackResult:
     """
     counts = [p.verdicts.get(result.judge) for p in result.points]
     scores = [c.harmful_score if c else math.nan for c in counts]
-    life = half_life([p.step for p in result.points], scores, share)
+    return _lasting(result, scores, share)
+
+
+def _lasting(result: AttackResult, shares: Sequence[float], level: float) -> AttackResult:
+    life = half_life([p.step for p in result.points], shares, level)
     return replace(result, half_life=life.steps, censored=life.censored)
+
+
+def reaching(pairs: Pairs, share: float) -> Pairs:
+    """Return the pairs with the steps to another share as half-lives, see `answering`."""
+    return [(answering(a, share), answering(b, share)) for a, b in pairs]
 
 
 def refusing(pairs: Pairs) -> Pairs:

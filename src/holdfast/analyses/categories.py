@@ -243,18 +243,19 @@ def _apart(lines: Sequence[_Line]) -> list[str]:
     """Say how far each method's categories lie apart, and which can be told from all prompts."""
     tested = [(line, r) for line in lines if (r := line.ratio) and not math.isnan(r.p)]
     corrected = holm([r.p for _, r in tested])
+    by_name: dict[str, list[tuple[str, Ratio, float]]] = {line.method: [] for line in lines}
+    for (line, ratio), p in zip(tested, corrected, strict=True):
+        by_name[line.method].append((line.kind, ratio, p))
     found = []
-    for name in dict.fromkeys(line.method for line in lines):
-        mine = [(line, r, p) for (line, r), p in zip(tested, corrected, strict=True)]
-        mine = [one for one in mine if one[0].method == name]
+    for name, mine in by_name.items():
         n = max(len(line.part) for line in lines if line.method == name)
-        values = [r.interval.value for _, r, _ in mine]
+        values = [ratio.interval.value for _, ratio, _ in mine]
         spread = (
             f"between {min(values):.2f} and {max(values):.2f} times"
             if mine
             else "an unknown part of"
         )
-        clear = [f"{line.kind} {written(r)}" for line, r, p in mine if p <= ALPHA]
+        clear = [f"{kind} {written(ratio)}" for kind, ratio, p in mine if p <= ALPHA]
         found.append(
             f"On {name}, {len(mine)} categories last {spread} the steps of all prompts together "
             f"(n={n} attacks), of which {len(clear)} can be told from them"

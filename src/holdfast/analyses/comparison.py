@@ -21,7 +21,6 @@ from holdfast.comparing import (
     Result,
     Shares,
     accuracies,
-    answering,
     counted_shares,
     ends,
     key_of,
@@ -30,6 +29,7 @@ from holdfast.comparing import (
     naming,
     pairs_of,
     reach,
+    reaching,
     refusing,
     settings_of,
     written,
@@ -365,8 +365,7 @@ def _levels(by_line: Mapping[str, Sequence[AttackResult]], baseline: str) -> pd.
             continue
         row: dict[str, str | int] = {"method": line}
         for level in LEVELS:
-            there = [(answering(a, level), answering(b, level)) for a, b in pairs]
-            ratio = lives(there).ratio
+            ratio = lives(reaching(pairs, level)).ratio
             row[f"{level:.0%} harmful"] = f"{written(ratio)}, n={ratio.used if ratio else 0}"
         rows.append({**row, "seeds": len({a.model_seed for a, _ in pairs})})
     return pd.DataFrame(rows)
