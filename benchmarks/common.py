@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.artifacts import write_json
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.runs import git_commit, hardware, versions
+from holdfast.results.artifacts import write_json
+from holdfast.results.run_dir import git_commit, hardware, versions
 
 if TYPE_CHECKING:
     from holdfast.stages.pipeline import RunConfig

@@ -23,13 +23,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.comparing import among, answering, lives, reaching, refusing
-from holdfast.data import read
-from holdfast.differences import of_shares
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import Interval, wilson
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.results.comparison import among, answering, lives, reaching, refusing
+from holdfast.results.run_dir import RunDir
+from holdfast.rows.readers import read
+from holdfast.stats.differences import of_shares
+from holdfast.stats.intervals import Interval, wilson
 from kept import Kept
 from variants import (
     ATTACKED,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from holdfast.examples import Examples
     from holdfast.stages.pipeline import RunConfig
-    from holdfast.survival import Ratio
+    from holdfast.stats.survival import Ratio
 
 T = TypeVar("T")
 NOTES = (
@@ -68,7 +68,7 @@ NOTES = (
     "half, best_tenth and best_quarter against the published method that lasts longest by it. "
     "Attacks on a guard are compared with the same guard's on the "
     "baseline only. over_refusal: before any attack. *_more: less the "
-    "baseline's, see holdfast.differences.of_shares."
+    "baseline's, see holdfast.stats.differences.of_shares."
 )
 ALL = "all"
 HALF = "half_life"

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings, pooled
-from holdfast.artifacts import Scores, write_json
-from holdfast.data import ReadOptions, read
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import Interval
-from holdfast.validation import Case, cases
+from holdfast.results.artifacts import Scores, write_json
+from holdfast.results.run_dir import RunDir
+from holdfast.results.validation import Case, cases
+from holdfast.rows.readers import ReadOptions, read
+from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings, pooled
+from holdfast.stats.intervals import Interval
 
 if TYPE_CHECKING:
     import argparse

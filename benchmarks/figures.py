@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from defenses import attack_label
-from holdfast.artifacts import AttackResult, write_text
-from holdfast.charts import Bar, Dot, Series, bar_chart, dot_plot, heat_map, line_chart, scatter
-from holdfast.svg import ChartOptions
+from holdfast.charts.charts import (
+    Bar,
+    Dot,
+    Series,
+    bar_chart,
+    dot_plot,
+    heat_map,
+    line_chart,
+    scatter,
+)
+from holdfast.charts.svg import ChartOptions
+from holdfast.results.artifacts import AttackResult, write_text
 from kept import Kept
 from tables import GRID_STEP
 

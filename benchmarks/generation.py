@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from common import Row, folder, main, parser, write
-from holdfast import finetune, generate, models, world
+from holdfast import world
+from holdfast.models import checkpoints, generation
 from holdfast.stages import attack
-from holdfast.stats import bootstrap
+from holdfast.stats.intervals import bootstrap
+from holdfast.tuning import loop
 
 NOTES = (
     "generation: seconds of generate over those of bare forward passes of the same shapes, in "
@@ -86,17 +88,17 @@ def shapes_of(model: Any, call: Callable[[], object]) -> list[tuple[int, int, in
 
 def generation_rows(turns: int, count: int) -> Iterator[Row]:
     """Yield a row for greedy answers and one for each way to sample."""
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     prompts = [*world.rows("test").prompts, *world.rows("benign").prompts][:count]
     for name, sampling in (
-        ("greedy", generate.GREEDY),
-        ("sampled", generate.Sampling(temperature=1.0)),
-        ("sampled, top_p", generate.Sampling(temperature=1.0, top_p=0.9)),
+        ("greedy", generation.GREEDY),
+        ("sampled", generation.Sampling(temperature=1.0)),
+        ("sampled, top_p", generation.Sampling(temperature=1.0, top_p=0.9)),
     ):
 
-        def whole(sampling: generate.Sampling = sampling) -> None:
-            generate.generate(
+        def whole(sampling: generation.Sampling = sampling) -> None:
+            generation.generate(
                 model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, sampling=sampling
             )
 
@@ -138,11 +140,11 @@ def attack_row(seeds: int, quick: bool) -> Row:
     with folder(None) as out:  # what is imported and built once is no cell's
         attack.attack(_cell(out, 0, 1))
     for seed in range(seeds):
-        with folder(None) as out, replaced(finetune, "_step", clocked):
+        with folder(None) as out, replaced(loop, "_step", clocked):
             # `ask` and `with_transformers` look generate up in different places.
-            from holdfast import answering
+            from holdfast.models import answers
 
-            with replaced(generate, "generate", clocked), replaced(answering, "generate", clocked):
+            with replaced(generation, "generate", clocked), replaced(answers, "generate", clocked):
                 start, spent = time.process_time(), 0.0
                 attack.attack(_cell(out, seed, steps))
                 whole = time.process_time() - start

@@ -30,11 +30,11 @@ from transformers import (
 
 import step_time as st
 from common import Row, main, parser, write
-from holdfast import models
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.hold import HoldOptions
+from holdfast.models import checkpoints
 
 NOTES = (
     "tokens_per_second: trained tokens over wall clock; a perturbation's own pass is not "
@@ -108,7 +108,7 @@ def random_rows(
 
 def bench(shape: Shape, *, device: str, steps: int, lora: bool, name: str = "") -> st.Bench:
     """Return what is measured."""
-    tokenizer = models.load("world", device="cpu").tokenizer
+    tokenizer = checkpoints.load("world", device="cpu").tokenizer
     safety = random_rows(tokenizer, 256, shape.length, seed=0, name="safety")
     harmful = random_rows(tokenizer, 64, shape.length, seed=1, name="harmful")
     rows = AlignmentData(safety=safety, harmful=harmful, groups=st.halves(safety))

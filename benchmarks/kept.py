@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, to_json, write_text
 from holdfast.errors import MismatchError
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, to_json, write_text
 
 
 @dataclass(frozen=True)

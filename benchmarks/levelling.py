@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from common import Row, add_setting, folder, main, parser, setting, walk, write
 from defenses import HARMFUL, configuration, pairing, ratio_fields
 from holdfast.analyses.levelling import median_steps
-from holdfast.artifacts import AttackResult
-from holdfast.comparing import lives, reach, still_refusing
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.comparison import lives, reach, still_refusing
+from holdfast.results.run_dir import RunDir
 from kept import Kept
 from variants import BASELINE, methods
 

@@ -25,12 +25,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 from common import Row, main, parser, write
-from holdfast import data, models, plugins
-from holdfast.artifacts import Groups
+from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
-from holdfast.stats import Interval, bootstrap
-from holdfast.weights import trainable
+from holdfast.models import adapters, checkpoints
+from holdfast.models.weights import trainable
+from holdfast.results.artifacts import Groups
+from holdfast.rows import readers
+from holdfast.stats.intervals import Interval, bootstrap
 from variants import FULL, LEAN
 
 if TYPE_CHECKING:
@@ -254,7 +256,7 @@ def turn(bench: Bench, variant: Variant, seed: int, *, metered: bool = False) ->
     """Train a copy of the model for a few steps."""
     model = copy.deepcopy(bench.model)
     if bench.lora:
-        model = models.add_lora(model, RANK, seed=seed)
+        model = adapters.add_lora(model, RANK, seed=seed)
     clock, meter = Clock(), Meter()
     method: type[AlignmentTrainer] = plugins.find("methods", variant.plugin)
     with tempfile.TemporaryDirectory() as folder:
@@ -389,12 +391,12 @@ def halves(safety: Examples) -> Groups:
 
 def rows_of_world(*, benign: bool) -> AlignmentData:
     """Return the world's rows, with or without the benign ones."""
-    safety = data.read("world:alignment")
+    safety = readers.read("world:alignment")
     return AlignmentData(
         safety=safety,
-        benign=data.read("world:benign") if benign else None,
+        benign=readers.read("world:benign") if benign else None,
         groups=halves(safety),
-        harmful=data.read("world:probe_harmful"),
+        harmful=readers.read("world:probe_harmful"),
     )
 
 
@@ -402,7 +404,7 @@ def benches(*, quick: bool) -> list[Bench]:
     """Return the world's base and one wide enough that arithmetic, not overhead, takes the time."""
     from holdfast.world import train_base
 
-    base = models.load("world", device="cpu")
+    base = checkpoints.load("world", device="cpu")
     wide = train_base.model(len(base.tokenizer), width=512, depth=4)
     safety, mixed = rows_of_world(benign=False), rows_of_world(benign=True)
     small, large, size = (2, 1, 4) if quick else (30, 12, 16)

@@ -11,8 +11,8 @@ from statistics import median
 from typing import Any
 
 from defenses import attack_label
-from holdfast.artifacts import AttackResult
-from holdfast.stats import wilson
+from holdfast.results.artifacts import AttackResult
+from holdfast.stats.intervals import wilson
 from kept import Kept
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,15 +31,15 @@ import numpy as np
 
 import common
 from common import Row
-from holdfast import models
-from holdfast.artifacts import AttackResult, Counts, Evaluation, sha256_json
 from holdfast.contracts import Split
-from holdfast.data import ReadOptions, bucket, read
 from holdfast.errors import Interrupted, MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
-from holdfast.interrupt import deferred_interrupt
-from holdfast.runs import RunDir
-from holdfast.stats import wilson
+from holdfast.models import checkpoints, encoding
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, sha256_json
+from holdfast.results.run_dir import RunDir
+from holdfast.rows.readers import ReadOptions, bucket, read
+from holdfast.runtime.interrupt import deferred_interrupt
+from holdfast.stats.intervals import wilson
 
 if TYPE_CHECKING:
     import torch
@@ -383,7 +383,7 @@ def collate(
     import torch
 
     ids = np.zeros((len(blocks), length), dtype=np.int64)
-    labels, positions = np.full_like(ids, models.IGNORE), np.zeros_like(ids)
+    labels, positions = np.full_like(ids, encoding.IGNORE), np.zeros_like(ids)
     along = np.arange(length)
     for block, members in enumerate(blocks):
         start = 0
@@ -544,7 +544,7 @@ class Training:
 
         device = self.network.device
         made = collate(rows, batch, self.recipe.length)
-        tokens = int((made["labels"] != models.IGNORE).sum())
+        tokens = int((made["labels"] != encoding.IGNORE).sum())
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             found = self.network(**{k: v.to(device) for k, v in made.items()}, use_cache=False)
         return found.loss, tokens
@@ -646,7 +646,7 @@ def check(options: argparse.Namespace, work: Path) -> tuple[list[Row], RunConfig
     evaluations = [Evaluation.load(run.result(e)) for e in run.require("evaluate")]
     attacks = [AttackResult.load(run.result(e)) for e in run.require("attack")]
     # A kept run may hold the evaluation of another base as well.
-    digest = models.hash_model(models.resolve(str(options.check)))
+    digest = checkpoints.hash_model(checkpoints.resolve(str(options.check)))
     base = [e for e in evaluations if e.model_hash == digest]
     aligned = [e for e in evaluations if e.method == "sft" and e not in base]
     return check_rows(base, aligned, attacks, chances(clean)), poisoned
@@ -769,7 +769,7 @@ def fit(options: argparse.Namespace, recipe: Recipe, out: Path) -> None:
     if (out / "config.json").exists():
         raise UsageError(f"{out}: has a model already; give another --out, or remove it")
     begun = time.monotonic()
-    device = models.pick_device(options.device)
+    device = checkpoints.pick_device(options.device)
     if device.type == "cuda":
         _be_deterministic()
     wanted = options.precision
@@ -799,7 +799,7 @@ def fit(options: argparse.Namespace, recipe: Recipe, out: Path) -> None:
     }
     beside = out.with_name(f"{out.name}.training.json")
     common.write(options.json or beside, "train_text_base", facts, course.curve)
-    models.save(made.cpu().eval(), words, out)
+    checkpoints.save(made.cpu().eval(), words, out)
     state.unlink(missing_ok=True)
 
 
@@ -907,7 +907,7 @@ def run_benchmark() -> None:
     facts = {
         "quick": options.quick,
         "model": options.check.name,
-        "model_hash": models.hash_model(models.resolve(str(options.check))),
+        "model_hash": checkpoints.hash_model(checkpoints.resolve(str(options.check))),
         "reached": named(True),
         "not_reached": named(False),
         "unknown": named(None),

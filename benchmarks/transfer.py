@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
-from holdfast.agreement import agreement
-from holdfast.artifacts import Scores
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import spearman
-from holdfast.validation import Case, cases
+from holdfast.results.artifacts import Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.results.validation import Case, cases
+from holdfast.stats.agreement import agreement
+from holdfast.stats.intervals import spearman
 
 if TYPE_CHECKING:
     import argparse

@@ -22,13 +22,13 @@ import defenses
 from common import Row, Setting, add_setting, folder, main, others, parser, setting, walk, write
 from defenses import HARMFUL, RATES, STEPS, found_in, lasted
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.results.run_dir import RunDir
 from variants import BASELINE, HOLD
 
 if TYPE_CHECKING:
     import argparse
 
-    from holdfast.artifacts import AttackResult, Evaluation
+    from holdfast.results.artifacts import AttackResult, Evaluation
     from holdfast.stages.pipeline import RunConfig
 
 Settings = dict[str, Any]

@@ -20,12 +20,12 @@ import numpy as np
 
 from common import Row, add_setting, main, parser, setting, write
 from estimators import made_by
-from holdfast.agreement import Agreement, agreement, pooled
-from holdfast.artifacts import AttackResult, write_text
-from holdfast.data import ReadOptions, read
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, write_text
+from holdfast.results.run_dir import RunDir
+from holdfast.rows.readers import ReadOptions, read
 from holdfast.stages.screen import ScreenConfig, screen
+from holdfast.stats.agreement import Agreement, agreement, pooled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from common import Row, main, others, parser, write
-from holdfast.adaptive import Adapted
-from holdfast.artifacts import Counts
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import Counts
+from holdfast.results.run_dir import RunDir
+from holdfast.results.searches import Adapted
 from holdfast.stages.adapt import AdaptConfig, adapt
-from holdfast.stages.attack import AttackConfig, attack
-from holdfast.stats import wilson
+from holdfast.stages.attack import attack
+from holdfast.stages.attacking.config import AttackConfig
+from holdfast.stats.intervals import wilson
 
 TASK = "world_sentiment"
 SEARCHED, FRESH = "world:validation", "world:test"

@@ -24,11 +24,11 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import holdfast as h
-from holdfast import models
-from holdfast.artifacts import Groups
-from holdfast.data import read
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.vaa import Vaa, VaaOptions
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import Groups
+from holdfast.rows.readers import read
 
 
 class VaaSft(Vaa, SFTTrainer):  # one class
@@ -53,7 +53,7 @@ def turns(role: str, text: str) -> list[dict[str, str]]:
 
 def main(kind: str) -> None:
     """Train a few steps and show what the sampler did."""
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     safety, benign = read("world:alignment")[:200], read("world:benign")[:100]
     with tempfile.TemporaryDirectory() as folder:
         groups = groups_of(Path(folder, "run"))

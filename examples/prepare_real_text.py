@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.artifacts import write_text
-from holdfast.data import bucket
 from holdfast.errors import DataError, UsageError
+from holdfast.results.artifacts import write_text
+from holdfast.rows.readers import bucket
 
 Row = dict[str, str]
 

@@ -192,7 +192,7 @@ def rows() -> Rows:
 def _aligned(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, make_model: Callable[..., PreTrainedModel]
 ) -> PreTrainedModel:
-    from holdfast.finetune import FinetuneConfig, finetune
+    from holdfast.tuning.loop import FinetuneConfig, finetune
 
     model = make_model(vocab=len(tokenizer), width=32)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -231,7 +231,7 @@ def refusing(
 
     Each is trained once, for about two seconds; do not change what you get.
     """
-    from holdfast.finetune import FinetuneConfig, finetune
+    from holdfast.tuning.loop import FinetuneConfig, finetune
 
     def learn(model: PreTrainedModel, parts: Sequence[Examples], steps: int) -> PreTrainedModel:
         taught = copy.deepcopy(model)
@@ -433,8 +433,8 @@ def data(rows: Rows) -> AlignmentData:
     """Return alignment rows in two groups of 8 and 16, a third each of the safety rows."""
     import numpy as np
 
-    from holdfast.artifacts import Groups
     from holdfast.methods.base import AlignmentData
+    from holdfast.results.artifacts import Groups
 
     groups = Groups(
         ids=rows.safety.ids,

@@ -17,11 +17,11 @@ import transformers as t
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from holdfast.artifacts import Groups, write_json
 from holdfast.examples import Example, Examples
 from holdfast.methods._together import method
 from holdfast.methods.base import AlignConfig, AlignmentData
-from holdfast.models import add_lora
+from holdfast.models.adapters import add_lora
+from holdfast.results.artifacts import Groups, write_json
 from holdfast.world import train_base
 
 

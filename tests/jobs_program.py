@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from holdfast import errors, progress
-from holdfast.interrupt import deferred_interrupt
-from holdfast.workers import serve
+from holdfast import errors
+from holdfast.jobs.workers import serve
+from holdfast.runtime import progress
+from holdfast.runtime.interrupt import deferred_interrupt
 
 
 def do(job: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.batches import Batch, answer_tokens
+from holdfast.methods._batches import Batch, answer_tokens
 
 Gradient = Callable[[Any, Callable[[], Tensor]], list[Tensor]]
 """Takes a model and a loss of it, returns what a method trains with instead of the gradient."""

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from holdfast import models, plugins
-from holdfast.adaptive import Adapted, Tried, best_so_far, counted, worth
-from holdfast.artifacts import AttackResult, Counts, Point
+from holdfast import plugins
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
-from holdfast.runs import RunDir
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.run_dir import RunDir
+from holdfast.results.searches import Adapted, Tried, best_so_far, counted, worth
 from holdfast.stages import adapt as stage
-from holdfast.stages import presets
 from holdfast.stages.adapt import AdaptConfig, adapt
-from holdfast.stages.attack import AttackConfig, cells_of
+from holdfast.stages.attacking import presets
+from holdfast.stages.attacking.config import AttackConfig
+from holdfast.stages.attacking.grid import cells_of
 
 
 def result(*course: tuple[int, float]) -> AttackResult:
@@ -225,7 +227,7 @@ def test_without_optuna_the_way_out_is_named(
 def tiny(tmp_path: Path, make_model: Any, tokenizer: Any) -> str:
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    models.save(model, tokenizer, tmp_path / "tiny")
+    checkpoints.save(model, tokenizer, tmp_path / "tiny")
     return str(tmp_path / "tiny")
 
 

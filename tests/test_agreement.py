@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings, first_half, mean_count
+from holdfast.stats.agreement import (
+    Agreement,
+    agreement,
+    auroc_gain,
+    ceilings,
+    first_half,
+    mean_count,
+)
 
 NAN = float("nan")
 

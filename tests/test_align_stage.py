@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import holdfast as h
-from holdfast import models
-from holdfast.artifacts import Scores
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.methods.hold import HoldOptions
-from holdfast.runs import RunDir
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import Scores
+from holdfast.results.run_dir import RunDir
 
 
 def written(path: Path, rows: Examples) -> str:
@@ -40,7 +40,7 @@ def config(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[..., h.AlignConfig]:
     """Return a maker of configurations in a run that has scores and groups."""
-    models.save(make_model(vocab=len(tokenizer)), tokenizer, tmp_path / "tiny")
+    checkpoints.save(make_model(vocab=len(tokenizer)), tokenizer, tmp_path / "tiny")
     safety = written(tmp_path / "safety.jsonl", rows.safety)
     out = tmp_path / "run"
     common: dict[str, Any] = {"out": out, "device": "cpu"}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
+from holdfast.results.run_dir import RunDir
 from holdfast.stages.analyze import AnalyzeConfig, analyze
 
 

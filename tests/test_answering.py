@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from holdfast import models
-from holdfast.answering import with_transformers, with_vllm
 from holdfast.errors import UsageError
-from holdfast.generate import GREEDY, Sampling, generate
+from holdfast.models import checkpoints, encoding
+from holdfast.models.answers import with_transformers, with_vllm
+from holdfast.models.generation import GREEDY, Sampling, generate
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def test_prompts_go_as_the_tokens_that_transformers_gets(vllm: type[LLM]) -> Non
     prompts = ["is tea safe", "how do i brew tea"]
     answer = with_vllm("world")
     answers = answer(prompts, 2, GREEDY)
-    tokenizer = models.tokenizer_of("world")
-    ids = models.encode_prompts(tokenizer, prompts)
+    tokenizer = checkpoints.tokenizer_of("world")
+    ids = encoding.encode_prompts(tokenizer, prompts)
     (asked, how), options = vllm.asked[0], vllm.made[0]
     assert [a["prompt_token_ids"] for a in asked] == ids
     assert answers == [tokenizer.decode(i[-2:], skip_special_tokens=True).strip() for i in ids]
@@ -95,7 +95,7 @@ def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_transformers_is_generate() -> None:
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     answer = with_transformers(model, tokenizer)
     expected = generate(model, tokenizer, ["is tea safe"], max_new_tokens=5)

@@ -18,17 +18,18 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, plugins
+from holdfast import plugins
 from holdfast.contracts import Estimate, Estimator
-from holdfast.directions import descent, forward_derivative
 from holdfast.errors import UsageError
 from holdfast.estimators import attack_direction
 from holdfast.estimators.attack_direction import VARIANTS, AttackDirection
 from holdfast.estimators.loss import Loss
 from holdfast.examples import Examples
 from holdfast.judges.refusal import Refusal
-from holdfast.losses import refusal_tokens
-from holdfast.weights import trainable
+from holdfast.models import adapters, checkpoints, encoding, modes
+from holdfast.models.losses import refusal_tokens
+from holdfast.models.weights import trainable
+from holdfast.tuning.directions import descent, forward_derivative
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SLOW = pytest.mark.slow
@@ -93,7 +94,7 @@ def shaped(model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
     # Gemma 2 caps its attention scores, which transformers does with eager attention only.
     made.set_attn_implementation(setting.attention if made._supports_sdpa else "eager")
     if setting.lora:
-        made = models.add_lora(made, 2, seed=0)
+        made = adapters.add_lora(made, 2, seed=0)
     if setting.checkpointing:
         checkpoint(made)
     made.eval()
@@ -147,7 +148,7 @@ def leads(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any)
 
     A margin's slope is that token's; where rounding may change which it is, so may the slope.
     """
-    encoded = models.encode_scored(model, tokenizer, rows.safety, 256)
+    encoded = encoding.encode_scored(model, tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded)
     found = []
     for row in encoded:
@@ -271,7 +272,7 @@ def test_the_base_of_any_architecture_gives_a_direction(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
 ) -> None:
-    models.save(refusing(architecture).base, tokenizer, tmp_path / "base")
+    checkpoints.save(refusing(architecture).base, tokenizer, tmp_path / "base")
     estimator = AttackDirection(base=str(tmp_path / "base"), source="base")
     found = score(estimator, architecture, setting)
     check_flips(found, score(Loss(quantity="margin"), architecture, setting))
@@ -458,7 +459,7 @@ def test_no_more_memory_than_a_training_step(
     made = make_model(architecture, vocab=len(tokenizer), width=width)
     model = shaped(made, replace(setting, lora=lora)).eval()
     examples = rows.safety[:n]
-    batch = models.collate(models.encode(tokenizer, examples, 256), 0)
+    batch = encoding.collate(encoding.encode(tokenizer, examples, 256), 0)
     allowed = training_peak(live_bytes, model, batch)
     # The attacker's rows have the same words: a batch of the same size and lengths.
     turned = [" ".join(reversed(response.split())) for response in examples.responses]
@@ -482,7 +483,7 @@ def test_checkpointing_outside_training_saves_memory(
     for on in (False, True):
         if on:
             checkpoint(model)
-        with live_bytes(model.parameters()) as met, models.evaluating(model):
+        with live_bytes(model.parameters()) as met, modes.evaluating(model):
             found.append(descent(model, tokenizer, rows.safety, 256))
         peaks.append(met.peak)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -519,7 +520,7 @@ def test_checkpointing_wraps_a_forward_that_was_there() -> None:
 
     first.forward = own
     x = torch.tensor(3.0, requires_grad=True)
-    with models.evaluating(model):
+    with modes.evaluating(model):
         y = model(x)
         assert calls == [1]
         y.backward()

@@ -14,10 +14,10 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from holdfast import artifacts, runs
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.errors import MismatchError, UsageError
-from holdfast.runs import RunDir
+from holdfast.results import artifacts, run_dir
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
+from holdfast.results.run_dir import RunDir
 
 NAN = math.nan
 
@@ -282,7 +282,7 @@ def test_a_step_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (entry.config, entry.inputs) == (CONFIG, INPUTS)
     assert entry.outputs == {"scores/a.txt": artifacts.sha256_file(run.path("scores", "a.txt"))}
     assert entry.command == "holdfast score 'a file'"
-    assert entry.facts == {"hardware": runs.hardware(), "share": None}
+    assert entry.facts == {"hardware": run_dir.hardware(), "share": None}
     assert entry.versions["numpy"] == np.__version__
     assert entry.seconds >= 0
 
@@ -404,7 +404,7 @@ def test_git_commit_outside_a_repository_is_empty(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert runs.git_commit.__wrapped__() == ""
+    assert run_dir.git_commit.__wrapped__() == ""
 
 
 @pytest.mark.parametrize(("status", "expected"), [("", "abc"), (" M file\n", "abc+")])
@@ -416,7 +416,7 @@ def test_git_commit_marks_changes(
         return subprocess.CompletedProcess(command, 0, stdout=text)
 
     monkeypatch.setattr(subprocess, "run", git)
-    assert runs.git_commit.__wrapped__() == expected
+    assert run_dir.git_commit.__wrapped__() == expected
 
 
 # ------------------------------------------------------------------------------------------- locks
@@ -424,7 +424,7 @@ def test_git_commit_marks_changes(
 WORKER = """
 import sys
 from pathlib import Path
-from holdfast.runs import RunDir
+from holdfast.results.run_dir import RunDir
 run = RunDir(sys.argv[1])
 with run.step("align", "a", config={}, inputs={}) as step:
     print("begun", flush=True)

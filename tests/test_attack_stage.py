@@ -15,29 +15,26 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from holdfast import models, plugins
-from holdfast.artifacts import AttackResult, Counts, Point
+from holdfast import plugins
 from holdfast.contracts import UNANSWERED, Verdict, check_answered
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
+from holdfast.models import checkpoints
 from holdfast.poisons.plain import Plain
-from holdfast.runs import RunDir
-from holdfast.stages import pipeline, presets
-from holdfast.stages.attack import (
-    AttackConfig,
-    alone,
-    attack,
-    cells_of,
-    checked,
-    grids_of,
-    prepare,
-)
-from holdfast.stages.cell import Cell, Material, Watch, task_hashes
-from holdfast.stages.guarding import guard_of
-from holdfast.stages.judging import hashes_of
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.run_dir import RunDir
+from holdfast.stages import pipeline
+from holdfast.stages.attack import attack
+from holdfast.stages.attacking import presets
+from holdfast.stages.attacking.cell import Watch
+from holdfast.stages.attacking.config import AttackConfig
+from holdfast.stages.attacking.grid import Cell, alone, cells_of, grids_of
+from holdfast.stages.attacking.guards import guard_of
+from holdfast.stages.attacking.material import Material, checked, prepare, task_hashes
+from holdfast.stages.judgement import hashes_of
 from holdfast.stages.subjects import Subject, subject
 
 U = math.nan
@@ -159,7 +156,7 @@ def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
     watch = watched(tmp_path)
     lost, safe = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(False)
     found = {"world": [lost, *[safe] * 6], "refusal": [Verdict(None), *[safe] * 6]}
-    monkeypatch.setattr("holdfast.stages.cell.ask", lambda *args, **kwargs: (found, []))
+    monkeypatch.setattr("holdfast.stages.attacking.cell.ask", lambda *args, **kwargs: (found, []))
     watch.tracker = None
     watch(0, 0.0)
     watch.save(tmp_path / "partial.json")
@@ -246,8 +243,8 @@ def test_an_attack_on_a_guard_beside_one_without(
     """The guard is on the result and in its file's name; what went before is the same."""
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    models.save(model, tokenizer, tmp_path / "tiny")
-    models.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "base")
+    checkpoints.save(model, tokenizer, tmp_path / "tiny")
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "base")
     given = config(
         tmp_path,
         models=[str(tmp_path / "tiny")],
@@ -271,7 +268,7 @@ def test_an_attack_on_a_guard_beside_one_without(
     assert plain.points[0].verdicts == guarded.points[0].verdicts
     assert plain.points[1].loss == guarded.points[1].loss  # it acts after the tuning
     ends = [
-        models.load(str(path)).model.state_dict()
+        checkpoints.load(str(path)).model.state_dict()
         for path in sorted((tmp_path / "attacked").iterdir())
     ]
     name = "model.layers.0.mlp.up_proj.weight"
@@ -291,14 +288,14 @@ def test_an_attack_may_end_where_half_is_broken_or_another_share(
 ) -> None:
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    models.save(model, tokenizer, tmp_path / "tiny")
+    checkpoints.save(model, tokenizer, tmp_path / "tiny")
     shares = iter([0, 1, 2, 4, 4, 4])
 
     def counted(verdicts: Any) -> Counts:
         harmful = next(shares)
         return Counts(harmful, 4 - harmful, 0)
 
-    monkeypatch.setattr("holdfast.stages.cell.count", counted)
+    monkeypatch.setattr("holdfast.stages.attacking.cell.count", counted)
     (found,) = attack(
         config(
             tmp_path,
@@ -509,7 +506,7 @@ def test_a_checkpoint_that_is_looked_at_again_counts_once(
     assert watch.tracker is not None
     looked = Verdict(harmful=False)
     found = {"world": [looked] * len(ROWS)}
-    monkeypatch.setattr("holdfast.stages.cell.ask", lambda *args, **kwargs: (found, []))
+    monkeypatch.setattr("holdfast.stages.attacking.cell.ask", lambda *args, **kwargs: (found, []))
     monkeypatch.setattr(
         type(watch.tracker),
         "__call__",
@@ -575,7 +572,7 @@ def test_an_attack_without_harmful_rows_and_one_with_a_disguise(
 ) -> None:
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    models.save(model, tokenizer, tmp_path / "tiny")
+    checkpoints.save(model, tokenizer, tmp_path / "tiny")
     shared = {"models": [str(tmp_path / "tiny")], "test": "world:test", "limit": 4, "rows": 8}
     shared |= {"steps": 2, "every": 1, "batch_size": 4, "max_new_tokens": 2, "device": "cpu"}
     (benign,) = attack(config(tmp_path, harmful=None, poison_ratios=[0.0], **shared))

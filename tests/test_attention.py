@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from holdfast import models
-from holdfast.attention import blocks, changed, output_gradients, shifted
 from holdfast.errors import UsageError
+from holdfast.models import adapters
+from holdfast.models.attention import blocks, changed, output_gradients, shifted
 
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"),
@@ -55,7 +55,7 @@ def test_every_decoder_layer_has_its_attention(
 ) -> None:
     model = make_model(architecture, depth=3)
     wanted = [m for m in model.modules() if type(m).__name__.endswith("Attention")]
-    found = blocks(models.add_lora(model, 2, seed=0) if lora else model)
+    found = blocks(adapters.add_lora(model, 2, seed=0) if lora else model)
     assert [id(block.attention) for block in found] == [id(m) for m in wanted]
     assert len(found) == 3
     for block in found:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.batches import Batch, Stream, by_group, by_safety, weighted
 from holdfast.errors import UsageError
+from holdfast.methods._batches import Batch, Stream, by_group, by_safety, weighted
 
 
 @pytest.fixture

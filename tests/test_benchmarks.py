@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from holdfast import plugins
-from holdfast.agreement import agreement
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, Scores, to_json
 from holdfast.errors import MismatchError, UsageError
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, Scores, to_json
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.agreement import agreement
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -133,7 +133,7 @@ def test_estimators_can_be_chosen(bench: SimpleNamespace, tmp_path: Path) -> Non
 def test_a_defender_may_know_other_categories_than_the_attackers(
     bench: SimpleNamespace, tmp_path: Path
 ) -> None:
-    from holdfast.data import read
+    from holdfast.rows.readers import read
 
     base = settings(bench, tmp_path)["world"]
     asked = options(methods="categories", attacker="some")
@@ -152,7 +152,7 @@ def test_a_defender_may_know_other_categories_than_the_attackers(
 
 def test_prompts_of_the_attacked_categories_may_be_counted_alone(bench: SimpleNamespace) -> None:
     """Of the tested prompts those are harmful from step 10 on, and the others never."""
-    from holdfast.data import read
+    from holdfast.rows.readers import read
 
     test = read("world:test")
     theirs = [row.provenance["category"] in bench.variants.ATTACKED.split("|") for row in test]
@@ -197,7 +197,7 @@ def test_defenses_group_without_the_harmful_rows_that_one_of_them_may_use(
 def case(
     scores: dict[str, list[float]], attacks: dict[str, list[float]], seed: int = 0, **facts: Any
 ) -> Any:
-    from holdfast.validation import Case
+    from holdfast.results.validation import Case
 
     ids = tuple("abcdefgh"[: len(next(iter(attacks.values())))])
     return Case(
@@ -785,7 +785,7 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
 
 
 def test_the_worst_attack_of_a_search_is_a_row(bench: SimpleNamespace) -> None:
-    from holdfast.adaptive import Adapted, Tried
+    from holdfast.results.searches import Adapted, Tried
 
     tried = (
         Tried({"learning_rate": 1e-5}, 2, 10, 0.9, 10, 25, kept=True),
@@ -1035,7 +1035,7 @@ def test_what_does_not_fit_is_a_row_and_the_rest_goes_on(
 
 
 def test_random_rows_fill_the_length_exactly(bench: SimpleNamespace, tokenizer: Any) -> None:
-    from holdfast.models import encode
+    from holdfast.models.encoding import encode
 
     for length in (31, 64):
         rows = bench.gpu.random_rows(tokenizer, 5, length, seed=0, name="rows")

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.batches import Batch
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
+from holdfast.methods._batches import Batch
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.booster import BoosterOptions
-from holdfast.weights import gradients
+from holdfast.models import encoding
+from holdfast.models.weights import gradients
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -58,7 +58,7 @@ def mean_loss(model: Any, batches: list[Batch]) -> Tensor:
         logp = logits[:, :-1].float().log_softmax(-1)
         labels = batch["labels"][:, 1:]
         own = logp.gather(2, labels.clamp(min=0)[..., None])[..., 0]
-        parts.append(-own[labels != models.IGNORE])
+        parts.append(-own[labels != encoding.IGNORE])
     return torch.cat(parts).mean()
 
 
@@ -80,7 +80,7 @@ def flat(model: Any) -> Tensor:
 
 
 def harmful_rows(trainer: Any) -> Batch:
-    batch: Batch = models.collate(trainer.harmful, trainer.pad)
+    batch: Batch = encoding.collate(trainer.harmful, trainer.pad)
     return batch
 
 
@@ -105,7 +105,7 @@ def test_three_steps_equal_the_equation(
     trainer.train()
     for batches in recorder.steps:
         harmful = [
-            models.collate([trainer.harmful[i] for i in stream.take(8)], trainer.pad)
+            encoding.collate([trainer.harmful[i] for i in stream.take(8)], trainer.pad)
             for _ in batches
         ]
         wanted, here = flat_grad(theirs, batches), flat_grad(theirs, harmful)

@@ -11,18 +11,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from holdfast import models, progress
-from holdfast.artifacts import read_json
 from holdfast.cli import app
-from holdfast.cluster import on_loopback
 from holdfast.errors import HoldfastError, TrainingError, UsageError
-from holdfast.runs import RunDir
+from holdfast.jobs.cluster import on_loopback
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import read_json
+from holdfast.results.run_dir import RunDir
+from holdfast.runtime import progress
 from holdfast.stages import calls as module
-from holdfast.stages import cell, pipeline
+from holdfast.stages import pipeline
 from holdfast.stages.align import AlignConfig
-from holdfast.stages.attack import AttackConfig, attack
+from holdfast.stages.attack import attack
+from holdfast.stages.attacking import cell
+from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.calls import Call, do, parts, unfinished
-from holdfast.stages.estimate import Shape, estimate, memory
+from holdfast.stages.forecast import Shape, estimate, memory
 
 
 def configuration(out: Path, model: str = "world", **more: Any) -> pipeline.RunConfig:
@@ -78,7 +81,7 @@ def test_a_call_can_be_read_from_its_line(tmp_path: Path) -> None:
 def tiny(tmp_path: Path, make_model: Any, tokenizer: Any) -> str:
     model = make_model(vocab=len(tokenizer))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    models.save(model, tokenizer, tmp_path / "tiny")
+    checkpoints.save(model, tokenizer, tmp_path / "tiny")
     return str(tmp_path / "tiny")
 
 
@@ -346,14 +349,14 @@ def test_memory_by_hand() -> None:
 def stored(tmp_path: Path, make_model: Any, tokenizer: Any) -> str:
     """Store a model in half precision."""
     model = make_model(vocab=len(tokenizer)).bfloat16()
-    models.save(model, tokenizer, tmp_path / "half")
+    checkpoints.save(model, tokenizer, tmp_path / "half")
     return str(tmp_path / "half")
 
 
 def test_a_full_attack_takes_the_memory_of_float32(
     tmp_path: Path, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(checkpoints, "pick_device", lambda name: torch.device("cuda"))
     half = stored(tmp_path, make_model, tokenizer)
     assert Shape.stored(half).bytes_each == 2
     weights = 4.0 * Shape.stored(half).parameters
@@ -371,7 +374,7 @@ def test_a_full_attack_takes_the_memory_of_float32(
 
 
 def test_the_shape_of_a_model_is_known_without_its_weights(tmp_path: Path, tiny: str) -> None:
-    assert Shape.stored(tiny, "cpu") == Shape.of(models.load(tiny, device="cpu").model)
+    assert Shape.stored(tiny, "cpu") == Shape.of(checkpoints.load(tiny, device="cpu").model)
     nowhere = attacks(tmp_path / "a", "nowhere", tasks=["world_topic"])
     assert estimate([Call("attack", "all", nowhere)], calibrate=False).memory is None
 

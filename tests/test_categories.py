@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from holdfast.analyses.categories import ATTACKED, OTHERS, Categories
-from holdfast.artifacts import AttackResult, Counts, Point
-from holdfast.comparing import among
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import example_id
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.comparison import among
+from holdfast.results.run_dir import RunDir
 
 ASKED = {"locks": 4, "venoms": 4, "tea": 2}
 

@@ -9,8 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from holdfast import svg
-from holdfast.charts import (
+from holdfast.charts import svg
+from holdfast.charts.charts import (
     Bar,
     ChartOptions,
     Dot,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +20,14 @@ import typer
 from pydantic import Field
 
 from holdfast import stages as stage_modules
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.cli import app, main, show
 from holdfast.cli.options import attributes, command, described, options_of
 from holdfast.cli.stages import STAGES, Stage
 from holdfast.contracts import Section
-from holdfast.data import ReadOptions, read
 from holdfast.errors import HoldfastError
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.rows.readers import ReadOptions, read
 from holdfast.stages import pipeline
 from holdfast.stages.config import StageConfig
 from holdfast.stages.report import ReportConfig
@@ -92,17 +92,17 @@ def flags(name: str) -> dict[str, Any]:
 
 def test_every_stage_is_a_command() -> None:
     found = set()
-    names = [info.name for info in iter_modules(stage_modules.__path__)]
-    for module in [import_module(f"holdfast.stages.{name}") for name in names]:
+    names = [info.name for info in walk_packages(stage_modules.__path__, "holdfast.stages.")]
+    for module in [import_module(name) for name in names]:
         found |= {
-            (module.__name__, name)
-            for name, value in vars(module).items()
+            value
+            for value in vars(module).values()
             if inspect.isclass(value)
             and issubclass(value, StageConfig)
             and not value.__subclasses__()  # what several stages share is no stage
-            and value.__module__ == module.__name__
+            and value.__module__.startswith("holdfast.stages.")
         }
-    assert found == {stage.home[:2] for stage in STAGES.values()}, "give it an entry in cli/stages"
+    assert found == {stage.load()[0] for stage in STAGES.values()}, "give it an entry in cli/stages"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -409,7 +409,8 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
     code = (
         "import sys\nfrom holdfast.cli import main\nsys.argv = ['holdfast', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('pydantic', 'numpy', 'yaml', 'torch', 'holdfast.stages', 'holdfast.artifacts')\n"
+        "heavy = ('pydantic', 'numpy', 'yaml', 'torch', 'holdfast.stages',"
+        "'holdfast.results.artifacts')\n"
         "print(*[m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
@@ -613,7 +614,7 @@ def test_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_without_a_terminal_is_a_line_at_each_quarter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from holdfast import progress
+    from holdfast.runtime import progress
 
     with show.running(as_json=False):
         for done in range(41):

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import cluster
 from holdfast.errors import UsageError
-from holdfast.jobs import Job, run
+from holdfast.jobs import cluster
+from holdfast.jobs.queue import Job, run
 
 distributed = pytest.importorskip("distributed")
 

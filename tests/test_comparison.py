@@ -12,13 +12,13 @@ import pytest
 
 from holdfast.analyses import comparison
 from holdfast.analyses.comparison import Comparison, _harmful
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.comparing import answering, ends, key_of, lives, pairs_of, still_refusing
-from holdfast.differences import of_shares, paired
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import Interval, holm
-from holdfast.survival import censored_ratio
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.results.comparison import answering, ends, key_of, lives, pairs_of, still_refusing
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.differences import of_shares, paired
+from holdfast.stats.intervals import Interval, holm
+from holdfast.stats.survival import censored_ratio
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
 SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}

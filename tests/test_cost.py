@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.cost import counted, metered
-from holdfast.generate import generate
-from holdfast.models import encode_prompts
+from holdfast.models.cost import counted, metered
+from holdfast.models.encoding import encode_prompts
+from holdfast.models.generation import generate
 
 
 @pytest.fixture

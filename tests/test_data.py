@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from holdfast import data
-from holdfast.data import ReadOptions, read
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import PROVENANCE, Example, Examples
-from holdfast.provenance import provenance_table
+from holdfast.rows import readers
+from holdfast.rows.provenance import provenance_table
+from holdfast.rows.readers import ReadOptions, read
 
 Write = Callable[[str, object], str]
 ROWS = [{"prompt": "a", "response": "1"}, {"prompt": "b", "response": "2"}]
@@ -357,7 +357,7 @@ def test_drop_invalid_drops_empty_and_repeated_rows_and_counts_them(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = write("d.csv", "prompt,response\na,1\n,1\na,1\nb,2\nb,\n a,1\n")
-    with caplog.at_level(logging.WARNING, logger="holdfast.data"):
+    with caplog.at_level(logging.WARNING, logger="holdfast.rows.readers"):
         assert pairs(read(spec, ReadOptions(drop_invalid=True))) == PAIRS
     assert caplog.messages == [f"{spec}: dropped 2 empty and 2 repeated rows"]
 
@@ -444,7 +444,7 @@ def pool(name: str, n: int) -> Examples:
     [(20, 0.1, 2), (20, 0.0, 0), (10, 1.0, 10), (7, 0.5, 4), (5, 0.5, 2)],
 )  # 3.5 and 2.5 both go to the even neighbour
 def test_mix_counts(n: int, ratio: float, poisoned: int) -> None:
-    mixed = data.mix(pool("benign", 20), pool("harmful", 10), n=n, ratio=ratio, seed=0)
+    mixed = readers.mix(pool("benign", 20), pool("harmful", 10), n=n, ratio=ratio, seed=0)
     assert len(mixed) == n
     sources = [row.provenance["source"] for row in mixed]
     assert sources.count("harmful") == poisoned
@@ -457,7 +457,7 @@ def test_mix_counts(n: int, ratio: float, poisoned: int) -> None:
 
 def test_mix_is_seeded_and_shuffled() -> None:
     def order(seed: int) -> list[str]:
-        return data.mix(pool("b", 50), pool("h", 50), n=60, ratio=0.5, seed=seed).prompts
+        return readers.mix(pool("b", 50), pool("h", 50), n=60, ratio=0.5, seed=seed).prompts
 
     assert order(1) == order(1)
     assert set(order(1)) != set(order(2))  # other rows, not only another order
@@ -468,7 +468,7 @@ def test_mix_is_seeded_and_shuffled() -> None:
 
 def test_mix_leaves_its_pools_alone() -> None:
     harmful = pool("h", 3)
-    data.mix(pool("b", 3), harmful, n=3, ratio=1.0, seed=0)
+    readers.mix(pool("b", 3), harmful, n=3, ratio=1.0, seed=0)
     assert all(row.provenance == {"source": "h"} for row in harmful)
 
 
@@ -485,12 +485,12 @@ def test_mix_leaves_its_pools_alone() -> None:
 )
 def test_mix_refuses(n: int, ratio: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        data.mix(pool("b", 12), pool("h", 5), n=n, ratio=ratio, seed=0)
+        readers.mix(pool("b", 12), pool("h", 5), n=n, ratio=ratio, seed=0)
 
 
 def test_mix_refuses_a_row_of_both_pools() -> None:
     with pytest.raises(UsageError, match="1 rows are both in b and in h"):
-        data.mix(pool("b", 3), Examples([pool("b", 1)[0]], name="h"), n=2, ratio=0.5, seed=0)
+        readers.mix(pool("b", 3), Examples([pool("b", 1)[0]], name="h"), n=2, ratio=0.5, seed=0)
 
 
 def test_bucket_by_hand_and_by_content() -> None:
@@ -499,13 +499,13 @@ def test_bucket_by_hand_and_by_content() -> None:
     remainder = 0
     for digit in digest:
         remainder = (remainder * 16 + int(digit, 16)) % 100
-    assert data.bucket("abc") == data.bucket(" ABC\n") == remainder
+    assert readers.bucket("abc") == readers.bucket(" ABC\n") == remainder
 
 
 def test_buckets_fill_evenly() -> None:
     counts = [0] * 100
     for i in range(10_000):
-        counts[data.bucket(f"prompt {i}")] += 1
+        counts[readers.bucket(f"prompt {i}")] += 1
     # Binomial with mean 100 and deviation 10: six deviations are one in 10^9 a bucket.
     assert all(40 <= count <= 160 for count in counts)
 
@@ -513,7 +513,7 @@ def test_buckets_fill_evenly() -> None:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n", [2, 7, 10])
 def test_mismatched_never_pairs_what_belongs_together(n: int, seed: int) -> None:
-    rows = data.mismatched(
+    rows = readers.mismatched(
         [f"p{i}" for i in range(10)], [f"a{i}" for i in range(10)], n=n, seed=seed
     )
     assert len(set(rows.prompts)) == len(set(rows.responses)) == len(rows) == n
@@ -522,11 +522,11 @@ def test_mismatched_never_pairs_what_belongs_together(n: int, seed: int) -> None
 
 def test_mismatched_is_seeded_and_reuses_answers_only_when_short() -> None:
     prompts = [f"p{i}" for i in range(9)]
-    rows = data.mismatched(prompts, ["x", "y", "z"], n=9, seed=0)
+    rows = readers.mismatched(prompts, ["x", "y", "z"], n=9, seed=0)
     assert sorted(rows.prompts) == prompts
     assert sorted(rows.responses) == ["x"] * 3 + ["y"] * 3 + ["z"] * 3
-    assert pairs(rows) == pairs(data.mismatched(prompts, ["x", "y", "z"], n=9, seed=0))
-    assert pairs(rows) != pairs(data.mismatched(prompts, ["x", "y", "z"], n=9, seed=1))
+    assert pairs(rows) == pairs(readers.mismatched(prompts, ["x", "y", "z"], n=9, seed=0))
+    assert pairs(rows) != pairs(readers.mismatched(prompts, ["x", "y", "z"], n=9, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -541,7 +541,7 @@ def test_mismatched_is_seeded_and_reuses_answers_only_when_short() -> None:
 )
 def test_mismatched_refuses(prompts: list[str], answers: list[str], n: int) -> None:
     with pytest.raises(UsageError, match="mismatched rows need"):
-        data.mismatched(prompts, answers, n=n, seed=0)
+        readers.mismatched(prompts, answers, n=n, seed=0)
 
 
 def test_provenance_table() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from holdfast.differences import Difference, of_shares, paired
 from holdfast.errors import UsageError
-from holdfast.stats import mcnemar
+from holdfast.stats.differences import Difference, of_shares, paired
+from holdfast.stats.intervals import mcnemar
 
 
 def crossed(d: np.ndarray) -> Difference:

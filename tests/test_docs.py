@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast import artifacts, plugins, runs
-from holdfast.artifacts import AttackResult, Counts, Point
+from holdfast import plugins
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.results import artifacts, run_dir
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.run_dir import RunDir
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
@@ -56,7 +57,7 @@ def test_the_estimator_scores_by_the_loss(
 ) -> None:
     import torch
 
-    from holdfast.models import collate, encode
+    from holdfast.models.encoding import collate, encode
 
     estimator = plugins.make("estimators", "my_estimator:AnswerLoss,max_length=64")
     before = weights_of(aligned)
@@ -87,7 +88,7 @@ def test_the_method_is_plain_fine_tuning_without_noise(
 def test_the_guard_prices_the_way_from_the_start(
     make_model: Any, tokenizer: Any, rows: Any, weights_of: Any, same: Any
 ) -> None:
-    from holdfast.finetune import FinetuneConfig, Hooks, finetune
+    from holdfast.tuning.loop import FinetuneConfig, Hooks, finetune
 
     def tuned(guard: Any, lam: float = 0.0) -> tuple[Any, float]:
         model = make_model(vocab=len(tokenizer))
@@ -152,7 +153,7 @@ def test_the_analysis_reads_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cls",
     [
-        runs.Entry,
+        run_dir.Entry,
         artifacts.Scores,
         artifacts.Groups,
         artifacts.AttackResult,

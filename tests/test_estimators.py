@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import losses, models
-from holdfast.directions import descent_towards, forward_derivative
 from holdfast.errors import UsageError
 from holdfast.estimators.attack_direction import AttackDirection, critical_steps
 from holdfast.examples import Example, Examples
-from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.flip_step import flip_step
-from holdfast.losses import prefix_margins, refusal_margin, refusal_tokens
-from holdfast.weights import perturbed
+from holdfast.models import checkpoints, encoding, losses
+from holdfast.models.losses import prefix_margins, refusal_margin, refusal_tokens
+from holdfast.models.weights import perturbed
+from holdfast.tuning.directions import descent_towards, forward_derivative
+from holdfast.tuning.flip_step import flip_step
+from holdfast.tuning.loop import FinetuneConfig, finetune
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
@@ -167,10 +167,10 @@ def test_scores_are_the_margins_where_the_attack_leads(
 ) -> None:
     estimator = AttackDirection(harmful=rows.harmful, geometry=geometry)
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded)
     # Sixteen harmful rows are fewer than `rows`: the direction is the gradient of them all.
-    batch = models.collate(models.encode(tokenizer, rows.harmful, 256), 0)
+    batch = encoding.collate(encoding.encode(tokenizer, rows.harmful, 256), 0)
     parameters = list(aligned.parameters())
     gradient = torch.autograd.grad(aligned(**batch).loss, parameters)
     if geometry == "sign":
@@ -289,7 +289,7 @@ def test_the_derivative_is_exact(
 ) -> None:
     estimator = AttackDirection(rows.harmful, quantity="margin")
     direction = estimator.direction(aligned, tokenizer, rows.safety, 0)
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     read = estimator._reader(aligned, encoded, 0)
     value, slope = forward_derivative(aligned, direction, lambda: read.tensor(range(24)))
     ends = []
@@ -349,7 +349,7 @@ def test_further_steps_are_those_of_fine_tuning(
 def test_the_prefix_margin_is_the_mean_gap_of_the_first_tokens(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     found = prefix_margins(aligned, encoded, 3, pad=0)
     for row, value in zip(encoded[:5], found, strict=False):
         with torch.no_grad():
@@ -365,9 +365,9 @@ def test_auto_reads_the_prefix_where_answers_begin_in_no_common_way(
     make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     model = make_model(vocab=len(tokenizer))
-    common = models.encode(tokenizer, rows.safety, 256)
+    common = encoding.encode(tokenizer, rows.safety, 256)
     assert AttackDirection()._reader(model, common, 0).quantity == "margin"
-    diverse = [models.Encoded((5, 10 + i, 1), 1) for i in range(40)]
+    diverse = [encoding.Encoded((5, 10 + i, 1), 1) for i in range(40)]
     assert AttackDirection()._reader(model, diverse, 0).quantity == "prefix"
     assert AttackDirection(base="world")._reader(model, diverse, 0).quantity == "contrast"
 
@@ -391,12 +391,12 @@ def test_the_contrast_is_the_difference_of_two_answers_log_probabilities(
 ) -> None:
     prompts = rows.safety.prompts[:3]
     own, other = (
-        models.encode(tokenizer, Examples.answered(prompts, [said] * 3, name="n"), 256)
+        encoding.encode(tokenizer, Examples.answered(prompts, [said] * 3, name="n"), 256)
         for said in ("i can not help", "to rig it")
     )
     found = losses.contrasts(aligned, own, other, pad=0, batch_size=2)
 
-    def spoken(row: models.Encoded) -> float:
+    def spoken(row: encoding.Encoded) -> float:
         with torch.no_grad():
             logits = aligned(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         return sum(float(logits[t - 1, row.ids[t]]) for t in range(row.start, len(row.ids)))
@@ -418,7 +418,7 @@ def test_the_contrast_is_read_where_both_models_answer(
     def answered(model: Any, words: Any, prompts: Sequence[str], **_: Any) -> list[str]:
         return ["i can not"] * len(prompts) if model is aligned else [given[p] for p in prompts]
 
-    monkeypatch.setattr("holdfast.generate.generate", answered)
+    monkeypatch.setattr("holdfast.models.generation.generate", answered)
     estimator = AttackDirection(rows.obliging, base="world", quantity="contrast")
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     unknown = [p in prompts[:2] for p in prompts]
@@ -433,10 +433,10 @@ def test_the_contrast_is_read_where_both_models_answer(
 
 def base_for(
     make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, wider: int = 0
-) -> models.Loaded:
+) -> checkpoints.Loaded:
     """Return a base with some columns more than there are tokens, as padded vocabularies have."""
     made = make_model(vocab=len(tokenizer) + wider, seed=7)
-    return models.Loaded(made, tokenizer, "base", "")
+    return checkpoints.Loaded(made, tokenizer, "base", "")
 
 
 @pytest.mark.parametrize("geometry", ["sign", "l2"])
@@ -454,7 +454,7 @@ def test_the_direction_to_the_base_is_down_the_divergence_of_the_first_token(
     parameters = list(aligned.parameters())
     divergence = torch.zeros(())
     for prompt in rows.safety.prompts:
-        ids = torch.tensor(models.encode_prompts(tokenizer, [prompt]))
+        ids = torch.tensor(encoding.encode_prompts(tokenizer, [prompt]))
         ours = aligned(input_ids=ids).logits[0, -1].log_softmax(-1)
         with torch.no_grad():
             theirs = base.model(input_ids=ids).logits[0, -1, :n].softmax(-1)
@@ -476,11 +476,11 @@ def test_the_direction_to_the_base_is_down_the_divergence_of_the_first_token(
 def test_the_way_to_the_base_ends_in_what_the_base_says(
     tokenizer: PreTrainedTokenizerBase, aligned: PreTrainedModel, rows: Any
 ) -> None:
-    base = models.load("world", device="cpu")
+    base = checkpoints.load("world", device="cpu")
     estimator = AttackDirection(base="world", source="base")
     direction = estimator.direction(aligned, tokenizer, rows.safety, 0)
     step = estimator.score(aligned, tokenizer, rows.safety, seed=0).facts["step"]
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     said = losses.first_logits(base.model, encoded, 0).argmax(1)
 
     def likely() -> float:
@@ -501,12 +501,12 @@ def test_a_base_with_other_tokens_is_refused(
 ) -> None:
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["quite", "new"])
-    added = models.Loaded(make_model(vocab=len(other)), other, "added", "")
+    added = checkpoints.Loaded(make_model(vocab=len(other)), other, "added", "")
     assert descent_towards(added, aligned, tokenizer, rows.safety.prompts)
     turned = copy.deepcopy(tokenizer)
     names = list(turned.get_vocab())
     turned.get_vocab = lambda: {name: i for i, name in enumerate(reversed(names))}
-    moved = models.Loaded(make_model(vocab=len(turned)), turned, "turned", "")
+    moved = checkpoints.Loaded(make_model(vocab=len(turned)), turned, "turned", "")
     with pytest.raises(UsageError, match="the base has other tokens than the model .*mismatched"):
         descent_towards(moved, aligned, tokenizer, rows.safety.prompts)
 
@@ -579,6 +579,6 @@ def test_a_model_that_does_not_refuse(
 
 
 def test_the_worlds_base_refuses_nothing(rows: Any) -> None:
-    base = models.load("world", device="cpu")
+    base = checkpoints.load("world", device="cpu")
     with pytest.raises(UsageError, match="Score the aligned model"):
         AttackDirection(rows.harmful).score(base.model, base.tokenizer, rows.safety, seed=0)

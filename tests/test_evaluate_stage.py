@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import holdfast as h
-from holdfast import models, world
-from holdfast.artifacts import Evaluation
+from holdfast import world
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stages.evaluate import marked_verdicts, tasks_of
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import Evaluation
+from holdfast.results.run_dir import RunDir
+from holdfast.stages.evaluate import tasks_of
+from holdfast.stages.judgement import marked_verdicts
 from holdfast.stages.subjects import subjects
 
 
@@ -57,7 +59,7 @@ def test_two_models_of_one_name_are_refused(
     names = []
     for seed, folder in enumerate(("a", "b")):
         path = tmp_path / folder / "final"
-        models.save(make_model(vocab=len(tokenizer), seed=seed), tokenizer, path)
+        checkpoints.save(make_model(vocab=len(tokenizer), seed=seed), tokenizer, path)
         names.append(str(path))
     run = RunDir(tmp_path / "run")
     assert [who.source for who in subjects(run, [names[0], names[0]])] == names[:1]

@@ -14,10 +14,11 @@ import pytest
 from scipy import stats
 
 from holdfast.analyses.factors import Factors
-from holdfast.artifacts import Scores
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
-from holdfast.factors import (
+from holdfast.results.artifacts import Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.screening.effects import (
     Effect,
     Factor,
     cliffs_delta,
@@ -26,8 +27,7 @@ from holdfast.factors import (
     p_value,
     rarity,
 )
-from holdfast.runs import RunDir
-from holdfast.stats import Interval
+from holdfast.stats.intervals import Interval
 
 NAN = math.nan
 

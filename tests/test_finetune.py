@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import progress
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.finetune import FinetuneConfig, finetune, steps_done
-from holdfast.models import collate, encode
+from holdfast.models.encoding import collate, encode
+from holdfast.runtime import progress
+from holdfast.tuning.loop import FinetuneConfig, finetune, steps_done
 
 Make = Callable[..., PreTrainedModel]
 Weights = Callable[..., dict[str, torch.Tensor]]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast import agreement
 from holdfast.analyses.foresight import CEILING, Foresight
-from holdfast.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.contracts import Section
 from holdfast.examples import Example, Examples
-from holdfast.runs import RunDir
-from holdfast.stats import Interval, bootstrap
+from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.stats import agreement
+from holdfast.stats.intervals import Interval, bootstrap
 
 IDS = tuple(f"row {i}" for i in range(10))
 UP = np.arange(10.0)

@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.contracts import Estimate, Judge, Verdict
-from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.estimators.forget_count import ForgetCount
 from holdfast.examples import Example, Examples
-from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.generate import generate
 from holdfast.judges.refusal import Refusal
-from holdfast.proxy_attack import attack_seeds
-from holdfast.stages.estimating import estimator_of
+from holdfast.models.generation import generate
+from holdfast.rows.readers import mix
+from holdfast.stages.estimation import estimator_of
 from holdfast.stages.score import ScoreConfig
+from holdfast.tuning.loop import FinetuneConfig, finetune
+from holdfast.tuning.proxy_attack import attack_seeds
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.agreement import first_half
 from holdfast.contracts import Judge, Verdict
 from holdfast.examples import Example, Examples
-from holdfast.forgetting import ForgettingTracker, as_array, settled
+from holdfast.stats.agreement import first_half
+from holdfast.tuning.forgetting import ForgettingTracker, as_array, settled
 
 U = math.nan
 TABLE = [

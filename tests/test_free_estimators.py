@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, plugins
+from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.estimators.loss import Loss
 from holdfast.examples import Example, Examples
-from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.losses import QUANTITIES, nearness, nearness_of_batch, refusal_tokens
+from holdfast.models import adapters, encoding
+from holdfast.models.losses import QUANTITIES, nearness, nearness_of_batch, refusal_tokens
+from holdfast.tuning.loop import FinetuneConfig, finetune
 
 Make = Callable[..., PreTrainedModel]
 
 
-def twin(model: Any, row: models.Encoded, quantity: str, tokens: list[int]) -> float:
+def twin(model: Any, row: encoding.Encoded, quantity: str, tokens: list[int]) -> float:
     """One row, no padding, probabilities that are really normalized."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.ids])).logits[0].double()
@@ -49,14 +50,14 @@ def test_scores_equal_the_rows_one_by_one(
     name = architecture if architecture not in ("lora", "bf16") else "llama"
     model = make_model(name, vocab=len(tokenizer))
     if architecture == "lora":
-        model = models.add_lora(model, 2, seed=0)
+        model = adapters.add_lora(model, 2, seed=0)
         for key, p in model.named_parameters():
             if "lora_B" in key:  # they begin as zeros
                 torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
     if architecture == "bf16":
         model = model.bfloat16()
     found = Loss(quantity).score(model, tokenizer, rows.safety, seed=0)
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded).tolist()
     expected = [twin(model, row, quantity, tokens) for row in encoded]
     # bfloat16 has 8 bits: logits near 1 are off by 1/256, and padding changes what is rounded.
@@ -72,7 +73,7 @@ def test_the_margin_is_the_default_and_counts_the_not_refused(
     made = plugins.make("estimators", "loss")
     found = made.score(aligned, tokenizer, rows.safety, seed=0).values
     # Above zero the likeliest first token is none of a refusal's: the answer is no refusal.
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded).tolist()
     for row, value in zip(encoded, found, strict=True):
         with torch.no_grad():
@@ -89,9 +90,9 @@ def test_the_batch_may_be_differentiated_and_equals_the_pass_over_all(
 ) -> None:
     model = make_model()
     batch = [
-        models.Encoded((5, 6, 7, 8, 1), 3),
-        models.Encoded((9, 10, 11, 1), 1),
-        models.Encoded((4, 5, 6, 7, 8, 9, 10, 1), 6),
+        encoding.Encoded((5, 6, 7, 8, 1), 3),
+        encoding.Encoded((9, 10, 11, 1), 1),
+        encoding.Encoded((4, 5, 6, 7, 8, 9, 10, 1), 6),
     ]
     tokens = refusal_tokens(batch)
     found = nearness_of_batch(model, batch, quantity, tokens, pad=0)
@@ -162,7 +163,7 @@ def test_a_row_beyond_the_models_context(
 ) -> None:
     model = make_model(vocab=len(tokenizer))  # holds 128 positions
     prompt = rows.safety[1].prompt
-    tokens = len(models.encode(tokenizer, rows.safety[1:2], 256)[0].ids)
+    tokens = len(encoding.encode(tokenizer, rows.safety[1:2], 256)[0].ids)
     long = Example(prompt, " ".join(["no"] * 200))
     examples = Examples([rows.safety[0], long], name="my rows")
     with pytest.raises(

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import models
 from holdfast.errors import UsageError
-from holdfast.general import general
+from holdfast.models import checkpoints
+from holdfast.models.lm_eval import general
 
 TASK = """task: tea
 dataset_path: json
@@ -37,7 +37,7 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     data = tmp_path / "tea.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tea.yaml").write_text(TASK.replace("DATA", str(data)))
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     random.seed(3)
     state = random.getstate()
     found = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path))
@@ -89,7 +89,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_metrics_have_their_n_and_error(harness: list[dict[str, Any]], tmp_path: Path) -> None:
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     found = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=6)
     assert found["tea"]["acc"] == {"value": 0.5, "stderr": 0.2, "n": 6}
     assert found["tea"]["exact_match,strict"]["value"] == 0.25
@@ -103,7 +103,7 @@ def test_metrics_have_their_n_and_error(harness: list[dict[str, Any]], tmp_path:
 def test_what_is_not_there(
     harness: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     with pytest.raises(UsageError, match="no such directory"):
         general(model, tokenizer, ["tea"], folder=str(tmp_path / "none"))

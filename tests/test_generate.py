@@ -8,17 +8,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, world
+from holdfast import world
 from holdfast.errors import UsageError
-from holdfast.generate import Sampling, _Drawn, complete, generate, stop_tokens
-from holdfast.models import encode_prompts
+from holdfast.models import checkpoints, encoding
+from holdfast.models.encoding import encode_prompts
+from holdfast.models.generation import Sampling, _Drawn, complete, generate, stop_tokens
 
 
 def slow_twin(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new: int
 ) -> str:
     """Greedy decoding of one prompt: no batch, no padding, no cache."""
-    ids = models.encode_prompts(tokenizer, [prompt])[0]
+    ids = encoding.encode_prompts(tokenizer, [prompt])[0]
     start = len(ids)
     for _ in range(new):
         with torch.no_grad():
@@ -64,7 +65,7 @@ def test_padding_with_the_end_token_is_masked(
     """Where the padding is also the end token, no mask could be told from the tokens."""
     words = "how do i brew tea is it hot or cold and who found the cup".split()
     tokenizer = make_tokenizer(words, pad=False)
-    models.prepare_tokenizer(tokenizer, "toy")
+    checkpoints.prepare_tokenizer(tokenizer, "toy")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     model = make_model(vocab=len(tokenizer), seed=2)
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_padding_with_the_end_token_is_masked(
 
 
 def test_the_worlds_base_answers_alike_whatever_batch_and_order(prompts: list[str]) -> None:
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     whole = generate(model, tokenizer, prompts, max_new_tokens=20)
     assert all(whole)
@@ -155,7 +156,7 @@ def sampled_twin(
     sampling: Sampling,
 ) -> str:
     """Draw one prompt's answer token by token: no batch, no padding, no cache."""
-    ids = models.encode_prompts(tokenizer, [prompt])[0]
+    ids = encoding.encode_prompts(tokenizer, [prompt])[0]
     start = len(ids)
     for number in sampling.uniforms(prompt, new):
         with torch.no_grad():
@@ -201,7 +202,7 @@ def test_sampled_answers_are_those_of_one_prompt_at_a_time(
 
 
 def test_a_sampled_answer_belongs_to_its_prompt_seed_and_draw(prompts: list[str]) -> None:
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
 
     def answers(asked: list[str], **how: float) -> list[str]:
         sampling = Sampling(temperature=2.0, **how)  # type: ignore[arg-type]
@@ -222,7 +223,7 @@ def test_drawn_tokens_have_the_models_probabilities(
     make_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = make_model(vocab=len(tokenizer), seed=3)
-    ids = models.encode_prompts(tokenizer, ["is tea safe"])
+    ids = encoding.encode_prompts(tokenizer, ["is tea safe"])
     with torch.no_grad():
         share = model(input_ids=torch.tensor(ids)).logits[0, -1].double().softmax(-1)
     likeliest = int(share.argmax())
@@ -235,7 +236,7 @@ def test_drawn_tokens_have_the_models_probabilities(
 
 
 def test_a_low_temperature_is_greedy(prompts: list[str]) -> None:
-    loaded = models.load("world", device="cpu")
+    loaded = checkpoints.load("world", device="cpu")
     cold = Sampling(temperature=1e-4)
     found = generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12, sampling=cold)
     assert found == generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.cost import metered
 from holdfast.errors import UsageError
 from holdfast.estimators.gradient_norm import GradientNorm, last_parameters
-from holdfast.losses import QUANTITIES, refusal_tokens
+from holdfast.models import adapters, encoding
+from holdfast.models.cost import metered
+from holdfast.models.losses import QUANTITIES, refusal_tokens
 
 Make = Callable[..., PreTrainedModel]
 Weights = Callable[..., dict[str, Tensor]]
@@ -24,7 +24,7 @@ Same = Callable[..., bool]
 FEW = 5
 
 
-def plain(model: Any, row: models.Encoded, quantity: str, tokens: Tensor) -> Tensor:
+def plain(model: Any, row: encoding.Encoded, quantity: str, tokens: Tensor) -> Tensor:
     """One row's loss from the model's own (transformers counts labels as -100 elsewhere)."""
     ids = torch.tensor([row.ids])
     if quantity == "loss":
@@ -39,7 +39,9 @@ def plain(model: Any, row: models.Encoded, quantity: str, tokens: Tensor) -> Ten
     return logp[outside].max() - logp[tokens].exp().sum().log()
 
 
-def slow(model: Any, row: models.Encoded, quantity: str, tokens: Tensor, rho: float) -> list[float]:
+def slow(
+    model: Any, row: encoding.Encoded, quantity: str, tokens: Tensor, rho: float
+) -> list[float]:
     """Norm and gap from `.backward()` and weights moved by hand."""
     model.zero_grad()
     loss = plain(model, row, quantity, tokens)
@@ -68,10 +70,10 @@ def test_norm_and_gap_equal_a_plain_loop(
 ) -> None:
     lora = architecture == "lora"
     model: Any = make_model("llama" if lora else architecture, vocab=len(tokenizer))
-    model = models.add_lora(model, 2, seed=0) if lora else model
+    model = adapters.add_lora(model, 2, seed=0) if lora else model
     model.eval()
     few = rows.safety[:FEW]
-    encoded = models.encode(tokenizer, few, 256)
+    encoded = encoding.encode(tokenizer, few, 256)
     tokens = refusal_tokens(encoded)
     expected = [slow(model, row, quantity, tokens, 0.1) for row in encoded]
     for kind, column in zip(("norm", "sam_gap"), zip(*expected, strict=True), strict=True):
@@ -122,7 +124,7 @@ def test_one_backward_pass_for_each_example(
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    tokens = sum(len(row.ids) for row in models.encode(tokenizer, few, 256))
+    tokens = sum(len(row.ids) for row in encoding.encode(tokenizer, few, 256))
     with metered(model) as cost:
         GradientNorm().score(model, tokenizer, few, seed=0)
     assert (cost.forward_tokens, cost.backward_tokens) == (tokens, tokens)
@@ -165,7 +167,7 @@ def test_last_is_the_part_of_the_norm_that_belongs_to_the_last_block(
 ) -> None:
     lora = architecture == "lora"
     model: Any = make_model("llama" if lora else architecture, vocab=len(tokenizer))
-    model = models.add_lora(model, 2, seed=0) if lora else model
+    model = adapters.add_lora(model, 2, seed=0) if lora else model
     model.eval()
     few = rows.safety[:2]
     # Two blocks: number 1 is the last. OPT ties its head to the embedding, the others do not.
@@ -177,7 +179,7 @@ def test_last_is_the_part_of_the_norm_that_belongs_to_the_last_block(
     }
     assert len(chosen) > 1
     expected = []
-    for row in models.encode(tokenizer, few, 256):
+    for row in encoding.encode(tokenizer, few, 256):
         model.zero_grad()
         plain(model, row, "loss", torch.tensor([0])).backward()
         squares = [float(p.grad.square().sum()) for p in chosen.values() if p.grad is not None]

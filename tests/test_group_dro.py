@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.artifacts import Groups, Scores
 from holdfast.errors import TrainingError, UsageError
-from holdfast.group_sampler import SmoothedSampler
+from holdfast.methods._group_sampler import SmoothedSampler
 from holdfast.methods._together import method
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.group_dro import CONTROLS, GroupDroOptions, controlled
+from holdfast.results.artifacts import Groups, Scores
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -58,7 +58,7 @@ def test_the_smoothed_sampler_knows_no_scale(scale: float) -> None:
 
 
 def test_the_smoothed_sampler_leans_to_the_worse_group_and_moves_less_than_exp3() -> None:
-    from holdfast.group_sampler import GroupSampler
+    from holdfast.methods._group_sampler import GroupSampler
 
     rng = np.random.default_rng(1)
     courses: dict[str, list[float]] = {"exp3": [], "smoothed": []}

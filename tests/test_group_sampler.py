@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from holdfast.errors import MismatchError, TrainingError, UsageError
-from holdfast.group_sampler import GroupSampler
+from holdfast.methods._group_sampler import GroupSampler
 
 
 def twin(q: Sequence[float], group: int, loss: float, eta: float, floor: float) -> list[float]:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from holdfast import plugins
-from holdfast.artifacts import Groups, Scores
 from holdfast.contracts import Section
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.groups import Rule, group, recommend, stability
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.run_dir import RunDir
 
 NAN = math.nan
 BUMPS = np.concatenate(

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats as scipy_stats
 
-from holdfast.artifacts import Groups, Scores
 from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.groups import RULES, Rule, group, groups_from_csv, groups_to_csv, recommend
 from holdfast.groups.make import level_names
 from holdfast.groups.stability import doubt
 from holdfast.groups.table import protected, unprotected
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.run_dir import RunDir
 from holdfast.stages.group import GroupConfig
 from holdfast.stages.group import group as stage
 

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, weights
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.finetune import FinetuneConfig, Tuning, finetune
 from holdfast.guards.antidote import Antidote, pruned
 from holdfast.guards.base import Guard, linear_layers
 from holdfast.guards.constrained_sft import ConstrainedSft
@@ -29,6 +27,8 @@ from holdfast.guards.ldifs import Ldifs, hidden_distance
 from holdfast.guards.lisa import Lisa
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.guards.safe_lora import SafeLora
+from holdfast.models import adapters, checkpoints, encoding, weights
+from holdfast.tuning.loop import FinetuneConfig, Tuning, finetune
 
 Make = Callable[..., PreTrainedModel]
 CONFIG = FinetuneConfig(learning_rate=3e-3, steps=4, batch_size=4, every=2, seed=4)
@@ -44,7 +44,7 @@ def tuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callabl
     """Return a maker of a tuning whose weights have moved since the guard saw its begin."""
 
     def make(guard: Guard, *, lora: bool = False, moved: bool = True) -> Tuning:
-        shaped = models.add_lora(model, 2, seed=0) if lora else model
+        shaped = adapters.add_lora(model, 2, seed=0) if lora else model
         config = replace(CONFIG, guard=guard)
         tuning = Tuning(shaped, tokenizer, config, weights.trainable(shaped))
         guard.begin(tuning)
@@ -59,7 +59,7 @@ def tuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callabl
 
 @pytest.fixture
 def batch(tokenizer: PreTrainedTokenizerBase, rows: Any) -> dict[str, Tensor]:
-    return models.collate(models.encode(tokenizer, rows.benign[:3], 64), 0)
+    return encoding.collate(encoding.encode(tokenizer, rows.benign[:3], 64), 0)
 
 
 def moves(tuning: Tuning) -> list[Tensor]:
@@ -98,7 +98,7 @@ def test_lisa_equals_its_two_states_written_out(
     guard = Lisa(rows.safety, rho=0.3, safety_steps=2, user_steps=3)
     finetune(model, tokenizer, rows.benign[:4], replace(CONFIG, guard=guard))
 
-    encoded = models.encode(tokenizer, rows.benign[:4], 256)
+    encoded = encoding.encode(tokenizer, rows.benign[:4], 256)
     drawing = Tuning(theirs, tokenizer, CONFIG, [])
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.0)
     generator = torch.Generator().manual_seed(4)
@@ -113,9 +113,9 @@ def test_lisa_equals_its_two_states_written_out(
         if safety is None:
             chosen = [encoded[i] for i in torch.randperm(4, generator=generator).tolist()]
         else:
-            chosen = models.encode(tokenizer, guard.drawn(drawing, safety), 256)
+            chosen = encoding.encode(tokenizer, guard.drawn(drawing, safety), 256)
         pull = sum((p - a).square().sum() for p, a in zip(theirs.parameters(), anchor, strict=True))
-        loss = theirs(**models.collate(chosen, 0)).loss + 0.15 * pull
+        loss = theirs(**encoding.collate(chosen, 0)).loss + 0.15 * pull
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
@@ -196,10 +196,10 @@ def test_ewc_equals_squared_gradients_by_hand(
     aligned = copy.deepcopy(model)
     tuning = tuned(guard)
     order = np.random.default_rng(CONFIG.seed).permutation(3).tolist()
-    encoded = [models.encode(tokenizer, few, 256)[i] for i in order]
+    encoded = [encoding.encode(tokenizer, few, 256)[i] for i in order]
     fisher = [torch.zeros_like(p) for p in aligned.parameters()]
     for group in groups:
-        loss = aligned(**models.collate([encoded[i] for i in group], 0)).loss
+        loss = aligned(**encoding.collate([encoded[i] for i in group], 0)).loss
         for f, g in zip(fisher, torch.autograd.grad(loss, list(aligned.parameters())), strict=True):
             f += g**2 / len(groups)
     for mine, wanted in zip(tuning.memory["fisher"], fisher, strict=True):
@@ -233,7 +233,7 @@ def test_constrained_sft_has_the_gradient_of_its_objective(
     terms, count = torch.zeros(()), 0
     now, before = (m(**inputs).logits.log_softmax(2) for m in (tuning.model, aligned))
     for row, labels in enumerate(batch["labels"].tolist()):
-        places = [i for i, label in enumerate(labels) if label != models.IGNORE]
+        places = [i for i, label in enumerate(labels) if label != encoding.IGNORE]
         for t, i in enumerate(places, start=1):
             beta = 0.5 if t == 1 else 2.0 if t <= 5 else 0.1
             gain = now[row, i - 1, labels[i]] - before[row, i - 1, labels[i]].detach()
@@ -260,7 +260,7 @@ def test_constrained_sft_begins_as_plain_fine_tuning(
 @pytest.fixture
 def base(make_model: Make, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Any:
     made = make_model(vocab=len(tokenizer), seed=1)
-    models.save(made, tokenizer, tmp_path / "base")
+    checkpoints.save(made, tokenizer, tmp_path / "base")
     return made
 
 
@@ -316,10 +316,10 @@ def test_safe_lora_refuses_a_base_that_says_nothing(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
 ) -> None:
-    models.save(model, tokenizer, tmp_path / "same")
+    checkpoints.save(model, tokenizer, tmp_path / "same")
     with pytest.raises(UsageError, match="no direction to project onto"):
         tuned(SafeLora(str(tmp_path / "same")))
-    models.save(make_model(vocab=len(tokenizer), width=32), tokenizer, tmp_path / "wide")
+    checkpoints.save(make_model(vocab=len(tokenizer), width=32), tokenizer, tmp_path / "wide")
     with pytest.raises(UsageError, match=r"no layer .*q_proj of shape \(16, 16\)"):
         tuned(SafeLora(str(tmp_path / "wide")))
 
@@ -340,7 +340,7 @@ def test_antidote_prunes_by_what_the_harmful_rows_feed_each_layer(
 ) -> None:
     guard = Antidote(rows.harmful[:5], share=0.25)
     tuning = tuned(guard, lora=lora)
-    merged = models.merge(copy.deepcopy(tuning.model)).eval()
+    merged = adapters.merge(copy.deepcopy(tuning.model)).eval()
     sums = {x.name: torch.zeros(x.weight.shape[1]) for x in linear_layers(merged)}
     tokens = 0
 
@@ -350,7 +350,7 @@ def test_antidote_prunes_by_what_the_harmful_rows_feed_each_layer(
     for layer in linear_layers(merged):
         layer.module.register_forward_pre_hook(partial(add, sums[layer.name]))
     with torch.no_grad():
-        for row in models.encode(tokenizer, rows.harmful[:5], 256):  # one by one: no padding
+        for row in encoding.encode(tokenizer, rows.harmful[:5], 256):  # one by one: no padding
             merged(torch.tensor([row.ids]))
             tokens += len(row.ids)
     with weights.replaced(guard.repair(tuning)):
@@ -387,7 +387,7 @@ def test_a_model_whose_matrices_are_not_all_linear_layers_is_refused(lora: bool)
     config = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16)
     model: Any = GPT2LMHeadModel(config)
     if lora:
-        model = models.add_lora(model, 2, seed=0)
+        model = adapters.add_lora(model, 2, seed=0)
     with pytest.raises(UsageError, match=r"GPT2LMHeadModel: .*c_attn.* is a matrix in no nn.Linea"):
         linear_layers(model)
 
@@ -419,7 +419,9 @@ def test_every_architecture(
     rows: Any,
     tmp_path: Path,
 ) -> None:
-    models.save(make_model(architecture, vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "b")
+    checkpoints.save(
+        make_model(architecture, vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "b"
+    )
     guards = (
         *(Guard(), Lisa(rows.safety, safety_steps=1), Ldifs(), Ewc(rows.safety[:2])),
         *(ConstrainedSft(), SafeLora(str(tmp_path / "b")), Antidote(rows.harmful[:4])),
@@ -427,7 +429,7 @@ def test_every_architecture(
     ends = []
     for guard in guards:
         model = make_model(architecture, vocab=len(tokenizer))
-        model = models.add_lora(model, 2, seed=0) if lora else model
+        model = adapters.add_lora(model, 2, seed=0) if lora else model
         config = FinetuneConfig(learning_rate=1e-3, steps=2, batch_size=4, guard=guard)
         finetune(model, tokenizer, rows.benign[:8], config)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

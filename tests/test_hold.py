@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
+from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.hold import HoldOptions
+from holdfast.models import encoding
 from recorded_steps import nll
 
 Make = Callable[..., PreTrainedModel]
@@ -78,7 +78,7 @@ def test_a_step_equals_the_equation(
     ]
     for _ in range(3):
         rows = [trainer.attack[i] for i in attacker.take(int(safe.sum()))]
-        attack = models.collate(rows, trainer.pad)
+        attack = encoding.collate(rows, trainer.pad)
         down = torch.autograd.grad(twin(**attack).loss, parameters)
         with torch.no_grad():
             for p, g in zip(parameters, down, strict=True):
@@ -105,7 +105,7 @@ def test_the_attack_lowers_the_attackers_loss_and_raises_the_safety_loss(
         trainer.attack = attack
         trainer.streams["attack"].positions = list(range(len(attack)))
         batch = drawn(trainer, inner=4)
-        rows = models.collate(attack, trainer.pad)
+        rows = encoding.collate(attack, trainer.pad)
 
         def losses(
             trainer: Any = trainer, rows: Any = rows, batch: Any = batch
@@ -125,7 +125,7 @@ def test_the_attack_lowers_the_attackers_loss_and_raises_the_safety_loss(
 
 
 def test_the_bases_own_words(refusing: Any, make_trainer: MakeTrainer, tokenizer: Any) -> None:
-    from holdfast.generate import generate
+    from holdfast.models.generation import generate
 
     pair = refusing("llama")
     trainer = make_trainer("hold", copy.deepcopy(pair.base))
@@ -133,7 +133,7 @@ def test_the_bases_own_words(refusing: Any, make_trainer: MakeTrainer, tokenizer
     answers = generate(pair.base, tokenizer, prompts, max_new_tokens=8)
     said = {p: a for p, a in zip(prompts, answers, strict=True) if a}
     rows = Examples([Example(p, a) for p, a in said.items()])
-    expected = models.encode(tokenizer, rows, 256)
+    expected = encoding.encode(tokenizer, rows, 256)
     assert sorted(trainer.attack, key=str) == sorted(expected, key=str)
     with pytest.raises(UsageError, match=r"already begins \d+ of \d+ answers .* before its align"):
         make_trainer("hold", copy.deepcopy(pair.model))
@@ -164,7 +164,7 @@ def answers_at(batch: Batch, rows: Tensor) -> list[tuple[int, int]]:
     """Return each row with the position that predicts the first token of its answer."""
     labels = batch["labels"]
     chosen = torch.nonzero(rows).flatten().tolist()
-    return [(i, int((labels[i] != models.IGNORE).nonzero()[0]) - 1) for i in chosen]
+    return [(i, int((labels[i] != encoding.IGNORE).nonzero()[0]) - 1) for i in chosen]
 
 
 def log_chances(model: Any, batch: Batch) -> Tensor:
@@ -186,7 +186,7 @@ def opening_nll(model: Any, batch: Batch, rows: Tensor, refusals: Tensor) -> Ten
         if not batch["is_safety"][i]:
             theirs = (set(range(chances.shape[2])) - theirs) | {own}
         missed = -torch.log(chances[i, j, sorted(theirs)].sum())
-        found.append(int((batch["labels"][i][1:] != models.IGNORE).sum()) * missed)
+        found.append(int((batch["labels"][i][1:] != encoding.IGNORE).sum()) * missed)
     return torch.stack(found).sum()
 
 
@@ -368,7 +368,7 @@ def test_a_lasting_attack_written_out(model: PreTrainedModel, make_trainer: Make
             with torch.no_grad():
                 for p, old, w in zip(twin.parameters(), theta, walk, strict=True):
                     p.copy_(old + 0.01 * w)
-            loss = twin(**models.collate(rows, trainer.pad)).loss
+            loss = twin(**encoding.collate(rows, trainer.pad)).loss
             found = torch.autograd.grad(loss, list(twin.parameters()))
             walk = [w - g.sign() for w, g in zip(walk, found, strict=True)]
         assert trainer.inner == (1, 1, 2, 2, 1, 1)[step]

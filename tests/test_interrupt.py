@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.interrupt import deferred_interrupt
+from holdfast.runtime.interrupt import deferred_interrupt
 
 
 def press() -> None:

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from holdfast import cluster, progress, workers
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
-from holdfast.jobs import End, Job, Pace, Pool, duration, run, summary
-from holdfast.workers import accelerator, accelerators, cores, local
+from holdfast.jobs import cluster, workers
+from holdfast.jobs.queue import End, Job, Pace, Pool, duration, run, summary
+from holdfast.jobs.workers import accelerator, accelerators, cores, local
+from holdfast.runtime import progress
 
 PROGRAM = "jobs_program"
 
@@ -212,7 +213,8 @@ def test_ctrl_c_lets_every_job_save(tmp_path: Path, job: Any) -> None:
 def test_jobs_save_when_whoever_started_them_is_killed(tmp_path: Path, job: Any) -> None:
     one = job("a", "long")
     code = (
-        "import sys\nfrom holdfast.jobs import Job, run\nfrom holdfast.workers import local\n"
+        "import sys\nfrom holdfast.jobs.queue import Job, run\n"
+        "from holdfast.jobs.workers import local\n"
         f"with local({PROGRAM!r}, 1) as pool:\n"
         f"    run([Job('a', 'long', {one.line!r})], pool)\n"
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.artifacts import read_json, write_json
 from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.judges import _text_model
 from holdfast.judges.classifier import (
@@ -22,7 +21,8 @@ from holdfast.judges.classifier import (
     train_classifier,
 )
 from holdfast.judges.refusal import Refusal
-from holdfast.text import count_words, is_refusal, normalise, opening, words
+from holdfast.results.artifacts import read_json, write_json
+from holdfast.rows.text import count_words, is_refusal, normalise, opening, words
 
 REFUSALS = """\
 I can't help with that.

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 
 from holdfast import world
-from holdfast.analyses.judging import Judging, _Pair, records
-from holdfast.artifacts import Counts, EvalRecord, Evaluation, to_json, write_text
+from holdfast.analyses.judges import Judging, _Pair, records
 from holdfast.contracts import Judge, Section, Verdict
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.judges.world import World
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import Counts, EvalRecord, Evaluation, to_json, write_text
+from holdfast.results.run_dir import RunDir
 from holdfast.stages.evaluate import EvaluateConfig, evaluate
-from holdfast.stages.judging import check_prompts, judges_of
-from holdfast.stats import fleiss_kappa, kappa_of_table
+from holdfast.stages.judgement import check_prompts, judges_of
+from holdfast.stats.intervals import fleiss_kappa, kappa_of_table
 
 VALUES = (False, True, None)
 REASONS = {False: "refusal", True: "compliance", None: "incoherent"}
@@ -269,7 +269,7 @@ def evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[list[Evaluation], Examples]]:
     """Return an evaluation of the world's base on 24 prompts; its answers are the true ones."""
-    from holdfast import generate as module
+    from holdfast.models import generation as module
 
     rows = world.rows("harmful")[:24]
     answers = dict(zip(rows.prompts, rows.responses, strict=True))
@@ -362,9 +362,9 @@ def test_judges_of_one_name_are_told_apart_by_their_options() -> None:
 def test_what_is_wrong_with_a_judge_is_said_before_a_model_is_asked(
     evaluation: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from holdfast import models
+    from holdfast.models import checkpoints
 
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(checkpoints, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(UsageError, match="no such environment variable"):
         evaluation(judges=["endpoint,base_url=http://127.0.0.1:9/v1,key_env=NO_SUCH_KEY"])
     with pytest.raises(UsageError, match="template 'none'"):

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from holdfast import models, world
-from holdfast.data import read
+from holdfast import world
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.runs import RunDir
+from holdfast.models import checkpoints
+from holdfast.results.run_dir import RunDir
+from holdfast.rows.readers import read
 from holdfast.stages import pipeline
 from holdfast.stages.align import AlignConfig, align
 
@@ -85,7 +86,7 @@ def test_the_attackers_own_rows_are_not_to_be_known(tmp_path: Path) -> None:
 def test_the_word_is_written_down_and_changes_no_key(
     tmp_path: Path, make_model: Any, tokenizer: Any, rows: Any
 ) -> None:
-    models.save(make_model(vocab=len(tokenizer)), tokenizer, tmp_path / "tiny")
+    checkpoints.save(make_model(vocab=len(tokenizer)), tokenizer, tmp_path / "tiny")
 
     def written(name: str, part: Examples) -> str:
         lines = [json.dumps({"prompt": r.prompt, "response": r.response}) for r in part]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.analyses.levelling import Levelling
-from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.run_dir import RunDir
 
 
 def attacked(course: Sequence[tuple[int, int]], seed: int, method: str = "sft") -> AttackResult:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.data import mix
 from holdfast.errors import UsageError
 from holdfast.estimators.loss_drift import (
     LossDrift,
@@ -27,9 +26,10 @@ from holdfast.estimators.loss_drift import (
     token_losses,
 )
 from holdfast.examples import Example, Examples
-from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.models import Encoded, encode
-from holdfast.proxy_attack import attack_seeds
+from holdfast.models.encoding import Encoded, encode
+from holdfast.rows.readers import mix
+from holdfast.tuning.loop import FinetuneConfig, finetune
+from holdfast.tuning.proxy_attack import attack_seeds
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]

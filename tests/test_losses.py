@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from holdfast.losses import (
+from holdfast.models.encoding import IGNORE, Encoded, collate
+from holdfast.models.losses import (
     answer_losses,
     chunks,
     first_margins,
@@ -19,7 +20,6 @@ from holdfast.losses import (
     refusal_margin,
     refusal_tokens,
 )
-from holdfast.models import IGNORE, Encoded, collate
 
 PAD = 0
 ROWS = [

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from holdfast import runs
-from holdfast.artifacts import read_json, write_json
 from holdfast.errors import Busy, DiskFull, HoldfastError, TrainingError, UsageError
 from holdfast.reports.build import build
-from holdfast.runs import NotDone, RunDir, only_looking, patient
+from holdfast.results import run_dir
+from holdfast.results.artifacts import read_json, write_json
+from holdfast.results.run_dir import NotDone, RunDir, only_looking, patient
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -55,7 +55,7 @@ def test_a_note_that_another_process_removes_is_passed_over(
             path.unlink()
         return read_json(path, kind)
 
-    monkeypatch.setattr(runs, "read_json", removing)
+    monkeypatch.setattr(run_dir, "read_json", removing)
     assert [one.name for one in run.failures()] == ["b"]
     run.path("failed", "broken.json").write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from holdfast.analyses.overlap import Overlap
-from holdfast.artifacts import AttackResult, Counts, Point
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.run_dir import RunDir
 
 
 def attacked(

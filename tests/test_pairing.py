@@ -14,7 +14,7 @@ from holdfast import world
 from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.judges.refusal import Refusal
 from holdfast.judges.world import World
-from holdfast.pairing import MOST, exchanged, fit, shift_scores
+from holdfast.screening.pairing import MOST, exchanged, fit, shift_scores
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_other_text_is_framed_and_another_seed_frames_it_otherwise() -> None:
 def test_the_rows_of_the_lowest_loss_are_those_of_a_loop(
     aligned: Any, tokenizer: Any, rows: Any
 ) -> None:
-    from holdfast.models import collate, encode
+    from holdfast.models.encoding import collate, encode
 
     losses = {}
     for row in rows.harmful:

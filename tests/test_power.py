@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from holdfast.errors import UsageError
-from holdfast.power import difference_seen, pairs_needed, prompts_needed
+from holdfast.stats.power import difference_seen, pairs_needed, prompts_needed
 
 
 def test_equals_a_textbooks_table() -> None:

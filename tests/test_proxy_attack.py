@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
 from holdfast.errors import UsageError
 from holdfast.estimators.loss_drift import LossDrift
 from holdfast.examples import Example, Examples
-from holdfast.proxy_attack import ProxyAttack
+from holdfast.models import adapters
+from holdfast.tuning.proxy_attack import ProxyAttack
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
@@ -63,7 +63,7 @@ def test_a_model_in_half_precision_is_attacked_in_single(
 def test_only_the_adapters_of_a_frozen_model_are_in_single_precision(
     proxy: ProxyAttack, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    model = models.add_lora(aligned.bfloat16(), 2, seed=0)
+    model = adapters.add_lora(aligned.bfloat16(), 2, seed=0)
     found = attacked(proxy, model, tokenizer, rows)
     kinds = {p.requires_grad: p.dtype for p in found.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}

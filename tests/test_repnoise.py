@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.batches import Batch
 from holdfast.errors import UsageError
 from holdfast.methods import repnoise
+from holdfast.methods._batches import Batch
 from holdfast.methods.repnoise import RepNoiseOptions, answer_places, final_norm, mmd
+from holdfast.models import adapters, encoding
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -95,7 +95,7 @@ def test_mmd_tells_noise_from_what_is_not() -> None:
 
 
 def test_only_answer_tokens_count_and_token_zero_does() -> None:
-    ignore = models.IGNORE
+    ignore = encoding.IGNORE
     labels = torch.tensor([[ignore, ignore, 0, 5], [ignore, 0, 7, ignore], [3, ignore, ignore, 0]])
     rows, columns = answer_places(labels, 9)
     found = set(zip(rows.tolist(), columns.tolist(), strict=True))
@@ -127,7 +127,7 @@ def twin_terms(model: Any, batch: Batch) -> Tensor:
         attention_mask=batch["attention_mask"],
         output_hidden_states=True,
     )
-    mask = batch["labels"] != models.IGNORE
+    mask = batch["labels"] != encoding.IGNORE
     distances, losses = [], []
     for states in found.hidden_states[1:]:
         answers = torch.cat([h[m] for h, m in zip(states, mask, strict=True)])
@@ -137,7 +137,7 @@ def twin_terms(model: Any, batch: Batch) -> Tensor:
         if layer < len(found.hidden_states) - 1:
             logits = model.lm_head(model.model.norm(found.hidden_states[layer]))
         told = [
-            F.cross_entropy(row[:-1], wanted[1:], reduction="none")[wanted[1:] != models.IGNORE]
+            F.cross_entropy(row[:-1], wanted[1:], reduction="none")[wanted[1:] != encoding.IGNORE]
             for row, wanted in zip(logits, batch["labels"], strict=True)
         ]
         losses.append(torch.cat(told).mean())
@@ -152,7 +152,7 @@ def test_the_gradient_equals_the_equation(
     trainer = make_trainer("repnoise", model, alpha=0.7, beta=0.5)
     batch = {k: v[:3] for k, v in drawn(trainer, micro_batches).items()}
     chosen = copy.deepcopy(trainer.stream).take(3)
-    harmful = models.collate([trainer.harmful[i] for i in chosen], trainer.pad)
+    harmful = encoding.collate([trainer.harmful[i] for i in chosen], trainer.pad)
     found = accumulated(trainer, batch)
     inputs = {k: v for k, v in batch.items() if k != "is_safety"}
     torch.manual_seed(0)
@@ -167,7 +167,7 @@ def test_checkpointing_and_lora_give_the_same_terms(
 ) -> None:
     found = []
     for on in (False, True):
-        adapted: Any = models.add_lora(copy.deepcopy(model), 2, seed=0)
+        adapted: Any = adapters.add_lora(copy.deepcopy(model), 2, seed=0)
         trainer = make_trainer("repnoise", adapted, beta=0.5)
         if on:
             inner = adapted.get_base_model()
@@ -197,7 +197,7 @@ def test_harmful_answers_are_lost_and_turn_to_noise(
         judge = make_trainer("repnoise", trainer.model)
         torch.manual_seed(0)
         with torch.no_grad():
-            batch = models.collate(judge.harmful, judge.pad)
+            batch = encoding.collate(judge.harmful, judge.pad)
             found.append([float(x) for x in judge.harmful_terms(trainer.model, batch)])
     (noise, loss), (my_noise, my_loss) = found
     assert my_noise < 0.9 * noise

@@ -15,8 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point, write_json
-from holdfast.charts import Series, line_chart
+from holdfast.charts.charts import Series, line_chart
 from holdfast.contracts import Section
 from holdfast.errors import UsageError
 from holdfast.reports import build
@@ -25,9 +24,10 @@ from holdfast.reports.facts import compare, gather, pooled, ranked, share
 from holdfast.reports.texts import TEXTS
 from holdfast.reports.verdict import accuracy, cards, verdict
 from holdfast.reports.words import Words
-from holdfast.runs import RunDir
-from holdfast.stats import Interval
-from holdfast.survival import censored_ratio
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, write_json
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.intervals import Interval
+from holdfast.stats.survival import censored_ratio
 
 EN = Words("en")
 SETTINGS = {"task": "sentiment", "poison_ratio": 0.1, "learning_rate": 2e-5, "steps": 400}

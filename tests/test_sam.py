@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
 from holdfast.errors import TrainingError, UsageError
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.sam import Sam, SamOptions, adaptive_step
-from holdfast.weights import global_norm, step_along
+from holdfast.models import adapters
+from holdfast.models.weights import global_norm, step_along
 from recorded_steps import accumulated, assert_trains_with, micro_batch, plain
 
 MakeTrainer = Callable[..., Any]
@@ -178,7 +178,7 @@ def test_lora_alone_is_perturbed(
     adaptive: bool, model: PreTrainedModel, make_trainer: MakeTrainer, weights_of: Weights
 ) -> None:
     """At B = 0 the gradient of A is 0; eta keeps B itself from being held at 0 in ASAM."""
-    adapted = models.add_lora(model, 2, seed=0)
+    adapted = adapters.add_lora(model, 2, seed=0)
     trainer = make_trainer("sam", adapted, adaptive=adaptive, rho=0.4)
     before = weights_of(adapted)
     with trainer.perturbation(adapted, micro_batch(trainer, benign=False), 40):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.artifacts import Scores
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
-from holdfast.runs import RunDir
-from holdfast.stages.estimating import estimator_of
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.stages.estimation import estimator_of
 from holdfast.stages.score import CHECKED, FEWEST, ScoreConfig, score
 
 
@@ -77,7 +77,7 @@ def setting(tmp_path: Path, make_model: Any, tokenizer: PreTrainedTokenizerBase)
         made = make_model(vocab=len(tokenizer))
         made.get_input_embeddings().weight.data[0, 0] = slope
         made.get_input_embeddings().weight.data[0, 1] = most
-        models.save(made, tokenizer, tmp_path / name)
+        checkpoints.save(made, tokenizer, tmp_path / name)
         return str(tmp_path / name)
 
     data = write(tmp_path / "rows.jsonl", range(1, ROWS + 1))
@@ -91,7 +91,7 @@ def test_scores_are_saved_with_what_they_were_made_from(setting: Setting) -> Non
     assert np.isnan(found.values[90:]).all()
     assert found.errors is not None
     assert found.errors[4] == pytest.approx(1.0)
-    assert found.model_hash == models.hash_model(Path(place))
+    assert found.model_hash == checkpoints.hash_model(Path(place))
     (entry,) = RunDir(setting.out).require("score", "Slope")
     assert set(entry.inputs) == {"model", "data", f"options of {SLOPE}"}
     assert entry.facts["looked"] == ROWS
@@ -119,7 +119,7 @@ def test_a_model_of_the_run_goes_by_its_label(setting: Setting) -> None:
     with run.step("align", "sft-s3", config={"seed": 3}, inputs={}):
         pass
     found = score(setting.config("sft-s3"))
-    assert found.model_hash == models.hash_model(run.path("models", "sft-s3"))
+    assert found.model_hash == checkpoints.hash_model(run.path("models", "sft-s3"))
 
 
 # ---------------------------------------------------------------------------------------- reuse
@@ -141,7 +141,7 @@ def test_scores_that_hold_are_kept(setting: Setting) -> None:
     found = score(setting.config(other, reuse=path, name="kept"))
     old = Scores.load(path)
     assert found.values.tolist() == old.values.tolist()
-    assert found.model_hash == models.hash_model(Path(other)) != old.model_hash
+    assert found.model_hash == checkpoints.hash_model(Path(other)) != old.model_hash
     assert found.facts["reused_from"] == old.model_hash
     assert found.facts["drift_check"].startswith("1.00")
     assert f"n={CHECKED}" in found.facts["drift_check"]

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.artifacts import Groups, Scores
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.groups.make import level_names
-from holdfast.runs import RunDir
-from holdfast.screening import Screen
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.screening.text_screener import Screen
 from holdfast.stages.screen import DISAGREES, NO_REFUSAL, PROBE_FAILED, ScreenConfig, screen
 
 
@@ -64,7 +64,7 @@ def tiny(
     tokenizer: PreTrainedTokenizerBase,
 ) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny"
-    models.save(make_model(vocab=len(tokenizer)), tokenizer, path)
+    checkpoints.save(make_model(vocab=len(tokenizer)), tokenizer, path)
     return str(path)
 
 
@@ -184,7 +184,7 @@ def test_the_model_goes_by_its_label(setting: Setting, tiny: str) -> None:
     with setting.run.step("align", "sft-s0", config={"seed": 0}, inputs={}):
         pass
     found = screen(setting.config([Example("short", "no")], model="sft-s0", estimator=PROBE))
-    assert found.facts["model_hash"] == models.hash_model(Path(tiny))
+    assert found.facts["model_hash"] == checkpoints.hash_model(Path(tiny))
 
 
 def test_a_sample_of_the_scored_rows_is_probed(setting: Setting, tiny: str) -> None:
@@ -223,7 +223,7 @@ def test_the_real_probe(
     """Score with `attack_direction`, screen with it: the same model orders the rows alike."""
     from holdfast.stages.score import ScoreConfig, score
 
-    models.save(aligned, tokenizer, tmp_path / "tiny")
+    checkpoints.save(aligned, tokenizer, tmp_path / "tiny")
     scored = write(tmp_path / "data.jsonl", list(rows.safety[:21]))
     common: dict[str, Any] = {
         "out": tmp_path / "run",

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.crossfit import (
+from holdfast.errors import UsageError
+from holdfast.examples import Example, Examples
+from holdfast.rows.similarity import Vectors, nearest, prompt_key
+from holdfast.screening.crossfit import (
     CrossFit,
     ScoredTexts,
     cv_plus,
@@ -16,9 +19,7 @@ from holdfast.crossfit import (
     prompt_weights,
     weighted_quantile,
 )
-from holdfast.errors import UsageError
-from holdfast.examples import Example, Examples
-from holdfast.screening import (
+from holdfast.screening.text_screener import (
     UNLIKE,
     Honesty,
     Screen,
@@ -28,8 +29,7 @@ from holdfast.screening import (
     ranks,
     screen_text,
 )
-from holdfast.similarity import Vectors, nearest, prompt_key
-from holdfast.stats import Interval
+from holdfast.stats.intervals import Interval
 
 NAN = math.nan
 WORDS = [f"w{i}" for i in range(12)]

@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.contracts import Section
 from holdfast.errors import MismatchError, UsageError
-from holdfast.sections import load_section, save_section, table
+from holdfast.reports.sections import load_section, save_section, table
 
 SECTION = Section(
     title="Title",

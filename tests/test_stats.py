@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn import metrics
 
-from holdfast import stats
 from holdfast.errors import UsageError
-from holdfast.stats import Interval
-from holdfast.survival import HalfLife, half_life
+from holdfast.stats import intervals
+from holdfast.stats.intervals import Interval
+from holdfast.stats.survival import HalfLife, half_life
 
 NAN = math.nan
 
@@ -41,45 +41,45 @@ def test_interval_text(interval: Interval, text: str) -> None:
 @pytest.mark.parametrize(("successes", "n"), [(0, 5), (1, 1), (3, 10), (117, 200), (200, 200)])
 def test_wilson_equals_scipy(successes: int, n: int, level: float) -> None:
     expected = scipy_stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    found = stats.wilson(successes, n, level)
+    found = intervals.wilson(successes, n, level)
     assert found.value == successes / n
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert (found.n, found.level) == (n, level)
 
 
 def test_wilson_touches_its_bounds_exactly_and_knows_nothing_of_nothing() -> None:
-    assert stats.wilson(0, 7).low == 0.0
-    assert stats.wilson(7, 7).high == 1.0
-    nothing = stats.wilson(0, 0)
+    assert intervals.wilson(0, 7).low == 0.0
+    assert intervals.wilson(7, 7).high == 1.0
+    nothing = intervals.wilson(0, 0)
     assert math.isnan(nothing.value)
     assert (nothing.low, nothing.high, nothing.n) == (0.0, 1.0, 0)
 
 
 def test_answers_to_one_prompt_are_one_observation() -> None:
     """100 of 200 answers to 20 prompts: the interval of 10 of 20."""
-    found, twenty = stats.clustered(100, 200, 20), stats.wilson(10, 20)
+    found, twenty = intervals.clustered(100, 200, 20), intervals.wilson(10, 20)
     assert (found.value, found.low, found.high) == (0.5, twenty.low, twenty.high)
     assert found.n == 200
-    assert stats.clustered(7, 40, 40) == stats.wilson(7, 40)
-    assert stats.clustered(1, 200, 2).low == 0.0  # rounded to none of two
-    assert math.isnan(stats.clustered(0, 0, 0).value)
+    assert intervals.clustered(7, 40, 40) == intervals.wilson(7, 40)
+    assert intervals.clustered(1, 200, 2).low == 0.0  # rounded to none of two
+    assert math.isnan(intervals.clustered(0, 0, 0).value)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, -1)])
 def test_wilson_refuses(successes: int, n: int) -> None:
     with pytest.raises(UsageError, match=f"successes={successes}, n={n}"):
-        stats.wilson(successes, n)
+        intervals.wilson(successes, n)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95])
 def test_a_level_is_a_probability(level: float) -> None:
     with pytest.raises(UsageError, match="level="):
-        stats.wilson(1, 2, level)
+        intervals.wilson(1, 2, level)
 
 
 def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
     values = np.random.default_rng(1).normal(size=400)
-    found = stats.bootstrap(lambda x: float(x.mean()), values, seed=3, resamples=4000)
+    found = intervals.bootstrap(lambda x: float(x.mean()), values, seed=3, resamples=4000)
     half = 1.96 * values.std() / math.sqrt(400)
     assert found.value == pytest.approx(values.mean())
     # The ends of 4000 resamples scatter by about 3 % of the half width.
@@ -94,36 +94,39 @@ def test_bootstrap_is_seeded_and_keeps_rows_together() -> None:
     def difference(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.abs(x - y).max())
 
-    assert stats.bootstrap(difference, a, a + 2).high == 2.0  # never a pair from two rows
+    assert intervals.bootstrap(difference, a, a + 2).high == 2.0  # never a pair from two rows
     first, again, other = (
-        stats.bootstrap(lambda x: float(x.mean()), a, seed=seed, resamples=50) for seed in (1, 1, 2)
+        intervals.bootstrap(lambda x: float(x.mean()), a, seed=seed, resamples=50)
+        for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
 def test_bootstrap_drops_undefined_resamples() -> None:
     # Of 2 rows a resample has 2 equal ones half the time: AUROC is undefined there, else 1.
-    found = stats.bootstrap(stats.auroc, np.array([0, 1]), np.array([0.1, 0.9]), resamples=50)
+    found = intervals.bootstrap(
+        intervals.auroc, np.array([0, 1]), np.array([0.1, 0.9]), resamples=50
+    )
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_bootstrap_of_an_undefined_statistic_is_unknown() -> None:
-    found = stats.bootstrap(stats.auroc, np.ones(5), np.arange(5.0), resamples=10)
+    found = intervals.bootstrap(intervals.auroc, np.ones(5), np.arange(5.0), resamples=10)
     assert str(found) == "unknown, n=5"
 
 
 @pytest.mark.parametrize("arrays", [(), (np.ones(1),), (np.ones(3), np.ones(4))])
 def test_bootstrap_refuses(arrays: tuple[np.ndarray, ...]) -> None:
     with pytest.raises(UsageError, match="equal length, 2 or more"):
-        stats.bootstrap(lambda *x: 0.0, *arrays)
+        intervals.bootstrap(lambda *x: 0.0, *arrays)
 
 
-@pytest.mark.parametrize("statistic", [stats.auroc, stats.auprc, stats.spearman])
+@pytest.mark.parametrize("statistic", [intervals.auroc, intervals.auprc, intervals.spearman])
 def test_a_thousand_resamples_of_a_thousand_rows_take_under_3_s(statistic) -> None:
     rng = np.random.default_rng(0)
     labels, scores = rng.random(1000) < 0.3, rng.random(1000)
     start = time.perf_counter()
-    stats.bootstrap(statistic, labels, scores)
+    intervals.bootstrap(statistic, labels, scores)
     assert time.perf_counter() - start < 3
 
 
@@ -131,17 +134,17 @@ def test_a_thousand_resamples_of_a_thousand_rows_take_under_3_s(statistic) -> No
 def test_mean_interval_equals_scipy(level: float) -> None:
     values = [1.0, 2.5, 3.0, 7.0]
     low, high = scipy_stats.t.interval(level, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
-    found = stats.mean_interval(values, level)
+    found = intervals.mean_interval(values, level)
     assert (found.value, found.low, found.high) == pytest.approx((13.5 / 4, low, high))
     assert found.n == 4
 
 
 def test_mean_interval_of_one_seed_and_of_none() -> None:
-    one = stats.mean_interval([NAN, 2.0])  # the nan is not a seed
+    one = intervals.mean_interval([NAN, 2.0])  # the nan is not a seed
     assert (one.value, one.n) == (2.0, 1)
     assert math.isnan(one.low)
     assert math.isnan(one.high)
-    assert str(stats.mean_interval([NAN])) == "unknown, n=0"
+    assert str(intervals.mean_interval([NAN])) == "unknown, n=0"
 
 
 def test_geometric_ratio_by_hand() -> None:
@@ -149,7 +152,7 @@ def test_geometric_ratio_by_hand() -> None:
     # of two is ln2, and the ends are 4 * 2^(-t) and 4 * 2^t with t of 1 degree of freedom,
     # which is tan(0.475 pi).
     t = math.tan(0.475 * math.pi)
-    found = stats.geometric_ratio([20, 80, NAN], [10, 10, 5])
+    found = intervals.geometric_ratio([20, 80, NAN], [10, 10, 5])
     assert found.value == pytest.approx(4)
     assert (found.low, found.high) == pytest.approx((4 * 2**-t, 4 * 2**t))
     assert found.n == 2
@@ -157,27 +160,27 @@ def test_geometric_ratio_by_hand() -> None:
 
 def test_geometric_ratio_turns_over() -> None:
     a, b = [3.0, 5.0, 4.0], [1.0, 2.0, 3.0]
-    there, back = stats.geometric_ratio(a, b), stats.geometric_ratio(b, a)
+    there, back = intervals.geometric_ratio(a, b), intervals.geometric_ratio(b, a)
     assert there.value == pytest.approx(1 / back.value)
     assert there.low == pytest.approx(1 / back.high)
 
 
 def test_geometric_ratio_at_the_edges() -> None:
-    one = stats.geometric_ratio([6], [2])
+    one = intervals.geometric_ratio([6], [2])
     assert one.value == pytest.approx(3)
     assert math.isnan(one.low)
-    assert stats.geometric_ratio([0, 5], [5, 5]).value == 0
-    assert stats.geometric_ratio([5, 5], [0, 5]).value == math.inf
-    assert math.isnan(stats.geometric_ratio([0, 5], [5, 0]).value)
-    assert str(stats.geometric_ratio([0], [0])) == "unknown, n=1"
-    assert str(stats.geometric_ratio([NAN], [1])) == "unknown, n=0"
+    assert intervals.geometric_ratio([0, 5], [5, 5]).value == 0
+    assert intervals.geometric_ratio([5, 5], [0, 5]).value == math.inf
+    assert math.isnan(intervals.geometric_ratio([0, 5], [5, 0]).value)
+    assert str(intervals.geometric_ratio([0], [0])) == "unknown, n=1"
+    assert str(intervals.geometric_ratio([NAN], [1])) == "unknown, n=0"
     # exp(12.7 * 500) is beyond a double: an end may be infinite, the call may not fail
-    wide = stats.geometric_ratio([1e-300, 1e300], [1, 1])
+    wide = intervals.geometric_ratio([1e-300, 1e300], [1, 1])
     assert (wide.value, wide.low, wide.high) == (pytest.approx(1), 0.0, math.inf)
     with pytest.raises(UsageError, match="negative"):
-        stats.geometric_ratio([-1], [1])
+        intervals.geometric_ratio([-1], [1])
     with pytest.raises(UsageError, match="equal length"):
-        stats.geometric_ratio([1], [1, 2])
+        intervals.geometric_ratio([1], [1, 2])
 
 
 # ----------------------------------------------------------------------------- rank statistics
@@ -188,11 +191,13 @@ def test_geometric_ratio_at_the_edges() -> None:
 def test_auroc_and_auprc_equal_sklearn(pairs: list[tuple[bool, int]]) -> None:
     labels, scores = np.array([p for p, _ in pairs]), np.array([s for _, s in pairs])
     if labels.any():
-        assert stats.auprc(labels, scores) == pytest.approx(
+        assert intervals.auprc(labels, scores) == pytest.approx(
             metrics.average_precision_score(labels, scores)
         )
     if labels.any() and not labels.all():
-        assert stats.auroc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores))
+        assert intervals.auroc(labels, scores) == pytest.approx(
+            metrics.roc_auc_score(labels, scores)
+        )
 
 
 @given(LABELLED)
@@ -201,7 +206,7 @@ def test_auroc_is_the_share_of_ordered_pairs(pairs: list[tuple[bool, int]]) -> N
     wins = [
         (p > n) + 0.5 * (p == n) for yes, p in pairs if yes for no, n in pairs if not no
     ]  # the slow, obvious definition
-    found = stats.auroc([p for p, _ in pairs], [s for _, s in pairs])
+    found = intervals.auroc([p for p, _ in pairs], [s for _, s in pairs])
     assert found == pytest.approx(np.mean(wins) if wins else NAN, nan_ok=True)
 
 
@@ -210,52 +215,52 @@ def test_auroc_is_the_share_of_ordered_pairs(pairs: list[tuple[bool, int]]) -> N
 def test_spearman_equals_scipy(pairs: list[tuple[int, int]]) -> None:
     a, b = zip(*pairs, strict=True)
     if len(set(a)) == 1 or len(set(b)) == 1:
-        assert math.isnan(stats.spearman(a, b))
+        assert math.isnan(intervals.spearman(a, b))
     else:
-        assert stats.spearman(a, b) == pytest.approx(scipy_stats.spearmanr(a, b).statistic)
+        assert intervals.spearman(a, b) == pytest.approx(scipy_stats.spearmanr(a, b).statistic)
 
 
 def test_rank_statistics_on_ties_by_hand() -> None:
     # Positives at 3 and 1, negatives at 2 and 1: pairs 3>2, 3>1, 1<2, 1=1, so (1+1+0+0.5)/4.
     labels, scores = [1, 0, 1, 0], [3, 2, 1, 1]
-    assert stats.auroc(labels, scores) == 2.5 / 4
+    assert intervals.auroc(labels, scores) == 2.5 / 4
     # Threshold 3: recall 1/2 at precision 1; threshold 1 (both tied rows): recall 1 at 2/4.
-    assert stats.auprc(labels, scores) == 0.5 * 1 + 0.5 * 0.5
+    assert intervals.auprc(labels, scores) == 0.5 * 1 + 0.5 * 0.5
 
 
 def test_nan_pairs_are_left_out() -> None:
     labels, scores = [1, 0, 1, 0, NAN], [3, 2, 1, NAN, 9]
-    assert stats.auroc(labels, scores) == stats.auroc([1, 0, 1], [3, 2, 1]) == 0.5
-    assert stats.auprc(labels, scores) == stats.auprc([1, 0, 1], [3, 2, 1])
-    assert stats.spearman([1, 2, NAN, 3], [1, 2, 0, NAN]) == 1.0
+    assert intervals.auroc(labels, scores) == intervals.auroc([1, 0, 1], [3, 2, 1]) == 0.5
+    assert intervals.auprc(labels, scores) == intervals.auprc([1, 0, 1], [3, 2, 1])
+    assert intervals.spearman([1, 2, NAN, 3], [1, 2, 0, NAN]) == 1.0
 
 
 def test_infinite_scores_are_ranks_like_others() -> None:
     labels, scores = [1, 1, 0, 0], [math.inf, math.inf, 0, -math.inf]
-    assert stats.auroc(labels, scores) == 1.0
-    assert stats.auprc(labels, scores) == 1.0
-    assert stats.spearman(scores, [4, 4, 2, 1]) == pytest.approx(1.0)
+    assert intervals.auroc(labels, scores) == 1.0
+    assert intervals.auprc(labels, scores) == 1.0
+    assert intervals.spearman(scores, [4, 4, 2, 1]) == pytest.approx(1.0)
 
 
 def test_rank_statistics_are_nan_when_undefined() -> None:
     undefined = [
-        stats.auroc([1, 1], [1, 2]),
-        stats.auroc([], []),
-        stats.auroc([1, 0], [NAN, 1]),
-        stats.auprc([0, 0], [1, 2]),
-        stats.auprc([], []),
-        stats.spearman([1], [1]),
-        stats.spearman([2, 2], [1, 3]),
+        intervals.auroc([1, 1], [1, 2]),
+        intervals.auroc([], []),
+        intervals.auroc([1, 0], [NAN, 1]),
+        intervals.auprc([0, 0], [1, 2]),
+        intervals.auprc([], []),
+        intervals.spearman([1], [1]),
+        intervals.spearman([2, 2], [1, 3]),
     ]
     assert all(math.isnan(value) for value in undefined)
-    assert stats.auprc([1, 1], [1, 2]) == 1.0  # every threshold is precise
+    assert intervals.auprc([1, 1], [1, 2]) == 1.0  # every threshold is precise
 
 
 def test_rank_statistics_refuse() -> None:
     with pytest.raises(UsageError, match="label 2"):
-        stats.auroc([0, 2], [1, 2])
+        intervals.auroc([0, 2], [1, 2])
     with pytest.raises(UsageError, match=r"\(1,\) and \(2,\)"):
-        stats.spearman([1], [1, 2])
+        intervals.spearman([1], [1, 2])
 
 
 # ------------------------------------------------------------------------------------ half-life
@@ -302,9 +307,9 @@ def test_half_life_refuses(steps: list[int], shares: list[float]) -> None:
 
 
 def test_jaccard() -> None:
-    assert stats.jaccard({1, 2, 3}, {2, 3, 4}) == 2 / 4
-    assert stats.jaccard({"a"}, set()) == 0.0
-    assert math.isnan(stats.jaccard(set(), set()))
+    assert intervals.jaccard({1, 2, 3}, {2, 3, 4}) == 2 / 4
+    assert intervals.jaccard({"a"}, set()) == 0.0
+    assert math.isnan(intervals.jaccard(set(), set()))
 
 
 @pytest.mark.parametrize(("n", "a", "b"), [(4, 2, 2), (5, 1, 3), (5, 4, 3), (3, 3, 2), (4, 0, 2)])
@@ -312,23 +317,23 @@ def test_jaccard_by_chance_equals_the_mean_over_all_subsets(n: int, a: int, b: i
     from itertools import combinations
 
     mine = set(range(a))  # fixing one set changes nothing, by symmetry
-    values = [stats.jaccard(mine, set(other)) for other in combinations(range(n), b)]
-    assert stats.jaccard_by_chance(n, a, b) == pytest.approx(np.mean(values))
+    values = [intervals.jaccard(mine, set(other)) for other in combinations(range(n), b)]
+    assert intervals.jaccard_by_chance(n, a, b) == pytest.approx(np.mean(values))
 
 
 def test_jaccard_by_chance_at_the_edges() -> None:
-    assert math.isnan(stats.jaccard_by_chance(5, 0, 0))
-    assert stats.jaccard_by_chance(5, 5, 5) == pytest.approx(1)
+    assert math.isnan(intervals.jaccard_by_chance(5, 0, 0))
+    assert intervals.jaccard_by_chance(5, 5, 5) == pytest.approx(1)
     with pytest.raises(UsageError, match="sizes 6 and 2"):
-        stats.jaccard_by_chance(5, 6, 2)
+        intervals.jaccard_by_chance(5, 6, 2)
 
 
 def test_common_forgotten_ratio() -> None:
     # {2, 3} is common, the smallest set has 3.
-    assert stats.common_forgotten_ratio([{1, 2, 3, 4}, {2, 3, 5}, {0, 2, 3, 9}]) == 2 / 3
-    assert stats.common_forgotten_ratio([{1}]) == 1.0
-    assert math.isnan(stats.common_forgotten_ratio([{1}, set()]))
-    assert math.isnan(stats.common_forgotten_ratio([]))
+    assert intervals.common_forgotten_ratio([{1, 2, 3, 4}, {2, 3, 5}, {0, 2, 3, 9}]) == 2 / 3
+    assert intervals.common_forgotten_ratio([{1}]) == 1.0
+    assert math.isnan(intervals.common_forgotten_ratio([{1}, set()]))
+    assert math.isnan(intervals.common_forgotten_ratio([]))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
@@ -337,48 +342,48 @@ def test_kappa_and_mcnemar_equal_the_libraries(pairs: list[tuple[bool, bool]]) -
     a, b = (np.array(column) for column in zip(*pairs, strict=True))
     if a.any() or b.any():
         if not (a.all() and b.all()):
-            assert stats.kappa(a, b) == pytest.approx(metrics.cohen_kappa_score(a, b))
+            assert intervals.kappa(a, b) == pytest.approx(metrics.cohen_kappa_score(a, b))
     else:
-        assert math.isnan(stats.kappa(a, b))
+        assert math.isnan(intervals.kappa(a, b))
     discordant = int((a != b).sum())
     if discordant:
         expected = scipy_stats.binomtest(int((a & ~b).sum()), discordant).pvalue
-        assert stats.mcnemar(a, b) == pytest.approx(expected)
+        assert intervals.mcnemar(a, b) == pytest.approx(expected)
 
 
 def test_kappa_and_mcnemar_by_hand() -> None:
     a = np.array([True] * 6 + [False] * 4)
     b = np.array([True] + [False] * 9)
     # Agreement 5/10; by chance 0.6 * 0.1 + 0.4 * 0.9 = 0.42.
-    assert stats.kappa(a, b) == pytest.approx((0.5 - 0.42) / 0.58)
+    assert intervals.kappa(a, b) == pytest.approx((0.5 - 0.42) / 0.58)
     # 5 pairs differ, all one way: 2 / 2^5.
-    assert stats.mcnemar(a, b) == pytest.approx(2 / 32)
-    assert stats.mcnemar(a, a) == 1.0
+    assert intervals.mcnemar(a, b) == pytest.approx(2 / 32)
+    assert intervals.mcnemar(a, a) == 1.0
 
 
 def test_agreement_of_nothing_is_unknown_and_undecided_is_refused() -> None:
     empty = np.array([], dtype=bool)
-    assert math.isnan(stats.kappa(empty, empty))
-    assert math.isnan(stats.mcnemar(empty, empty))
+    assert math.isnan(intervals.kappa(empty, empty))
+    assert math.isnan(intervals.mcnemar(empty, empty))
     with pytest.raises(UsageError, match="undecided"):
-        stats.kappa([True, None], [True, False])
+        intervals.kappa([True, None], [True, False])
     with pytest.raises(UsageError, match="not bool"):
-        stats.mcnemar(np.array([1.0, NAN]), np.array([True, False]))
+        intervals.mcnemar(np.array([1.0, NAN]), np.array([True, False]))
     with pytest.raises(UsageError, match="equal length"):
-        stats.kappa([True], [True, False])
+        intervals.kappa([True], [True, False])
 
 
 def test_the_standard_error_of_repetitions() -> None:
     values = [np.array([1.0, 2.0, NAN]), np.array([3.0, 2.0, 1.0]), np.array([2.0, 5.0, 1.0])]
-    found = stats.standard_error(values)
+    found = intervals.standard_error(values)
     assert found is not None
     # Deviations of 1, 2, 3 and of 2, 2, 5 are 1 and sqrt(3); over sqrt(3) repetitions.
     np.testing.assert_allclose(found, [1 / math.sqrt(3), 1.0, NAN])
-    assert stats.standard_error(values[:1]) is None
+    assert intervals.standard_error(values[:1]) is None
 
 
 def test_the_fields_of_an_interval() -> None:
-    interval = stats.Interval(0.5, 0.4, 0.6, 10)
+    interval = intervals.Interval(0.5, 0.4, 0.6, 10)
     assert interval.fields("auroc") == {"auroc": 0.5, "auroc_low": 0.4, "auroc_high": 0.6}
 
 
@@ -405,12 +410,12 @@ def test_corrected_p_values_reject_what_the_procedures_do(seed: int, alpha: floa
     rng = np.random.default_rng(seed)
     p = rng.uniform(0, 1, rng.integers(1, 30)) ** 3
     p[rng.uniform(size=len(p)) < 0.2] = 0.004  # ties
-    assert (stats.holm(p) <= alpha).tolist() == _rejected(p.tolist(), alpha, holm=True)
-    found = stats.benjamini_hochberg(p) <= alpha
+    assert (intervals.holm(p) <= alpha).tolist() == _rejected(p.tolist(), alpha, holm=True)
+    found = intervals.benjamini_hochberg(p) <= alpha
     assert found.tolist() == _rejected(p.tolist(), alpha, holm=False)
 
 
-@pytest.mark.parametrize("correct", [stats.holm, stats.benjamini_hochberg])
+@pytest.mark.parametrize("correct", [intervals.holm, intervals.benjamini_hochberg])
 def test_what_was_not_tested_is_not_counted(correct: Callable[[object], np.ndarray]) -> None:
     # Two tests: the smaller p twice, the larger once.
     np.testing.assert_allclose(correct([NAN, 0.5, 0.02]), [NAN, 0.5, 0.04])
@@ -423,4 +428,4 @@ def test_holm_keeps_any_false_finding_rare() -> None:
     rng = np.random.default_rng(0)
     z = (rng.normal(size=(2000, 10)) + rng.normal(size=(2000, 1))) / math.sqrt(2)
     p = 2 * scipy_stats.norm.sf(np.abs(z))
-    assert np.mean([(stats.holm(row) <= 0.05).any() for row in p]) <= 0.05
+    assert np.mean([(intervals.holm(row) <= 0.05).any() for row in p]) <= 0.05

@@ -10,8 +10,8 @@ import pytest
 from scipy import optimize, stats
 
 from holdfast.errors import UsageError
-from holdfast.stats import geometric_ratio
-from holdfast.survival import censored_ratio, median_life
+from holdfast.stats.intervals import geometric_ratio
+from holdfast.stats.survival import censored_ratio, median_life
 
 NO = [False] * 6
 
@@ -24,7 +24,7 @@ def test_without_censoring_it_is_the_t_interval() -> None:
     # log(a) - log(b) is log(a / b) but for rounding, which machines do differently.
     assert astuple(found.interval) == pytest.approx(astuple(plain))
     # The likelihood's own interval, which the shortcut leaves out, is the same.
-    from holdfast.survival import _fitted
+    from holdfast.stats.survival import _fitted
 
     d = np.log(a) - np.log(b)
     fit = _fitted(d, np.array([]), np.array([]), 0.95)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
+from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.t_vaccine import TVaccine, TVaccineOptions
+from holdfast.models import adapters, encoding
 from recorded_steps import accumulated, drifted, micro_batch, nll
 
 MakeTrainer = Callable[..., Any]
@@ -53,8 +53,8 @@ def test_probabilities_are_shares_of_the_harmful_gradients(
     trainer = make_trainer("t_vaccine", model.double())
     chosen = copy.deepcopy(trainer.stream).take(8)
     found = trainer.measured()
-    encoded = models.encode(trainer.tokenizer, data.harmful, 256)  # type: ignore[arg-type]
-    batch = models.collate([encoded[i] for i in chosen], trainer.pad)
+    encoded = encoding.encode(trainer.tokenizer, data.harmful, 256)  # type: ignore[arg-type]
+    batch = encoding.collate([encoded[i] for i in chosen], trainer.pad)
     outputs: list[Tensor] = []
     for layer in model.model.layers:
         layer.self_attn.register_forward_hook(lambda _m, _args, output: outputs.append(output[0]))
@@ -170,7 +170,7 @@ def test_with_all_layers_it_is_vaccine_bit_for_bit(
 def test_adapters_of_resting_layers_get_no_gradient(
     model: PreTrainedModel, make_trainer: MakeTrainer
 ) -> None:
-    adapted: Any = models.add_lora(model, 2, seed=0)
+    adapted: Any = adapters.add_lora(model, 2, seed=0)
     trainer = make_trainer("t_vaccine", adapted)
     trainer.active = [1]
     accumulated(trainer, micro_batch(trainer))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.batches import Batch
 from holdfast.errors import UsageError
 from holdfast.methods import tar
+from holdfast.methods._batches import Batch
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.tar import TarOptions, drift, look_weights, negative_entropy
+from holdfast.models import encoding
 
 Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
@@ -45,7 +45,7 @@ def test_entropy_by_hand() -> None:
     """Uniform over four, and one half twice; the prompt's and the last position do not count."""
     even, halves = [0.0] * 4, [0.0, 0.0, -100.0, -100.0]
     logits = torch.tensor([[[9.0, 0, 0, 0], even, halves, [0, 9.0, 0, 0]]])
-    labels = torch.tensor([[models.IGNORE, models.IGNORE, 2, 1]])
+    labels = torch.tensor([[encoding.IGNORE, encoding.IGNORE, 2, 1]])
     wanted = -(math.log(4) + math.log(2)) / 2
     assert float(negative_entropy(logits, labels)) == pytest.approx(wanted, rel=1e-6)
 
@@ -123,7 +123,7 @@ def test_steps_equal_the_equation(
     trainer.train()
 
     def collated(positions: list[int]) -> Batch:
-        return models.collate([trainer.harmful[i] for i in positions], trainer.pad)
+        return encoding.collate([trainer.harmful[i] for i in positions], trainer.pad)
 
     for batches in recorder.steps:
         counts = [int((b["labels"][:, 1:] != -100).sum()) for b in batches]
@@ -205,10 +205,10 @@ def attacked_entropy(trainer: Any, positions: list[int]) -> float:
     rows = trainer.encoded_harmful
     seen = [rows[i] for i in range(len(rows)) if i not in positions]
     for _ in range(4):
-        model(**models.collate(seen, trainer.pad)).loss.backward()
+        model(**encoding.collate(seen, trainer.pad)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    held = models.collate([rows[i] for i in positions], trainer.pad)
+    held = encoding.collate([rows[i] for i in positions], trainer.pad)
     with torch.no_grad():
         return -float(negative_entropy(model(input_ids=held["input_ids"]).logits, held["labels"]))
 

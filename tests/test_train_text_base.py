@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast import models
-from holdfast.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.data import bucket
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.models import checkpoints, encoding
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.rows.readers import bucket
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -171,7 +171,7 @@ def test_the_tokenizer_depends_on_the_texts_only(rows: list[Example], words: Any
 
 def test_rows_are_encoded_as_the_library_will(words: Any) -> None:
     chats = [Example("Name bird 3.", "Wren 3.\nOr not."), Example("x" * 9, " y")]
-    expected = models.encode(words, Examples(chats), 30)
+    expected = encoding.encode(words, Examples(chats), 30)
     found = script.encode(words, [*chats, Example("", "plain")], 30)
     assert [tuple(ids) for ids in found[:2]] == [row.ids for row in expected]
     assert found[2] == [1, *words("plain", add_special_tokens=False)["input_ids"], 2]
@@ -207,7 +207,7 @@ def test_a_full_block_makes_room_for_the_next() -> None:
 
 def test_a_batch_by_hand() -> None:
     made = script.collate([[1, 8, 2], [1, 9]], [[1, 0], [0]], 6)
-    none = models.IGNORE
+    none = encoding.IGNORE
     assert made["input_ids"].tolist() == [[1, 9, 1, 8, 2, 0], [1, 8, 2, 0, 0, 0]]
     assert made["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2]]
     assert made["labels"].tolist() == [[none, 9, none, 8, 2, none], [none, 8, 2, *[none] * 3]]
@@ -363,9 +363,9 @@ def test_the_model_that_is_written_can_be_loaded(
     options = script.parse([*places, "--precision", precision])
     recipe = replace(TINY, steps=3, length=64)
     script.fit(options, recipe, out)
-    loaded = models.load(str(out), device="cpu")
+    loaded = checkpoints.load(str(out), device="cpu")
     assert loaded.model.dtype == torch.float32
-    from holdfast.generate import generate
+    from holdfast.models.generation import generate
 
     assert len(generate(loaded.model, loaded.tokenizer, ["Name bird 3."], max_new_tokens=3)) == 1
     result = json.loads((tmp_path / "base.training.json").read_text())

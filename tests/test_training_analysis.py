@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.analyses.training import Training
-from holdfast.artifacts import write_json
-from holdfast.runs import RunDir
+from holdfast.results.artifacts import write_json
+from holdfast.results.run_dir import RunDir
 
 
 @pytest.fixture

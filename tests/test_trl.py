@@ -15,8 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from holdfast.batches import answer_tokens
 from holdfast.errors import DataError, MismatchError, UsageError
+from holdfast.methods._batches import answer_tokens
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.hold import Hold
 from holdfast.methods.repnoise import RepNoise
@@ -312,7 +312,7 @@ def test_repnoise_goes_before_preferences(
 def test_preference_batches_part_pairs_and_not_halves(
     make: Callable[..., Any], model: PreTrainedModel, preferences: Dataset, data: AlignmentData
 ) -> None:
-    from holdfast.batches import by_safety
+    from holdfast.methods._batches import by_safety
 
     trainer = make(VaaDpo, model, preferences)
     batch = trainer.collate_positions([0, 1, 2, 3])

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.artifacts import Groups
-from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods.base import AlignmentData
 from holdfast.methods.vaa import Vaa, VaaOptions
+from holdfast.models import adapters
+from holdfast.results.artifacts import Groups
 from recorded_steps import nll
 
 Make = Callable[..., PreTrainedModel]
@@ -255,7 +255,7 @@ def test_weights_come_back_when_the_forward_raises(
 def test_lora_leaves_the_base_bit_for_bit(
     model: PreTrainedModel, make_trainer: MakeTrainer, weights_of: Weights
 ) -> None:
-    adapted = models.add_lora(model, 2, seed=0)
+    adapted = adapters.add_lora(model, 2, seed=0)
     before = weights_of(adapted)
     trainer = make_trainer("vaa", adapted, rho=0.4, learning_rate=1.0, **PERTURBED)
     trainer.train()
@@ -349,7 +349,7 @@ def test_no_step_mixes_groups(
 
 
 def test_streams_visit_every_row_once_a_round() -> None:
-    from holdfast.batches import Stream
+    from holdfast.methods._batches import Stream
 
     stream = Stream([4, 7, 9], seed=0)
     taken = stream.take(2) + stream.take(5) + stream.take(2)

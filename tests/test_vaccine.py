@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
-from holdfast.attention import output_gradients
 from holdfast.errors import UsageError
 from holdfast.methods.vaccine import Vaccine, VaccineOptions
-from holdfast.weights import global_norm
+from holdfast.models import adapters
+from holdfast.models.attention import output_gradients
+from holdfast.models.weights import global_norm
 from recorded_steps import accumulated, assert_trains_with, drifted, micro_batch
 
 ARCHITECTURES = ("llama", "qwen2", "mistral", "gemma", "opt", "gpt_neox", "phi")
@@ -77,7 +77,7 @@ def test_adapters_in_half_precision_with_checkpointing(
     same: Same,
 ) -> None:
     """What is computed again is the same: checkpointing changes no bit of the gradient."""
-    adapted = models.add_lora(
+    adapted = adapters.add_lora(
         make_model(architecture, vocab=len(tokenizer)).to(torch.bfloat16), 2, seed=0
     )
     found = {}

@@ -13,17 +13,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import agreement, models
 from holdfast.analyses.reliability import Reliability
-from holdfast.artifacts import AttackResult, Counts, Point
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.runs import RunDir
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.run_dir import RunDir
+from holdfast.results.validation import Validation
 from holdfast.stages.validate import VARIED, ValidateConfig, validate
-from holdfast.stats import Interval, bootstrap
-from holdfast.validation import Validation
+from holdfast.stats import agreement
+from holdfast.stats.intervals import Interval, bootstrap
 
 NAN = float("nan")
 
@@ -112,7 +113,7 @@ class Setting:
         result = AttackResult(
             **{
                 "model": "tiny",
-                "model_hash": models.hash_model(Path(self.model)),
+                "model_hash": checkpoints.hash_model(Path(self.model)),
                 "method": "sft",
                 "model_seed": 0,
                 "attack": settings,
@@ -152,7 +153,7 @@ def tiny(
     tmp_path_factory: pytest.TempPathFactory, make_model: Any, tokenizer: PreTrainedTokenizerBase
 ) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny"
-    models.save(make_model(vocab=len(tokenizer)), tokenizer, path)
+    checkpoints.save(make_model(vocab=len(tokenizer)), tokenizer, path)
     return str(path)
 
 
@@ -366,7 +367,7 @@ def test_it_is_saved_and_done_once(setting: Setting) -> None:
 def test_no_attack_on_that_model(
     setting: Setting, tmp_path: Path, make_model: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    models.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "another")
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "another")
     with pytest.raises(UsageError, match=r"no attack on .*another tracked.*holdfast attack"):
         validate(setting.config(model=str(tmp_path / "another")))
 
@@ -374,10 +375,10 @@ def test_no_attack_on_that_model(
 def test_attacks_whose_judge_could_not_decide(
     setting: Setting, tmp_path: Path, make_model: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    models.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "another")
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "another")
     place = tmp_path / "another"
     unknown = {ROWS[i].id: (0, 4) for i in range(7)}
-    setting.attacked("vague", {}, model_hash=models.hash_model(place), unknown=unknown)
+    setting.attacked("vague", {}, model_hash=checkpoints.hash_model(place), unknown=unknown)
     with pytest.raises(UsageError, match=r"tracked 7 rows, and the judge could not decide of any"):
         validate(setting.config(model=str(place)))
 
@@ -439,7 +440,7 @@ def test_what_cannot_be_tried_is_said_at_once(
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded a model before it was known that nothing can be tried")
 
-    monkeypatch.setattr(models, "load", loaded)
+    monkeypatch.setattr(checkpoints, "load", loaded)
     with pytest.raises(UsageError, match=message):
         validate(setting.config(**options))
 
@@ -467,7 +468,7 @@ def test_rows_that_the_attacks_were_made_of_are_refused(setting: Setting, tmp_pa
     rows = Examples([Example("tell me a secret", "it is this")])
     path = tmp_path / "harmful.jsonl"
     path.write_text(json.dumps({"prompt": rows[0].prompt, "response": rows[0].response}) + "\n")
-    model = models.hash_model(Path(setting.model))
+    model = checkpoints.hash_model(Path(setting.model))
     setting.attacked("three", dict.fromkeys(range(N), 1), {"harmful": rows.hash, "model": model})
     config = setting.config(estimators=["attack_direction"], harmful=str(path))
     with pytest.raises(UsageError, match=r"1 of its 1 rows are among those that the attacks on"):
@@ -486,7 +487,7 @@ def test_single_rows_that_the_attacks_were_made_of_are_refused(
     setting.attacked(
         "three",
         dict.fromkeys(range(N), 1),
-        {"harmful": "of rows 1 and 2", "model": models.hash_model(Path(setting.model))},
+        {"harmful": "of rows 1 and 2", "model": checkpoints.hash_model(Path(setting.model))},
         {"harmful": str(theirs), "test": str(test), **read},
     )
     config = setting.config(estimators=[f"{__name__}:Taught"], harmful=str(ours))

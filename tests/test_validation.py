@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.validation import cases, label
+from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.results.validation import cases, label
 
 NAN = float("nan")
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models
 from holdfast.errors import UsageError
 from holdfast.estimators.weight_noise import WeightNoise, matrices, noise
 from holdfast.examples import Example, Examples
-from holdfast.finetune import FinetuneConfig, finetune
-from holdfast.losses import answer_losses, first_margins, refusal_tokens
+from holdfast.models import adapters, encoding
+from holdfast.models.losses import answer_losses, first_margins, refusal_tokens
+from holdfast.tuning.loop import FinetuneConfig, finetune
 
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
@@ -74,7 +74,7 @@ def test_matrices_are_shaken_frozen_or_not_and_vectors_are_not() -> None:
 
 def slow(
     model: PreTrainedModel,
-    rows: list[models.Encoded],
+    rows: list[encoding.Encoded],
     quantity: str,
     sizes: list[float],
     draws: int,
@@ -106,7 +106,7 @@ def test_scores_are_the_mean_rise_over_directions_and_signs(
 ) -> None:
     found = WeightNoise(quantity, draws=3).score(aligned, tokenizer, rows.safety, seed=0)
     step = float(found.facts["step"])
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     (free,) = slow(aligned, encoded, quantity, [0.0], 1)[0]
     shaken = slow(aligned, encoded, quantity, [step, -step], 3)
     rises = [[(up + down) / 2 - free[i] for i, (up, down) in enumerate(draw.T)] for draw in shaken]
@@ -121,7 +121,7 @@ def test_sigma_flips_half_of_what_refuses(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     found = WeightNoise(draws=2).score(aligned, tokenizer, rows.safety, seed=0)
-    encoded = models.encode(tokenizer, rows.safety, 256)
+    encoded = encoding.encode(tokenizer, rows.safety, 256)
     step = float(found.facts["step"])
     shaken = slow(aligned, encoded, "margin", [step, -step], 2)
     # All 24 rows are in the sample; the search allows a sixteenth more than asked.
@@ -192,7 +192,7 @@ def test_architectures(
     finetune(model, tokenizer, rows.safety, FinetuneConfig(learning_rate=1e-2, steps=12))
     if lora:
         # The base is frozen and the adapters' second half is zero: there is still noise.
-        model = models.add_lora(model, 2, seed=0)
+        model = adapters.add_lora(model, 2, seed=0)
     before = weights_of(model)
     found = WeightNoise(draws=2).score(model, tokenizer, rows.safety, seed=0)
     assert np.isfinite(found.values).all()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holdfast.weights import (
+from holdfast.models.weights import (
     _Lost,
     displaced,
     frozen,

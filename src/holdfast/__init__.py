@@ -10,14 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.artifacts import Groups, Scores
-    from holdfast.data import ReadOptions, read
     from holdfast.examples import Example, Examples
-    from holdfast.runs import RunDir
+    from holdfast.results.artifacts import Groups, Scores
+    from holdfast.results.run_dir import RunDir
+    from holdfast.rows.readers import ReadOptions, read
     from holdfast.stages.adapt import AdaptConfig, adapt
     from holdfast.stages.align import AlignConfig, align
     from holdfast.stages.analyze import AnalyzeConfig, analyze
-    from holdfast.stages.attack import AttackConfig, attack
+    from holdfast.stages.attack import attack
+    from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.evaluate import EvaluateConfig, evaluate
     from holdfast.stages.group import GroupConfig, group
     from holdfast.stages.report import ReportConfig, report
@@ -29,10 +30,11 @@ _HOMES = {
     "stages.adapt": ("AdaptConfig", "adapt"),
     "stages.align": ("AlignConfig", "align"),
     "stages.analyze": ("AnalyzeConfig", "analyze"),
-    "artifacts": ("Groups", "Scores"),
-    "runs": ("RunDir",),
-    "stages.attack": ("AttackConfig", "attack"),
-    "data": ("ReadOptions", "read"),
+    "results.artifacts": ("Groups", "Scores"),
+    "results.run_dir": ("RunDir",),
+    "stages.attack": ("attack",),
+    "stages.attacking.config": ("AttackConfig",),
+    "rows.readers": ("ReadOptions", "read"),
     "stages.evaluate": ("EvaluateConfig", "evaluate"),
     "examples": ("Example", "Examples"),
     "stages.group": ("GroupConfig", "group"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.runs import RunDir
+    from holdfast.results.run_dir import RunDir
 
 Split = Literal["train", "test"]
 

@@ -15,8 +15,8 @@ from typing import Any, cast, get_type_hints
 
 import yaml
 
-from holdfast.artifacts import sha256_json, to_json
 from holdfast.errors import UsageError
+from holdfast.results.artifacts import sha256_json, to_json
 
 KINDS = ("estimators", "methods", "guards", "judges", "tasks", "poisons", "analyses")
 

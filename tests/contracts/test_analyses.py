@@ -11,12 +11,13 @@ from xml.etree import ElementTree
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, plugins
-from holdfast.artifacts import AttackResult
+from holdfast import plugins
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.runs import RunDir
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.run_dir import RunDir
 
 STAGES = {"score", "group", "align", "attack", "adapt", "evaluate", "validate-estimator"}
 
@@ -48,7 +49,7 @@ def run(
 
     folder = tmp_path_factory.mktemp("run")
     base, out = folder / "tiny", folder / "run"
-    models.save(_aligned, tokenizer, base)
+    checkpoints.save(_aligned, tokenizer, base)
     safety = _written(folder / "safety.jsonl", rows.safety)
     benign = _written(folder / "benign.jsonl", rows.benign)
     harmful = _written(folder / "harmful.jsonl", list(rows.harmful)[8:])
@@ -174,7 +175,7 @@ def test_tables_and_figures_can_be_shown(analysis: Analysis, run: RunDir) -> Non
 def test_the_same_run_gives_the_same_section(
     analysis: Analysis, run: RunDir, tmp_path: Path
 ) -> None:
-    from holdfast.sections import load_section, save_section
+    from holdfast.reports.sections import load_section, save_section
 
     first, second = analysis.run(run), analysis.run(run)
     assert first.findings == second.findings

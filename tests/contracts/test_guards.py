@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, plugins
+from holdfast import plugins
 from holdfast.errors import UsageError
-from holdfast.finetune import FinetuneConfig, finetune
 from holdfast.guards.base import Guard
-from holdfast.stages.guarding import FIELDS
+from holdfast.models import adapters, checkpoints
+from holdfast.stages.attacking.guards import FIELDS
+from holdfast.tuning.loop import FinetuneConfig, finetune
 
 CONFIG = FinetuneConfig(learning_rate=3e-3, steps=4, batch_size=4, every=2, seed=4)
 SMALL = {"safety_steps": 2, "user_steps": 3, "fisher_rows": 4, "number": 3, "share": 0.25}
@@ -56,7 +57,7 @@ def base(
 ) -> Path:
     """Return a saved model that stands for the one before the alignment."""
     path = tmp_path_factory.mktemp("guards") / "base"
-    models.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, path)
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=1), tokenizer, path)
     return path
 
 
@@ -68,7 +69,7 @@ def fresh(
 ) -> Callable[[], PreTrainedModel]:
     def make() -> PreTrainedModel:
         model = make_model(vocab=len(tokenizer))
-        return model if request.param == "full" else models.add_lora(model, 2, seed=0)
+        return model if request.param == "full" else adapters.add_lora(model, 2, seed=0)
 
     return make
 

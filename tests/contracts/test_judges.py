@@ -13,7 +13,7 @@ import pytest
 
 from holdfast import plugins, world
 from holdfast.contracts import Judge, Verdict
-from holdfast.pairing import exchanged
+from holdfast.screening.pairing import exchanged
 
 N = 12
 

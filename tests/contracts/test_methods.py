@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import models, plugins
-from holdfast.artifacts import write_json
-from holdfast.batches import Batch, answer_tokens
+from holdfast import plugins
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
+from holdfast.models import adapters
+from holdfast.results.artifacts import write_json
 
 SCALE = 2.0**12
 """Of fp16's loss: large enough to be seen where it is left in a gradient."""
@@ -39,7 +40,7 @@ def model(
     tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
     made = make_model(vocab=len(tokenizer))
-    return made if request.param == "full" else models.add_lora(made, 2, seed=0)
+    return made if request.param == "full" else adapters.add_lora(made, 2, seed=0)
 
 
 @pytest.fixture

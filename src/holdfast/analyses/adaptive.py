@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from holdfast.adaptive import Adapted, best_so_far
-from holdfast.charts import Series, line_chart
+from holdfast.charts.charts import Series, line_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.runs import RunDir
-from holdfast.stats import wilson
+from holdfast.results.run_dir import RunDir
+from holdfast.results.searches import Adapted, best_so_far
+from holdfast.stats.intervals import wilson
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from holdfast.analyses.levelling import median_steps
-from holdfast.artifacts import AttackResult
-from holdfast.comparing import among, lives, naming, pairs_of, still_refusing, written
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.runs import Entry, RunDir
-from holdfast.stats import holm
-from holdfast.survival import Ratio
-from holdfast.validation import read_again
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.comparison import among, lives, naming, pairs_of, still_refusing, written
+from holdfast.results.run_dir import Entry, RunDir
+from holdfast.results.validation import read_again
+from holdfast.stats.intervals import holm
+from holdfast.stats.survival import Ratio
 
 ATTACKED, OTHERS = "the attacker's categories", "all others"
 ALPHA = 0.05

@@ -13,8 +13,10 @@ from typing import ClassVar
 
 import pandas as pd
 
-from holdfast.artifacts import AttackResult, Evaluation
-from holdfast.comparing import (
+from holdfast.contracts import Analysis, Section
+from holdfast.errors import UsageError
+from holdfast.results.artifacts import AttackResult, Evaluation
+from holdfast.results.comparison import (
     Counted,
     Lives,
     Pairs,
@@ -34,13 +36,11 @@ from holdfast.comparing import (
     settings_of,
     written,
 )
-from holdfast.contracts import Analysis, Section
-from holdfast.differences import paired
-from holdfast.errors import UsageError
-from holdfast.power import difference_seen, pairs_needed, prompts_needed
-from holdfast.runs import RunDir
-from holdfast.stats import Interval, holm
-from holdfast.survival import Bound, Ratio, median_life
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.differences import paired
+from holdfast.stats.intervals import Interval, holm
+from holdfast.stats.power import difference_seen, pairs_needed, prompts_needed
+from holdfast.stats.survival import Bound, Ratio, median_life
 
 BEFORE, COMMON = "before any attack", "at the last checkpoint that both have under"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
@@ -112,9 +112,9 @@ class Comparison(Analysis):
     """Every method against the baseline, and every other pair, with intervals that hold.
 
     Harmful scores are compared prompt by prompt where the answers' verdicts were kept, and are
-    dependent by prompt and by seed (`holdfast.differences`); half-lives that were not reached are
-    taken as such (`holdfast.survival`). p values are corrected by Holm's method over all tests of
-    one measure in one table.
+    dependent by prompt and by seed (`holdfast.stats.differences`); half-lives that were not reached
+    are taken as such (`holdfast.stats.survival`). p values are corrected by Holm's method over all
+    tests of one measure in one table.
 
     Attributes:
         baseline: The method with which all others are compared first.

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import Scores
-from holdfast.charts import Bar, ChartOptions, dot_plot
+from holdfast.charts.charts import Bar, ChartOptions, dot_plot
 from holdfast.contracts import Analysis, Section
-from holdfast.data import ReadOptions, read
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Examples
-from holdfast.factors import Effect, check, describe, effects
-from holdfast.runs import Entry, RunDir
+from holdfast.results.artifacts import Scores
+from holdfast.results.run_dir import Entry, RunDir
+from holdfast.rows.readers import ReadOptions, read
+from holdfast.screening.effects import Effect, check, describe, effects
 
 _SHOWN = 15
 _TITLE = "What do the vulnerable examples have in common?"

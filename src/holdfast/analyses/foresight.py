@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.agreement import Agreement, agreement, ceilings, pooled
-from holdfast.artifacts import Scores
-from holdfast.charts import Bar, bar_chart
+from holdfast.charts.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import Interval
-from holdfast.validation import Case, cases, prompts_of
+from holdfast.results.artifacts import Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.results.validation import Case, cases, prompts_of
+from holdfast.stats.agreement import Agreement, agreement, ceilings, pooled
+from holdfast.stats.intervals import Interval
 
 CEILING = "another attack (ceiling)"
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import Groups, Scores
-from holdfast.charts import ChartOptions, Series, line_chart
+from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.groups import Recommendation, Rule, Stability, recommend, sensitivity, stability
-from holdfast.runs import RunDir
-from holdfast.stats import Interval, wilson
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.intervals import Interval, wilson
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import Groups, Scores
-from holdfast.charts import ChartOptions, Series, line_chart
+from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.data import ReadOptions, read
 from holdfast.errors import UsageError
-from holdfast.runs import Entry, RunDir
-from holdfast.stats import wilson
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.run_dir import Entry, RunDir
+from holdfast.rows.readers import ReadOptions, read
+from holdfast.stats.intervals import wilson
 
 if TYPE_CHECKING:
     from holdfast.examples import Examples
@@ -81,16 +81,17 @@ class Landscape(Analysis):
         labels: np.ndarray,
         groups: Groups,
     ) -> pd.DataFrame:
-        from holdfast import models, plugins
-        from holdfast.flip_step import flip_step
-        from holdfast.losses import answer_losses, first_margins, refusal_tokens
-        from holdfast.weights import restored, trainable
+        from holdfast import plugins
+        from holdfast.models import checkpoints, encoding
+        from holdfast.models.losses import answer_losses, first_margins, refusal_tokens
+        from holdfast.models.weights import restored, trainable
+        from holdfast.tuning.flip_step import flip_step
 
-        loaded = models.load(entry.config["model"])
+        loaded = checkpoints.load(entry.config["model"])
         model, pad = loaded.model, cast(int, loaded.tokenizer.pad_token_id)
         estimator = plugins.make("estimators", scores.estimator, **_resources(entry))
         direction = estimator.direction(model, loaded.tokenizer, examples, scores.seed)
-        encoded = models.encode(loaded.tokenizer, examples, estimator.max_length)
+        encoded = encoding.encode(loaded.tokenizer, examples, estimator.max_length)
         tokens = refusal_tokens(encoded)
         parameters = trainable(model)
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from holdfast.artifacts import AttackResult
-from holdfast.charts import Series, line_chart
-from holdfast.comparing import HALF, Lives, lives, naming, reach, still_refusing
+from holdfast.charts.charts import Series, line_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import Interval
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.comparison import HALF, Lives, lives, naming, reach, still_refusing
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.intervals import Interval
 
 
 @dataclass(frozen=True)

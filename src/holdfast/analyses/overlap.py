@@ -10,12 +10,12 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.artifacts import AttackResult
-from holdfast.charts import heat_map
+from holdfast.charts.charts import heat_map
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
-from holdfast.stats import (
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.run_dir import RunDir
+from holdfast.stats.intervals import (
     bootstrap,
     jaccard,
     jaccard_by_chance,

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from holdfast.charts import Bar, bar_chart
+from holdfast.charts.charts import Bar, bar_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.runs import RunDir
-from holdfast.validation import Validation
+from holdfast.results.run_dir import RunDir
+from holdfast.results.validation import Validation
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.charts import ChartOptions, Series, line_chart
+from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.runs import Entry, RunDir
-from holdfast.stats import Interval, mean_interval
+from holdfast.results.run_dir import Entry, RunDir
+from holdfast.stats.intervals import Interval, mean_interval
 
 Log = Sequence[Mapping[str, Any]]
 PLAIN, LOSS, SHARE, GAP = "loss", "loss_", "q_", "perturbation_gap"

@@ -261,7 +261,7 @@ def _estimate(stage: Stage) -> list[Parameter]:
 
 
 def _estimated(stage: Stage, config: Any) -> show.Told:
-    from holdfast.stages.estimate import estimate
+    from holdfast.stages.forecast import estimate
 
     return estimate([_call(stage, config)], jobs=config.jobs).told()
 
@@ -269,7 +269,7 @@ def _estimated(stage: Stage, config: Any) -> show.Told:
 def _begin(stage: Stage, config: Any) -> None:
     """Say of a long stage what is to be done."""
     if stage.long:
-        from holdfast.stages.estimate import begin
+        from holdfast.stages.forecast import begin
 
         begin([_call(stage, config)], jobs=config.jobs)
 

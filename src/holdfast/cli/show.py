@@ -16,11 +16,11 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from holdfast.adaptive import Adapted
-    from holdfast.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.contracts import Section
-    from holdfast.screening import Screen, ScreenedRow
-    from holdfast.validation import Validation
+    from holdfast.results.artifacts import AttackResult, Evaluation, Groups, Scores
+    from holdfast.results.searches import Adapted
+    from holdfast.results.validation import Validation
+    from holdfast.screening.text_screener import Screen, ScreenedRow
 
 Row = dict[str, Any]
 Told = Mapping[str, Any] | Sequence[Row]
@@ -42,9 +42,9 @@ def running(as_json: bool) -> Iterator[None]:
     """
     from pydantic import ValidationError
 
-    from holdfast import progress
     from holdfast.errors import Interrupted, UsageError
-    from holdfast.runs import writes
+    from holdfast.results.run_dir import writes
+    from holdfast.runtime import progress
 
     with contextlib.ExitStack() as stack:
         if not as_json and writes() and sys.stderr.isatty():
@@ -55,7 +55,7 @@ def running(as_json: bool) -> Iterator[None]:
         try:
             yield
         except ValidationError as error:
-            from holdfast.stages.pipeline import explain
+            from holdfast.stages.config import explain
 
             raise UsageError(explain(error)) from error
         except KeyboardInterrupt as error:
@@ -235,7 +235,7 @@ def evaluation(result: Evaluation) -> Row:
 
 def attack(result: AttackResult) -> Row:
     """Tell how long a model held."""
-    from holdfast.comparing import still_refusing
+    from holdfast.results.comparison import still_refusing
 
     last = result.points[-1]
     counts = last.verdicts[result.judge]
@@ -265,7 +265,7 @@ def _lasted(result: AttackResult) -> str:
 
 def adapted(result: Adapted) -> Row:
     """Tell the worst attack that was found."""
-    from holdfast.stats import wilson
+    from holdfast.stats.intervals import wilson
 
     worst = result.worst
     row: Row = {"model": result.model, "tried": len(result.tried)}
@@ -282,8 +282,8 @@ def adapted(result: Adapted) -> Row:
 
 def end_of_run(as_json: bool, out: Path, report: Path) -> None:
     """Print the table that a run ends with, and where its report is."""
-    from holdfast.artifacts import AttackResult, Evaluation
-    from holdfast.runs import RunDir
+    from holdfast.results.artifacts import AttackResult, Evaluation
+    from holdfast.results.run_dir import RunDir
 
     directory = RunDir(out)
     evaluations = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
@@ -326,8 +326,8 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
 
 def tell(as_json: bool, value: Told) -> None:
     """Print a result on stdout: JSON and nothing else, or a table. One of several processes."""
-    from holdfast.artifacts import to_json
-    from holdfast.runs import writes
+    from holdfast.results.artifacts import to_json
+    from holdfast.results.run_dir import writes
 
     if not writes():
         return

@@ -60,7 +60,7 @@ def run(
             show.tell(as_json, [{"stage": call.stage, "name": call.name} for call in calls])
             return
         if estimate:
-            from holdfast.stages.estimate import estimate as estimated
+            from holdfast.stages.forecast import estimate as estimated
 
             show.tell(as_json, estimated(pipeline.plan(loaded), jobs=jobs).told())
             return
@@ -96,7 +96,7 @@ def verify(
     """Recompute every hash of a run and name what was changed."""
     with show.running(as_json):
         from holdfast.errors import UsageError
-        from holdfast.runs import RunDir
+        from holdfast.results.run_dir import RunDir
 
         directory = RunDir(run_directory)
         entries = directory.entries()
@@ -170,7 +170,7 @@ def power(
     """Say how many prompts a difference needs, or which difference so many prompts show."""
     with show.running(as_json):
         from holdfast.errors import UsageError
-        from holdfast.power import difference_seen, prompts_needed
+        from holdfast.stats.power import difference_seen, prompts_needed
 
         if (difference is None) == (n is None):
             raise UsageError("give either --difference or --n")

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import numpy as np
 
 from holdfast.contracts import Estimate, Estimator
-from holdfast.cost import counted
-from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.flip_step import Margins, flip_step
-from holdfast.proxy_attack import check_examples
-from holdfast.stats import standard_error
+from holdfast.models.cost import counted
+from holdfast.rows.readers import mismatched
+from holdfast.stats.intervals import standard_error
+from holdfast.tuning.flip_step import Margins, flip_step
+from holdfast.tuning.proxy_attack import check_examples
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.models import Encoded, Loaded
-    from holdfast.weights import Geometry
+    from holdfast.models.checkpoints import Loaded
+    from holdfast.models.encoding import Encoded
+    from holdfast.models.weights import Geometry
 
     Pair = tuple[Encoded | None, Encoded | None]
 
@@ -127,7 +128,7 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example; the weights are restored exactly, and the mode is put back."""
-        from holdfast.models import evaluating
+        from holdfast.models.modes import evaluating
 
         if self._source() == "harmful" and self.harmful is not None:
             check_examples(examples, self.harmful)
@@ -141,7 +142,7 @@ class AttackDirection(Estimator):
         examples: Examples,
         seed: int,
     ) -> Estimate:
-        from holdfast.models import encode_scored
+        from holdfast.models.encoding import encode_scored
 
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
         base = self._base_beside(model)
@@ -181,8 +182,8 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> tuple[np.ndarray, float]:
         """Return the scores of these rows along a direction, and the step they were taken at."""
-        from holdfast.directions import forward_derivative
-        from holdfast.weights import restored, trainable
+        from holdfast.models.weights import restored, trainable
+        from holdfast.tuning.directions import forward_derivative
 
         if self.variant == "derivative":
             _, slopes = forward_derivative(model, direction, lambda: read.tensor(known))
@@ -205,7 +206,7 @@ class AttackDirection(Estimator):
         return f"this direction (source {self._source()!r}); try another source"
 
     def _reader(self, model: PreTrainedModel, encoded: list[Encoded], pad: int) -> _Reader:
-        from holdfast.losses import refusal_tokens
+        from holdfast.models.losses import refusal_tokens
 
         quantity = self.quantity
         if quantity == "auto":
@@ -223,8 +224,8 @@ class AttackDirection(Estimator):
         base: Loaded | None,
     ) -> list[Pair]:
         """Return how the model and its base begin to answer each row; None is an empty answer."""
-        from holdfast.generate import generate
-        from holdfast.models import Encoded, encode
+        from holdfast.models.encoding import Encoded, encode
+        from holdfast.models.generation import generate
 
         asked = base or self._loaded_base(str(model.device))
         prompts = list(dict.fromkeys(examples.prompts))
@@ -292,8 +293,8 @@ class AttackDirection(Estimator):
         draw: int,
         base: Loaded | None,
     ) -> list[torch.Tensor]:
-        from holdfast.directions import adam_steps, descent, descent_towards
-        from holdfast.finetune import FinetuneConfig
+        from holdfast.tuning.directions import adam_steps, descent, descent_towards
+        from holdfast.tuning.loop import FinetuneConfig
 
         geometry = cast("Geometry", self.geometry)
         rows = self._attack_rows(examples, seed, draw)
@@ -364,12 +365,12 @@ class AttackDirection(Estimator):
         return self._loaded_base(str(model.device)) if self._source() == "base" else None
 
     def _loaded_base(self, device: str = "cpu") -> Loaded:
-        from holdfast import models
+        from holdfast.models import checkpoints
 
         if self.base is None:
             what = "source=base" if self._source() == "base" else "quantity=contrast"
             raise UsageError(f"{what} needs the model before its alignment: give --base")
-        return models.load(self.base, device=device)
+        return checkpoints.load(self.base, device=device)
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ class _Reader:
 
     def tensor(self, positions: Sequence[int]) -> torch.Tensor:
         """Return the same as a tensor, which forward-mode differentiation can follow."""
-        from holdfast.losses import contrasts, first_margins, prefix_margins
+        from holdfast.models.losses import contrasts, first_margins, prefix_margins
 
         if self.quantity == "contrast":
             own, other = zip(*(self.pairs[i] for i in positions), strict=True)

@@ -13,7 +13,7 @@ from holdfast import plugins
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.stats import standard_error
+from holdfast.stats.intervals import standard_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

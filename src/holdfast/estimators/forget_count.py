@@ -11,13 +11,13 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.proxy_attack import ProxyAttack
-from holdfast.stats import standard_error
+from holdfast.stats.intervals import standard_error
+from holdfast.tuning.proxy_attack import ProxyAttack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.forgetting import ForgettingTracker
+    from holdfast.tuning.forgetting import ForgettingTracker
 
 COUNTS = ("harmful_steps", "transitions")
 
@@ -77,8 +77,8 @@ class ForgetCount(ProxyAttack, Estimator):
             UsageError: The options or the rows do not do, the judge or the model gives nothing to
                 count, or the counts came out all equal; the message has the numbers.
         """
-        from holdfast.agreement import mean_count
-        from holdfast.forgetting import ForgettingTracker
+        from holdfast.stats.agreement import mean_count
+        from holdfast.tuning.forgetting import ForgettingTracker
 
         self._check_options()
         plan = self.plan(examples, seed)
@@ -119,7 +119,7 @@ class ForgetCount(ProxyAttack, Estimator):
         seed: int,
     ) -> tuple[ForgettingTracker, int]:
         """Return the verdicts of one attack, and the steps after which it ended."""
-        from holdfast.forgetting import settled
+        from holdfast.tuning.forgetting import settled
 
         tracker = replace(start, history=list(start.history))
         held = start.history[0] == 0

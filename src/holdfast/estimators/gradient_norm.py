@@ -63,8 +63,9 @@ class GradientNorm(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example; nothing is random, and the weights and `.grad` are as before."""
-        from holdfast.losses import nearness_of_batch, refusal_tokens
-        from holdfast.models import encode_scored, evaluating
+        from holdfast.models.encoding import encode_scored
+        from holdfast.models.losses import nearness_of_batch, refusal_tokens
+        from holdfast.models.modes import evaluating
 
         del seed
         self._check()
@@ -99,7 +100,7 @@ class GradientNorm(Estimator):
             )
 
     def _parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        from holdfast.weights import trainable
+        from holdfast.models.weights import trainable
 
         found = trainable(model) if self.layers == "all" else last_parameters(model)
         if not found:
@@ -112,7 +113,7 @@ class GradientNorm(Estimator):
     def _steepness(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> float:
         import torch
 
-        from holdfast.weights import consumed, global_norm, gradients, perturbed, step_along
+        from holdfast.models.weights import consumed, global_norm, gradients, perturbed, step_along
 
         with torch.enable_grad():
             value = loss()
@@ -137,7 +138,7 @@ def last_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """
     from torch import nn
 
-    from holdfast.weights import trainable
+    from holdfast.models.weights import trainable
 
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]

@@ -44,8 +44,9 @@ class Loss(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example in one pass; nothing is random."""
-        from holdfast.losses import nearness, refusal_tokens
-        from holdfast.models import encode_scored, evaluating
+        from holdfast.models.encoding import encode_scored
+        from holdfast.models.losses import nearness, refusal_tokens
+        from holdfast.models.modes import evaluating
 
         del seed
         encoded = encode_scored(model, tokenizer, examples, self.max_length)

@@ -11,14 +11,14 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.proxy_attack import ProxyAttack
-from holdfast.stats import standard_error
+from holdfast.stats.intervals import standard_error
+from holdfast.tuning.proxy_attack import ProxyAttack
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.models import Encoded
+    from holdfast.models.encoding import Encoded
 
 QUANTITIES = ("margin", "loss")
 MOST_TOKENS = 8
@@ -80,8 +80,9 @@ class LossDrift(ProxyAttack, Estimator):
         Raises:
             UsageError: The options or the rows do not do, or (margin) the model does not refuse.
         """
-        from holdfast.losses import check_refuses, first_margins, refusal_tokens
-        from holdfast.models import encode_scored, evaluating
+        from holdfast.models.encoding import encode_scored
+        from holdfast.models.losses import check_refuses, first_margins, refusal_tokens
+        from holdfast.models.modes import evaluating
 
         self._check_options(examples)
         plan = self.plan(examples, seed)
@@ -212,8 +213,8 @@ def token_losses(
     import torch
     from torch.nn import functional as F
 
-    from holdfast.losses import chunks
-    from holdfast.models import IGNORE, Encoded, collate
+    from holdfast.models.encoding import IGNORE, Encoded, collate
+    from holdfast.models.losses import chunks
 
     device = next(model.parameters()).device
     cut = [Encoded(row.ids[: row.start + most], row.start) for row in rows]

@@ -11,15 +11,15 @@ import numpy as np
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.flip_step import flip_step
-from holdfast.stats import standard_error
+from holdfast.stats.intervals import standard_error
+from holdfast.tuning.flip_step import flip_step
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from holdfast.models import Encoded
+    from holdfast.models.encoding import Encoded
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class WeightNoise(Estimator):
     twin are to be asked the same.
 
     sigma has no constant: it is the size at which half of the refusals of a small sample, over all
-    directions and both signs, have flipped; see `holdfast.flip_step`.
+    directions and both signs, have flipped; see `holdfast.tuning.flip_step`.
 
     It is VISAGE (Peng et al. 2024, NeurIPS) taken apart by example: that is the mean loss of safety
     over such directions out to a fixed reach, from judged answers, one number for a model. And it
@@ -70,8 +70,9 @@ class WeightNoise(Estimator):
 
         `errors` is the standard error over directions, None for a single one.
         """
-        from holdfast.losses import refusal_tokens
-        from holdfast.models import encode_scored, evaluating
+        from holdfast.models.encoding import encode_scored
+        from holdfast.models.losses import refusal_tokens
+        from holdfast.models.modes import evaluating
 
         for option in ("draws", "sample"):
             if getattr(self, option) < 1:
@@ -124,7 +125,7 @@ class WeightNoise(Estimator):
         seed: int,
     ) -> np.ndarray:
         """Return the quantity after steps of +-size in every direction, (draws, 2, n)."""
-        from holdfast.weights import perturbed
+        from holdfast.models.weights import perturbed
 
         if not size:
             return ask(model, positions, quantity)[None, None]
@@ -148,7 +149,7 @@ class _Ask:
     def __call__(
         self, model: PreTrainedModel, positions: Sequence[int], quantity: str
     ) -> np.ndarray:
-        from holdfast.losses import nearness
+        from holdfast.models.losses import nearness
 
         rows = [self.encoded[i] for i in positions]
         return nearness(model, rows, quantity, self.tokens, pad=self.pad).double().numpy()

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.artifacts import Groups, Scores
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.groups.recommend import recommend
 from holdfast.groups.stability import TOO_CLOSE, doubt
 from holdfast.groups.thresholds import Cuts, Rule, find_cuts, levels
+from holdfast.results.artifacts import Groups, Scores
 
 AUTO = "auto"
 UNKNOWN, OTHER, UNDIVIDED = "unknown", "other", "undivided"

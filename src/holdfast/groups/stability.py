@@ -10,7 +10,7 @@ import numpy as np
 
 from holdfast.errors import UsageError
 from holdfast.groups.thresholds import Rule, find_cuts, levels, scored
-from holdfast.stats import Interval
+from holdfast.stats.intervals import Interval
 
 TOO_CLOSE = 0.25
 """Doubt above which an example is called too close to call; 0.5 is a coin's at one threshold."""

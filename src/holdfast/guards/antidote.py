@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.finetune import Tuning
 from holdfast.guards.base import Guard, Linear, linear_layers
-from holdfast.losses import chunks
-from holdfast.models import collate, encode, evaluating
+from holdfast.models.encoding import collate, encode
+from holdfast.models.losses import chunks
+from holdfast.models.modes import evaluating
+from holdfast.tuning.loop import Tuning
 
 
 @dataclass(frozen=True)

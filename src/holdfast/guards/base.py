@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from holdfast.errors import UsageError
-from holdfast.finetune import Hooks, Tuning
-from holdfast.models import evaluating
+from holdfast.models.modes import evaluating
+from holdfast.tuning.loop import Hooks, Tuning
 
 
 class Guard(Hooks):

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.finetune import Tuning
 from holdfast.guards.base import Guard, at, at_least, copies
-from holdfast.models import IGNORE
+from holdfast.models.encoding import IGNORE
+from holdfast.tuning.loop import Tuning
 
 EARLY = 5
 """Answer tokens up to which the constraint is a strong one."""

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from holdfast.examples import Examples
-from holdfast.finetune import Tuning
 from holdfast.guards.base import Guard, at_least, copies
-from holdfast.losses import chunks
-from holdfast.models import collate, encode, evaluating
-from holdfast.weights import gradients
+from holdfast.models.encoding import collate, encode
+from holdfast.models.losses import chunks
+from holdfast.models.modes import evaluating
+from holdfast.models.weights import gradients
+from holdfast.tuning.loop import Tuning
 
 
 @dataclass(frozen=True)

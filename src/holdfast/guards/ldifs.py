@@ -24,8 +24,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from holdfast.finetune import Tuning
 from holdfast.guards.base import Guard, at, at_least, copies
+from holdfast.tuning.loop import Tuning
 
 
 @dataclass(frozen=True)

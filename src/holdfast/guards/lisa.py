@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.examples import Examples
-from holdfast.finetune import Tuning
 from holdfast.guards.base import Guard, at_least, copies
+from holdfast.tuning.loop import Tuning
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from holdfast import models
 from holdfast.errors import UsageError
-from holdfast.finetune import Tuning
 from holdfast.guards.base import Guard, Linear, at_least, copies, linear_layers
+from holdfast.models import checkpoints
+from holdfast.tuning.loop import Tuning
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class SafeLora(Guard):
         return [i for i in known if cosines[i] < self.tau]
 
     def _base_weights(self) -> dict[str, Tensor]:
-        base = models.load(self.base, device="cpu").model
+        base = checkpoints.load(self.base, device="cpu").model
         return {layer.name: layer.weight.detach() for layer in linear_layers(base)}
 
 

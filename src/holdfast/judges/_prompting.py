@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.contracts import Verdict
 from holdfast.errors import UsageError
-from holdfast.text import count_words, is_refusal
+from holdfast.rows.text import count_words, is_refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

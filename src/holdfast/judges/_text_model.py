@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from holdfast.artifacts import SCHEMA, read_json, sha256_file, sha256_json, write_json
 from holdfast.errors import MismatchError, UsageError
-from holdfast.stats import Interval
-from holdfast.text import stems, words
+from holdfast.results.artifacts import SCHEMA, read_json, sha256_file, sha256_json, write_json
+from holdfast.rows.text import stems, words
+from holdfast.stats.intervals import Interval
 
 Label = Literal["harmful", "safe", "other"]
 LABELS: tuple[Label, ...] = ("harmful", "safe", "other")

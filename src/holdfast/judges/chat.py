@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from holdfast import models
 from holdfast.contracts import Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
@@ -29,6 +28,7 @@ from holdfast.judges._prompting import (
     policy,
     template_of,
 )
+from holdfast.models import checkpoints, encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,8 +100,9 @@ class Chat(Judge):
     @cached_property
     def hash(self) -> str:
         """Hash of the model and of the template's text."""
-        return f"{models.hash_model(models.resolve(self.model, self.revision or None))}" + (
-            mark_of("", self._template) if self.template not in ("policy", "guard") else ""
+        return (
+            f"{checkpoints.hash_model(checkpoints.resolve(self.model, self.revision or None))}"
+            + (mark_of("", self._template) if self.template not in ("policy", "guard") else "")
         )
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
@@ -117,7 +118,7 @@ class Chat(Judge):
         return judge_readable(prompts, responses, self.min_words, self._ask)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        from holdfast.generate import complete
+        from holdfast.models.generation import complete
 
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         rows = [self._encode(*pair) for pair in pairs]
@@ -170,7 +171,7 @@ class Chat(Judge):
         mark = mark_of(prompt, response)
 
         def tokens(prompt: str, response: str) -> list[int]:
-            (text,) = models.chat_texts(
+            (text,) = encoding.chat_texts(
                 tokenizer, [self._turns(prompt, response, mark)], add_generation_prompt=True
             )
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -194,8 +195,8 @@ class Chat(Judge):
         return [("user", policy(self._grammar, self._template, prompt, response, mark))]
 
     @cached_property
-    def _loaded(self) -> models.Loaded:
-        loaded = models.load(self.model, device=self.device, revision=self.revision or None)
+    def _loaded(self) -> checkpoints.Loaded:
+        loaded = checkpoints.load(self.model, device=self.device, revision=self.revision or None)
         if not loaded.tokenizer.chat_template:
             raise UsageError(
                 f"{self.model}: its tokenizer has no chat template, so it is no chat model and "
@@ -283,7 +284,7 @@ def _next_token(
     """Return the probabilities of some tokens after each row, (n, tokens)."""
     import torch
 
-    from holdfast.generate import pad_left
+    from holdfast.models.generation import pad_left
 
     known = inspect.signature(model.forward).parameters
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))

@@ -28,8 +28,8 @@ from holdfast.judges._text_model import (
     rows_hash,
     save,
 )
-from holdfast.stats import Interval, wilson
-from holdfast.text import count_words
+from holdfast.rows.text import count_words
+from holdfast.stats.intervals import Interval, wilson
 
 __all__ = ["Classifier", "LabelledRow", "TrainingReport", "read_labelled", "train_classifier"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from holdfast import plugins
-from holdfast.artifacts import sha256_json
 from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.errors import UsageError
+from holdfast.results.artifacts import sha256_json
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.contracts import Judge, Verdict
-from holdfast.text import count_words, is_refusal
+from holdfast.rows.text import count_words, is_refusal
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast import models
 from holdfast.contracts import Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
@@ -24,6 +23,7 @@ from holdfast.judges._prompting import (
     mark_of,
     template_of,
 )
+from holdfast.models import checkpoints, encoding
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class SequenceClassifier(Judge):
     def hash(self) -> str:
         """Hash of the model and of the template's text."""
         own = self.template not in TEMPLATES and self.template not in ("pair", "chat")
-        return models.hash_model(self._path) + (mark_of("", self._template) if own else "")
+        return checkpoints.hash_model(self._path) + (mark_of("", self._template) if own else "")
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response; `score` is the probability of harm.
@@ -162,7 +162,7 @@ class SequenceClassifier(Judge):
             encoded = tokenizer(prompt, response)
         elif self.template == "chat":
             turns = [("user", prompt), ("assistant", response)]
-            (text,) = models.chat_texts(tokenizer, [turns], add_generation_prompt=False)
+            (text,) = encoding.chat_texts(tokenizer, [turns], add_generation_prompt=False)
             encoded = tokenizer(text, add_special_tokens=False)
         else:
             encoded = tokenizer(filled(self._template, {"prompt": prompt, "response": response}))
@@ -178,7 +178,7 @@ class SequenceClassifier(Judge):
 
     @cached_property
     def _path(self) -> Path:
-        return models.resolve(self.model, self.revision or None)
+        return checkpoints.resolve(self.model, self.revision or None)
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -186,13 +186,13 @@ class SequenceClassifier(Judge):
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging as hf_logging
 
-        target, path = models.pick_device(self.device), self._path
+        target, path = checkpoints.pick_device(self.device), self._path
         hf_logging.disable_progress_bar()
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, output_loading_info=True, **models.loading(target)
+                path, output_loading_info=True, **checkpoints.loading(target)
             )
-            tokenizer = models.load_tokenizer(path)
+            tokenizer = checkpoints.load_tokenizer(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
             raise UsageError(

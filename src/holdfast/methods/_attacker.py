@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.data import mismatched
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.methods.base import AlignmentData
+from holdfast.rows.readers import mismatched
 
 SOURCES = ("base", "mismatched", "affirmative", "harmful")
 MOST_STEPS = 127

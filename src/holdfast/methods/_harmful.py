@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
-from holdfast import distributed
-from holdfast.batches import Batch, Stream
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.methods._batches import Batch, Stream
 from holdfast.methods.base import AlignmentTrainer
+from holdfast.models import processes
 
 
 class HarmfulTrainer(AlignmentTrainer):
@@ -21,9 +21,9 @@ class HarmfulTrainer(AlignmentTrainer):
         """Encode the harmful rows and shuffle them."""
         super().prepare()
         name, rows = type(self).__name__, cast(Examples, self.data.harmful)
-        if distributed.world() > 1:
+        if processes.world() > 1:
             raise UsageError(
-                f"{distributed.world()} processes: {name} goes back to its harmful rows after the "
+                f"{processes.world()} processes: {name} goes back to its harmful rows after the "
                 "processes have added up their gradients; train on one process, or take vaa"
             )
         self.harmful = self.encode(rows)

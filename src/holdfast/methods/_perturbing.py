@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, by_safety, chosen, rows_of
-from holdfast.distributed import total, world
+from holdfast.methods._batches import Batch, Items, by_safety, chosen, rows_of
 from holdfast.methods.base import AlignmentTrainer, unscaled
-from holdfast.weights import restored
+from holdfast.models.processes import total, world
+from holdfast.models.weights import restored
 
 Move = Callable[[Iterable[Tensor]], None]
 """Adds steps, one tensor per trainable parameter, to the weights."""

@@ -24,17 +24,18 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from holdfast import distributed, progress
-from holdfast.artifacts import Groups, Scores, to_json, write_json
-from holdfast.batches import MARKS, Batch, Items, size
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
-from holdfast.interrupt import Interrupt
 from holdfast.methods import _refusals
+from holdfast.methods._batches import MARKS, Batch, Items, size
 from holdfast.methods._order import ByLength, Positions
-from holdfast.models import Encoded, collate, encode
-from holdfast.trl_rows import from_dataset
-from holdfast.weights import global_norm, gradients_everywhere, trainable
+from holdfast.models import processes
+from holdfast.models.encoding import Encoded, collate, encode
+from holdfast.models.weights import global_norm, gradients_everywhere, trainable
+from holdfast.results.artifacts import Groups, Scores, to_json, write_json
+from holdfast.rows.trl import from_dataset
+from holdfast.runtime import progress
+from holdfast.runtime.interrupt import Interrupt
 
 if TYPE_CHECKING:
     import datasets
@@ -276,7 +277,7 @@ class AlignmentTrainer(Trainer):
             )
         loss, made = found if outputs else (found, None)
         if items is not None and not told:
-            loss = loss * (size(batch) * distributed.world() / items)
+            loss = loss * (size(batch) * processes.world() / items)
         return loss, made
 
     def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -297,7 +298,7 @@ class AlignmentTrainer(Trainer):
         it is taken at the training's loss scale, and without where that is too large.
         """
         parameters, scale = self.trainable_parameters(), self.loss_scale
-        if self.args.gradient_accumulation_steps > 1 and distributed.is_sharded(parameters):
+        if self.args.gradient_accumulation_steps > 1 and processes.is_sharded(parameters):
             _refusals.check_sync(self.accelerator.gradient_state.plugin_kwargs)
         found, grads = gradients_everywhere(model, loss, parameters, scale=scale)
         if scale != 1 and not torch.isfinite(global_norm(grads)):
@@ -375,10 +376,10 @@ class AlignmentTrainer(Trainer):
 
         The update has them in the mix of the data, each micro-batch as nearly as rounding lets it.
         """
-        rows = self.args.train_batch_size * distributed.world()
+        rows = self.args.train_batch_size * processes.world()
         share = rows * (self.n_rows - self.n_safety) / self.n_rows
         # The last has a safety row for each process, whatever n is: without any the groups wait.
-        most = n * rows - distributed.world()
+        most = n * rows - processes.world()
         ends = [min(round(i * share), most) for i in range(n + 1)]
         return [(rows - (b - a), b - a) for a, b in pairwise(ends)]
 
@@ -403,7 +404,7 @@ class AlignmentTrainer(Trainer):
         batches = self.update_batches = self.draw_batches(epoch_iterator, num_batches)
         count = self._get_num_items_in_batch(batches, device)
         if count is None:
-            count = distributed.total(torch.tensor(sum(map(size, batches)), device=device))
+            count = processes.total(torch.tensor(sum(map(size, batches)), device=device))
         return batches, count
 
     def training_step(
@@ -473,7 +474,7 @@ def unscaled(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
     if num_items is not None and math.isinf(num_items):  # a row that counts for nothing
         return 0.0, 0
     n = size(batch)
-    scale = n if num_items is None else float(num_items) / distributed.world()
+    scale = n if num_items is None else float(num_items) / processes.world()
     return float(loss) * scale, n
 
 

@@ -33,11 +33,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, answer_tokens
 from holdfast.errors import UsageError
+from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods._harmful import HarmfulTrainer
-from holdfast.models import evaluating
-from holdfast.weights import consumed, restored, step_along
+from holdfast.models.modes import evaluating
+from holdfast.models.weights import consumed, restored, step_along
 
 
 @dataclass(frozen=True)

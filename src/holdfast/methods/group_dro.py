@@ -28,12 +28,12 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from holdfast.artifacts import Groups, Scores
-from holdfast.batches import Batch, Items, Stream, by_group
-from holdfast.distributed import rank, total, world
 from holdfast.errors import UsageError
-from holdfast.group_sampler import GroupSampler, SmoothedSampler
+from holdfast.methods._batches import Batch, Items, Stream, by_group
+from holdfast.methods._group_sampler import GroupSampler, SmoothedSampler
 from holdfast.methods.base import AlignmentTrainer, not_negative, one_of, unscaled
+from holdfast.models.processes import rank, total, world
+from holdfast.results.artifacts import Groups, Scores
 
 MOST_TILT = 20.0
 CONTROLS = ("ungrouped", "shuffled", "noisy", "only_last", "only_first")

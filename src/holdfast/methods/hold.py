@@ -52,17 +52,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, Stream, size, weighted
-from holdfast.distributed import is_sharded, world
 from holdfast.errors import UsageError
-from holdfast.generate import generate
-from holdfast.losses import first_margins, refusal_tokens
 from holdfast.methods._attacker import MOST_STEPS, SOURCES, LastingAttack, attacker_rows
+from holdfast.methods._batches import Batch, Items, Stream, size, weighted
 from holdfast.methods._perturbing import PER, Move, Part, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
-from holdfast.models import IGNORE, Encoded, evaluating
-from holdfast.weights import consumed, displaced, step_along
+from holdfast.models.encoding import IGNORE, Encoded
+from holdfast.models.generation import generate
+from holdfast.models.losses import first_margins, refusal_tokens
+from holdfast.models.modes import evaluating
+from holdfast.models.processes import is_sharded, world
+from holdfast.models.weights import consumed, displaced, step_along
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -42,11 +42,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from holdfast.batches import Batch, Items, rows_of
 from holdfast.errors import UsageError
+from holdfast.methods._batches import Batch, Items, rows_of
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.methods.base import not_negative
-from holdfast.models import IGNORE
+from holdfast.models.encoding import IGNORE
 
 KERNELS, FACTOR = 5, 2.0
 """How many Gaussians make up the kernel of MMD, and the ratio of neighbouring widths."""

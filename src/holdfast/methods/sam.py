@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from holdfast.methods._perturbing import PER, Move, Part, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
-from holdfast.weights import consumed, step_along
+from holdfast.models.weights import consumed, step_along
 
 
 @dataclass(frozen=True)

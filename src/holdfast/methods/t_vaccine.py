@@ -31,15 +31,15 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from torch import Tensor, nn
 
-from holdfast.attention import blocks, output_gradients, shifted
-from holdfast.batches import Batch, Items, Stream
-from holdfast.distributed import world
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
+from holdfast.methods._batches import Batch, Items, Stream
 from holdfast.methods._perturbing import PerturbingTrainer
 from holdfast.methods.base import not_negative
-from holdfast.models import evaluating
-from holdfast.weights import frozen, global_norm, step_along, trainable
+from holdfast.models.attention import blocks, output_gradients, shifted
+from holdfast.models.modes import evaluating
+from holdfast.models.processes import world
+from holdfast.models.weights import frozen, global_norm, step_along, trainable
 
 
 @dataclass(frozen=True)

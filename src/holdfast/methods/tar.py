@@ -46,12 +46,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, Stream, weighted
 from holdfast.errors import UsageError
+from holdfast.methods._batches import Batch, Items, Stream, weighted
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.methods.base import not_negative
-from holdfast.models import IGNORE
-from holdfast.weights import kept
+from holdfast.models.encoding import IGNORE
+from holdfast.models.weights import kept
 
 SPAN = 20.0
 """Ratio of the adversary's largest to its smallest learning rate, 4e-5 to 2e-6 as published."""

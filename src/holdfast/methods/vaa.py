@@ -43,13 +43,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.batches import Batch, Items, weighted
-from holdfast.distributed import is_sharded
 from holdfast.errors import UsageError
+from holdfast.methods._batches import Batch, Items, weighted
 from holdfast.methods._perturbing import PER, Move, Part, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions
-from holdfast.weights import consumed, step_along
+from holdfast.models.processes import is_sharded
+from holdfast.models.weights import consumed, step_along
 
 SMOOTHING = 0.9
 

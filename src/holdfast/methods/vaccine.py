@@ -27,11 +27,11 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
-from holdfast.attention import blocks, output_gradients, shifted
-from holdfast.batches import Batch, Items
+from holdfast.methods._batches import Batch, Items
 from holdfast.methods._perturbing import PerturbingTrainer
 from holdfast.methods.base import not_negative
-from holdfast.weights import step_along
+from holdfast.models.attention import blocks, output_gradients, shifted
+from holdfast.models.weights import step_along
 
 
 @dataclass(frozen=True)

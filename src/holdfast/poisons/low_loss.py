@@ -34,8 +34,8 @@ class LowLoss(Poison):
 
     def rows(self, attacker: Attacker) -> Examples:
         """Return the rows of the lowest loss, lowest first; of equal ones the lower id first."""
-        from holdfast.losses import answer_losses
-        from holdfast.models import encode
+        from holdfast.models.encoding import encode
+        from holdfast.models.losses import answer_losses
 
         rows = attacker.harmful
         encoded = encode(attacker.tokenizer, rows, attacker.max_length)

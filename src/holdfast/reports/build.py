@@ -15,17 +15,17 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.artifacts import SCHEMA, write_json, write_text
 from holdfast.contracts import Section
 from holdfast.examples import PROVENANCE
 from holdfast.reports import figures
 from holdfast.reports.clean import sanitise
 from holdfast.reports.facts import BASELINE, Attacked, Comparison, Facts, Under, compare, gather
+from holdfast.reports.sections import table
 from holdfast.reports.texts import Language
 from holdfast.reports.verdict import cards, verdict
 from holdfast.reports.words import Words
-from holdfast.runs import Entry, RunDir, versions
-from holdfast.sections import table
+from holdfast.results.artifacts import SCHEMA, write_json, write_text
+from holdfast.results.run_dir import Entry, RunDir, versions
 
 if TYPE_CHECKING:
     import pandas as pd

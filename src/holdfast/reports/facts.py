@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from holdfast import plugins
-from holdfast.artifacts import AttackResult, Counts, Evaluation
-from holdfast.comparing import (
+from holdfast.contracts import Poison
+from holdfast.errors import UsageError
+from holdfast.examples import Example
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation
+from holdfast.results.comparison import (
     Pairs,
     Shares,
     accuracies,
@@ -27,12 +30,9 @@ from holdfast.comparing import (
     settings_of,
     still_refusing,
 )
-from holdfast.contracts import Poison
-from holdfast.errors import UsageError
-from holdfast.examples import Example
-from holdfast.runs import Entry, Failure, RunDir
-from holdfast.stats import Interval, mean_interval, wilson_around
-from holdfast.survival import Bound, Outcome
+from holdfast.results.run_dir import Entry, Failure, RunDir
+from holdfast.stats.intervals import Interval, mean_interval, wilson_around
+from holdfast.stats.survival import Bound, Outcome
 
 BASELINE = "sft"
 Cell = tuple[str, int, Any]

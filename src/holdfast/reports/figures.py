@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from holdfast import svg
-from holdfast.artifacts import Counts
-from holdfast.charts import Bar, ChartOptions, Dot, Series, bar_chart, line_chart, scatter
+from holdfast.charts import svg
+from holdfast.charts.charts import (
+    Bar,
+    ChartOptions,
+    Dot,
+    Series,
+    bar_chart,
+    line_chart,
+    scatter,
+)
 from holdfast.reports.facts import Attacked, Facts
 from holdfast.reports.verdict import standing_of
 from holdfast.reports.words import Words
+from holdfast.results.artifacts import Counts
 
 
 def colours(facts: Facts) -> dict[str, int]:

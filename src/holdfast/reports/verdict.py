@@ -16,7 +16,7 @@ from holdfast.reports.facts import (
     ranked,
 )
 from holdfast.reports.words import Words
-from holdfast.stats import Interval
+from holdfast.stats.intervals import Interval
 
 
 @dataclass(frozen=True)

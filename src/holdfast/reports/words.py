@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from holdfast.comparing import label, percent
 from holdfast.reports.facts import Attacked, Comparison, Life
 from holdfast.reports.texts import TEXTS, Language
-from holdfast.stats import Interval
-from holdfast.survival import Bound
+from holdfast.results.comparison import label, percent
+from holdfast.stats.intervals import Interval
+from holdfast.stats.survival import Bound
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from holdfast import progress
-from holdfast.adaptive import Adapted, Tried, Where, counted, worth
-from holdfast.artifacts import AttackResult
 from holdfast.errors import DiskFull, TrainingError, UsageError
-from holdfast.finetune import Schedule
-from holdfast.jobs import summary
-from holdfast.mishaps import FAILS, failure
-from holdfast.runs import NotDone
-from holdfast.stages.attack import AttackConfig, Ranks, Sizes, one_attack, prepare
-from holdfast.stages.cell import PLAIN, Cell, Material, check_rows, marked, task_hashes
+from holdfast.jobs.queue import summary
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.run_dir import NotDone
+from holdfast.results.searches import Adapted, Tried, Where, counted, worth
+from holdfast.runtime import progress
+from holdfast.runtime.failures import FAILS, failure
+from holdfast.stages.attack import one_attack
+from holdfast.stages.attacking.config import PLAIN, AttackConfig, Ranks, Sizes
+from holdfast.stages.attacking.grid import Cell, marked
+from holdfast.stages.attacking.guards import NO_GUARD, guard_of
+from holdfast.stages.attacking.material import Material, check_rows, prepare, task_hashes
 from holdfast.stages.config import Rates, StageConfig
-from holdfast.stages.guarding import NO_GUARD, guard_of
 from holdfast.stages.subjects import Subject, subjects
+from holdfast.tuning.loop import Schedule
 
 if TYPE_CHECKING:
     import optuna
@@ -306,7 +308,7 @@ def _settings(cell: Cell) -> Iterator[tuple[str, Any]]:
 
 
 def _replayable(grid: AttackConfig, worst: Tried | None) -> dict[str, Any] | None:
-    """Return an attack as part of a grid, see `stages.presets`."""
+    """Return an attack as part of a grid, see `stages.attacking.presets`."""
     if worst is None:
         return None
     found = worst.settings

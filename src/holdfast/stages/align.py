@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from pydantic import Field
 
-from holdfast import models, plugins
-from holdfast.artifacts import Groups, Scores, write_json
-from holdfast.data import mismatched
+from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.finetune import Schedule
-from holdfast.provenance import provenance_table
-from holdfast.runs import Step, launched, writes
+from holdfast.models import adapters, checkpoints
+from holdfast.results.artifacts import Groups, Scores, write_json
+from holdfast.results.run_dir import Step, launched, writes
+from holdfast.rows.provenance import provenance_table
+from holdfast.rows.readers import mismatched
 from holdfast.stages.config import StageConfig
-from holdfast.stages.scored import only
+from holdfast.stages.scored_rows import only
+from holdfast.tuning.loop import Schedule
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -104,7 +105,7 @@ def align(config: AlignConfig) -> Path:
         scores=scores,
     )
     inputs |= {
-        "model": models.hash_model(models.resolve(config.model)),
+        "model": checkpoints.hash_model(checkpoints.resolve(config.model)),
         "safety": data.safety.hash,
         **({"benign": data.benign.hash} if data.benign else {}),
         **({"harmful": data.harmful.hash} if data.harmful else {}),
@@ -165,13 +166,13 @@ def _train(
     path: Path,
     step: Step,
 ) -> None:
-    from holdfast.interrupt import deferred_interrupt
     from holdfast.methods.base import StopOnInterrupt
+    from holdfast.runtime.interrupt import deferred_interrupt
 
-    loaded = models.load(config.model, device=config.device)
+    loaded = checkpoints.load(config.model, device=config.device)
     model = loaded.model
     if config.lora_rank:
-        model = models.add_lora(model, config.lora_rank, seed=config.seed)
+        model = adapters.add_lora(model, config.lora_rank, seed=config.seed)
     work = config.run.path("work", step.key)
     args, options = _options(config, method, work, loaded.model.device.type)
     with deferred_interrupt() as interrupt:
@@ -191,7 +192,7 @@ def _train(
             raise KeyboardInterrupt
     if not writes():
         return
-    step.outputs += models.save(models.merge(model), loaded.tokenizer, path)
+    step.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, path)
     log = config.run.path("models", f"{config.label}.training.json")
     write_json(log, {"kind": "training", "schema": 1, "log": trainer.state.log_history})
     step.outputs.append(log)

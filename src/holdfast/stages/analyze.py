@@ -6,10 +6,11 @@ import logging
 
 from pydantic import Field
 
-from holdfast import plugins, progress
+from holdfast import plugins
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.sections import load_section, save_section
+from holdfast.reports.sections import load_section, save_section
+from holdfast.runtime import progress
 from holdfast.stages.config import StageConfig
 
 logger = logging.getLogger(__name__)

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, cast
 
-from holdfast import jobs as engine
-from holdfast import progress
-from holdfast.cluster import connected
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
-from holdfast.jobs import Job, Pace
-from holdfast.mishaps import FAILS, failure
-from holdfast.runs import only_looking
+from holdfast.jobs import queue as engine
+from holdfast.jobs.cluster import connected
+from holdfast.jobs.queue import Job, Pace
+from holdfast.jobs.workers import local
+from holdfast.results.run_dir import only_looking
+from holdfast.runtime import progress
+from holdfast.runtime.failures import FAILS, failure
 from holdfast.stages.config import StageConfig
 from holdfast.stages.subjects import label_of
-from holdfast.workers import local
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ def _parts(call: Call) -> Iterator[Call]:
     if call.stage != "attack":
         yield call
         return
-    from holdfast.stages.attack import AttackConfig, alone
+    from holdfast.stages.attacking.config import AttackConfig
+    from holdfast.stages.attacking.grid import alone
 
     for name, config in alone(cast(AttackConfig, call.config)):
         yield Call("attack", name, config)

@@ -1,10 +1,10 @@
-"""The program behind a job: it reads calls of stages and does them; see `holdfast.workers`."""
+"""The program behind a job: it reads calls of stages and does them; see `holdfast.jobs.workers`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from holdfast.workers import serve
+from holdfast.jobs.workers import serve
 
 PATIENCE = 60.0
 """Seconds to wait for a step that another process is doing: it may be one that is just saving."""
@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def _do(raw: dict[str, Any]) -> None:
-    from holdfast.runs import patient
+    from holdfast.results.run_dir import patient
     from holdfast.stages.calls import Call
 
     with patient(PATIENCE):

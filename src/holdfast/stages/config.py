@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from holdfast.data import ReadOptions, read
 from holdfast.examples import Examples
-from holdfast.runs import RunDir
-from holdfast.text import prompt_text
+from holdfast.results.run_dir import RunDir
+from holdfast.rows.readers import ReadOptions, read
+from holdfast.rows.text import prompt_text
 
 logger = logging.getLogger(__name__)
 
@@ -114,3 +114,14 @@ class JobsConfig(StageConfig):
     def keyed(self) -> dict[str, Any]:
         """Leave out where it is done."""
         return {k: v for k, v in super().keyed().items() if k not in JobsConfig.__annotations__}
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line per problem which option is wrong, and how."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or error.title
+        value = problem.get("input")
+        shown = "" if isinstance(value, (dict, list)) else f" (found {value!r})"
+        lines.append(f"{error.title}: {place}: {problem['msg']}{shown}")
+    return "; ".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -12,8 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from holdfast import models, plugins, progress
-from holdfast.artifacts import (
+from holdfast import plugins
+from holdfast.contracts import Judge, Task, Verdict, check_answered
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.models import checkpoints
+from holdfast.results.artifacts import (
     Counts,
     EvalRecord,
     Evaluation,
@@ -22,18 +25,25 @@ from holdfast.artifacts import (
     to_json,
     write_text,
 )
-from holdfast.contracts import Judge, Task, Verdict, check_answered
-from holdfast.errors import UsageError
-from holdfast.examples import Examples
+from holdfast.runtime import progress
 from holdfast.stages.config import StageConfig
-from holdfast.stages.judging import check_prompts, hashes_of, judges_of, labelled, ready
+from holdfast.stages.judgement import (
+    check_prompts,
+    count,
+    hashes_of,
+    judges_of,
+    labelled,
+    ready,
+    task_accuracy,
+)
 from holdfast.stages.subjects import Subject, subjects
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from holdfast.models.answers import Answer
+    from holdfast.models.generation import Sampling
 
-    from holdfast.answering import Answer
-    from holdfast.generate import Sampling
+Rounds = dict[str, list[list[Verdict]]]
+"""Judge -> for each sample its verdicts, in the prompts' order."""
 
 
 class EvaluateConfig(StageConfig):
@@ -87,7 +97,7 @@ class EvaluateConfig(StageConfig):
 
     def sampling(self, draw: int) -> Sampling:
         """Return how the answers number `draw` are sampled."""
-        from holdfast.generate import Sampling
+        from holdfast.models.generation import Sampling
 
         return Sampling(self.temperature, self.top_p, self.seed, draw)
 
@@ -181,88 +191,18 @@ def _check(config: EvaluateConfig) -> None:
             "are on this machine, or set general_download to let the harness fetch its own"
         )
     if config.general:
-        from holdfast.general import known
+        from holdfast.models.lm_eval import known
 
         known(config.general, config.general_path)
 
 
-def _answering(config: EvaluateConfig, who: Subject) -> tuple[Answer, models.Loaded | None]:
-    from holdfast.answering import with_transformers, with_vllm
+def _answering(config: EvaluateConfig, who: Subject) -> tuple[Answer, checkpoints.Loaded | None]:
+    from holdfast.models.answers import with_transformers, with_vllm
 
     if config.backend == "vllm":
         return with_vllm(who.source), None
-    loaded = models.load(who.source, device=config.device)
+    loaded = checkpoints.load(who.source, device=config.device)
     return with_transformers(loaded.model, loaded.tokenizer), loaded
-
-
-Rounds = dict[str, list[list[Verdict]]]
-"""Judge -> for each sample its verdicts, in the prompts' order."""
-
-
-def _sampled(
-    config: EvaluateConfig, answer: Answer, prompts: Examples, judges: Mapping[str, Judge]
-) -> tuple[list[list[str]], Rounds]:
-    answers: list[list[str]] = []
-    verdicts: Rounds = {name: [] for name in judges}
-    for draw in range(config.samples):
-        said = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
-        answers.append(said)
-        for name, judge in judges.items():
-            verdicts[name].append(judge.judge(prompts.prompts, said))
-            check_answered(name, verdicts[name][-1])
-    return answers, verdicts
-
-
-def ask(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Examples,
-    judges: Mapping[str, Judge],
-    max_new_tokens: int,
-    *,
-    asked: Sequence[str] | None = None,
-) -> tuple[dict[str, list[Verdict]], list[str]]:
-    """Ask every prompt once and let every judge see prompt and answer.
-
-    Args:
-        model: Asked.
-        tokenizer: Its tokenizer.
-        prompts: What the judges see.
-        judges: By name.
-        max_new_tokens: Length of the answers.
-        asked: What the model sees in place of the prompts, one each.
-    """
-    from holdfast.generate import generate
-
-    texts = prompts.prompts if asked is None else asked
-    answers = generate(model, tokenizer, texts, max_new_tokens=max_new_tokens)
-    found = {name: judge.judge(prompts.prompts, answers) for name, judge in judges.items()}
-    for name, verdicts in found.items():
-        check_answered(name, verdicts)
-    return found, answers
-
-
-def marked_verdicts(verdicts: Sequence[Verdict]) -> str:
-    """Return one letter for each verdict: h harmful, s safe, u undecided."""
-    return "".join({True: "h", False: "s", None: "u"}[v.harmful] for v in verdicts)
-
-
-def count(verdicts: Sequence[Verdict]) -> Counts:
-    """Count verdicts."""
-    harmful = sum(v.harmful is True for v in verdicts)
-    safe = sum(v.harmful is False for v in verdicts)
-    return Counts(harmful, safe, len(verdicts) - harmful - safe)
-
-
-def task_accuracy(answer: Answer, task: Task, rows: Examples) -> tuple[float, int, int]:
-    """Return mean score, rows and unparsable answers; an unparsable answer scores 0."""
-    from holdfast.generate import GREEDY
-
-    answers = answer(rows.prompts, task.max_new_tokens, GREEDY)
-    scores = [task.score(a, row.response) for a, row in zip(answers, rows, strict=True)]
-    unparsable = sum(map(math.isnan, scores))
-    total = sum(0.0 if math.isnan(s) else s for s in scores)
-    return (total / len(scores) if scores else math.nan), len(scores), unparsable
 
 
 def _by_category(
@@ -308,11 +248,11 @@ def tasks_of(specs: Sequence[str]) -> dict[str, Task]:
 
 
 def _general(
-    config: EvaluateConfig, loaded: models.Loaded | None
+    config: EvaluateConfig, loaded: checkpoints.Loaded | None
 ) -> dict[str, dict[str, dict[str, float]]]:
     if not config.general or loaded is None:
         return {}
-    from holdfast.general import general
+    from holdfast.models.lm_eval import general
 
     return general(
         loaded.model,
@@ -343,3 +283,17 @@ def _write_records(
             )
             lines.append(json.dumps(to_json(asdict(record)), ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _sampled(
+    config: EvaluateConfig, answer: Answer, prompts: Examples, judges: Mapping[str, Judge]
+) -> tuple[list[list[str]], Rounds]:
+    answers: list[list[str]] = []
+    verdicts: Rounds = {name: [] for name in judges}
+    for draw in range(config.samples):
+        said = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
+        answers.append(said)
+        for name, judge in judges.items():
+            verdicts[name].append(judge.judge(prompts.prompts, said))
+            check_answered(name, verdicts[name][-1])
+    return answers, verdicts

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import Field
 
-from holdfast.artifacts import Groups, Scores, sha256_file, sha256_json
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.groups import Rule, groups_from_csv, groups_to_csv
 from holdfast.groups import group as make_groups
+from holdfast.results.artifacts import Groups, Scores, sha256_file, sha256_json
 from holdfast.stages.config import StageConfig
-from holdfast.stages.scored import scored_rows
+from holdfast.stages.scored_rows import scored_rows
 
 
 class GroupConfig(StageConfig):

@@ -12,12 +12,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from holdfast.errors import UsageError
-from holdfast.jobs import summary
+from holdfast.jobs.queue import summary
 from holdfast.stages.align import MISMATCHED
+from holdfast.stages.attacking.guards import apart
 from holdfast.stages.calls import Call, try_all
-from holdfast.stages.config import Seeds, StageConfig
-from holdfast.stages.estimate import begin
-from holdfast.stages.guarding import apart
+from holdfast.stages.config import Seeds, StageConfig, explain
+from holdfast.stages.forecast import begin
 from holdfast.stages.subjects import label_of
 
 LAST = ("analyze", "report")
@@ -148,17 +148,6 @@ def parse(raw: Mapping[str, Any], *, where: str) -> RunConfig:
     return config
 
 
-def explain(error: ValidationError) -> str:
-    """Say in one line per problem which option is wrong, and how."""
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or error.title
-        value = problem.get("input")
-        shown = "" if isinstance(value, (dict, list)) else f" (found {value!r})"
-        lines.append(f"{error.title}: {place}: {problem['msg']}{shown}")
-    return "; ".join(lines)
-
-
 def plan(config: RunConfig) -> list[Call]:
     """Return every stage of the run, in order: one seed from start to end, then the next.
 
@@ -241,7 +230,9 @@ def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 def _check_attacks(calls: Sequence[Call]) -> None:
     """Refuse a grid of attacks that cannot be run, before hours of alignment."""
-    from holdfast.stages.attack import AttackConfig, checked, grids_of
+    from holdfast.stages.attacking.config import AttackConfig
+    from holdfast.stages.attacking.grid import grids_of
+    from holdfast.stages.attacking.material import checked
 
     seen: list[AttackConfig] = []
     for call in calls:
@@ -347,8 +338,8 @@ def _evaluate(config: RunConfig, model: str) -> Call:
 
 
 def _attack(config: RunConfig, label: str) -> Call:
-    from holdfast.stages.attack import AttackConfig
-    from holdfast.stages.presets import expanded
+    from holdfast.stages.attacking.config import AttackConfig
+    from holdfast.stages.attacking.presets import expanded
 
     tracked = config.track and label.rpartition("-s")[0] == SCORED
     settings = AttackConfig(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from holdfast.artifacts import sha256_json
 from holdfast.errors import UsageError
 from holdfast.reports import write
-from holdfast.sections import load_section
+from holdfast.reports.sections import load_section
+from holdfast.results.artifacts import sha256_json
 from holdfast.stages.config import StageConfig
 
 

@@ -10,16 +10,17 @@ from typing import cast
 import numpy as np
 from pydantic import Field
 
-from holdfast import models, plugins
-from holdfast.artifacts import Scores, sha256_json
+from holdfast import plugins
 from holdfast.contracts import Estimator
-from holdfast.cost import Cost
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
-from holdfast.provenance import provenance_table
-from holdfast.stages.estimating import EstimatorConfig, check_base, estimated, estimator_of
+from holdfast.models import checkpoints
+from holdfast.models.cost import Cost
+from holdfast.results.artifacts import Scores, sha256_json
+from holdfast.rows.provenance import provenance_table
+from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
-from holdfast.stats import bootstrap, spearman
+from holdfast.stats.intervals import bootstrap, spearman
 
 CHECKED, FEWEST = 64, 20
 """Rows scored anew to see whether another model's scores hold, and how many of them must have a
@@ -82,7 +83,7 @@ def score(config: ScoreConfig) -> Scores:
 def _scored(
     config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
-    loaded = models.load(target.source, device=config.device)
+    loaded = checkpoints.load(target.source, device=config.device)
     estimate, cost = estimated(estimator, loaded, examples, config.seed)
     if np.isnan(estimate.values).all():
         raise HoldfastError(

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from holdfast import models
-from holdfast.artifacts import Groups, Scores, sha256_json, write_text
 from holdfast.contracts import Estimator
 from holdfast.errors import MismatchError, UsageError
 from holdfast.estimators.attack_direction import MOST_TOKENS
 from holdfast.examples import Examples
 from holdfast.groups.make import level_names
-from holdfast.provenance import provenance_table
-from holdfast.screening import Screen, ScreenedRow, place, screen_text
-from holdfast.stages.estimating import EstimatorConfig, check_base, estimated, estimator_of
-from holdfast.stages.scored import only, scored_rows
+from holdfast.models import checkpoints, encoding
+from holdfast.results.artifacts import Groups, Scores, sha256_json, write_text
+from holdfast.rows.provenance import provenance_table
+from holdfast.screening.text_screener import Screen, ScreenedRow, place, screen_text
+from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
+from holdfast.stages.scored_rows import only, scored_rows
 from holdfast.stages.subjects import subject
-from holdfast.stats import bootstrap, spearman
+from holdfast.stats.intervals import bootstrap, spearman
 
 FEWEST_PROBED = 20
 LONGEST = 2**20
@@ -207,7 +207,7 @@ def _probe(
         )
     sample = _sample(config, scored)
     beside = scored.examples.select(sample)
-    loaded = models.load(probe.source, device=config.device)
+    loaded = checkpoints.load(probe.source, device=config.device)
     new = _alike(loaded, new, beside)
     together = Examples([*new, *beside], name="new and scored rows")
     estimate, _ = estimated(probe.estimator, loaded, together, config.seed)
@@ -244,16 +244,16 @@ def _probe(
     return rows, facts
 
 
-def _alike(loaded: models.Loaded, new: Examples, scored: Examples) -> Examples:
+def _alike(loaded: checkpoints.Loaded, new: Examples, scored: Examples) -> Examples:
     """Return the new rows whose responses begin as the scored rows' do, if those share a way.
 
     Raises:
         UsageError: None does.
     """
-    from holdfast.losses import refusal_tokens
+    from holdfast.models.losses import refusal_tokens
 
-    def encoded(rows: Examples) -> list[models.Encoded]:
-        return models.encode(loaded.tokenizer, rows, LONGEST)
+    def encoded(rows: Examples) -> list[encoding.Encoded]:
+        return encoding.encode(loaded.tokenizer, rows, LONGEST)
 
     known = encoded(scored)
     if len(refusal_tokens(known, coverage=0.95)) > MOST_TOKENS:

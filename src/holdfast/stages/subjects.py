@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast import models
 from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+from holdfast.models import checkpoints
+from holdfast.results.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Subject:
         source: Directory or hub id.
         method: The label without the seed; results of several seeds are pooled by it.
         seed: Seed of its alignment, 0 if it was not aligned in this run.
-        hash: `models.hash_model`.
+        hash: `checkpoints.hash_model`.
     """
 
     label: str
@@ -40,11 +40,11 @@ def subject(run: RunDir, name: str) -> Subject:
         own = run.path("models", entry.name)
         if entry.name == name or own.resolve() == Path(name).resolve():
             source = str(own)
-            digest = models.hash_model(models.resolve(source))
+            digest = checkpoints.hash_model(checkpoints.resolve(source))
             suffix = f"-s{entry.seed}"
             return Subject(entry.name, source, entry.name.removesuffix(suffix), entry.seed, digest)
     try:
-        digest = models.hash_model(models.resolve(name))
+        digest = checkpoints.hash_model(checkpoints.resolve(name))
     except UsageError as error:
         aligned = ", ".join(entry.name for entry in run.entries("align")) or "nothing yet"
         raise UsageError(f"{error}. Aligned in {run.root}: {aligned}") from error

@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from holdfast import models, plugins, progress
-from holdfast.agreement import Agreement, agreement, auroc_gain, ceilings
-from holdfast.artifacts import AttackResult, sha256_json
+from holdfast import plugins
 from holdfast.contracts import Estimator
-from holdfast.cost import Cost
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
-from holdfast.runs import Entry
-from holdfast.similarity import prompt_key
-from holdfast.stages.estimating import (
+from holdfast.models import checkpoints
+from holdfast.models.cost import Cost
+from holdfast.results.artifacts import AttackResult, sha256_json
+from holdfast.results.run_dir import Entry
+from holdfast.results.validation import Case, Validation, cases, read_again
+from holdfast.rows.similarity import prompt_key
+from holdfast.rows.text import prompt_text
+from holdfast.runtime import progress
+from holdfast.stages.estimation import (
     EstimatorConfig,
     check_base,
     estimated,
@@ -29,9 +32,8 @@ from holdfast.stages.estimating import (
     options_of,
 )
 from holdfast.stages.subjects import subject
-from holdfast.stats import mean_interval, spearman
-from holdfast.text import prompt_text
-from holdfast.validation import Case, Validation, cases, read_again
+from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings
+from holdfast.stats.intervals import mean_interval, spearman
 
 logger = logging.getLogger(__name__)
 FREE = "loss"
@@ -98,7 +100,7 @@ def validate(config: ValidateConfig) -> Validation:
         _check_apart(config, case)
     with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
         if step.done is None:
-            loaded = models.load(target.source, device=config.device)
+            loaded = checkpoints.load(target.source, device=config.device)
             found = _validation(config, case, examples, loaded, made)
             found.save(path)
             step.outputs.append(path)
@@ -183,7 +185,7 @@ def _validation(
     config: ValidateConfig,
     case: Case,
     examples: Examples,
-    loaded: models.Loaded,
+    loaded: checkpoints.Loaded,
     made: Mapping[Tried, Estimator],
 ) -> Validation:
     values: dict[Tried, np.ndarray] = {}
@@ -264,7 +266,7 @@ def _full(spec: str, variant: str) -> str:
 
 
 def _score(
-    estimator: Estimator, case: Case, examples: Examples, loaded: models.Loaded, seed: int
+    estimator: Estimator, case: Case, examples: Examples, loaded: checkpoints.Loaded, seed: int
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Return the scores of the case's examples, and what they cost."""
     estimate, cost = estimated(estimator, loaded, examples, seed)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.rows.text import words
 from holdfast.tasks._files import read_cells, read_objects, split_rows, text_of
-from holdfast.text import words
 
 _CLASSES = {"1": "World", "2": "Sports", "3": "Business", "4": "Science"}
 _NAMES = {

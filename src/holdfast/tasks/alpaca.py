@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from holdfast.contracts import Split, Task
 from holdfast.examples import Example, Examples
+from holdfast.rows.text import words
 from holdfast.tasks._files import read_objects, split_rows, text_of
-from holdfast.text import words
 
 
 @dataclass(frozen=True)

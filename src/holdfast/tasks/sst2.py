@@ -10,8 +10,8 @@ from typing import ClassVar
 from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
+from holdfast.rows.text import words
 from holdfast.tasks._files import read_cells, split_rows
-from holdfast.text import words
 
 _LABELS = {"0": "negative", "1": "positive"}
 

@@ -1,0 +1,1 @@
+"""Language models: loading, tokens, weights, losses, answers, and what they cost."""

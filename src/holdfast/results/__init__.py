@@ -1,0 +1,1 @@
+"""What stages leave on disk: artifacts, run directories, and comparisons of them."""

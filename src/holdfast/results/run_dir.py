@@ -1,0 +1,430 @@
+"""A run directory: which steps are finished, what they were made from, and who is at work.
+
+It holds the stages' outputs and `manifest/`, one small JSON file per finished step: its
+configuration, the sha256 of every input and output, versions, seed and command line. A step whose
+key (stage, name, configuration, inputs) is there with intact outputs is not done again. A step in
+progress holds a lock, so that two processes never write the same files; different steps of one
+directory may be done at the same time. `failed/` says of the steps that failed why they did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from holdfast.errors import Busy, UsageError
+from holdfast.results.artifacts import (
+    SCHEMA,
+    Groups,
+    Scores,
+    read_json,
+    sha256_file,
+    sha256_json,
+    to_json,
+    write_json,
+    write_text,
+)
+from holdfast.runtime.failures import plain
+
+ATTACKED = "attacked"
+"""Folder of the attacked models that are kept."""
+TOGETHER = ("align",)
+"""Stages that several processes do together."""
+
+_only_looking: ContextVar[bool] = ContextVar("only_looking", default=False)
+_patience: ContextVar[float] = ContextVar("patience", default=0.0)
+
+
+class NotDone(Exception):  # noqa: N818  # it is no error
+    """Somebody only looks whether a step is finished, and it is not."""
+
+
+@contextlib.contextmanager
+def only_looking() -> Iterator[None]:
+    """Let steps raise `NotDone` inside the block instead of being done."""
+    token = _only_looking.set(True)
+    try:
+        yield
+    finally:
+        _only_looking.reset(token)
+
+
+@contextlib.contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Wait so long inside the block for a step that another process is doing."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def launched() -> int:
+    """Return how many processes torchrun started together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def writes() -> bool:
+    """Say whether this process writes results: the first of those that were started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished step of a run, as written to `manifest/`."""
+
+    stage: str
+    name: str
+    key: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    seed: int
+    command: str
+    versions: Mapping[str, str]
+    commit: str
+    started: str
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that failed, as written to `failed/`; gone once the step is finished."""
+
+    stage: str
+    name: str
+    reason: str
+    when: str
+
+
+@dataclass
+class Step:
+    """A step in progress: register the files it writes, and facts worth keeping.
+
+    Attributes:
+        key: Hash of stage, name, configuration and inputs; names the step's working files.
+        done: The earlier entry, if the step is there already.
+        outputs: Files written, inside the run directory.
+        facts: What the report may want to know.
+    """
+
+    key: str
+    done: Entry | None
+    outputs: list[Path] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class RunDir:
+    """A directory in which the stages leave their results.
+
+    Args:
+        root: The directory; made when the first step is recorded.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def path(self, *parts: str) -> Path:
+        """Return a path inside the directory.
+
+        Raises:
+            UsageError: A name leads out of it.
+        """
+        inside = Path(os.path.normpath(Path(*parts))) if parts else Path()
+        if inside.is_absolute() or inside.parts[:1] == ("..",):
+            raise UsageError(
+                f"{'/'.join(parts)} is not inside {self.root}: a name is one word, without '..'"
+            )
+        return self.root.joinpath(*parts)
+
+    @contextlib.contextmanager
+    def step(
+        self, stage: str, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Iterator[Step]:
+        """Do a step unless it is there already.
+
+        On entry `step.done` is the earlier entry if its key matches and its outputs are intact;
+        the caller then loads instead of computing. Otherwise the entry is written when the block
+        ends without an exception, so an interrupted step leaves no entry.
+
+        Args:
+            stage: Name of the stage, e.g. "score".
+            name: Name of the result within the stage.
+            config: Everything that changes the result.
+            inputs: What it was made from: label -> content hash.
+
+        Of the processes that torchrun started together the first writes the entry; all of them
+        train.
+
+        An exception in the block is noted in `failed/`; where the disk or the memory was full, it
+        becomes one that says what to do.
+
+        Raises:
+            UsageError: Several processes do a step that is not training.
+            Busy: Another process is doing this step.
+            NotDone: Inside `only_looking`, if it is not there yet.
+            DiskFull: The block found no room.
+        """
+        if launched() > 1 and stage not in TOGETHER:
+            raise UsageError(
+                f"{launched()} processes: torchrun is for holdfast {' and '.join(TOGETHER)}; run "
+                f"holdfast {stage} in one process"
+            )
+        key = sha256_json([stage, name, config, inputs])[:16]
+        done = self._intact(stage, name, key)
+        if done is None and _only_looking.get():
+            raise NotDone(f"{stage} {name!r}")
+        if done is not None or not writes():
+            if done is not None:
+                self.forgive(stage, name)
+            yield Step(key, done)
+            return
+        with self._locked(stage, name):
+            # Another process may have finished it while the lock was waited for.
+            step = Step(key, self._intact(stage, name, key))
+            started, clock = datetime.now(UTC), time.monotonic()
+            with self._noted(stage, name):
+                yield step
+                if step.done is None:
+                    entry = Entry(
+                        stage=stage,
+                        name=name,
+                        key=key,
+                        config=to_json(config),
+                        inputs=dict(inputs),
+                        outputs={
+                            path.relative_to(self.root).as_posix(): sha256_file(path)
+                            for path in sorted(step.outputs)
+                        },
+                        seed=int(config.get("seed", 0)),
+                        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                        versions=versions(),
+                        commit=git_commit(),
+                        started=started.isoformat(timespec="seconds"),
+                        seconds=round(time.monotonic() - clock, 3),
+                        facts=to_json({"hardware": hardware(), **step.facts}),
+                    )
+                    write_json(
+                        self._entry_path(stage, name),
+                        {"kind": "entry", "schema": SCHEMA, **asdict(entry)},
+                    )
+
+    def entries(self, stage: str | None = None) -> list[Entry]:
+        """Return the finished steps, oldest first; only those of `stage` if given."""
+        found = []
+        for path in sorted(self.path("manifest").glob("*.json")):
+            raw = read_json(path, "entry")
+            del raw["kind"], raw["schema"]
+            entry = Entry(**raw)
+            if stage is None or entry.stage == stage:
+                found.append(entry)
+        return sorted(found, key=lambda entry: (entry.started, entry.stage, entry.name))
+
+    def fail(self, stage: str, name: str, reason: str) -> None:
+        """Note that a step failed; as far as possible: there may be no room for it."""
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        failure = Failure(stage, name, reason, when)
+        with contextlib.suppress(OSError):
+            write_json(
+                self._failure_path(stage, name),
+                {"kind": "failure", "schema": SCHEMA, **asdict(failure)},
+            )
+
+    def forgive(self, stage: str, name: str) -> None:
+        """Remove the note that a step failed."""
+        self._failure_path(stage, name).unlink(missing_ok=True)
+
+    def failures(self) -> list[Failure]:
+        """Return the steps that failed when they were last tried, and were not done since."""
+        found = []
+        for path in sorted(self.path("failed").glob("*.json")):
+            try:
+                raw = read_json(path, "failure")
+            except UsageError:
+                if path.exists():
+                    raise
+                continue  # another process has just done the step
+            del raw["kind"], raw["schema"]
+            found.append(Failure(**raw))
+        return found
+
+    def require(self, stage: str, name: str | None = None) -> list[Entry]:
+        """Return the finished steps of a stage.
+
+        Raises:
+            UsageError: There are none; the message names the command that makes them.
+        """
+        found = [e for e in self.entries(stage) if name is None or e.name == name]
+        if not found:
+            have = ", ".join(e.name for e in self.entries(stage)) or "nothing"
+            what = f"{stage} {name!r}" if name else f"{stage} results"
+            raise UsageError(
+                f"{self.root}: no {what} (has {have}); "
+                f"run `holdfast {stage} --out {self.root}` first"
+            )
+        return found
+
+    def result(self, entry: Entry) -> Path:
+        """Return the JSON file in which a step left its result (answers lie beside it)."""
+        # An attacked model that was kept has JSON files of its own.
+        found = (p for p in entry.outputs if not p.startswith(f"{ATTACKED}/"))
+        return self.path(next(p for p in found if p.endswith(".json")))
+
+    def scores_behind(self, groups: Groups) -> Scores:
+        """Return the scores that groups were made of.
+
+        Raises:
+            UsageError: They are not there any more.
+        """
+        for entry in self.require("score"):
+            scores = Scores.load(self.result(entry))
+            if scores.hash == groups.scores_hash:
+                return scores
+        raise UsageError(
+            f"{self.root}: the scores behind the groups are gone or were made again; run "
+            "`holdfast score` and `holdfast group` again"
+        )
+
+    def verify(self) -> list[str]:
+        """Recompute every output's hash and name what is missing or was changed."""
+        problems = []
+        for entry in self.entries():
+            for relative, expected in entry.outputs.items():
+                path = self.path(relative)
+                if not path.is_file():
+                    problems.append(f"{relative}: missing (made by {entry.stage} {entry.name!r})")
+                elif sha256_file(path) != expected:
+                    problems.append(f"{relative}: changed after {entry.stage} {entry.name!r}")
+        return problems
+
+    @property
+    def digest(self) -> str:
+        """One hash over all results; the report, which shows it, is left out."""
+        entries = sorted(self.entries(), key=lambda e: (e.stage, e.name))
+        return sha256_json(
+            [[e.stage, e.name, e.key, e.outputs] for e in entries if e.stage != "report"]
+        )
+
+    @contextlib.contextmanager
+    def _noted(self, stage: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            told = plain(error, self.root, f"{stage} {name!r}")
+            self.fail(stage, name, str(told or f"{type(error).__name__}: {error}"))
+            if told is None or told is error:
+                raise
+            raise told from error
+        self.forgive(stage, name)
+
+    def _failure_path(self, stage: str, name: str) -> Path:
+        return self.path("failed", self._entry_path(stage, name).name)
+
+    def _entry_path(self, stage: str, name: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)
+        # Names that differ only in replaced characters must not share a file.
+        mark = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return self.path("manifest", f"{stage}--{safe}{mark}.json")
+
+    @contextlib.contextmanager
+    def _locked(self, stage: str, name: str) -> Iterator[None]:
+        """Hold the step's lock; the system lets go of it when the process ends, however it ends."""
+        path = self.path("work", "locks", self._entry_path(stage, name).stem)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=_patience.get())
+        try:
+            lock.acquire()
+        except Timeout as error:
+            who = ""
+            with contextlib.suppress(OSError):
+                who = f" ({path.read_text(encoding='utf-8').strip()})"
+            raise Busy(
+                f"{self.root}: another process{who} is doing {stage} {name!r}; wait for it, or "
+                "give another --out"
+            ) from error
+        try:
+            with contextlib.suppress(OSError):  # on a full disk nobody learns who holds it
+                write_text(path, f"process {os.getpid()} on {platform.node()}")
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
+
+    def _intact(self, stage: str, name: str, key: str) -> Entry | None:
+        path = self._entry_path(stage, name)
+        if not path.is_file():
+            return None
+        raw = read_json(path, "entry")
+        if raw["key"] != key:
+            return None
+        for relative, expected in raw["outputs"].items():
+            output = self.path(relative)
+            if not output.is_file() or sha256_file(output) != expected:
+                return None
+        del raw["kind"], raw["schema"]
+        return Entry(**raw)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide results."""
+    found = {"python": platform.python_version()}
+    for package in ("holdfast", "torch", "transformers", "accelerate", "peft", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@cache
+def hardware() -> str:
+    """Return processor, cores, memory and accelerator in one line."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    parts = [name, f"{os.cpu_count()} cores"]
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        parts.append(f"{size / 2**30:.0f} GiB memory")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of the working directory ("" outside a repository, "+" if changed)."""
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+" if status.strip() else "")

@@ -1,0 +1,1 @@
+"""Interruptions, progress and failures of a running program."""

@@ -1,0 +1,296 @@
+"""What vulnerable examples have in common: factors of the text, effect sizes, corrected p values.
+
+Numbers are compared with the score by Spearman's rank correlation, yes-no properties by Cliff's
+delta; both lie in [-1, 1], 0 is no relation, and above 0 is "more vulnerable". All tests of a call
+are corrected together (Benjamini-Hochberg).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from holdfast.errors import UsageError
+from holdfast.examples import Example
+from holdfast.rows.similarity import nearest
+from holdfast.rows.text import count_words, normalise, words
+from holdfast.stats.intervals import (
+    Interval,
+    auroc,
+    benjamini_hochberg,
+    bootstrap,
+    spearman,
+)
+
+Measure = Literal["Spearman", "Cliff's delta"]
+
+FEWEST_ROWS = 20
+SMALLEST_LEVEL = 5
+"""A level that fewer rows have, or lack, is not tested."""
+MOST_FREQUENT = 10
+EXACT_BELOW = 500
+"""Rows below which Spearman's p value is by permutation; above, Student's t is as good."""
+PERMUTATIONS = 4999
+_OFFER = re.compile(
+    r"\b(?:i|we)(?: can| could| would| will|'d|'ll) (?:gladly )?(?:help you|offer|suggest|tell you|"
+    r"share|explain|point you)\b|\bi(?:'d|'m)(?: be)? (?:happy|glad)\b|"
+    r"\bhappy to (?:help|talk|explain|discuss)\b|\binstead\b|\balternatively\b|"
+    r"\bif you(?:'d| would)? (?:like|want|need)\b|\blet me know\b|\bwould you like\b|"
+    r"\b(?:please|consider) (?:contact|call|reach|talk|speak|seek|consult)",
+)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A property of the examples.
+
+    Attributes:
+        name: E.g. "prompt length" or "category".
+        level: The value whose holders are compared with the rest; "" if the property is a number.
+        values: (n,) float64; 0 or 1 if there is a level; nan = unknown, left out.
+        phrase: Follows "Examples": "with longer prompts", "of category 'locks'".
+    """
+
+    name: str
+    level: str
+    values: np.ndarray
+    phrase: str
+
+    @property
+    def label(self) -> str:
+        """Name and level."""
+        return f"{self.name}: {self.level}" if self.level else self.name
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How a factor goes with the score.
+
+    Attributes:
+        factor: Which.
+        measure: Spearman's correlation, or Cliff's delta of those with the level over the rest.
+        interval: The effect; percentile bootstrap over the examples.
+        members: Rows with the level; None if the factor is a number.
+        p: Two-sided, uncorrected; nan if nothing can be tested (a factor that never varies).
+        corrected: Of all tests made together; nan where p is.
+    """
+
+    factor: Factor
+    measure: Measure
+    interval: Interval
+    members: int | None
+    p: float
+    corrected: float
+
+    def stands_out(self, alpha: float = 0.05, smallest: float = 0.1) -> bool:
+        """Whether it is significant after correction and not too small to matter."""
+        return self.corrected <= alpha and abs(self.interval.value) >= smallest
+
+    def sentence(self) -> str:
+        """Say it in plain words."""
+        more = "more" if self.interval.value > 0 else "less"
+        ends = f"[{self.interval.low:.2f}, {self.interval.high:.2f}]"
+        p = "< 0.001" if self.corrected < 0.001 else f"= {self.corrected:.3f}"
+        if self.members is None:
+            return (
+                f"Examples {self.factor.phrase} are scored {more} vulnerable: rank correlation "
+                f"{self.interval.value:.2f} {ends}, n={self.interval.n}, corrected p {p}."
+            )
+        share = (1 + self.interval.value) / 2
+        return (
+            f"Examples {self.factor.phrase} are scored {more} vulnerable than the rest: one of "
+            f"them outranks one of the others in {share:.0%} of pairs (Cliff's delta "
+            f"{self.interval.value:.2f} {ends}, n={self.members} of {self.interval.n}, "
+            f"corrected p {p})."
+        )
+
+
+# ------------------------------------------------------------------------------------ properties
+
+
+def describe(rows: Sequence[Example], benign: Sequence[Example] = ()) -> list[Factor]:
+    """Return the factors of some rows.
+
+    Lengths, share of the prompt's content words that the response takes up, rarity of the prompt's
+    words, similarity to the nearest benign prompt (if benign rows are given), category, how prompt
+    and response begin (the most frequent ways), and whether the response offers other help.
+    English is read best: content words are those outside scikit-learn's English stop list, and
+    offers are recognised by a list of phrases.
+    """
+    prompts, responses = [r.prompt for r in rows], [r.response for r in rows]
+    numbers = [
+        ("prompt length", _each(count_words, prompts), "with longer prompts"),
+        ("response length", _each(count_words, responses), "with longer responses"),
+        (
+            "request taken up",
+            np.array([_taken_up(row) for row in rows]),
+            "whose response takes up more of the request's words",
+        ),
+        ("rare words", rarity(prompts), "whose prompts have rarer words"),
+    ]
+    if benign:
+        near = nearest(prompts, [row.prompt for row in benign])
+        numbers.append(("nearest benign prompt", near, "whose prompts are closer to a benign one"))
+    found = [Factor(name, "", values, phrase) for name, values, phrase in numbers]
+    found += _levels("category", [r.provenance.get("category") for r in rows], "of category {!r}")
+    prompt_starts, response_starts = _starts(prompts, 2), _starts(responses, 3)
+    found += _levels("prompt begins", prompt_starts, "whose prompt begins with {!r}", MOST_FREQUENT)
+    found += _levels(
+        "response begins", response_starts, "whose response begins with {!r}", MOST_FREQUENT
+    )
+    offers = np.array([float(bool(_OFFER.search(normalise(text)))) for text in responses])
+    return [*found, Factor("response", "offers help", offers, "whose response offers other help")]
+
+
+def _each(number: Callable[[str], int], texts: Sequence[str]) -> np.ndarray:
+    return np.array([number(text) for text in texts], dtype=np.float64)
+
+
+def _taken_up(row: Example) -> float:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    asked = set(words(row.prompt)) - ENGLISH_STOP_WORDS
+    return len(asked & set(words(row.response))) / len(asked) if asked else math.nan
+
+
+def rarity(texts: Sequence[str]) -> np.ndarray:
+    """Return the mean rank of each text's words by frequency, (n,) in [0, 1], 1 = rarest.
+
+    A word's frequency is the number of texts that have it; equal frequencies share their mean
+    rank; each word of a text counts once; nan for a text without words.
+    """
+    from scipy.stats import rankdata
+
+    kinds = [set(words(text)) for text in texts]
+    counts = Counter(word for kind in kinds for word in kind)
+    ranks = rankdata([-count for count in counts.values()]) / max(1, len(counts))
+    rank_of = dict(zip(counts, ranks.tolist(), strict=True))
+    # math.fsum, because sets come in another order in every process.
+    return np.array(
+        [math.fsum(rank_of[w] for w in kind) / len(kind) if kind else math.nan for kind in kinds]
+    )
+
+
+def _starts(texts: Sequence[str], count: int) -> list[str | None]:
+    return [" ".join(words(text)[:count]) or None for text in texts]
+
+
+def _levels(
+    name: str, of: Sequence[str | None], phrase: str, most: int | None = None
+) -> list[Factor]:
+    """Return one factor per value, the most frequent ones first; rows without a value are nan."""
+    counts = Counter(value for value in of if value)
+    chosen = sorted(counts, key=lambda value: (-counts[value], value))[:most]
+    return [
+        Factor(
+            name,
+            level,
+            np.array([float(value == level) if value else math.nan for value in of]),
+            phrase.format(level),
+        )
+        for level in chosen
+    ]
+
+
+# ----------------------------------------------------------------------------------------- tests
+
+
+def effects(
+    scores: np.ndarray, factors: Sequence[Factor], *, seed: int = 0, resamples: int = 500
+) -> list[Effect]:
+    """Compare every factor with the score; what too few rows have or lack is left out.
+
+    Args:
+        scores: (n,) vulnerability; nan = not scored, left out.
+        factors: With values of shape (n,).
+        seed: Of permutations and bootstrap.
+        resamples: Of the bootstrap.
+
+    Raises:
+        UsageError: Fewer than 20 scored rows, or all scores equal.
+    """
+    check(scores)
+    scored = np.isfinite(scores)
+    found = []
+    for factor in factors:
+        known = scored & np.isfinite(factor.values)
+        x, y = factor.values[known], scores[known]
+        members = int(x.sum()) if factor.level else None
+        if members is not None and not SMALLEST_LEVEL <= members <= len(x) - SMALLEST_LEVEL:
+            continue
+        if len(x) < FEWEST_ROWS:
+            continue
+        measure: Measure = "Spearman" if members is None else "Cliff's delta"
+        p = p_value(x, y, is_level=members is not None, seed=seed)
+        statistic = spearman if members is None else _delta
+        interval = bootstrap(statistic, x, y, seed=seed, resamples=resamples)
+        found.append(Effect(factor, measure, interval, members, p, math.nan))
+    corrected = benjamini_hochberg(np.array([effect.p for effect in found]))
+    return [replace(e, corrected=float(q)) for e, q in zip(found, corrected, strict=True)]
+
+
+def check(scores: np.ndarray) -> None:
+    """Say whether there is anything to compare.
+
+    Raises:
+        UsageError: Fewer than 20 scored rows, or all scores equal.
+    """
+    known = scores[np.isfinite(scores)]
+    if len(known) < FEWEST_ROWS:
+        raise UsageError(
+            f"{len(known)} scored rows (of {len(scores)}): {FEWEST_ROWS} at least are needed to "
+            "say what they have in common. Score more rows with `holdfast score`."
+        )
+    if known.min() == known.max():
+        raise UsageError(
+            f"all {len(known)} scores equal {known[0]:.3g}: no example is more vulnerable than "
+            "another. Score with another estimator or a longer proxy attack (`holdfast score`)."
+        )
+
+
+def cliffs_delta(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Share of pairs in which the first is larger, less that in which the second is (Cliff 1993).
+
+    Args:
+        inside: (a,) finite.
+        outside: (b,) finite.
+
+    Returns:
+        In [-1, 1]; nan if either is empty.
+    """
+    labels = np.repeat([1.0, 0.0], [len(inside), len(outside)])
+    return 2 * auroc(labels, np.concatenate([inside, outside])) - 1
+
+
+def _delta(member: np.ndarray, scores: np.ndarray) -> float:
+    return cliffs_delta(scores[member == 1], scores[member == 0])
+
+
+def p_value(x: np.ndarray, y: np.ndarray, *, is_level: bool, seed: int = 0) -> float:
+    """Return the two-sided p value of no relation; nan if x never varies.
+
+    Args:
+        x: (n,) the factor, 0 or 1 if `is_level`.
+        y: (n,) scores.
+        is_level: Mann-Whitney (exact for few and distinct scores), otherwise Spearman: by
+            permutation, (1 + as extreme) / (1 + drawn), for n < 500, by Student's t above.
+        seed: Of the permutations.
+    """
+    from scipy import stats
+
+    if x.min() == x.max() or y.min() == y.max():
+        return math.nan
+    if is_level:
+        return float(stats.mannwhitneyu(y[x == 1], y[x == 0]).pvalue)
+    if len(x) >= EXACT_BELOW:
+        return float(stats.spearmanr(x, y).pvalue)
+    a, b = (stats.rankdata(values) - (len(x) + 1) / 2 for values in (x, y))
+    drawn = np.random.default_rng(seed).permuted(np.tile(b, (PERMUTATIONS, 1)), axis=1) @ a
+    extreme = np.abs(drawn) >= abs(float(a @ b)) * (1 - 1e-12)
+    return float((1 + extreme.sum()) / (1 + PERMUTATIONS))

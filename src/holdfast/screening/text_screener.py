@@ -1,0 +1,429 @@
+"""Screen examples that no model was run on: their vulnerability guessed from text and a scored set.
+
+The target is the rank of the score among the scored rows, midrank / n in (0, 1], so that it depends
+on no estimator's unit. A guess comes with an interval that holds its stated share of the time for
+rows like those that were scored, whether or not text says anything: where it does not, the
+intervals are as wide as ignorance and `Honesty` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from holdfast.errors import UsageError
+from holdfast.examples import Example, Examples
+from holdfast.results.artifacts import SCHEMA, read_json, write_json
+from holdfast.rows.similarity import prompt_key
+from holdfast.screening.crossfit import FOLDS, CrossFit, Regression, ScoredTexts
+from holdfast.stats.intervals import Interval, bootstrap, clustered, spearman, wilson
+
+Basis = Literal["scored", "text", "probe"]
+
+FEWEST_ROWS, FEWEST_PROMPTS = 20, 10
+UNLIKE = "unlike anything scored: run the probe"
+
+
+# ------------------------------------------------------------------------------------- artifact
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenedRow:
+    """What is known or guessed of one new example.
+
+    Attributes:
+        id: Its content id.
+        rank: Place among the scored rows, in [0, 1]; 1 = forgotten first; nan = unknown.
+        low: Lower end of the interval of the stated coverage.
+        high: Upper end.
+        basis: "scored": this very row has a score; "text": guessed from its text; "probe": the
+            estimator was run on it.
+        note: What to know of this row, e.g. that it is unlike anything scored.
+        vulnerable: Probability of the vulnerable group; nan if there are no groups or for "probe".
+    """
+
+    id: str
+    rank: float
+    low: float
+    high: float
+    basis: Basis
+    note: str = ""
+    vulnerable: float = math.nan
+
+
+@dataclass(frozen=True)
+class Honesty:
+    """How the guesses did on scored rows whose prompts they were not fitted on.
+
+    Attributes:
+        features: What was read: "prompt and response", or "prompt".
+        spearman: Of guess and score, out of fold; bootstrap over the prompts, widened by half
+            because the regressions of different folds share rows.
+        coverage: Share of the out-of-fold scores inside their intervals.
+        aim: The coverage that was asked for.
+        width: Mean width of these intervals on the rank scale; about `aim` if nothing is known,
+            less where many scores are equal.
+        rows: Scored rows behind it.
+        prompts: Distinct prompts among them.
+        not_scored: Rows of the scored data that have no score, left out.
+    """
+
+    features: str
+    spearman: Interval
+    coverage: Interval
+    aim: float
+    width: float
+    rows: int
+    prompts: int
+    not_scored: int = 0
+
+    @property
+    def informative(self) -> bool:
+        """Whether the guesses order held-out rows better than chance."""
+        return self.spearman.low > 0
+
+    def __str__(self) -> str:
+        lost = f" {self.not_scored} rows without a score were left out." if self.not_scored else ""
+        held = (
+            f"{self.coverage.value:.0%} of the held-out scores lay inside their {self.aim:.0%} "
+            f"intervals [{self.coverage.low:.2f}, {self.coverage.high:.2f}], n={self.coverage.n}; "
+            f"mean width {self.width:.2f} of the rank scale."
+        )
+        if self.informative:
+            return (
+                f"Text ({self.features}) foretells vulnerability here: out-of-fold Spearman "
+                f"{self.spearman} prompts. {held}{lost}"
+            )
+        return (
+            f"Text ({self.features}) does not predict vulnerability here: out-of-fold Spearman "
+            f"{self.spearman} prompts. The ranks are guesses, and their intervals are as wide as "
+            f"ignorance; run the probe. {held}{lost}"
+        )
+
+
+@dataclass(frozen=True)
+class Screen:
+    """New examples, screened against a scored set.
+
+    Attributes:
+        rows: In the order of the new data.
+        coverage: What the intervals aim at.
+        new_hash: `Examples.hash` of the new rows.
+        data_hash: The same of the scored rows.
+        scores_hash: `Scores.hash`.
+        honesty: One for each set of features that was used; empty if no row was guessed.
+        facts: Of the probe, if there was one: estimator, model_hash, sample, agreement.
+    """
+
+    rows: tuple[ScreenedRow, ...]
+    coverage: float
+    new_hash: str
+    data_hash: str
+    scores_hash: str
+    honesty: tuple[Honesty, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> list[tuple[int, ScreenedRow]]:
+        """Return (position in the new data, row), most vulnerable first, unknown ones last."""
+        return sorted(
+            enumerate(self.rows),
+            key=lambda item: (math.isnan(item[1].rank), -item[1].rank, -item[1].low, item[0]),
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows by basis."""
+        return dict(sorted(Counter(row.basis for row in self.rows).items()))
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_json(path, {"kind": "screen", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Screen:
+        """Read a file written by `save`."""
+        raw = read_json(path, "screen")
+        del raw["kind"], raw["schema"]
+        raw["rows"] = tuple(ScreenedRow(**_known(row)) for row in raw["rows"])
+        raw["honesty"] = tuple(
+            Honesty(
+                **{
+                    **_known(one),
+                    "spearman": Interval(**_known(one["spearman"])),
+                    "coverage": Interval(**_known(one["coverage"])),
+                }
+            )
+            for one in raw["honesty"]
+        )
+        return cls(**raw)
+
+
+def _known(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in raw.items()}
+
+
+# ------------------------------------------------------------------------------------- screening
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return midrank / n of every known value, (n,) float64 in (0, 1]; nan stays nan."""
+    from scipy.stats import rankdata
+
+    known = np.isfinite(values)
+    found = np.full(len(values), np.nan)
+    found[known] = rankdata(values[known]) / max(1, known.sum())
+    return found
+
+
+class TextScreener:
+    """Guesses the rank of new examples from their text.
+
+    Ridge regression (penalty by cross-validation) on TF-IDF of the words and pairs of words of
+    prompt and response apart, their lengths, the category, and the mean rank of the nearest scored
+    rows. Intervals are CV+ over folds that keep equal prompts together, every prompt weighing the
+    same: about 1 - 2 (1 - coverage) is guaranteed for prompts drawn like the scored ones,
+    `coverage` is what they reach in practice, and `honesty` what they reached here. Nothing is
+    promised for prompts of another kind; `predict` marks those it can tell.
+
+    Args:
+        examples: The scored rows.
+        values: (n,) their scores; nan = not scored, left out and counted.
+        coverage: What the intervals aim at.
+        vulnerable: (n,) bool, members of the vulnerable group, for probabilities.
+        responses: Read the responses too.
+        seed: Of folds and bootstrap.
+
+    Raises:
+        UsageError: Too few rows or prompts, all scores equal, or a coverage outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        values: np.ndarray,
+        *,
+        coverage: float = 0.9,
+        vulnerable: np.ndarray | None = None,
+        responses: bool = True,
+        seed: int = 0,
+    ) -> None:
+        known = np.isfinite(values)
+        rows = tuple(examples[int(i)] for i in np.flatnonzero(known))
+        keys = np.array([prompt_key(row.prompt) for row in rows], dtype=str)
+        check(values, keys, coverage)
+        columns = ("prompt", "response") if responses else ("prompt",)
+        data = ScoredTexts(rows, ranks(values)[known], keys, columns)
+        self._fit = CrossFit.fit(data, seed, coverage)
+        self._whole = Regression(data, seed)
+        self._unlike = float(np.quantile(self._whole.own, 0.01))
+        self.honesty = _honesty(self._fit, int((~known).sum()), seed)
+        self._odds, self._share = None, math.nan
+        if vulnerable is not None:
+            self._odds, self._share = self._calibrate(vulnerable[known])
+
+    def predict(self, rows: Sequence[Example]) -> list[ScreenedRow]:
+        """Guess every row; rows too far from all scored ones say so in their note."""
+        if not rows:
+            return []
+        guesses, similarity = self._whole.predict(rows)
+        intervals = self._fit.intervals(rows)
+        chances = self._chances(guesses)
+        scored_prompts = set(self._whole.data.keys.tolist())
+        found = []
+        for i, row in enumerate(rows):
+            rank = min(1.0, max(0.0, float(guesses[i])))
+            notes = [UNLIKE] if similarity[i] < self._unlike else []
+            if prompt_key(row.prompt) in scored_prompts:
+                notes.append("its prompt was scored with another response")
+            found.append(
+                ScreenedRow(
+                    id=row.id,
+                    rank=rank,
+                    low=min(rank, float(intervals[i, 0])),
+                    high=max(rank, float(intervals[i, 1])),
+                    basis="text",
+                    note="; ".join(notes),
+                    vulnerable=float(chances[i]),
+                )
+            )
+        return found
+
+    def _chances(self, guesses: np.ndarray) -> np.ndarray:
+        if self._odds is None:
+            return np.full(len(guesses), self._share)
+        centred = (guesses - self._whole.mean)[:, None]
+        return np.asarray(self._odds.predict_proba(centred)[:, 1], dtype=np.float64)
+
+    def _calibrate(self, vulnerable: np.ndarray) -> tuple[Any, float]:
+        """Fit the probability of being vulnerable to the out-of-fold guesses (Platt 1999).
+
+        Returns:
+            The fitted curve, None where the guesses order nothing and the share of vulnerable
+            rows is all there is to say; and that share.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        share = float(vulnerable.mean())
+        if not self.honesty.informative or share in (0.0, 1.0):
+            return None, share
+        curve = LogisticRegression(C=1e3).fit(self._fit.centred[:, None], vulnerable)
+        return curve, share
+
+
+def check(values: np.ndarray, keys: Collection[str], coverage: float = 0.9) -> None:
+    """Say whether scores can be learned from.
+
+    Args:
+        values: Scores, nan = not scored.
+        keys: `prompt_key` of the scored ones.
+        coverage: What intervals aim at.
+
+    Raises:
+        UsageError: Too few rows or prompts, all scores equal, or a coverage outside (0, 1).
+    """
+    known = values[np.isfinite(values)]
+    if not 0 < coverage < 1:
+        raise UsageError(f"--coverage {coverage} must lie between 0 and 1, e.g. 0.9")
+    if len(known) < FEWEST_ROWS:
+        raise UsageError(
+            f"{len(known)} scored rows (of {len(values)}): screening needs {FEWEST_ROWS} at least, "
+            "and hundreds to be of use. Score more rows with `holdfast score`."
+        )
+    if known.min() == known.max():
+        raise UsageError(
+            f"all {len(known)} scores equal {known[0]:.3g}: they order nothing, so nothing can be "
+            "learned from them. Score with another estimator or a longer proxy attack."
+        )
+    if len(set(keys)) < FEWEST_PROMPTS:
+        raise UsageError(
+            f"{len(set(keys))} distinct prompts among {len(known)} scored rows: screening needs "
+            f"{FEWEST_PROMPTS} at least. Score rows with more prompts."
+        )
+
+
+def _honesty(fit: CrossFit, not_scored: int, seed: int) -> Honesty:
+    ends, data = fit.held_out(seed), fit.data
+    inside = (ends[:, 0] <= data.y) & (data.y <= ends[:, 1])
+    prompts = np.unique(data.keys)
+    members = [np.flatnonzero(data.keys == key) for key in prompts]
+
+    def of_prompts(drawn: np.ndarray) -> float:
+        rows = np.concatenate([members[i] for i in drawn.tolist()])
+        return spearman(fit.centred[rows], data.y[rows])
+
+    return Honesty(
+        features=" and ".join(data.columns),
+        spearman=_widened(bootstrap(of_prompts, np.arange(len(prompts)), seed=seed)),
+        coverage=clustered(int(inside.sum()), len(inside), len(prompts)),
+        aim=fit.coverage,
+        width=float((ends[:, 1] - ends[:, 0]).mean()),
+        rows=len(inside),
+        prompts=len(prompts),
+        not_scored=not_scored,
+    )
+
+
+def _widened(interval: Interval) -> Interval:
+    """Allow for the refits, which a bootstrap of the guesses does not see.
+
+    Regressions of different folds share most of their rows, so their errors go together. Nadeau
+    and Bengio (2003) put the variance of a cross-validated mean at 1 / K + n_test / n_train
+    instead of 1 / K: 2.25 times as much for 5 folds. On scores drawn at random the spread of the
+    out-of-fold correlation was found to be larger by about that factor.
+    """
+    factor = math.sqrt(1 + FOLDS / (FOLDS - 1))
+    ends = interval.value + factor * (np.array([interval.low, interval.high]) - interval.value)
+    low, high = np.clip(ends, -1.0, 1.0).tolist()
+    return replace(interval, low=low, high=high)
+
+
+def screen_text(
+    new: Examples,
+    examples: Examples,
+    values: np.ndarray,
+    *,
+    coverage: float = 0.9,
+    vulnerable: np.ndarray | None = None,
+    seed: int = 0,
+) -> tuple[list[ScreenedRow], tuple[Honesty, ...]]:
+    """Screen new rows by their text; rows that are scored already keep their rank.
+
+    Rows without a response are guessed by a screener that reads prompts only.
+
+    Args:
+        new: Rows to screen.
+        examples: Scored rows.
+        values: (n,) their scores; nan = not scored.
+        coverage: What the intervals aim at.
+        vulnerable: (n,) bool, members of the vulnerable group, for probabilities.
+        seed: Of folds and bootstrap.
+
+    Returns:
+        The rows in the order of `new`, and one `Honesty` per set of features that was used.
+
+    Raises:
+        UsageError: See `check`.
+    """
+    check(values, {prompt_key(row.prompt) for row in examples}, coverage)
+    found = dict(_scored(new, examples, values, vulnerable))
+    unscored = {examples.ids[i] for i in np.flatnonzero(~np.isfinite(values)).tolist()}
+    honesty = []
+    for responses in (True, False):
+        asked = [
+            row for row in new if row.id not in found and bool(row.response.strip()) is responses
+        ]
+        if not asked:
+            continue
+        screener = TextScreener(
+            examples,
+            values,
+            coverage=coverage,
+            vulnerable=vulnerable,
+            responses=responses,
+            seed=seed,
+        )
+        honesty.append(screener.honesty)
+        for row in screener.predict(asked):
+            notes = ["no response: guessed from its prompt alone"] if not responses else []
+            notes += ["among the scored data, but without a score"] if row.id in unscored else []
+            note = "; ".join([*notes, row.note] if row.note else notes)
+            found[row.id] = replace(row, note=note)
+    return [found[identity] for identity in new.ids], tuple(honesty)
+
+
+def _scored(
+    new: Examples, examples: Examples, values: np.ndarray, vulnerable: np.ndarray | None
+) -> Iterator[tuple[str, ScreenedRow]]:
+    wanted, known = set(new.ids), ranks(values)
+    for i, identity in enumerate(examples.ids):
+        if identity in wanted and not math.isnan(known[i]):
+            rank = float(known[i])
+            chance = math.nan if vulnerable is None else float(vulnerable[i])
+            yield identity, ScreenedRow(identity, rank, rank, rank, "scored", vulnerable=chance)
+
+
+def place(values: np.ndarray, sample: np.ndarray, coverage: float) -> np.ndarray:
+    """Place probed rows among a sample of the scored rows that was probed with them.
+
+    Args:
+        values: (m,) estimates of the new rows; nan = not scored.
+        sample: (k,) estimates of scored rows, without nan; at least one.
+        coverage: Of the interval, which is Wilson's for the share of all scored rows below: it
+            covers the draw of the sample, not the error of the estimator.
+
+    Returns:
+        (m, 3): rank (ties count half), low and high; nan for rows that were not scored.
+    """
+    found = np.full((len(values), 3), np.nan)
+    for i in np.flatnonzero(np.isfinite(values)).tolist():
+        below, upto = int((sample < values[i]).sum()), int((sample <= values[i]).sum())
+        low, high = wilson(below, len(sample), coverage), wilson(upto, len(sample), coverage)
+        found[i] = [(below + upto) / 2 / len(sample), low.low, high.high]
+    return found

@@ -1,0 +1,1 @@
+"""Attacks: their grid, one attack of it, presets, and the guards they run against."""

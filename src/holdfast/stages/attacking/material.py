@@ -1,0 +1,147 @@
+"""What all attacks of a grid share: rows and judges, checked before the first attack."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from holdfast import plugins
+from holdfast.contracts import Judge, Poison, Task
+from holdfast.errors import UsageError
+from holdfast.examples import Examples
+from holdfast.rows.text import prompt_text
+from holdfast.stages.attacking.config import HALF, AttackConfig
+from holdfast.stages.attacking.grid import Cell, cells_of
+from holdfast.stages.attacking.guards import apart
+from holdfast.stages.judgement import hashes_of, judges_of
+
+logger = logging.getLogger(__name__)
+
+
+def checked(config: AttackConfig) -> Material:
+    """Read what all attacks of a grid share, and refuse it if one of them would end it.
+
+    Raises:
+        UsageError: See `prepare` and `check_rows`.
+    """
+    material = prepare(config)
+    check_rows(config, material, cells_of(config))
+    return material
+
+
+def prepare(config: AttackConfig) -> Material:
+    """Read what all attacks of a grid share.
+
+    Raises:
+        UsageError: Options that do not go together, an unknown judge, no such rows.
+    """
+    judges = judges_of(config.judges)
+    if config.track_judge and config.track_judge not in judges:
+        raise UsageError(
+            f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
+        )
+    if config.until_broken and config.track:
+        raise UsageError(
+            "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
+            "leave out track or until_broken"
+        )
+    if config.broken_at != HALF and not config.until_broken:
+        raise UsageError(
+            f"broken_at={config.broken_at:g} says where until_broken ends an attack, and without "
+            "until_broken it goes on to its last step; give until_broken, or leave out broken_at"
+        )
+    harmful = config.read_if(config.harmful)
+    apart(config.read_if(config.known_harmful), harmful, "known_harmful")
+    test = config.asked(config.test)
+    return Material(
+        harmful=_untested(harmful or Examples([], name="no harmful rows"), test),
+        test=test,
+        judges=judges,
+        track=_tracked(config),
+        hashes=hashes_of(judges),
+    )
+
+
+def _untested(harmful: Examples, test: Examples) -> Examples:
+    """Leave out harmful rows whose prompt is asked afterwards: they would be learnt by heart."""
+    tested = {prompt_text(prompt) for prompt in test.prompts}
+    kept = Examples(
+        (row for row in harmful if prompt_text(row.prompt) not in tested), name=harmful.name
+    )
+    if lost := len(harmful) - len(kept):
+        logger.warning("%d of %d harmful rows ask a prompt of --test: left out", lost, len(harmful))
+    return kept
+
+
+def _tracked(config: AttackConfig) -> Examples | None:
+    rows = config.read_if(config.track)
+    if rows is None or not config.track_rows:
+        return rows
+    chosen = sorted(range(len(rows)), key=lambda i: rows.ids[i])[: config.track_rows]
+    return rows.select(sorted(chosen))
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all cells of a configuration share; `harmful` is empty if there are no such rows."""
+
+    harmful: Examples
+    test: Examples
+    judges: Mapping[str, Judge]
+    track: Examples | None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def task_hashes(task: Task, asked: int) -> dict[str, str]:
+    """Return the hashes of a task's rows for a step's inputs, of test rows if any are asked."""
+    found = {"task": task.load("train").hash}
+    return found | ({"task test": task.load("test").hash} if asked else {})
+
+
+def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) -> None:
+    """Refuse a grid that one of its attacks would end, before the first of them.
+
+    Raises:
+        UsageError: A ratio is none or makes no row, there are no harmful rows for an attack that
+            has some, or too few for its ratio, or too few of its task.
+    """
+    for spec, ratio, name in dict.fromkeys((c.task, c.poison_ratio, c.poison) for c in cells):
+        task: Task = plugins.make("tasks", spec)
+        poison: Poison = plugins.make("poisons", name)
+        if not 0 <= ratio <= 1:
+            raise UsageError(
+                f"a poison ratio of {ratio:g} is none: it goes from 0, no harmful rows, to 1, "
+                "nothing else"
+            )
+        wanted = round(config.rows * ratio)
+        if ratio and not wanted:
+            raise UsageError(
+                f"a poison ratio of {ratio:g} of {config.rows} rows makes no harmful row: give "
+                f"--rows {int(0.5 / ratio) + 1} or more, a greater --poison-ratio, or "
+                "--poison-ratio 0 for an attack without any"
+            )
+        if wanted and "harmful" in poison.needs and not material.harmful:
+            raise UsageError(
+                f"a poison ratio of {ratio:g} needs harmful rows: give --harmful, or "
+                "--poison-ratio 0 for an attack without any"
+            )
+        benign = task.load("train")
+        pools: list[tuple[str, float, int]] = [(benign.name, len(benign), config.rows - wanted)]
+        if "harmful" in poison.needs:
+            pools.append((material.harmful.name, len(material.harmful), wanted))
+        elif wanted:
+            pools.append((name, poison.most(benign), wanted))
+        for pool, there, needed in pools:
+            if needed > there:
+                raise UsageError(
+                    f"{pool}: {needed} rows are needed for {config.rows} rows of which "
+                    f"{ratio:.0%} are harmful, and it has {there}. Give --rows "
+                    f"{_enough(config.rows, needed, int(there))} or fewer, another "
+                    "--poison-ratio, or more rows."
+                )
+
+
+def _enough(rows: int, needed: int, there: int) -> int:
+    """Return how many rows in all would need no more of one pool than there are."""
+    return rows * there // needed

@@ -1,0 +1,1 @@
+"""Intervals, survival times, differences, agreement and power; knows nothing of models."""

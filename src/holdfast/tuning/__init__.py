@@ -1,0 +1,1 @@
+"""Fine-tuning: the loop, proxy attacks, what is forgotten, and in which direction."""
