@@ -47,10 +47,10 @@ def config(
     values = np.arange(len(rows.safety), dtype=float)
     scored = h.ScoreConfig(model=str(tmp_path / "tiny"), data=safety, **common)
     read = scored.read(safety)
-    with RunDir(out).step("score", "hand-s0", config=scored.keyed(), inputs={}) as step:
+    with RunDir(out).job("score", "hand-s0", config=scored.keyed(), inputs={}) as job:
         path = RunDir(out).path("scores", "hand-s0.json")
         Scores(read.ids, values, "hand", read.hash, "").save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
     h.group(h.GroupConfig(data=safety, rule="quantile", **common))
 
     def make(**options: Any) -> h.AlignConfig:

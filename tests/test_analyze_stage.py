@@ -30,12 +30,12 @@ def run(tmp_path: Path) -> RunDir:
     settings = {"task": "t", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
     points = (Point(0, {"j": Counts(0, 4, 0)}),)
     attack = AttackResult("sft-s0", "m", "sft", 0, settings, "j", points, math.nan, True)
-    with made.step("score", "toy", config=config, inputs={"data": rows.hash}) as step:
+    with made.job("score", "toy", config=config, inputs={"data": rows.hash}) as job:
         scores.save(made.path("scores", "toy.json"))
-        step.outputs.append(made.path("scores", "toy.json"))
-    with made.step("attack", "one", config={}, inputs={}) as step:
+        job.outputs.append(made.path("scores", "toy.json"))
+    with made.job("attack", "one", config={}, inputs={}) as job:
         attack.save(made.path("attacks", "one.json"))
-        step.outputs.append(made.path("attacks", "one.json"))
+        job.outputs.append(made.path("attacks", "one.json"))
     return made
 
 

@@ -263,12 +263,12 @@ def record(
     text: str = "result",
 ) -> bool:
     """Do a step that writes one file; return whether it was done anew."""
-    with run.step("score", name, config=config, inputs=inputs) as step:
-        if step.done is None:
+    with run.job("score", name, config=config, inputs=inputs) as job:
+        if job.done is None:
             path = run.path("scores", f"{name}.txt")
             artifacts.write_text(path, text)
-            step.outputs.append(path)
-            step.facts["share"] = NAN
+            job.outputs.append(path)
+            job.facts["share"] = NAN
             return True
     return False
 
@@ -297,10 +297,10 @@ def test_a_name_does_not_lead_out_of_the_run(name: str, tmp_path: Path) -> None:
 
 def test_a_model_that_is_kept_is_not_the_result(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    with run.step("attack", "a", config=CONFIG, inputs=INPUTS) as step:
+    with run.job("attack", "a", config=CONFIG, inputs=INPUTS) as job:
         for path in ("attacked/a/config.json", "attacks/a.json"):
             artifacts.write_text(run.path(path), "{}")
-            step.outputs.append(run.path(path))
+            job.outputs.append(run.path(path))
     assert run.result(run.entries()[0]) == run.path("attacks", "a.json")
 
 
@@ -310,8 +310,8 @@ def test_a_step_that_is_there_is_skipped(tmp_path: Path) -> None:
     before = run.digest
     assert not record(RunDir(tmp_path))
     assert run.digest == before
-    with run.step("score", "a", config=CONFIG, inputs=INPUTS) as step:
-        assert step.done == run.entries()[0]
+    with run.job("score", "a", config=CONFIG, inputs=INPUTS) as job:
+        assert job.done == run.entries()[0]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_an_exception_leaves_no_entry(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     with (
         pytest.raises(KeyboardInterrupt),
-        run.step("score", "a", config={}, inputs={}),
+        run.job("score", "a", config={}, inputs={}),
     ):
         raise KeyboardInterrupt
     assert run.entries() == []
@@ -365,7 +365,7 @@ def test_entries_by_stage_and_require(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     record(run, "a")
     record(run, "b")
-    with run.step("group", "g", config={}, inputs={}):
+    with run.job("group", "g", config={}, inputs={}):
         pass
     assert [e.name for e in run.entries("group")] == ["g"]
     assert [e.name for e in run.require("score")] == ["a", "b"]
@@ -384,7 +384,7 @@ def test_an_empty_or_missing_run_has_no_entries(tmp_path: Path) -> None:
 
 def test_names_with_slashes_stay_in_the_manifest(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    with run.step("score", "../../org/model:1", config={}, inputs={}):
+    with run.job("score", "../../org/model:1", config={}, inputs={}):
         pass
     assert run.entries()[0].name == "../../org/model:1"
     assert len(os.listdir(tmp_path / "manifest")) == 1
@@ -426,13 +426,13 @@ import sys
 from pathlib import Path
 from holdfast.results.run_dir import RunDir
 run = RunDir(sys.argv[1])
-with run.step("align", "a", config={}, inputs={}) as step:
+with run.job("align", "a", config={}, inputs={}) as job:
     print("begun", flush=True)
     sys.stdin.readline()
     path = run.path("models", "a.txt")
     path.parent.mkdir(exist_ok=True)
     path.write_text("done")
-    step.outputs.append(path)
+    job.outputs.append(path)
 """
 
 
@@ -452,22 +452,22 @@ def another_process(root: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]
 def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
     with another_process(tmp_path) as (other, told):
         run = RunDir(tmp_path)
-        words = rf"another process \(process {other.pid} on .*\) is doing align 'a'; wait"
+        words = rf"another process \(process {other.pid} on .*\) is running align 'a'; wait"
         with (
             pytest.raises(UsageError, match=words),
-            run.step("align", "a", config={}, inputs={}),
+            run.job("align", "a", config={}, inputs={}),
         ):
             raise AssertionError("this must not begin")
-        with run.step("align", "b", config={}, inputs={}) as step:  # another step may go on
-            assert step.done is None
+        with run.job("align", "b", config={}, inputs={}) as job:  # another step may go on
+            assert job.done is None
         told.write("\n")
-    with run.step("align", "a", config={}, inputs={}) as step:
-        assert step.done is not None
+    with run.job("align", "a", config={}, inputs={}) as job:
+        assert job.done is not None
     assert other.returncode == 0
 
 
 def test_a_process_that_died_holds_no_lock(tmp_path: Path) -> None:
     with another_process(tmp_path) as (other, _):
         other.kill()
-    with RunDir(tmp_path).step("align", "a", config={}, inputs={}) as step:
-        assert step.done is None
+    with RunDir(tmp_path).job("align", "a", config={}, inputs={}) as job:
+        assert job.done is None

@@ -186,7 +186,7 @@ def test_options_that_were_not_given_are_in_the_key() -> None:
 
 def test_a_model_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    with run.step("align", "sft-s0", config={}, inputs={}):
+    with run.job("align", "sft-s0", config={}, inputs={}):
         pass
     with pytest.raises(UsageError, match=r"\./stf-s0: no such model .* Aligned in .*: sft-s0"):
         subject(run, "./stf-s0")

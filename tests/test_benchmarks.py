@@ -294,9 +294,9 @@ def test_runs_are_read_together_by_seed_and_no_seed_twice(
 
 
 def saved(run: RunDir, stage: str, name: str, path: Path, artifact: Any) -> None:
-    with run.step(stage, name, config={"seed": 0}, inputs={}) as step:
+    with run.job(stage, name, config={"seed": 0}, inputs={}) as job:
         artifact.save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
 
 
 def attack(method: str, half: float, last: Counts, **changes: Any) -> AttackResult:
@@ -816,7 +816,7 @@ def test_searches_of_other_seeds_are_put_together(bench: SimpleNamespace, tmp_pa
 def test_the_search_takes_the_models_asked_for(bench: SimpleNamespace, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for name in ("sft-s0", "sft-s1", "hold-s0"):
-        with run.step("align", name, config={"name": name}, inputs={}):
+        with run.job("align", name, config={"name": name}, inputs={}):
             pass
     assert sorted(bench.worst.models_of(run, "", {0})) == ["hold-s0", "sft-s0"]
     assert bench.worst.models_of(run, "sft", {1, 2}) == ["sft-s1"]
@@ -925,9 +925,9 @@ def test_attacks_whose_answers_were_not_marked_are_no_truth(
     found = attack(
         "sft", 1, Counts(0, 1, 0), points=marks("s", "h"), prompts=("a",), tracked={"row": 1}
     )
-    with run.step("attack", "sft-s0/t", config={}, inputs={}) as step:
+    with run.job("attack", "sft-s0/t", config={}, inputs={}) as job:
         found.save(run.path("attacks", "sft-s0", "t.json"))
-        step.outputs.append(run.path("attacks", "sft-s0", "t.json"))
+        job.outputs.append(run.path("attacks", "sft-s0", "t.json"))
     assert [a.judge for a in bench.unseen.marked(run, 0, "j")] == ["j"]
     with pytest.raises(UsageError, match="no attack on sft-s0 whose answers k marked"):
         bench.unseen.marked(run, 0, "k")

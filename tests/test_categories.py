@@ -55,9 +55,9 @@ def attacked(
 def kept(path: Path, config: Mapping[str, Any], *attacks: AttackResult) -> RunDir:
     run = RunDir(path / "run")
     for i, result in enumerate(attacks):
-        with run.step("attack", f"a{i}", config=config, inputs={}) as step:
+        with run.job("attack", f"a{i}", config=config, inputs={}) as job:
             result.save(run.path("attacks", f"{i}.json"))
-            step.outputs.append(run.path("attacks", f"{i}.json"))
+            job.outputs.append(run.path("attacks", f"{i}.json"))
     return run
 
 

@@ -442,9 +442,9 @@ def scored(tmp_path: Path) -> tuple[Path, Path]:
     rows = read(str(data), ReadOptions())
     run = RunDir(tmp_path / "run")
     path = run.path("scores", "mine.json")
-    with run.step("score", "mine", config={}, inputs={}) as step:
+    with run.job("score", "mine", config={}, inputs={}) as job:
         Scores(rows.ids, np.arange(10.0), "mine", rows.hash, "m").save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
     return run.root, data
 
 
@@ -519,9 +519,9 @@ def test_run_ends_with_a_table(
     def finished(config: pipeline.RunConfig) -> list[pipeline.Call]:
         run = RunDir(config.out)
         for stage, result in (("evaluate", evaluated()), ("attack", attacked(censored=True))):
-            with run.step(stage, "a", config={}, inputs={}) as step:
+            with run.job(stage, "a", config={}, inputs={}) as job:
                 result.save(run.path(f"{stage}.json"))
-                step.outputs.append(run.path(f"{stage}.json"))
+                job.outputs.append(run.path(f"{stage}.json"))
         return []
 
     monkeypatch.setattr(pipeline, "plan", finished)

@@ -16,7 +16,7 @@ import pytest
 
 from holdfast.errors import UsageError
 from holdfast.jobs import cluster
-from holdfast.jobs.queue import Job, run
+from holdfast.jobs.queue import QueuedJob, run
 
 distributed = pytest.importorskip("distributed")
 
@@ -57,10 +57,10 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Callable[..., Job]:
-    def make(name: str, how: str = "short", *needs: str, **more: Any) -> Job:
+def job(tmp_path: Path) -> Callable[..., QueuedJob]:
+    def make(name: str, how: str = "short", *needs: str, **more: Any) -> QueuedJob:
         line = json.dumps({"name": name, "how": how, "folder": str(tmp_path), **more})
-        return Job(name, how, line, frozenset(needs))
+        return QueuedJob(name, how, line, frozenset(needs))
 
     return make
 

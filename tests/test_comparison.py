@@ -191,10 +191,10 @@ def test_a_ratio_says_which_way_it_is_a_bound() -> None:
 def record(run: RunDir, results: list[AttackResult]) -> None:
     """Write attacks and evaluations as the stages do."""
     for result in results:
-        with run.step("attack", result.model, config={}, inputs={}) as step:
+        with run.job("attack", result.model, config={}, inputs={}) as job:
             path = run.path("attacks", f"{result.model}.json")
             result.save(path)
-            step.outputs.append(path)
+            job.outputs.append(path)
         start = result.points[0].marks["w"]
         evaluation = Evaluation(
             model=result.model,
@@ -204,7 +204,7 @@ def record(run: RunDir, results: list[AttackResult]) -> None:
             verdicts={"w": counted(start)},
             over_refusal=Counts(0, 4, 46),
         )
-        with run.step("evaluate", result.model, config={}, inputs={}) as step:
+        with run.job("evaluate", result.model, config={}, inputs={}) as job:
             path = run.path("evaluations", f"{result.model}.json")
             evaluation.save(path)
             lines = [
@@ -212,7 +212,7 @@ def record(run: RunDir, results: list[AttackResult]) -> None:
                 for p, mark in zip(result.prompts, start, strict=True)
             ]
             path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
-            step.outputs += [path, path.with_suffix(".jsonl")]
+            job.outputs += [path, path.with_suffix(".jsonl")]
 
 
 def test_answers_may_hold_what_unicode_calls_a_line_break(tmp_path: Path) -> None:

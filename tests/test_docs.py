@@ -141,10 +141,10 @@ def test_the_analysis_reads_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holdfast attack"):
         analysis.run(run)
     path = run.path("attacks", "a.json")
-    with run.step("attack", "sft-s0/a", config={}, inputs={}) as step:
+    with run.job("attack", "sft-s0/a", config={}, inputs={}) as job:
         point = Point(10, {"world": Counts(1, 4, 5)})
         AttackResult("sft-s0", "h", "sft", 0, {}, "world", (point,), math.nan, True).save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
     (finding,) = analysis.run(run).findings
     # Wilson by hand: share 1/2, n = 10, z = 1.96: half-width 0.2634 around 0.5.
     assert finding == "sft-s0/a: 0.50 [0.24, 0.76], n=10 of the last answers were undecided."

@@ -214,11 +214,11 @@ def recorded(
         path.write_text("\n".join(map(json.dumps, lines)) + "\n")
         specs[name], inputs[name] = str(path), Examples(some).hash
     run = RunDir(tmp_path / "run")
-    with run.step("score", "toy", config=specs, inputs=inputs) as step:
+    with run.job("score", "toy", config=specs, inputs=inputs) as job:
         examples = Examples(rows)
         path = run.path("scores", "toy.json")
         Scores(examples.ids, scores, "toy", examples.hash, "").save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
     return run
 
 

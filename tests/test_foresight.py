@@ -44,9 +44,9 @@ def section(root: Path, *artifacts: tuple[str, Scores | AttackResult]) -> Sectio
     run = RunDir(root)
     for name, artifact in artifacts:
         stage = "score" if isinstance(artifact, Scores) else "attack"
-        with run.step(stage, name, config={"seed": 0}, inputs={}) as step:
+        with run.job(stage, name, config={"seed": 0}, inputs={}) as job:
             artifact.save(run.path(stage, f"{name}.json"))
-            step.outputs.append(run.path(stage, f"{name}.json"))
+            job.outputs.append(run.path(stage, f"{name}.json"))
     return Foresight().run(run)
 
 
@@ -92,9 +92,9 @@ def test_answers_to_one_prompt_are_one_observation(tmp_path: Path) -> None:
         ("score", given, Scores(ids, values, "toy", "d", "a")),
         ("attack", {}, hit),
     ):
-        with run.step(stage, stage, config={"seed": 0, **config}, inputs={}) as step:
+        with run.job(stage, stage, config={"seed": 0, **config}, inputs={}) as job:
             artifact.save(run.path(stage, "it.json"))
-            step.outputs.append(run.path(stage, "it.json"))
+            job.outputs.append(run.path(stage, "it.json"))
 
     def told() -> tuple[Any, str]:
         found = Foresight().run(run)

@@ -40,10 +40,10 @@ def record(
     rule = Rule(options["rule"], options["quantile"], options["mass"], options["groups"])
     groups = group(scores, rows, rule=rule)
     for stage, folder, artifact in (("score", "scores", scores), ("group", "groups", groups)):
-        with run.step(stage, name, config=options, inputs={}) as step:
+        with run.job(stage, name, config=options, inputs={}) as job:
             path = run.path(folder, f"{name}.json")
             artifact.save(path)  # type: ignore[attr-defined]
-            step.outputs.append(path)
+            job.outputs.append(path)
     return groups
 
 
@@ -114,9 +114,9 @@ def test_edits_and_failed_resamples_are_told(run: RunDir) -> None:
     edits = ({"id": groups.ids[0], "from": "invulnerable", "to": "vulnerable"},)
     from dataclasses import replace
 
-    with run.step("group", "toy", config={"rule": "otsu"}, inputs={}) as step:
+    with run.job("group", "toy", config={"rule": "otsu"}, inputs={}) as job:
         replace(groups, edits=edits).save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
     steady = analyse(run).findings[0]
     assert "1 examples were moved by hand" in steady
     assert re.search(r"\d+ of 30 resamples could not be cut", steady)

@@ -568,11 +568,11 @@ def scored_run(tmp_path: Path) -> tuple[Path, Path]:
     out = tmp_path / "run"
     values = np.array([*range(10), *range(100, 110)], float)
     run = RunDir(out)
-    with run.step("score", "toy", config={}, inputs={}) as step:
+    with run.job("score", "toy", config={}, inputs={}) as job:
         Scores(rows.ids, values, "toy", rows.hash, "", errors=np.full(20, 30.0)).save(
             run.path("scores", "toy.json")
         )
-        step.outputs.append(run.path("scores", "toy.json"))
+        job.outputs.append(run.path("scores", "toy.json"))
     return out, data
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
 from holdfast.jobs import cluster, workers
-from holdfast.jobs.queue import End, Job, Pace, Pool, duration, run, summary
+from holdfast.jobs.queue import End, Pace, Pool, QueuedJob, duration, run, summary
 from holdfast.jobs.workers import accelerator, accelerators, cores, local
 from holdfast.runtime import progress
 
@@ -35,10 +35,10 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Callable[..., Job]:
-    def make(name: str, how: str = "short", *needs: str, **more: Any) -> Job:
+def job(tmp_path: Path) -> Callable[..., QueuedJob]:
+    def make(name: str, how: str = "short", *needs: str, **more: Any) -> QueuedJob:
         line = json.dumps({"name": name, "how": how, "folder": str(tmp_path), **more})
-        return Job(name, more.get("kind", how), line, frozenset(needs))
+        return QueuedJob(name, more.get("kind", how), line, frozenset(needs))
 
     return make
 
@@ -213,10 +213,10 @@ def test_ctrl_c_lets_every_job_save(tmp_path: Path, job: Any) -> None:
 def test_jobs_save_when_whoever_started_them_is_killed(tmp_path: Path, job: Any) -> None:
     one = job("a", "long")
     code = (
-        "import sys\nfrom holdfast.jobs.queue import Job, run\n"
+        "import sys\nfrom holdfast.jobs.queue import QueuedJob, run\n"
         "from holdfast.jobs.workers import local\n"
         f"with local({PROGRAM!r}, 1) as pool:\n"
-        f"    run([Job('a', 'long', {one.line!r})], pool)\n"
+        f"    run([QueuedJob('a', 'long', {one.line!r})], pool)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         waited_for(tmp_path / "a.begun")

@@ -52,13 +52,13 @@ def made(
     """Return a run with one evaluation per model, of given answers and verdicts."""
     run = RunDir(out)
     for model, some in rows.items():
-        with run.step("evaluate", model, config={}, inputs={}) as step:
+        with run.job("evaluate", model, config={}, inputs={}) as job:
             path = run.path("evaluations", f"{model}.json")
             counts = {name: Counts(0, 0, len(some)) for name in some[0].verdicts}
             Evaluation(model, "h", model, 0, counts, exchanged=exchanged or {}).save(path)
             lines = [json.dumps(to_json(asdict(r))) for r in some]
             write_text(path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-            step.outputs += [path, path.with_suffix(".jsonl")]
+            job.outputs += [path, path.with_suffix(".jsonl")]
     return run
 
 

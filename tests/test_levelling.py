@@ -27,9 +27,9 @@ def attacked(course: Sequence[tuple[int, int]], seed: int, method: str = "sft") 
 def kept(path: Path, *attacks: AttackResult) -> RunDir:
     run = RunDir(path)
     for i, result in enumerate(attacks):
-        with run.step("attack", f"a{i}", config={}, inputs={}) as step:
+        with run.job("attack", f"a{i}", config={}, inputs={}) as job:
             result.save(run.path("attacks", f"{i}.json"))
-            step.outputs.append(run.path("attacks", f"{i}.json"))
+            job.outputs.append(run.path("attacks", f"{i}.json"))
     return run
 
 

@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def step(run: RunDir, error: BaseException | None = None) -> None:
-    with run.step("attack", "a/b", config={"seed": 1}, inputs={}) as made:
+    with run.job("attack", "a/b", config={"seed": 1}, inputs={}) as made:
         if made.done is None:
             if error is not None:
                 raise error
@@ -140,7 +140,7 @@ def test_memory_that_runs_out_is_one_message(run: RunDir, error: Exception) -> N
 
 
 def write_again(run: RunDir) -> None:
-    with run.step("attack", "a/b", config={"seed": 2}, inputs={}) as made:
+    with run.job("attack", "a/b", config={"seed": 2}, inputs={}) as made:
         write_json(run.path("x.json"), 2)
         made.outputs.append(run.path("x.json"))
 
@@ -175,7 +175,7 @@ def test_looking_does_nothing(run: RunDir) -> None:
 
 def test_a_step_of_another_process_is_waited_for_by_the_patient(run: RunDir) -> None:
     with (
-        run.step("attack", "a/b", config={"seed": 1}, inputs={}),
+        run.job("attack", "a/b", config={"seed": 1}, inputs={}),
         pytest.raises(Busy, match="another process"),
     ):
         step(RunDir(run.root))
@@ -187,8 +187,8 @@ def test_a_step_of_another_process_is_waited_for_by_the_patient(run: RunDir) -> 
 
 def test_steps_whose_names_differ_after_a_dot_are_done_at_the_same_time(run: RunDir) -> None:
     with (
-        run.step("attack", "topic-p0.1-s0", config={}, inputs={}),
-        run.step("attack", "topic-p0.1-s1", config={}, inputs={}),
+        run.job("attack", "topic-p0.1-s0", config={}, inputs={}),
+        run.job("attack", "topic-p0.1-s1", config={}, inputs={}),
     ):
         pass
     assert len(run.entries()) == 2

@@ -34,9 +34,9 @@ def test_what_is_unknown_under_one_attack_is_not_taken_for_kept(tmp_path: Path) 
     two = attacked("mail", {"a": 1, "b": 0, "c": 0, "e": 2}, {"d": (0, 2)})
     run = RunDir(tmp_path)
     for i, result in enumerate((one, two)):
-        with run.step("attack", f"a{i}", config={}, inputs={}) as step:
+        with run.job("attack", f"a{i}", config={}, inputs={}) as job:
             result.save(run.path("attacks", f"{i}.json"))
-            step.outputs.append(run.path("attacks", f"{i}.json"))
+            job.outputs.append(run.path("attacks", f"{i}.json"))
     (said,) = [s for s in Overlap().run(run).findings if "CommonForgotRatio" in s]
     assert "1.00 [" in said
     assert "n=1 examples of the smallest forgotten set, of 3 whose count is known" in said

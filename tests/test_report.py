@@ -90,19 +90,19 @@ def record(
     for i, result in enumerate(results, start=before):
         name = f"{result.model}--{i}"
         config = {"seed": result.model_seed, "attack": result.attack}
-        with run.step("attack", name, config=config, inputs={"model": "ab" * 32}) as step:
+        with run.job("attack", name, config=config, inputs={"model": "ab" * 32}) as job:
             path = run.path("attack", f"{name}.json")
             result.save(path)
-            step.outputs.append(path)
+            job.outputs.append(path)
     for evaluation in evaluations:
         name = evaluation.model
         config = {"seed": evaluation.model_seed, "judges": ["world"]}
-        with run.step("evaluate", name, config=config, inputs={"model": "cd" * 32}) as step:
+        with run.job("evaluate", name, config=config, inputs={"model": "cd" * 32}) as job:
             path = run.path("evaluate", f"{name}.json")
             evaluation.save(path)
             lines = run.path("evaluate", f"{name}.jsonl")
             lines.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-            step.outputs += [path, lines]
+            job.outputs += [path, lines]
 
 
 def full_run(root: Path) -> RunDir:
@@ -115,7 +115,7 @@ def full_run(root: Path) -> RunDir:
         "category": {"fraud": 300, "weapons": 250, "unknown": 50},
     }
     for stage, name in (("score", "attack_direction"), ("align", "sft"), ("align", "vaa")):
-        with run.step(stage, name, config={"seed": 0, "rho": 0.3}, inputs={"data": "e" * 64}) as s:
+        with run.job(stage, name, config={"seed": 0, "rho": 0.3}, inputs={"data": "e" * 64}) as s:
             path = run.path(stage, f"{name}.json")
             write_json(path, {"kind": "note"})
             s.outputs.append(path)
@@ -577,8 +577,8 @@ def test_nothing_that_came_in_becomes_markup(
     evaluation = replace(evaluated(evil, 0, harmful=1, refused=3), model="m", tasks={evil: {}})
     row = {"prompt": evil, "response": evil, "verdicts": {evil: {"harmful": None, "reason": evil}}}
     record(run, [replace(result, points=points)], [evaluation], [row])
-    with run.step("score", "s", config={"note": evil}, inputs={evil: evil}) as step:
-        step.facts = {"provenance": {evil: {evil: 3}}, "hardware": evil}
+    with run.job("score", "s", config={"note": evil}, inputs={evil: evil}) as job:
+        job.facts = {"provenance": {evil: {evil: 3}}, "hardware": evil}
     section = Section(
         title=evil,
         findings=(evil,),

@@ -116,7 +116,7 @@ def test_the_model_is_not_its_own_base(setting: Setting) -> None:
 def test_a_model_of_the_run_goes_by_its_label(setting: Setting) -> None:
     setting.model("run/models/sft-s3", 1.0)
     run = RunDir(setting.out)
-    with run.step("align", "sft-s3", config={"seed": 3}, inputs={}):
+    with run.job("align", "sft-s3", config={"seed": 3}, inputs={}):
         pass
     found = score(setting.config("sft-s3"))
     assert found.model_hash == checkpoints.hash_model(run.path("models", "sft-s3"))

@@ -87,9 +87,9 @@ def setting(tmp_path: Path) -> Setting:
     examples, run = Examples(rows), RunDir(tmp_path / "run")
     scores = Scores(examples.ids, np.array([float(len(r.prompt)) for r in rows]), "toy", "", "")
     scores = Scores(scores.ids, scores.values, "toy", examples.hash, "")
-    with run.step("score", "toy", config={}, inputs={}) as step:
+    with run.job("score", "toy", config={}, inputs={}) as job:
         scores.save(run.path("scores", "toy.json"))
-        step.outputs.append(run.path("scores", "toy.json"))
+        job.outputs.append(run.path("scores", "toy.json"))
     labels = (np.arange(30) >= 20).astype(np.int64)
     for name, names, made_from in (
         ("two", level_names(2), scores.hash),
@@ -97,10 +97,10 @@ def setting(tmp_path: Path) -> Setting:
         ("by", ("a: undivided", "b: undivided"), scores.hash),
         ("other", level_names(2), "other scores"),
     ):
-        with run.step("group", name, config={}, inputs={}) as step:
+        with run.job("group", name, config={}, inputs={}) as job:
             path = run.path("groups", f"{name}.json")
             Groups(examples.ids, labels, names, "", made_from, examples.hash).save(path)
-            step.outputs.append(path)
+            job.outputs.append(path)
     return Setting(rows, write(tmp_path / "data.jsonl", rows), run, tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_by_the_probe(setting: Setting, tiny: str) -> None:
 
 def test_the_model_goes_by_its_label(setting: Setting, tiny: str) -> None:
     shutil.copytree(tiny, setting.run.path("models", "sft-s0"))
-    with setting.run.step("align", "sft-s0", config={"seed": 0}, inputs={}):
+    with setting.run.job("align", "sft-s0", config={"seed": 0}, inputs={}):
         pass
     found = screen(setting.config([Example("short", "no")], model="sft-s0", estimator=PROBE))
     assert found.facts["model_hash"] == checkpoints.hash_model(Path(tiny))
@@ -253,10 +253,10 @@ def test_other_data_than_was_scored(setting: Setting) -> None:
 
 def test_too_few_scored_rows(setting: Setting) -> None:
     few = Examples(setting.rows[:19])
-    with setting.run.step("score", "few", config={}, inputs={}) as step:
+    with setting.run.job("score", "few", config={}, inputs={}) as job:
         path = setting.run.path("scores", "few.json")
         Scores(few.ids, np.arange(19.0), "toy", few.hash, "").save(path)
-        step.outputs.append(path)
+        job.outputs.append(path)
     data = write(setting.folder / "few.jsonl", list(few))
     with pytest.raises(UsageError, match="19 scored rows"):
         screen(setting.config([Example("a", "b")], data=data, scores="few"))

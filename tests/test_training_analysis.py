@@ -21,10 +21,10 @@ def run(tmp_path: Path) -> RunDir:
         entry = {"step": step, f"loss_{group}": 4.0 - step / 10, "q_calm": 0.5 - step / 100}
         log.append({**entry, "q_frail": 0.5 + step / 100, "perturbation_gap": 0.1})
     log.append({"step": 20, "loss": 3.0, "train_loss": 2.5})
-    with made.step("align", "hold-s0", config={}, inputs={}) as step:
+    with made.job("align", "hold-s0", config={}, inputs={}) as job:
         path = made.path("models", "hold-s0.training.json")
         write_json(path, {"kind": "training", "schema": 1, "log": log})
-        step.outputs.append(path)
+        job.outputs.append(path)
     return made
 
 

@@ -125,12 +125,12 @@ class Setting:
                 **changes,
             }
         )
-        with self.run.step(
+        with self.run.job(
             "attack", name, config={"seed": 0, **(given or {})}, inputs=inputs or {}
-        ) as step:
+        ) as job:
             path = self.run.path("attacks", f"{name}.json")
             result.save(path)
-            step.outputs.append(path)
+            job.outputs.append(path)
 
     def config(self, **options: Any) -> ValidateConfig:
         fixed = {"out": self.run.root, "data": self.data, "model": self.model, "device": "cpu"}

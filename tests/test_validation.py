@@ -49,9 +49,9 @@ def run_of(path: Path, *artifacts: Scores | AttackResult) -> RunDir:
     run = RunDir(path)
     for i, artifact in enumerate(artifacts):
         stage = "score" if isinstance(artifact, Scores) else "attack"
-        with run.step(stage, f"n{i}", config={"seed": 0}, inputs={}) as step:
+        with run.job(stage, f"n{i}", config={"seed": 0}, inputs={}) as job:
             artifact.save(path / stage / f"{i}.json")
-            step.outputs.append(path / stage / f"{i}.json")
+            job.outputs.append(path / stage / f"{i}.json")
     return run
 
 

@@ -26,7 +26,7 @@ class MismatchError(UsageError):
 
 
 class Busy(UsageError):  # noqa: N818  # it is no error
-    """Another process is doing the same step."""
+    """Another process is running the same job."""
 
 
 class DiskFull(HoldfastError):  # noqa: N818  # the word for it

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from holdfast.errors import UsageError
-from holdfast.jobs.queue import RUN, STOP, End, Job, Pool
+from holdfast.jobs.queue import RUN, STOP, End, Pool, QueuedJob
 from holdfast.jobs.workers import Worker
 from holdfast.results.artifacts import write_text
 
@@ -89,7 +89,7 @@ def connected(
             if level != RUN:
                 stop.set()
 
-        def submit(job: Job) -> Future[End]:
+        def submit(job: QueuedJob) -> Future[End]:
             started: Future[End] = executor.submit(remote, program, job, here, str(folder))
             return started
 
@@ -159,7 +159,7 @@ def look(path: str, here: str) -> tuple[str, str]:
     return read if Path(here).is_dir() else "", version("holdfast")
 
 
-def remote(program: str, job: Job, here: str, folder: str) -> End:
+def remote(program: str, job: QueuedJob, here: str, folder: str) -> End:
     """Do one job on a worker of the cluster.
 
     Args:

@@ -22,7 +22,7 @@ LOOK = 0.2
 
 
 @dataclass(frozen=True)
-class Job:
+class QueuedJob:
     """One job.
 
     Attributes:
@@ -74,7 +74,7 @@ class Pool:
     """
 
     workers: int
-    submit: Callable[[Job], Future[End]]
+    submit: Callable[[QueuedJob], Future[End]]
     tell: Callable[[int], None]
 
 
@@ -82,7 +82,7 @@ class Pool:
 
 
 def run(
-    jobs: Sequence[Job], pool: Pool, note: Callable[[str, HoldfastError], None] | None = None
+    jobs: Sequence[QueuedJob], pool: Pool, note: Callable[[str, HoldfastError], None] | None = None
 ) -> dict[str, HoldfastError]:
     """Do the jobs, each once those that it needs are done, and return what failed.
 
@@ -118,10 +118,10 @@ def run(
 class _State:
     """Jobs that wait, run, and failed."""
 
-    waiting: list[Job]
+    waiting: list[QueuedJob]
     pace: Pace
     note: Callable[[str, HoldfastError], None]
-    running: dict[Future[End], Job] = field(default_factory=dict)
+    running: dict[Future[End], QueuedJob] = field(default_factory=dict)
     failures: dict[str, HoldfastError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -162,14 +162,14 @@ class _State:
             for other in list(self.waiting):
                 self._fail(other, DiskFull("not begun, since the disk is full"))
 
-    def _fail(self, job: Job, failure: HoldfastError) -> None:
+    def _fail(self, job: QueuedJob, failure: HoldfastError) -> None:
         self.failures[job.name] = failure
         if job in self.waiting:
             self.waiting.remove(job)
         self.note(job.name, failure)
         self._say(job, f"failed: {failure}")
 
-    def _say(self, job: Job, how: str) -> None:
+    def _say(self, job: QueuedJob, how: str) -> None:
         left = [(j.name, j.kind) for j in (*self.waiting, *self.running.values())]
         done = self.total - len(left)
         told = self.pace.told(left)

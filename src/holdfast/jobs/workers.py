@@ -25,7 +25,7 @@ from contextvars import copy_context
 from typing import IO, Any
 
 from holdfast.errors import Interrupted
-from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Job, Pool
+from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Pool, QueuedJob
 from holdfast.runtime import progress
 from holdfast.runtime.failures import FAILS, failure
 
@@ -159,7 +159,7 @@ class Worker:
         """Whether it can be given another job."""
         return self.process.poll() is None
 
-    def do(self, job: Job, order: Callable[[], int]) -> End:
+    def do(self, job: QueuedJob, order: Callable[[], int]) -> End:
         """Have a job done, and wait for its end.
 
         Args:
@@ -258,12 +258,12 @@ def local(program: str, workers: int) -> Iterator[Pool]:
         workers: Jobs at the same time.
     """
     order = [RUN]
-    idle: queue.SimpleQueue[tuple[Worker, Job]] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[tuple[Worker, QueuedJob]] = queue.SimpleQueue()
     env = {}
     if "OMP_NUM_THREADS" not in os.environ:
         env["OMP_NUM_THREADS"] = str(max(cores() // workers, 1))
 
-    def work(job: Job) -> End:
+    def work(job: QueuedJob) -> End:
         worker = _another(idle, job)
         if worker is None:
             worker = Worker(program, env, accelerated=job.accelerator)
@@ -274,7 +274,7 @@ def local(program: str, workers: int) -> Iterator[Pool]:
             worker.close()
         return end
 
-    def submit(job: Job) -> Future[End]:
+    def submit(job: QueuedJob) -> Future[End]:
         # The copied context knows to whom progress is shown.
         return threads.submit(copy_context().run, work, job)
 
@@ -287,7 +287,7 @@ def local(program: str, workers: int) -> Iterator[Pool]:
                 idle.get()[0].close()
 
 
-def _another(idle: queue.SimpleQueue[tuple[Worker, Job]], job: Job) -> Worker | None:
+def _another(idle: queue.SimpleQueue[tuple[Worker, QueuedJob]], job: QueuedJob) -> Worker | None:
     """Return a process that has done its job, unless the next is on another kind of device."""
     try:
         worker, before = idle.get_nowait()

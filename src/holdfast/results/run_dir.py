@@ -1,10 +1,10 @@
-"""A run directory: which steps are finished, what they were made from, and who is at work.
+"""A run directory: the stages' results, and the record of which jobs are finished.
 
-It holds the stages' outputs and `manifest/`, one small JSON file per finished step: its
-configuration, the sha256 of every input and output, versions, seed and command line. A step whose
-key (stage, name, configuration, inputs) is there with intact outputs is not done again. A step in
-progress holds a lock, so that two processes never write the same files; different steps of one
-directory may be done at the same time. `failed/` says of the steps that failed why they did.
+Beside the results there is `manifest/`, one small JSON file per finished job: its configuration,
+the sha256 of every input and output, versions, seed and command line. A job whose key (stage, name,
+configuration, inputs) is in the manifest and whose outputs are intact is not run again. A job in
+progress holds a lock, so two processes never write the same files; different jobs of one directory
+can run at the same time. `failed/` records why jobs failed.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _patience: ContextVar[float] = ContextVar("patience", default=0.0)
 
 
 class NotDone(Exception):  # noqa: N818  # it is no error
-    """Somebody only looks whether a step is finished, and it is not."""
+    """Raised inside `only_looking` by a job that is not finished."""
 
 
 @contextlib.contextmanager
 def only_looking() -> Iterator[None]:
-    """Let steps raise `NotDone` inside the block instead of being done."""
+    """Make jobs raise `NotDone` inside the block instead of running."""
     token = _only_looking.set(True)
     try:
         yield
@@ -67,7 +67,7 @@ def only_looking() -> Iterator[None]:
 
 @contextlib.contextmanager
 def patient(seconds: float) -> Iterator[None]:
-    """Wait so long inside the block for a step that another process is doing."""
+    """Inside the block, wait up to `seconds` for a job that another process is running."""
     token = _patience.set(seconds)
     try:
         yield
@@ -81,13 +81,13 @@ def launched() -> int:
 
 
 def writes() -> bool:
-    """Say whether this process writes results: the first of those that were started together."""
+    """Return whether this process writes results: only the first of a torchrun group does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished step of a run, as written to `manifest/`."""
+    """A finished job of a run, as written to `manifest/`."""
 
     stage: str
     name: str
@@ -106,7 +106,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Failure:
-    """A step that failed, as written to `failed/`; gone once the step is finished."""
+    """A failed job, as written to `failed/`; removed once the job is finished."""
 
     stage: str
     name: str
@@ -115,14 +115,14 @@ class Failure:
 
 
 @dataclass
-class Step:
-    """A step in progress: register the files it writes, and facts worth keeping.
+class Job:
+    """A job in progress: collects the files it writes, and facts for its manifest entry.
 
     Attributes:
-        key: Hash of stage, name, configuration and inputs; names the step's working files.
-        done: The earlier entry, if the step is there already.
+        key: Hash of stage, name, configuration and inputs; names the job's working files.
+        done: The manifest entry, if the job was finished before.
         outputs: Files written, inside the run directory.
-        facts: What the report may want to know.
+        facts: Scalars for the manifest entry, e.g. for the report.
     """
 
     key: str
@@ -135,7 +135,7 @@ class RunDir:
     """A directory in which the stages leave their results.
 
     Args:
-        root: The directory; made when the first step is recorded.
+        root: The directory; created with the first job.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -155,32 +155,32 @@ class RunDir:
         return self.root.joinpath(*parts)
 
     @contextlib.contextmanager
-    def step(
+    def job(
         self, stage: str, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> Iterator[Step]:
-        """Do a step unless it is there already.
+    ) -> Iterator[Job]:
+        """Run a job unless it is finished already.
 
-        On entry `step.done` is the earlier entry if its key matches and its outputs are intact;
-        the caller then loads instead of computing. Otherwise the entry is written when the block
-        ends without an exception, so an interrupted step leaves no entry.
+        On entry `job.done` is the manifest entry if its key matches and its outputs are intact;
+        the caller then loads the result instead of computing it. Otherwise the entry is written
+        when the block ends without an exception, so an interrupted job leaves no entry.
 
         Args:
             stage: Name of the stage, e.g. "score".
             name: Name of the result within the stage.
             config: Everything that changes the result.
-            inputs: What it was made from: label -> content hash.
+            inputs: What it is made from: label -> content hash.
 
-        Of the processes that torchrun started together the first writes the entry; all of them
-        train.
+        In a group of processes started by torchrun all of them train, and the first writes the
+        entry.
 
-        An exception in the block is noted in `failed/`; where the disk or the memory was full, it
-        becomes one that says what to do.
+        An exception in the block is recorded in `failed/`. If disk or memory was full, it becomes
+        an error that says what to do.
 
         Raises:
-            UsageError: Several processes do a step that is not training.
-            Busy: Another process is doing this step.
-            NotDone: Inside `only_looking`, if it is not there yet.
-            DiskFull: The block found no room.
+            UsageError: Several processes run a job that is not training.
+            Busy: Another process is running this job.
+            NotDone: Inside `only_looking`, if the job is not finished.
+            DiskFull: The disk was full.
         """
         if launched() > 1 and stage not in TOGETHER:
             raise UsageError(
@@ -194,40 +194,56 @@ class RunDir:
         if done is not None or not writes():
             if done is not None:
                 self.forgive(stage, name)
-            yield Step(key, done)
+            yield Job(key, done)
             return
         with self._locked(stage, name):
             # Another process may have finished it while the lock was waited for.
-            step = Step(key, self._intact(stage, name, key))
-            started, clock = datetime.now(UTC), time.monotonic()
-            with self._noted(stage, name):
-                yield step
-                if step.done is None:
-                    entry = Entry(
-                        stage=stage,
-                        name=name,
-                        key=key,
-                        config=to_json(config),
-                        inputs=dict(inputs),
-                        outputs={
-                            path.relative_to(self.root).as_posix(): sha256_file(path)
-                            for path in sorted(step.outputs)
-                        },
-                        seed=int(config.get("seed", 0)),
-                        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-                        versions=versions(),
-                        commit=git_commit(),
-                        started=started.isoformat(timespec="seconds"),
-                        seconds=round(time.monotonic() - clock, 3),
-                        facts=to_json({"hardware": hardware(), **step.facts}),
-                    )
-                    write_json(
-                        self._entry_path(stage, name),
-                        {"kind": "entry", "schema": SCHEMA, **asdict(entry)},
-                    )
+            job = Job(key, self._intact(stage, name, key))
+            started = datetime.now(UTC)
+            clock = time.monotonic()
+            with self._noting_failure(stage, name):
+                yield job
+                if job.done is None:
+                    seconds = time.monotonic() - clock
+                    self._record(stage, name, config, inputs, job, started, seconds)
+
+    def _record(  # noqa: PLR0913  # an entry is all of these
+        self,
+        stage: str,
+        name: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        job: Job,
+        started: datetime,
+        seconds: float,
+    ) -> None:
+        """Write the manifest entry of a job that has just finished."""
+        outputs = {
+            path.relative_to(self.root).as_posix(): sha256_file(path)
+            for path in sorted(job.outputs)
+        }
+        entry = Entry(
+            stage=stage,
+            name=name,
+            key=job.key,
+            config=to_json(config),
+            inputs=dict(inputs),
+            outputs=outputs,
+            seed=int(config.get("seed", 0)),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            versions=versions(),
+            commit=git_commit(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            facts=to_json({"hardware": hardware(), **job.facts}),
+        )
+        write_json(
+            self._entry_path(stage, name),
+            {"kind": "entry", "schema": SCHEMA, **asdict(entry)},
+        )
 
     def entries(self, stage: str | None = None) -> list[Entry]:
-        """Return the finished steps, oldest first; only those of `stage` if given."""
+        """Return the manifest entries, oldest first; only those of `stage` if given."""
         found = []
         for path in sorted(self.path("manifest").glob("*.json")):
             raw = read_json(path, "entry")
@@ -238,7 +254,7 @@ class RunDir:
         return sorted(found, key=lambda entry: (entry.started, entry.stage, entry.name))
 
     def fail(self, stage: str, name: str, reason: str) -> None:
-        """Note that a step failed; as far as possible: there may be no room for it."""
+        """Record that a job failed, unless the disk has no room for that."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure(stage, name, reason, when)
         with contextlib.suppress(OSError):
@@ -248,11 +264,11 @@ class RunDir:
             )
 
     def forgive(self, stage: str, name: str) -> None:
-        """Remove the note that a step failed."""
+        """Remove the record that a job failed."""
         self._failure_path(stage, name).unlink(missing_ok=True)
 
     def failures(self) -> list[Failure]:
-        """Return the steps that failed when they were last tried, and were not done since."""
+        """Return the jobs that failed when last tried and have not been finished since."""
         found = []
         for path in sorted(self.path("failed").glob("*.json")):
             try:
@@ -260,13 +276,13 @@ class RunDir:
             except UsageError:
                 if path.exists():
                     raise
-                continue  # another process has just done the step
+                continue  # another process has just finished the job
             del raw["kind"], raw["schema"]
             found.append(Failure(**raw))
         return found
 
     def require(self, stage: str, name: str | None = None) -> list[Entry]:
-        """Return the finished steps of a stage.
+        """Return the manifest entries of a stage.
 
         Raises:
             UsageError: There are none; the message names the command that makes them.
@@ -282,16 +298,16 @@ class RunDir:
         return found
 
     def result(self, entry: Entry) -> Path:
-        """Return the JSON file in which a step left its result (answers lie beside it)."""
+        """Return the JSON file that holds a job's result (answers lie beside it)."""
         # An attacked model that was kept has JSON files of its own.
         found = (p for p in entry.outputs if not p.startswith(f"{ATTACKED}/"))
         return self.path(next(p for p in found if p.endswith(".json")))
 
     def scores_behind(self, groups: Groups) -> Scores:
-        """Return the scores that groups were made of.
+        """Return the scores that groups were made from.
 
         Raises:
-            UsageError: They are not there any more.
+            UsageError: They no longer exist.
         """
         for entry in self.require("score"):
             scores = Scores.load(self.result(entry))
@@ -303,7 +319,7 @@ class RunDir:
         )
 
     def verify(self) -> list[str]:
-        """Recompute every output's hash and name what is missing or was changed."""
+        """Recompute the hash of every output and return what is missing or changed."""
         problems = []
         for entry in self.entries():
             for relative, expected in entry.outputs.items():
@@ -316,22 +332,22 @@ class RunDir:
 
     @property
     def digest(self) -> str:
-        """One hash over all results; the report, which shows it, is left out."""
+        """One hash over all results except the report, which shows it."""
         entries = sorted(self.entries(), key=lambda e: (e.stage, e.name))
         return sha256_json(
             [[e.stage, e.name, e.key, e.outputs] for e in entries if e.stage != "report"]
         )
 
     @contextlib.contextmanager
-    def _noted(self, stage: str, name: str) -> Iterator[None]:
+    def _noting_failure(self, stage: str, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            told = plain(error, self.root, f"{stage} {name!r}")
-            self.fail(stage, name, str(told or f"{type(error).__name__}: {error}"))
-            if told is None or told is error:
+            explained = plain(error, self.root, f"{stage} {name!r}")
+            self.fail(stage, name, str(explained or f"{type(error).__name__}: {error}"))
+            if explained is None or explained is error:
                 raise
-            raise told from error
+            raise explained from error
         self.forgive(stage, name)
 
     def _failure_path(self, stage: str, name: str) -> Path:
@@ -345,22 +361,22 @@ class RunDir:
 
     @contextlib.contextmanager
     def _locked(self, stage: str, name: str) -> Iterator[None]:
-        """Hold the step's lock; the system lets go of it when the process ends, however it ends."""
+        """Hold the job's lock; the system releases it when the process ends, however it ends."""
         path = self.path("work", "locks", self._entry_path(stage, name).stem)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=_patience.get())
         try:
             lock.acquire()
         except Timeout as error:
-            who = ""
+            owner = ""
             with contextlib.suppress(OSError):
-                who = f" ({path.read_text(encoding='utf-8').strip()})"
+                owner = f" ({path.read_text(encoding='utf-8').strip()})"
             raise Busy(
-                f"{self.root}: another process{who} is doing {stage} {name!r}; wait for it, or "
+                f"{self.root}: another process{owner} is running {stage} {name!r}; wait for it, or "
                 "give another --out"
             ) from error
         try:
-            with contextlib.suppress(OSError):  # on a full disk nobody learns who holds it
+            with contextlib.suppress(OSError):  # on a full disk the owner stays unnamed
                 write_text(path, f"process {os.getpid()} on {platform.node()}")
             yield
         finally:

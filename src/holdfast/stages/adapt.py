@@ -178,14 +178,14 @@ def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Sub
             for spec in config.poisons
         },
     }
-    with config.run.step("adapt", name, config=config.keyed(), inputs=inputs) as step:
-        if step.done is None:
+    with config.run.job("adapt", name, config=config.keyed(), inputs=inputs) as job:
+        if job.done is None:
             found = _search(config, grid, material, who)
             found.save(path)
-            step.outputs.append(path)
+            job.outputs.append(path)
             worst = found.worst
-            step.facts["harmful_score"] = worst.harmful / worst.n if worst else None
-            step.facts["trials"] = len(found.tried)
+            job.facts["harmful_score"] = worst.harmful / worst.n if worst else None
+            job.facts["trials"] = len(found.tried)
     return Adapted.load(path)
 
 

@@ -15,7 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.results.artifacts import Groups, Scores, write_json
-from holdfast.results.run_dir import Step, launched, writes
+from holdfast.results.run_dir import Job, launched, writes
 from holdfast.rows.provenance import provenance_table
 from holdfast.rows.readers import mismatched
 from holdfast.stages.config import StageConfig
@@ -113,12 +113,12 @@ def align(config: AlignConfig) -> Path:
     if groups is not None:
         groups.aligned_to(data.safety.ids)
     path = config.run.path("models", config.label)
-    with config.run.step("align", config.label, config=config.keyed(), inputs=inputs) as step:
-        if step.done is None:
-            _train(config, method, data, path, step)
-            step.facts["provenance"] = provenance_table(data.safety)
-            step.facts["rows"] = {"safety": len(data.safety), "benign": len(data.benign or ())}
-            step.facts["known_harmful"] = _known(config, data.harmful)
+    with config.run.job("align", config.label, config=config.keyed(), inputs=inputs) as job:
+        if job.done is None:
+            _train(config, method, data, path, job)
+            job.facts["provenance"] = provenance_table(data.safety)
+            job.facts["rows"] = {"safety": len(data.safety), "benign": len(data.benign or ())}
+            job.facts["known_harmful"] = _known(config, data.harmful)
     return path
 
 
@@ -164,7 +164,7 @@ def _train(
     method: type[AlignmentTrainer],
     data: AlignmentData,
     path: Path,
-    step: Step,
+    job: Job,
 ) -> None:
     from holdfast.methods.base import StopOnInterrupt
     from holdfast.runtime.interrupt import deferred_interrupt
@@ -173,7 +173,7 @@ def _train(
     model = loaded.model
     if config.lora_rank:
         model = adapters.add_lora(model, config.lora_rank, seed=config.seed)
-    work = config.run.path("work", step.key)
+    work = config.run.path("work", job.key)
     args, options = _options(config, method, work, loaded.model.device.type)
     with deferred_interrupt() as interrupt:
         try:
@@ -192,11 +192,11 @@ def _train(
             raise KeyboardInterrupt
     if not writes():
         return
-    step.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, path)
+    job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, path)
     log = config.run.path("models", f"{config.label}.training.json")
     write_json(log, {"kind": "training", "schema": 1, "log": trainer.state.log_history})
-    step.outputs.append(log)
-    step.facts["steps"] = trainer.state.global_step
+    job.outputs.append(log)
+    job.facts["steps"] = trainer.state.global_step
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -65,10 +65,10 @@ def _section(config: AnalyzeConfig, spec: str, name: str) -> Section:
     }
     path = run.path("sections", f"{name}.json")
     keyed = {"analysis": spec, "seed": config.seed}
-    with run.step("analyze", name, config=keyed, inputs=inputs) as step:
-        if step.done is None:
+    with run.job("analyze", name, config=keyed, inputs=inputs) as job:
+        if job.done is None:
             save_section(path, analysis.run(run))
-            step.outputs.append(path)
+            job.outputs.append(path)
     return load_section(path)
 
 

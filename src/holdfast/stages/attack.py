@@ -120,13 +120,13 @@ def one_attack(
     }
     keyed = config.keyed() | {"cell": to_json(cell.settings), **cell.sizes, "seed": cell.seed}
     path = config.run.path(f"{kind}s", who.label, f"{cell.label}.json")
-    with config.run.step(kind, name, config=keyed, inputs=inputs) as step:
-        if step.done is None:
-            result = run_cell(config, material, who, cell, task, guard, step)
+    with config.run.job(kind, name, config=keyed, inputs=inputs) as job:
+        if job.done is None:
+            result = run_cell(config, material, who, cell, task, guard, job)
             rows = {k: v for k, v in inputs.items() if k not in ("model", "track")}
             key = sha256_json([rows, config.max_new_tokens])
             result = replace(result, attack={**result.attack, "given_hash": key})
             result.save(path)
-            step.outputs.append(path)
-            step.facts["half_life"] = result.half_life
+            job.outputs.append(path)
+            job.facts["half_life"] = result.half_life
     return AttackResult.load(path)

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
 from holdfast.jobs import queue as engine
 from holdfast.jobs.cluster import connected
-from holdfast.jobs.queue import Job, Pace
+from holdfast.jobs.queue import Pace, QueuedJob
 from holdfast.jobs.workers import local
 from holdfast.results.run_dir import only_looking
 from holdfast.runtime import progress
@@ -169,8 +169,8 @@ def try_all(
     return failures, len(every)
 
 
-def _job(call: Call, others: Collection[str]) -> Job:
-    return Job(
+def _job(call: Call, others: Collection[str]) -> QueuedJob:
+    return QueuedJob(
         name=call.title,
         kind=call.stage,
         line=call.line,

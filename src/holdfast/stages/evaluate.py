@@ -143,8 +143,8 @@ def _evaluate(
     }
     path = config.run.path("evaluations", f"{who.label}.json")
     keyed = {k: v for k, v in config.keyed().items() if k != "models"}
-    with config.run.step("evaluate", who.label, config=keyed, inputs=inputs) as step:
-        if step.done is None:
+    with config.run.job("evaluate", who.label, config=keyed, inputs=inputs) as job:
+        if job.done is None:
             ready(judges)
             answer, loaded = _answering(config, who)
             answers, verdicts = _sampled(config, answer, test, judges)
@@ -167,7 +167,7 @@ def _evaluate(
             ).save(path)
             records = path.with_suffix(".jsonl")
             _write_records(records, test, answers, verdicts)
-            step.outputs += [path, records]
+            job.outputs += [path, records]
     return Evaluation.load(path)
 
 

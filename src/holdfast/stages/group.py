@@ -64,16 +64,16 @@ def group(config: GroupConfig) -> Groups:
     name = config.name or entry.name
     path = config.run.path("groups", f"{name}.json")
     inputs = _inputs(config, scores, examples)
-    with config.run.step("group", name, config=config.keyed(), inputs=inputs) as step:
-        groups = _made(config, scores, examples) if step.done is None else Groups.load(path)
+    with config.run.job("group", name, config=config.keyed(), inputs=inputs) as job:
+        groups = _made(config, scores, examples) if job.done is None else Groups.load(path)
         if config.csv is not None:
             # No output of the step: it is there to be changed. And first, since it can be refused:
             # a command that fails leaves no groups.
             groups_to_csv(groups, scores, examples, config.csv)
-        if step.done is None:
+        if job.done is None:
             groups.save(path)
-            step.outputs.append(path)
-            step.facts |= {"sizes": groups.sizes, "rule": groups.rule, **groups.facts}
+            job.outputs.append(path)
+            job.facts |= {"sizes": groups.sizes, "rule": groups.rule, **groups.facts}
     return Groups.load(path)
 
 

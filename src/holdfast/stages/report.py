@@ -44,8 +44,8 @@ def report(config: ReportConfig) -> Path:
     inputs = {"run": run.digest}
     if failed := [f for f in run.failures() if f.stage != "report"]:
         inputs["failed"] = sha256_json([[f.stage, f.name, f.reason] for f in failed])
-    with run.step("report", "report", config=config.keyed(), inputs=inputs) as step:
-        if step.done is None:
+    with run.job("report", "report", config=config.keyed(), inputs=inputs) as job:
+        if job.done is None:
             write(
                 run,
                 sections,
@@ -53,5 +53,5 @@ def report(config: ReportConfig) -> Path:
                 language=config.language,
                 show_harmful=config.show_harmful,
             )
-            step.outputs += [path, run.path("report.json")]
+            job.outputs += [path, run.path("report.json")]
     return path

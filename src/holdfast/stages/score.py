@@ -67,16 +67,16 @@ def score(config: ScoreConfig) -> Scores:
     if config.reuse:
         inputs["reuse"] = Scores.load(config.reuse).hash
     path = config.run.path("scores", f"{config.label}.json")
-    with config.run.step("score", config.label, config=config.keyed(), inputs=inputs) as step:
-        if step.done is None:
+    with config.run.job("score", config.label, config=config.keyed(), inputs=inputs) as job:
+        if job.done is None:
             if config.reuse:
                 found = _reused(config, estimator, examples, target, inputs)
             else:
                 found = _scored(config, estimator, examples, target)
             found = replace(found, facts={**found.facts, "given": _given(inputs)})
             found.save(path)
-            step.outputs.append(path)
-            step.facts |= {**found.facts, "provenance": provenance_table(examples)}
+            job.outputs.append(path)
+            job.facts |= {**found.facts, "provenance": provenance_table(examples)}
     return Scores.load(path)
 
 

@@ -115,13 +115,13 @@ def screen(config: ScreenConfig) -> Screen:
         probe = _Probe(estimator, target.source)
         inputs |= {**used, "model": target.hash}
     path = config.run.path("screens", f"{config.label}.json")
-    with config.run.step("screen", config.label, config=config.keyed(), inputs=inputs) as step:
-        if step.done is None:
+    with config.run.job("screen", config.label, config=config.keyed(), inputs=inputs) as job:
+        if job.done is None:
             found = _screen(config, new, scored, probe, inputs)
             found.save(path)
-            step.outputs.append(path)
-            step.facts |= {"counts": found.counts, "provenance": provenance_table(new)}
-            step.facts["honesty"] = [str(one) for one in found.honesty]
+            job.outputs.append(path)
+            job.facts |= {"counts": found.counts, "provenance": provenance_table(new)}
+            job.facts["honesty"] = [str(one) for one in found.honesty]
     found = Screen.load(path)
     if config.csv is not None:
         write_text(config.csv, as_csv(found))

@@ -98,13 +98,13 @@ def validate(config: ValidateConfig) -> Validation:
         inputs |= used
     if "harmful" in inputs:
         _check_apart(config, case)
-    with config.run.step("validate-estimator", name, config=config.keyed(), inputs=inputs) as step:
-        if step.done is None:
+    with config.run.job("validate-estimator", name, config=config.keyed(), inputs=inputs) as job:
+        if job.done is None:
             loaded = checkpoints.load(target.source, device=config.device)
             found = _validation(config, case, examples, loaded, made)
             found.save(path)
-            step.outputs.append(path)
-            step.facts |= {"ceiling": found.ceiling, "stability": found.stability}
+            job.outputs.append(path)
+            job.facts |= {"ceiling": found.ceiling, "stability": found.stability}
     return Validation.load(path)
 
 

@@ -12,7 +12,7 @@ from holdfast.contracts import Attacker, Poison, Task, unanswered
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.results.artifacts import AttackResult, Point, numbers, read_json, write_json
-from holdfast.results.run_dir import ATTACKED, Step
+from holdfast.results.run_dir import ATTACKED, Job
 from holdfast.rows.readers import mix
 from holdfast.stages.attacking.config import PLAIN
 from holdfast.stages.attacking.grid import Cell
@@ -35,7 +35,7 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     cell: Cell,
     task: Task,
     guard: Guard,
-    step: Step,
+    job: Job,
 ) -> AttackResult:
     """Attack one model.
 
@@ -58,8 +58,8 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     else:
         model.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
     watch = Watch(config, material, task, model, loaded.tokenizer, poison)
-    partial = config.run.path("work", f"{step.key}.json")
-    resume = config.run.path("work", f"{step.key}.safetensors")
+    partial = config.run.path("work", f"{job.key}.json")
+    resume = config.run.path("work", f"{job.key}.safetensors")
     if resume.exists():
         watch.restore(partial, steps_done(resume))
     if not watch.points:
@@ -85,7 +85,7 @@ def run_cell(  # noqa: PLR0913  # one cell is all seven
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
     if config.save_models:
         kept = config.run.path(ATTACKED, f"{who.label}-{cell.label}")
-        step.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, kept)
+        job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, kept)
     result = watch.result(who, cell)
     resume.unlink(missing_ok=True)
     partial.unlink(missing_ok=True)
