@@ -15,6 +15,8 @@ ROOT = Path(holdfast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     {"errors"},
+    {"specs", "option_types"},
+    {"options"},
     {"examples", "runtime", "stats", "charts"},
     {"world"},
     {"rows"},
