@@ -14,7 +14,7 @@ from holdfast.plugins import KINDS
 ROOT = Path(holdfast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
-    {"errors"},
+    {"errors", "texts"},
     {"specs", "option_types"},
     {"options"},
     {"examples", "runtime", "stats", "charts"},
