@@ -155,8 +155,10 @@ def passes(variant: st.Variant, steps: int) -> float:
     """
     if variant.plugin == "hold":
         options = HoldOptions(**variant.options)
-        if not options.every:  # an attack anew, of so many steps at most
-            return 1 + (1 - options.clean) * (1 + options.inner_steps) / 2
+        if not options.every:
+            # An attack has 1 ... k_t steps, and k_t grows from 1 to inner_steps over the run.
+            length = (options.inner_steps + 3) / 4
+            return 1 + (1 - options.clean) * length * options.attack_share
         both = options.clean if options.mixture == "both" else 0.0
         return 1 + both + options.attack_share / options.every
     if variant.plugin == "vaa":

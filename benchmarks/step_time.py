@@ -84,7 +84,7 @@ HOLDS: dict[str, dict[str, Any]] = {
     "default": {},
     "lean": LEAN,
     "full": FULL,
-    "4 steps anew": {"every": 0, "inner_steps": 4, "growth": "constant"},
+    "4 steps anew": {"every": 0, "inner_steps": 4},
 }
 OTHERS = ("sam", "vaccine", "t_vaccine", "repnoise", "booster", "tar", "group_dro")
 VARIANTS = (

@@ -998,7 +998,9 @@ def test_passes_of_a_step(bench: SimpleNamespace) -> None:
     assert found["hold", "default"] == 1 + 0.25 / 2
     assert found["hold", "lean"] == 1 + 0.25 / 4
     assert found["hold", "full"] == 1 + 0.25 + 1
-    assert found["hold", "4 steps anew"] == 1 + 0.75 * (1 + 2 + 3 + 4) / 4
+    assert found["hold", "4 steps anew"] == 1 + 0.75 * 0.25 * 1.75  # see below
+    # Of attacks of at most 1, 2, 3, 4 steps, each a quarter of the run, with 1 to that many.
+    assert (1 + 3 / 2 + 2 + 5 / 2) / 4 == 1.75
     assert math.isnan(found["tar", ""])
 
 

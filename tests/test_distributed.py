@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 VAA = {"method": "vaa", "options": {"rho": 0.3, "curriculum": "constant", "step_size": 0.05}}
-HOLD = {"attack_rows": "harmful", "growth": "constant", "reach": 0.002, "every": 0}
+HOLD = {"attack_rows": "harmful", "reach": 0.002, "every": 0}
 HOLD |= {"attack_share": 1.0, "mixture": "both"}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {**VAA, "accumulation": 2},

@@ -25,7 +25,7 @@ Make = Callable[..., PreTrainedModel]
 MakeTrainer = Callable[..., Any]
 Weights = Callable[..., dict[str, Tensor]]
 Same = Callable[..., bool]
-HARMFUL = {"attack_rows": "harmful", "growth": "constant", "every": 0, "attack_share": 1.0}
+HARMFUL = {"attack_rows": "harmful", "every": 0, "attack_share": 1.0}
 HARMFUL |= {"mixture": "both", "comply": 0.0, "refuse": 0.0}
 
 
@@ -35,9 +35,10 @@ def model(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
 
 
 def drawn(trainer: Any, inner: int | None = None) -> Batch:
-    """Draw a step's batch as training does, with an attack of this length."""
+    """Draw a step's batch as training does late in a run, with an attack of this length."""
     trainer.state.max_steps = trainer.args.max_steps
     trainer.current_gradient_accumulation_steps = 1
+    trainer._most = lambda: trainer.options.inner_steps
     (batch,) = trainer.draw_batches(iter(()), 1)
     if inner is not None:
         trainer.inner = inner
@@ -99,7 +100,7 @@ def test_the_attack_lowers_the_attackers_loss_and_raises_the_safety_loss(
 ) -> None:
     """Where there is something to lose: on a model that refuses, from its base's own answers."""
     pair = refusing("llama")
-    base = make_trainer("hold", copy.deepcopy(pair.base), growth="constant")
+    base = make_trainer("hold", copy.deepcopy(pair.base))
     trainer = make_trainer("hold", copy.deepcopy(pair.model), **HARMFUL, reach=2e-3, clean=0.0)
     for attack in (trainer.attack, base.attack):
         trainer.attack = attack
@@ -145,7 +146,6 @@ def test_the_bases_own_words(refusing: Any, make_trainer: MakeTrainer, tokenizer
         ("groups", {}, "Hold needs --groups"),
         ("harmful", {"attack_rows": "harmful"}, "attack_rows=harmful needs --harmful"),
         ("benign", {"attack_rows": "mismatched"}, "attack_rows=mismatched needs --benign"),
-        ("benign", {**HARMFUL, "over_refusal": 0.1}, "over_refusal is watched on benign rows"),
     ],
 )
 def test_what_is_lacking_is_named(
@@ -292,32 +292,8 @@ def test_the_attack_grows_with_the_run(model: PreTrainedModel, make_trainer: Mak
     most = []
     for step in range(9):
         trainer.state.global_step = step
-        trainer._grow(step)
         most.append(trainer._most())
     assert most == [1, 1, 1, 2, 2, 3, 3, 4, 4]  # ceil(4 step / 8), one at least
-
-
-def test_the_attack_grows_while_benign_prompts_are_answered(
-    model: PreTrainedModel, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer(
-        "hold", model, attack_rows="harmful", inner_steps=6, over_refusal=0.1, max_steps=40
-    )
-    trainer.state.max_steps = 40
-    aside = len(trainer.watched)
-    assert aside == 6  # a fifth of 32
-    assert len(trainer.streams["benign"].positions) == 32 - aside
-    refused = 0.0
-    margins = torch.linspace(-1, 1, 100)
-    monkeypatch.setattr(trainer, "_margins", lambda rows: margins - margins.quantile(1 - refused))
-    levels = []
-    for step in range(40):
-        refused = 0.0 if step < 30 else 0.5
-        trainer._grow(step)
-        levels.append(trainer.level)
-    assert levels[23] == pytest.approx(1.0)  # 24 checks of 40, 0.6 of them
-    assert trainer.level == pytest.approx(1.0 - 10 * 2 / 24)
-    assert trainer._most() == round(6 * trainer.level)
 
 
 # ---------------------------------------------------------------------------- the groups' adversary
@@ -409,9 +385,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "lean": LEAN,
     "anew": {"every": 0},
-    "watched": {"over_refusal": 0.5, "every": 0},
+    "ungrouped": {"control": "ungrouped"},
     "full": {"mixture": "both", "every": 1},
-    "mixed": {"batch": "mixed"},
+    "shuffled": {"control": "shuffled", "every": 0},
 }
 
 
@@ -460,9 +436,9 @@ def test_sharded_weights_are_refused_when_training_begins(
     ("options", "message"),
     [
         ({"attack_rows": "all"}, "attack_rows='all' must be one of base, mismatched"),
-        ({"growth": "fast"}, "growth='fast' must be one of linear"),
+        ({"control": "all"}, "control='all' must be one of "),
         ({"reach": -1.0}, "reach=-1.0 must not be negative"),
-        ({"clean": 1.0}, r"clean=1.0 and over_refusal=0.0 are shares in \[0, 1\)"),
+        ({"clean": 1.0}, r"clean=1.0 must be a share in \[0, 1\)"),
         ({"attack_share": 1.5}, r"attack_share=1.5 must be a share in \(0, 1\]"),
         ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
         ({"benign": 0.0}, "benign=0.0 must be above 0"),

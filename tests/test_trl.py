@@ -229,9 +229,7 @@ def test_preferences_are_learnt(
     assert {"vulnerable", "invulnerable"} == set(trainer.names)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"mixture": "both", "over_refusal": 0.2}, {"batch": "mixed"}]
-)
+@pytest.mark.parametrize("options", [{}, {"mixture": "both", "every": 1}, {"control": "shuffled"}])
 def test_hold_goes_before_trls_supervised_trainer(
     options: dict[str, Any], make: Callable[..., Any], model: PreTrainedModel, supervised: Dataset
 ) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -83,6 +84,11 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     accumulation the two are the same.
     """
 
+    @property
+    def per(self) -> str:
+        """What a perturbation is made for, one of `PER`."""
+        return cast(str, self.options.per)
+
     def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights.
 
@@ -120,7 +126,7 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     @contextmanager
     def _displaced(self, model: nn.Module, safety: Batch, num_items: Items) -> Iterator[None]:
         with restored(self.trainable_parameters()) as move:
-            if self.options.per == "micro_batch":
+            if self.per == "micro_batch":
                 stands_in = num_items is not None and math.isinf(num_items)
                 items = num_items if stands_in or self._items is None else self._items
                 self.displace(model, move, [(safety, items)])

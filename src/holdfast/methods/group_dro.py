@@ -73,20 +73,24 @@ class GroupDro(AlignmentTrainer):
 
     Options: ClassVar[type[Any]] = GroupDroOptions
     needs: ClassVar[frozenset[str]] = frozenset({"groups"})
-    options: GroupDroOptions
+
+    @property
+    def adversary(self) -> GroupDroOptions:
+        """The options of the adversary: the method's own, unless it has settled them."""
+        return cast(GroupDroOptions, self.options)
 
     def prepare(self) -> None:
         """Make the sampler and the streams of rows."""
         super().prepare()
         groups = cast(Groups, self.data.groups)
-        if self.options.tilt and self.data.scores is None:
+        if self.adversary.tilt and self.data.scores is None:
             raise UsageError(
                 "tilt weighs rows by their scores, and there are none: give --groups "
                 "made of scores in the same run"
             )
         self.labels = groups.aligned_to(self.data.safety.ids)
         self.labels, self.names = controlled(
-            self.labels, groups.names, self.options.control, seed=self.args.seed
+            self.labels, groups.names, self.adversary.control, seed=self.args.seed
         )
         sizes = np.bincount(self.labels[self.labels >= 0], minlength=len(self.names))
         if (sizes == 0).any():
@@ -106,7 +110,7 @@ class GroupDro(AlignmentTrainer):
         self._seen = np.zeros((len(sizes), 2))  # loss and tokens of each group in this step
 
     def _sampler(self, sizes: np.ndarray) -> GroupSampler:
-        options = self.options
+        options = self.adversary
         start = None if options.start == "uniform" else (sizes / sizes.sum()).tolist()
         kind = GroupSampler if options.sampler == "exp3" else SmoothedSampler
         return kind(
@@ -134,7 +138,7 @@ class GroupDro(AlignmentTrainer):
                 f"in the mix of the data, {self.n_safety} and {self.n_rows - self.n_safety}; raise "
                 "the batch size or gradient_accumulation_steps, or give more of what is few"
             )
-        if world() > 1 and self.options.batch == "mixed":
+        if world() > 1 and self.adversary.batch == "mixed":
             raise UsageError(
                 f"batch=mixed on {world()} processes: one may have no row of a group, and they "
                 "would wait for each other; take batch=group"
@@ -142,7 +146,7 @@ class GroupDro(AlignmentTrainer):
 
     def _weights(self, members: Sequence[int]) -> list[float] | None:
         """Return exp(tilt u) by position, u in [0, 1] the rank of a row's score in its group."""
-        if not self.options.tilt:
+        if not self.adversary.tilt:
             return None
         scores = cast(Scores, self.data.scores)
         values = scores.aligned_to(self.data.safety.ids)[list(members)]
@@ -151,7 +155,7 @@ class GroupDro(AlignmentTrainer):
         if known.sum() > 1:
             ranks[known] = (rankdata(values[known]) - 1) / (known.sum() - 1)
         found = np.ones(self.n_safety)
-        found[list(members)] = np.exp(self.options.tilt * ranks)
+        found[list(members)] = np.exp(self.adversary.tilt * ranks)
         return found.tolist()
 
     def members(self, group: int) -> list[int]:
@@ -174,7 +178,7 @@ class GroupDro(AlignmentTrainer):
 
     def _safety(self, n: int) -> list[int]:
         """Return the safety rows of a micro-batch, of all processes."""
-        if self.options.batch == "group":
+        if self.adversary.batch == "group":
             return self.streams[f"group {self.group}"].take(n)
         # Systematic rounding: the ends of q's parts, read off a ruler that was laid at random.
         ends = np.floor(np.cumsum(self.sampler.probs) * n + self.rounding.random()).astype(int)
@@ -207,7 +211,7 @@ class GroupDro(AlignmentTrainer):
         self.sampler.observe(self.rewards(seen))
         self.safety_loss = float(sums[:, 0].sum() / max(sums[:, 1].sum(), 1))
         probs = self.sampler.probs
-        whole = {} if self.options.batch == "mixed" else {"group": self.group}
+        whole = {} if self.adversary.batch == "mixed" else {"group": self.group}
         self.note(
             {
                 "safety_loss": self.safety_loss,

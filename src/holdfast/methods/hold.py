@@ -9,34 +9,29 @@ attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761
     f_i = l_i - refuse mean log p(S),
 
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
-DRO over vulnerable and invulnerable examples. S are the tokens that alignment answers begin with,
-p(S) the chance of one at an answer's first token, which decides whether there is an answer: under
-the attack restricted prompts must keep it, and at theta benign ones must not have it, except for a
-row's own first token. Rows of preferences have no such token, and those terms do not apply to them.
-A share `clean` of the updates takes theta for theta_k, so that refusals stay well worded there.
-What it is not: no second derivatives, no entropy objective, nothing is unlearnt; benign rows see
-theta only.
+DRO over vulnerable and invulnerable examples (smoothed sampler, step size 0.1). S is the set of
+tokens that alignment responses begin with, and p(S) the probability that a response begins with one
+of them, which decides between refusal and compliance: under the attack restricted prompts must keep
+it high, and at theta benign prompts must keep it low, except for a row's own first token. Rows of
+preferences have no such token, so both terms are skipped for them. A share `clean` of the updates
+uses theta itself for theta_k, which keeps refusals well worded there. There are no second
+derivatives, no entropy objective and no unlearning; benign rows see theta only.
 
-The attack lasts: it takes one step every `every` updates, on from where it stands, as the attack of
-"free" adversarial training does (Shafahi et al. 2019, arXiv 1904.12843), until it has a length
-drawn from 1 ... inner_steps; then a new one begins. A step is made of `attack_share` as many rows
-as a batch has safety rows, so an update costs 1 + attack_share / every passes, whatever the
-attack's length. `every=0` plays a whole attack anew for every update, k drawn from 1 ...
-inner_steps, at k passes. Where a lasting attack stands is kept as a number of steps, one byte a
-weight, and the weights come back by what rounding loses, another byte (`weights.displaced`).
+The attack lasts: it takes one step every `every` updates and continues from where it stands, as in
+"free" adversarial training (Shafahi et al. 2019, arXiv 1904.12843), until it reaches a length drawn
+from 1 ... k_t; then a new one begins. k_t grows linearly over the run from 1 to `inner_steps`:
+attacks of full length from the first update on ruin the model. A step uses `attack_share` rows for
+each safety row of a batch, so an update costs 1 + attack_share / every passes, whatever the
+attack's length. `every=0` plays a whole attack, k drawn from 1 ... k_t, for every micro-batch, at k
+passes. A lasting attack is stored as a number of steps, one byte per weight, and the weights are
+restored from their rounding error, another byte (`weights.displaced`).
 
-The attacker's rows need no harmful data: `attack_rows="base"`, the default, takes the first words
-with which the model answers the restricted prompts before it is aligned. "mismatched" pairs them
-with unrelated benign answers, "affirmative" with `prefix`, "harmful" takes --harmful.
+The attacker's rows need no harmful data: `attack_rows="base"`, the default, uses the first words
+with which the model answers the restricted prompts before it is aligned.
 
-What else there is, all of it off or neutral by default unless said so:
-
-- `mixture`: "coin", the default, throws a coin for every update, and the adversary is paid by the
-  loss under the attack; "both" takes (1 - clean) of the gradient at theta_k and clean of that at
-  theta, at another `clean` passes over the safety rows, and pays by the gap between the two.
-- `growth`: inner_steps is reached at the end ("linear", the default) or from the start; with
-  `over_refusal` above 0 the attack grows while the share of held-out benign prompts that the model
-  would refuse stays below that, and shrinks where it does not.
+`mixture="coin"`, the default, tosses a coin for every update, and the adversary is paid the loss
+under the attack. `mixture="both"` takes (1 - clean) of the gradient at theta_k and clean of the one
+at theta, at another `clean` passes over the safety rows, and pays the difference of the two losses.
 """
 
 from __future__ import annotations
@@ -55,13 +50,12 @@ from torch import Tensor, nn
 from holdfast.errors import UsageError
 from holdfast.methods._attacker import MOST_STEPS, SOURCES, LastingAttack, attacker_rows
 from holdfast.methods._batches import Batch, Items, Stream, size, weighted
-from holdfast.methods._perturbing import PER, Move, Part, PerturbingTrainer, WeightPerturbingTrainer
+from holdfast.methods._perturbing import Move, Part, PerturbingTrainer, WeightPerturbingTrainer
 from holdfast.methods.base import not_negative, one_of
-from holdfast.methods.group_dro import GroupDro, GroupDroOptions, dealt
+from holdfast.methods.group_dro import CONTROLS, GroupDro, GroupDroOptions, dealt
 from holdfast.models.encoding import IGNORE, Encoded
 from holdfast.models.generation import generate
-from holdfast.models.losses import first_margins, refusal_tokens
-from holdfast.models.modes import evaluating
+from holdfast.models.losses import refusal_tokens
 from holdfast.models.processes import is_sharded, world
 from holdfast.models.weights import consumed, displaced, step_along
 
@@ -69,55 +63,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ANSWER_TOKENS = 8
-"""Of the base's own answers: enough to be obliging, short enough to be cheap."""
-WATCHED = 64
-"""Benign rows that are kept from training where over-refusal is watched."""
-CHECKS = 40
-"""How often it is watched in a run."""
+"""Length of the base's own answers: long enough to comply, short enough to be cheap."""
 SMALLEST = 1e-6
-"""Nats that an attack is taken to add to a loss where it adds none: a reward stays positive."""
+"""Reward in nats where an attack adds nothing to a loss: a reward must stay positive."""
 MEMORY = 0.9
-"""What a running mean keeps of itself at every update."""
-GROWN = 0.6
-"""Share of the checks after which the attack is at its full length if nothing holds it back."""
+"""Share of itself that a running mean keeps at every update."""
 
 
 @dataclass(frozen=True)
-class HoldOptions(GroupDroOptions):
-    """Options of Hold, besides those of the groups' adversary."""
+class HoldOptions:
+    """Options of Hold; the defaults are those of the published results."""
 
-    sampler: str = field(default="smoothed", metadata={"help": "smoothed, or exp3 as published."})
-    step_size: float = field(default=0.1, metadata={"help": "eta of the sampler."})
     attack_rows: str = field(
         default="base", metadata={"help": "base, mismatched, affirmative or harmful."}
     )
     prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
     reach: float = field(default=7e-4, metadata={"help": "Size of an inner step."})
     inner_steps: int = field(default=48, metadata={"help": "Most steps of the attack."})
-    growth: str = field(default="linear", metadata={"help": "linear or constant."})
-    over_refusal: float = field(default=0.0, metadata={"help": "Share allowed; 0: not watched."})
-    clean: float = field(default=0.25, metadata={"help": "Share of the updates taken at theta."})
-    mixture: str = field(default="coin", metadata={"help": "both, or coin: one or the other."})
-    benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
-    refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})
-    comply: float = field(default=10.0, metadata={"help": "Weight of not refusing benign rows."})
     every: int = field(default=2, metadata={"help": "Updates a step of a lasting attack takes."})
     attack_share: float = field(
         default=0.25, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
     )
-    per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
+    clean: float = field(default=0.25, metadata={"help": "Share of the updates taken at theta."})
+    mixture: str = field(default="coin", metadata={"help": "both, or coin: one or the other."})
+    refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})
+    comply: float = field(default=10.0, metadata={"help": "Weight of not refusing benign rows."})
+    benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
+    control: str = field(default="", metadata={"help": f"Ablation: {', '.join(CONTROLS)}."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         one_of(self, "attack_rows", *SOURCES)
-        one_of(self, "growth", "linear", "constant")
         one_of(self, "mixture", "both", "coin")
-        one_of(self, "per", *PER)
+        one_of(self, "control", "", *CONTROLS)
         not_negative(self, "reach", "every", "comply", "refuse")
-        if not 0 <= self.clean < 1 or not 0 <= self.over_refusal < 1:
-            raise UsageError(
-                f"clean={self.clean} and over_refusal={self.over_refusal} are shares in [0, 1)"
-            )
+        if not 0 <= self.clean < 1:
+            raise UsageError(f"clean={self.clean} must be a share in [0, 1)")
         if not 0 < self.attack_share <= 1:
             raise UsageError(f"attack_share={self.attack_share} must be a share in (0, 1]")
         if not 1 <= self.inner_steps <= MOST_STEPS:
@@ -141,9 +121,15 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         "refuse": 0.0,
     }
     options: HoldOptions
+    per: ClassVar[str] = "micro_batch"
+
+    @property
+    def adversary(self) -> GroupDroOptions:
+        """The groups' adversary, of which `control` alone can be set."""
+        return GroupDroOptions(sampler="smoothed", step_size=0.1, control=self.options.control)
 
     def prepare(self) -> None:
-        """Make the attacker's rows, and set benign rows aside if they are watched."""
+        """Make the attacker's rows."""
         super().prepare()
         options = self.options
         seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
@@ -152,12 +138,9 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.refusals = refusal_tokens(self.encode(self.data.safety))
         self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
-        self.level = 0.0
         self.inner = 0
         self.lasting = LastingAttack()
         self._means: list[float | None] = [None, None]  # safety loss at theta, under the attack
-        if options.over_refusal:
-            self._set_aside()
 
     def _check_answers(self) -> None:
         """Refuse rows of another trainer's of which nobody knows where their answers begin."""
@@ -172,16 +155,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
                     "well: give prompt and completion instead of messages, or "
                     "assistant_only_loss=True, or take refuse=0 and comply=0"
                 )
-
-    def _set_aside(self) -> None:
-        benign = self.data.benign
-        if benign is None or len(benign) < 2:
-            raise UsageError("over_refusal is watched on benign rows: give --benign")
-        n = min(WATCHED, max(1, len(benign) // 5))
-        aside = set(self.draws.choice(len(benign), n, replace=False).tolist())
-        self.watched = self.encode(benign.select(sorted(aside)))
-        stream = self.streams["benign"]
-        stream.positions = [p for p in stream.positions if p - self.n_safety not in aside]
 
     def _attack_rows(self) -> list[Any]:
         options, model = self.options, cast("PreTrainedModel", self.model)
@@ -211,8 +184,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
         """Draw the step's batches and the length of its attack."""
-        options, step = self.options, self.state.global_step
-        self._grow(step)
+        options = self.options
         most = self._most() if options.reach else 0
         if options.reach:
             self._look_ahead(most)
@@ -286,7 +258,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         options = self.options
         if options.mixture == "coin":
             return seen if self.inner else {}
-        if options.clean == 0 or options.batch == "mixed":
+        if options.clean == 0:
             return seen
         gap = self.gap()
         return {} if math.isnan(gap) else dict.fromkeys(seen, max(gap, SMALLEST))
@@ -322,11 +294,10 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         return loss + weight * share * missed.sum()
 
     def method_state(self) -> dict[str, Any]:
-        """Return the draws, the level, the attack's length, and the running means."""
+        """Return the draws, the attack's length, and the running means."""
         return {
             **super().method_state(),
             "draws": self.draws.bit_generator.state,
-            "level": self.level,
             "lasting": self.lasting.state(),
             "means": list(self._means),
         }
@@ -335,7 +306,6 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         """Continue from `method_state`."""
         super().load_method_state(state)
         self.draws.bit_generator.state = state["draws"]
-        self.level = state["level"]
         self.lasting.load_state(state["lasting"])
         self._means = list(state["means"])
 
@@ -388,27 +358,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
                 grads = self._gradient(model, self._rows())
             self.lasting.descend(consumed(grads))
 
-    # ------------------------------------------------------------------------ how long it is
-
-    def _grow(self, step: int) -> None:
-        options = self.options
-        if not options.over_refusal:
-            done = step / max(self.state.max_steps - 1, 1)
-            self.level = 1.0 if options.growth == "constant" else done
-        elif step % max(self.state.max_steps // CHECKS, 1) == 0:
-            with evaluating(cast(nn.Module, self.model)):
-                margins = self._margins(self.watched)
-            share = float((margins > 0).float().mean())
-            grown = 1 / (GROWN * CHECKS)
-            self.level += grown if share <= options.over_refusal else -2 * grown
-            self.level = min(max(self.level, 0.0), 1.0)
-            self.note({"watched_refusals": share, "attack_level": self.level})
-
     def _most(self) -> int:
-        """Return the most steps that an attack may have now."""
-        if self.options.over_refusal:
-            return round(self.level * self.options.inner_steps)
-        return max(1, math.ceil(self.level * self.options.inner_steps))
-
-    def _margins(self, rows: Sequence[Any]) -> Tensor:
-        return first_margins(cast(nn.Module, self.model), rows, self.refusals, pad=self.pad)
+        """Return the largest length of an attack now: it grows over the run to inner_steps."""
+        done = self.state.global_step / max(self.state.max_steps - 1, 1)
+        return max(1, math.ceil(done * self.options.inner_steps))
