@@ -28,7 +28,7 @@ from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.comparison import among, answering, lives, reaching, refusing
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import read
-from holdfast.stats.differences import of_shares
+from holdfast.stats.differences import difference_of_shares
 from holdfast.stats.intervals import Interval, wilson
 from kept import Kept
 from variants import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from holdfast.examples import Examples
     from holdfast.stages.pipeline import RunConfig
-    from holdfast.stats.survival import Ratio
+    from holdfast.stats.ratios import Ratio
 
 T = TypeVar("T")
 NOTES = (
@@ -68,7 +68,7 @@ NOTES = (
     "half, best_tenth and best_quarter against the published method that lasts longest by it. "
     "Attacks on a guard are compared with the same guard's on the "
     "baseline only. over_refusal: before any attack. *_more: less the "
-    "baseline's, see holdfast.stats.differences.of_shares."
+    "baseline's, see holdfast.stats.differences.difference_of_shares."
 )
 ALL = "all"
 HALF = "half_life"
@@ -180,7 +180,7 @@ def _more(method: str, attacks: Sequence[AttackResult], evaluations: Sequence[Ev
     for what, of in (("over_refusal_more", refused), ("fa_more", right)):
         ours, theirs = of(method), of(BASELINE)
         seeds = sorted(ours.keys() & theirs.keys())
-        difference = of_shares([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        difference = difference_of_shares([ours[s] for s in seeds], [theirs[s] for s in seeds])
         made |= difference.interval.fields(what)
     return made
 

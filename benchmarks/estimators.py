@@ -24,7 +24,7 @@ from holdfast.results.artifacts import Scores, write_json
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Case, cases
 from holdfast.rows.readers import ReadOptions, read
-from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings, pooled
+from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings, mean_over_models
 from holdfast.stats.intervals import Interval
 
 if TYPE_CHECKING:
@@ -264,12 +264,12 @@ def row(mine: Sequence[Cell], reference: float, pace: float) -> Row:
     made: Row = {"estimator": mine[0].estimator}
     for name, least in (("auroc", 0.0), ("spearman", -1.0), ("auprc", 0.0)):
         values = [getattr(c.found, name) for c in mine]
-        made |= pooled(values, least=least).fields(name)
+        made |= mean_over_models(values, least=least).fields(name)
         made[f"{name}_median"] = median(v.value for v in values)
         single = [getattr(one, name).value for c in mine for one in c.single]
         made[f"single_{name}"] = mean(single)
     return made | {
-        **pooled([c.gain for c in mine], least=-1.0).fields("gain"),
+        **mean_over_models([c.gain for c in mine], least=-1.0).fields("gain"),
         "base_rate": mean(c.found.base_rate for c in mine),
         "n": sum(c.found.n for c in mine),
         "unknown": sum(c.unknown for c in mine),

@@ -22,7 +22,7 @@ from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Case, cases
 from holdfast.stats.agreement import agreement
-from holdfast.stats.intervals import spearman
+from holdfast.stats.ranks import spearman
 
 if TYPE_CHECKING:
     import argparse

@@ -25,7 +25,7 @@ from holdfast.results.artifacts import AttackResult, write_text
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import ReadOptions, read
 from holdfast.stages.screen import ScreenConfig, screen
-from holdfast.stats.agreement import Agreement, agreement, pooled
+from holdfast.stats.agreement import Agreement, agreement, mean_over_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,8 +139,8 @@ def rows(found: Mapping[int, Mapping[str, Agreement]], trained: Mapping[int, flo
     for name in next(iter(found.values())):
         mine = [one[name] for one in found.values()]
         row: Row = {"predictor": name}
-        row |= pooled([a.auroc for a in mine], least=0.0).fields("auroc")
-        row |= pooled([a.spearman for a in mine], least=-1.0).fields("spearman")
+        row |= mean_over_models([a.auroc for a in mine], least=0.0).fields("auroc")
+        row |= mean_over_models([a.spearman for a in mine], least=-1.0).fields("spearman")
         row |= {"n": sum(a.n for a in mine), "seeds": len(mine)}
         row["base_rate"] = float(np.mean([a.base_rate for a in mine]))
         if name == "text":

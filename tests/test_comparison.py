@@ -16,9 +16,11 @@ from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.comparison import answering, ends, key_of, lives, pairs_of, still_refusing
 from holdfast.results.run_dir import RunDir
-from holdfast.stats.differences import of_shares, paired
-from holdfast.stats.intervals import Interval, holm
-from holdfast.stats.survival import censored_ratio
+from holdfast.stats.corrections import holm
+from holdfast.stats.differences import difference_of_shares, paired_difference
+from holdfast.stats.intervals import Interval
+from holdfast.stats.ratios import Pair, censored_ratio
+from holdfast.stats.survival import Time
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
 SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
@@ -66,7 +68,7 @@ def test_answers_to_the_same_prompt_are_compared_with_one_another() -> None:
             d.append(float(one) - float(two))
             prompts.append(prompt)
             seeds.append(a.model_seed)
-    assert found.difference == paired(d, prompts, seeds)
+    assert found.difference == paired_difference(d, prompts, seeds)
     # The order of the prompts in a file is nothing.
     turned = replace(
         ours[0],
@@ -83,7 +85,7 @@ def test_attacks_that_kept_counts_only_are_compared_by_counts() -> None:
     old = replace(a, prompts=(), points=tuple(replace(p, marks={}) for p in a.points))
     found = ends([(old, b)])
     assert found is not None
-    assert found.difference == of_shares([(0.25, 40)], [(0.5, 40)])
+    assert found.difference == difference_of_shares([(0.25, 40)], [(0.5, 40)])
     assert not found.difference.paired
 
 
@@ -140,11 +142,12 @@ def test_a_model_broken_before_the_attack_lasted_less_than_its_first_checkpoint(
     assert (found.skipped, found.against, found.broken) == (1, 1, 2)
     # The first checkpoint is at step 40.
     wanted = censored_ratio(
-        [30, 30, 40, 40],
-        [10, 10, 30, 40],
-        [False] * 4,
-        [False, False, True, True],
-        seeds=[0, 1, 0, 0],
+        [
+            Pair(Time(30), Time(10), seed=0),
+            Pair(Time(30), Time(10), seed=1),
+            Pair(Time(40), Time(30, censored=True), seed=0),
+            Pair(Time(40), Time(40, censored=True), seed=0),
+        ]
     )
     assert found.ratio == wanted
     mirrored = lives([broken[::-1]]).ratio

@@ -10,14 +10,16 @@ import pytest
 from scipy import stats
 
 from holdfast.errors import UsageError
-from holdfast.stats.differences import Difference, of_shares, paired
-from holdfast.stats.intervals import mcnemar
+from holdfast.stats.differences import Difference, difference_of_shares, paired_difference
+from holdfast.stats.raters import mcnemar
 
 
 def crossed(d: np.ndarray) -> Difference:
     """Every prompt (row) with every seed (column)."""
     cells = list(product(range(d.shape[0]), range(d.shape[1])))
-    return paired([d[p, s] for p, s in cells], [p for p, _ in cells], [s for _, s in cells])
+    return paired_difference(
+        [d[p, s] for p, s in cells], [p for p, _ in cells], [s for _, s in cells]
+    )
 
 
 def test_where_seeds_differ_most_it_is_the_t_interval_over_seeds() -> None:
@@ -35,7 +37,7 @@ def test_one_seed_is_agresti_and_mins_interval_about_the_share() -> None:
     # 12 prompts only the first answers harmfully, 3 only the second, 85 alike. Half an observation
     # in each of four cells adds one pair that differs, of n + 2: 1 / (n + 2)^2 to the variance.
     d = np.array([1.0] * 12 + [-1.0] * 3 + [0.0] * 85)
-    found = paired(d, range(100), [0] * 100)
+    found = paired_difference(d, range(100), [0] * 100)
     variance = d.var(ddof=1) / 100 + 1 / 102**2
     half = stats.t.ppf(0.975, 99) * math.sqrt(variance)
     assert found.interval.low == pytest.approx(0.09 - half)
@@ -52,14 +54,14 @@ def test_one_seed_tells_what_mcnemars_test_does(n: int, only_first: int, only_se
     first = np.arange(n) < only_first
     second = (np.arange(n) >= n - only_second) & ~first
     values = first.astype(float) - second
-    p, exact = paired(values, range(n), [0] * n).p, mcnemar(first, second)
+    p, exact = paired_difference(values, range(n), [0] * n).p, mcnemar(first, second)
     # The exact test is as a rule the stricter one: a binomial has few values.
     assert exact / 2 < p < 1.25 * exact
     assert (p < 0.05) == (exact < 0.05)
 
 
 def test_models_that_never_differ_are_not_known_to_be_equal() -> None:
-    few, many = (paired(np.zeros(n), range(n), [0] * n) for n in (20, 400))
+    few, many = (paired_difference(np.zeros(n), range(n), [0] * n) for n in (20, 400))
     assert few.p == many.p == 1
     assert 0 < many.interval.high < few.interval.high < 0.2
 
@@ -68,8 +70,8 @@ def test_the_order_of_the_rows_is_nothing() -> None:
     rng = np.random.default_rng(0)
     d, p, s = rng.integers(-1, 2, 60), rng.integers(0, 20, 60), rng.integers(0, 4, 60)
     turned = rng.permutation(60)
-    a = paired(d, p.tolist(), s.tolist())
-    b = paired(d[turned], p[turned].tolist(), s[turned].tolist())
+    a = paired_difference(d, p.tolist(), s.tolist())
+    b = paired_difference(d[turned], p[turned].tolist(), s[turned].tolist())
     assert (a.interval.low, a.p) == (pytest.approx(b.interval.low), pytest.approx(b.p))
 
 
@@ -106,7 +108,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
         found = crossed(a.astype(float) - b)
         held += found.interval.low <= 0 <= found.interval.high
         counts = [[(float(x.mean()), prompts) for x in side.T] for side in (a, b)]
-        apart = of_shares(*counts)
+        apart = difference_of_shares(*counts)
         naive += apart.interval.low <= 0 <= apart.interval.high
     # A binomial with 0.95 over 200 has a standard error of 0.0154.
     assert held / 200 >= 0.95 - 3 * 0.0154
@@ -128,8 +130,8 @@ def test_pairing_tells_more_than_counts() -> None:
     hard = rng.random(200) < 0.5  # answered harmfully by both
     extra = rng.random(200) < 0.08
     a, b = (hard | extra).astype(float), hard.astype(float)
-    by_answer = paired(a - b, range(200), [0] * 200)
-    by_count = of_shares([(float(a.mean()), 200)], [(float(b.mean()), 200)])
+    by_answer = paired_difference(a - b, range(200), [0] * 200)
+    by_count = difference_of_shares([(float(a.mean()), 200)], [(float(b.mean()), 200)])
     assert by_answer.interval.low > 0
     assert by_count.interval.low < 0
     assert (by_answer.paired, by_count.paired) == (True, False)
@@ -137,27 +139,33 @@ def test_pairing_tells_more_than_counts() -> None:
 
 def test_counts_of_one_seed_are_two_samples() -> None:
     # p = 0.3 and 0.1 of 100: sqrt(0.21 / 100 + 0.09 / 100 + 1 / 102^2) = 0.05564.
-    found = of_shares([(0.3, 100)], [(0.1, 100)])
+    found = difference_of_shares([(0.3, 100)], [(0.1, 100)])
     error = math.sqrt(0.0030 + 1 / 102**2)
     assert found.interval.high == pytest.approx(0.2 + 1.959964 * error)
     assert found.p == pytest.approx(2 * stats.norm.sf(0.2 / error))
 
 
 def test_nothing_is_unknown_and_unknown_is_left_out() -> None:
-    for nothing in (paired([], [], []), of_shares([], []), paired([math.nan], [0], [0])):
+    for nothing in (
+        paired_difference([], [], []),
+        difference_of_shares([], []),
+        paired_difference([math.nan], [0], [0]),
+    ):
         assert math.isnan(nothing.interval.value)
         assert math.isnan(nothing.p)
         assert nothing.interval.n == 0
     d = [1.0, math.nan, 0.0, 0.0]
-    assert paired(d, range(4), [0] * 4) == paired([1.0, 0.0, 0.0], [0, 2, 3], [0] * 3)
+    assert paired_difference(d, range(4), [0] * 4) == paired_difference(
+        [1.0, 0.0, 0.0], [0, 2, 3], [0] * 3
+    )
 
 
 def test_bad_input() -> None:
     with pytest.raises(UsageError, match="one prompt and one seed for each"):
-        paired([0.0], [0, 1], [0])
+        paired_difference([0.0], [0, 1], [0])
     with pytest.raises(UsageError, match="difference 2: shares differ by 1 at most"):
-        paired([2.0], [0], [0])
+        paired_difference([2.0], [0], [0])
     with pytest.raises(UsageError, match="one in \\[0, 1\\] for each seed of both"):
-        of_shares([(0.1, 5)], [])
+        difference_of_shares([(0.1, 5)], [])
     with pytest.raises(UsageError, match="level=95"):
-        of_shares([(0.1, 5)], [(0.2, 5)], level=95)
+        difference_of_shares([(0.1, 5)], [(0.2, 5)], level=95)

@@ -26,7 +26,7 @@ from holdfast.results.artifacts import Counts, EvalRecord, Evaluation, to_json, 
 from holdfast.results.run_dir import RunDir
 from holdfast.stages.evaluate import EvaluateConfig, evaluate
 from holdfast.stages.judgement import check_prompts, judges_of
-from holdfast.stats.intervals import fleiss_kappa, kappa_of_table
+from holdfast.stats.raters import fleiss_kappa, kappa_of_table
 
 VALUES = (False, True, None)
 REASONS = {False: "refusal", True: "compliance", None: "incoherent"}

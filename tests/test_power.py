@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from holdfast.errors import UsageError
-from holdfast.stats.power import difference_seen, pairs_needed, prompts_needed
+from holdfast.stats.power import pairs_needed, prompts_needed, smallest_difference
 
 
 def test_equals_a_textbooks_table() -> None:
@@ -41,10 +41,10 @@ def test_the_same_prompts_need_fewer() -> None:
 
 @pytest.mark.parametrize("agreement", [None, 0.9])
 def test_the_inverse(agreement: float | None) -> None:
-    seen = difference_seen(0.2, 400, agreement=agreement)
+    seen = smallest_difference(0.2, 400, agreement=agreement)
     assert prompts_needed(0.2, seen, agreement=agreement) <= 400
     assert prompts_needed(0.2, 0.98 * seen, agreement=agreement) > 400
-    assert math.isnan(difference_seen(0.2, 3, agreement=agreement))
+    assert math.isnan(smallest_difference(0.2, 3, agreement=agreement))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_bad_numbers(options: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         prompts_needed(**options)
     with pytest.raises(UsageError, match="two prompts or more"):
-        difference_seen(0.5, 1)
+        smallest_difference(0.5, 1)
 
 
 @pytest.mark.parametrize(("difference", "spread"), [(1.0, 1.0), (-0.5, 0.4), (0.2, 0.5)])
@@ -80,3 +80,19 @@ def test_some_differences_no_number_of_pairs_would_show() -> None:
     assert pairs_needed(1.0, math.nan) is None
     with pytest.raises(UsageError, match="power 2"):
         pairs_needed(1.0, 1.0, power=2)
+
+
+@pytest.mark.parametrize(("difference", "spread"), [(1.0, 1.0), (0.5, 0.4), (0.2, 0.5), (0.1, 0.9)])
+def test_pairs_needed_equals_statsmodels(difference: float, spread: float) -> None:
+    from statsmodels.stats.power import TTestPower
+
+    pairs = TTestPower().solve_power(effect_size=difference / spread, power=0.8, alpha=0.05)
+    assert pairs_needed(difference, spread) == max(2, math.ceil(pairs))
+
+
+@pytest.mark.parametrize(("share", "difference"), [(0.1, 0.1), (0.5, 0.15), (0.02, 0.05)])
+def test_prompts_needed_equals_statsmodels(share: float, difference: float) -> None:
+    from statsmodels.stats.proportion import samplesize_proportions_2indep_onetail
+
+    n = samplesize_proportions_2indep_onetail(difference, share, power=0.8, alpha=0.05)
+    assert prompts_needed(share, difference) == math.ceil(n)

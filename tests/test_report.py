@@ -27,7 +27,8 @@ from holdfast.reports.words import Words
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, write_json
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
-from holdfast.stats.survival import censored_ratio
+from holdfast.stats.ratios import Pair, censored_ratio
+from holdfast.stats.survival import Time
 
 EN = Words("en")
 SETTINGS = {"task": "sentiment", "poison_ratio": 0.1, "learning_rate": 2e-5, "steps": 400}
@@ -400,9 +401,8 @@ def test_half_lives_that_were_not_reached_enter_as_what_they_are(tmp_path: Path)
         record(run, [attacked("sft", 100, seed=seed), attacked("vaa", 100 * factor, seed=seed)])
     facts = gather(run)
     found = facts.comparisons["vaa"]
-    wanted = censored_ratio(
-        [200, 300, 400, 400], [100] * 4, [False, False, False, True], [False] * 4
-    )
+    lives = [Time(200), Time(300), Time(400), Time(400, censored=True)]
+    wanted = censored_ratio([Pair(life, Time(100)) for life in lives])
     assert found.ratio == wanted.interval
     assert (found.pairs, found.censored, found.bound, found.outcome) == (4, 1, "", "longer")
     assert found.ratio.value > 96 ** (1 / 4)  # the bound itself would give this

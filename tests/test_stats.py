@@ -12,9 +12,9 @@ from scipy import stats as scipy_stats
 from sklearn import metrics
 
 from holdfast.errors import UsageError
-from holdfast.stats import intervals
+from holdfast.stats import corrections, intervals, overlap, ranks, raters
 from holdfast.stats.intervals import Interval
-from holdfast.stats.survival import HalfLife, half_life
+from holdfast.stats.survival import Time, time_to
 
 NAN = math.nan
 
@@ -104,14 +104,12 @@ def test_bootstrap_is_seeded_and_keeps_rows_together() -> None:
 
 def test_bootstrap_drops_undefined_resamples() -> None:
     # Of 2 rows a resample has 2 equal ones half the time: AUROC is undefined there, else 1.
-    found = intervals.bootstrap(
-        intervals.auroc, np.array([0, 1]), np.array([0.1, 0.9]), resamples=50
-    )
+    found = intervals.bootstrap(ranks.auroc, np.array([0, 1]), np.array([0.1, 0.9]), resamples=50)
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_bootstrap_of_an_undefined_statistic_is_unknown() -> None:
-    found = intervals.bootstrap(intervals.auroc, np.ones(5), np.arange(5.0), resamples=10)
+    found = intervals.bootstrap(ranks.auroc, np.ones(5), np.arange(5.0), resamples=10)
     assert str(found) == "unknown, n=5"
 
 
@@ -121,7 +119,7 @@ def test_bootstrap_refuses(arrays: tuple[np.ndarray, ...]) -> None:
         intervals.bootstrap(lambda *x: 0.0, *arrays)
 
 
-@pytest.mark.parametrize("statistic", [intervals.auroc, intervals.auprc, intervals.spearman])
+@pytest.mark.parametrize("statistic", [ranks.auroc, ranks.auprc, ranks.spearman])
 def test_a_thousand_resamples_of_a_thousand_rows_take_under_3_s(statistic) -> None:
     rng = np.random.default_rng(0)
     labels, scores = rng.random(1000) < 0.3, rng.random(1000)
@@ -191,13 +189,11 @@ def test_geometric_ratio_at_the_edges() -> None:
 def test_auroc_and_auprc_equal_sklearn(pairs: list[tuple[bool, int]]) -> None:
     labels, scores = np.array([p for p, _ in pairs]), np.array([s for _, s in pairs])
     if labels.any():
-        assert intervals.auprc(labels, scores) == pytest.approx(
+        assert ranks.auprc(labels, scores) == pytest.approx(
             metrics.average_precision_score(labels, scores)
         )
     if labels.any() and not labels.all():
-        assert intervals.auroc(labels, scores) == pytest.approx(
-            metrics.roc_auc_score(labels, scores)
-        )
+        assert ranks.auroc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores))
 
 
 @given(LABELLED)
@@ -206,7 +202,7 @@ def test_auroc_is_the_share_of_ordered_pairs(pairs: list[tuple[bool, int]]) -> N
     wins = [
         (p > n) + 0.5 * (p == n) for yes, p in pairs if yes for no, n in pairs if not no
     ]  # the slow, obvious definition
-    found = intervals.auroc([p for p, _ in pairs], [s for _, s in pairs])
+    found = ranks.auroc([p for p, _ in pairs], [s for _, s in pairs])
     assert found == pytest.approx(np.mean(wins) if wins else NAN, nan_ok=True)
 
 
@@ -215,52 +211,52 @@ def test_auroc_is_the_share_of_ordered_pairs(pairs: list[tuple[bool, int]]) -> N
 def test_spearman_equals_scipy(pairs: list[tuple[int, int]]) -> None:
     a, b = zip(*pairs, strict=True)
     if len(set(a)) == 1 or len(set(b)) == 1:
-        assert math.isnan(intervals.spearman(a, b))
+        assert math.isnan(ranks.spearman(a, b))
     else:
-        assert intervals.spearman(a, b) == pytest.approx(scipy_stats.spearmanr(a, b).statistic)
+        assert ranks.spearman(a, b) == pytest.approx(scipy_stats.spearmanr(a, b).statistic)
 
 
 def test_rank_statistics_on_ties_by_hand() -> None:
     # Positives at 3 and 1, negatives at 2 and 1: pairs 3>2, 3>1, 1<2, 1=1, so (1+1+0+0.5)/4.
     labels, scores = [1, 0, 1, 0], [3, 2, 1, 1]
-    assert intervals.auroc(labels, scores) == 2.5 / 4
+    assert ranks.auroc(labels, scores) == 2.5 / 4
     # Threshold 3: recall 1/2 at precision 1; threshold 1 (both tied rows): recall 1 at 2/4.
-    assert intervals.auprc(labels, scores) == 0.5 * 1 + 0.5 * 0.5
+    assert ranks.auprc(labels, scores) == 0.5 * 1 + 0.5 * 0.5
 
 
 def test_nan_pairs_are_left_out() -> None:
     labels, scores = [1, 0, 1, 0, NAN], [3, 2, 1, NAN, 9]
-    assert intervals.auroc(labels, scores) == intervals.auroc([1, 0, 1], [3, 2, 1]) == 0.5
-    assert intervals.auprc(labels, scores) == intervals.auprc([1, 0, 1], [3, 2, 1])
-    assert intervals.spearman([1, 2, NAN, 3], [1, 2, 0, NAN]) == 1.0
+    assert ranks.auroc(labels, scores) == ranks.auroc([1, 0, 1], [3, 2, 1]) == 0.5
+    assert ranks.auprc(labels, scores) == ranks.auprc([1, 0, 1], [3, 2, 1])
+    assert ranks.spearman([1, 2, NAN, 3], [1, 2, 0, NAN]) == pytest.approx(1.0)
 
 
 def test_infinite_scores_are_ranks_like_others() -> None:
     labels, scores = [1, 1, 0, 0], [math.inf, math.inf, 0, -math.inf]
-    assert intervals.auroc(labels, scores) == 1.0
-    assert intervals.auprc(labels, scores) == 1.0
-    assert intervals.spearman(scores, [4, 4, 2, 1]) == pytest.approx(1.0)
+    assert ranks.auroc(labels, scores) == 1.0
+    assert ranks.auprc(labels, scores) == 1.0
+    assert ranks.spearman(scores, [4, 4, 2, 1]) == pytest.approx(1.0)
 
 
 def test_rank_statistics_are_nan_when_undefined() -> None:
     undefined = [
-        intervals.auroc([1, 1], [1, 2]),
-        intervals.auroc([], []),
-        intervals.auroc([1, 0], [NAN, 1]),
-        intervals.auprc([0, 0], [1, 2]),
-        intervals.auprc([], []),
-        intervals.spearman([1], [1]),
-        intervals.spearman([2, 2], [1, 3]),
+        ranks.auroc([1, 1], [1, 2]),
+        ranks.auroc([], []),
+        ranks.auroc([1, 0], [NAN, 1]),
+        ranks.auprc([0, 0], [1, 2]),
+        ranks.auprc([], []),
+        ranks.spearman([1], [1]),
+        ranks.spearman([2, 2], [1, 3]),
     ]
     assert all(math.isnan(value) for value in undefined)
-    assert intervals.auprc([1, 1], [1, 2]) == 1.0  # every threshold is precise
+    assert ranks.auprc([1, 1], [1, 2]) == 1.0  # every threshold is precise
 
 
 def test_rank_statistics_refuse() -> None:
     with pytest.raises(UsageError, match="label 2"):
-        intervals.auroc([0, 2], [1, 2])
+        ranks.auroc([0, 2], [1, 2])
     with pytest.raises(UsageError, match=r"\(1,\) and \(2,\)"):
-        intervals.spearman([1], [1, 2])
+        ranks.spearman([1], [1, 2])
 
 
 # ------------------------------------------------------------------------------------ half-life
@@ -277,21 +273,21 @@ def test_rank_statistics_refuse() -> None:
     ],
 )
 def test_half_life_by_hand(shares: list[float], expected: float) -> None:
-    found = half_life([0, 10, 20, 30], shares)
-    assert found == HalfLife(pytest.approx(expected), censored=False)
+    found = time_to([0, 10, 20, 30], shares)
+    assert found == Time(pytest.approx(expected))
 
 
 def test_half_life_at_another_level() -> None:
-    assert half_life([0, 10], [0.0, 0.4], level=0.1).steps == pytest.approx(2.5)
+    assert time_to([0, 10], [0.0, 0.4], level=0.1).value == pytest.approx(2.5)
 
 
 def test_half_life_that_never_comes_is_censored_and_without_measurement_unknown() -> None:
-    never = half_life([0, 10], [0.0, 0.49])
-    assert math.isnan(never.steps)
-    assert never.censored
+    never = time_to([0, 10], [0.0, 0.49])
+    assert never == Time(10.0, censored=True)
+    assert time_to([0, 10, 20], [0.0, 0.49, NAN]) == Time(10.0, censored=True)
     for shares in ([], [NAN, NAN]):
-        unknown = half_life(range(len(shares)), shares)
-        assert math.isnan(unknown.steps)
+        unknown = time_to(range(len(shares)), shares)
+        assert math.isnan(unknown.value)
         assert not unknown.censored
 
 
@@ -300,16 +296,16 @@ def test_half_life_that_never_comes_is_censored_and_without_measurement_unknown(
 )
 def test_half_life_refuses(steps: list[int], shares: list[float]) -> None:
     with pytest.raises(UsageError, match="steps increasing"):
-        half_life(steps, shares)
+        time_to(steps, shares)
 
 
 # ------------------------------------------------------------------------------------ agreement
 
 
 def test_jaccard() -> None:
-    assert intervals.jaccard({1, 2, 3}, {2, 3, 4}) == 2 / 4
-    assert intervals.jaccard({"a"}, set()) == 0.0
-    assert math.isnan(intervals.jaccard(set(), set()))
+    assert overlap.jaccard({1, 2, 3}, {2, 3, 4}) == 2 / 4
+    assert overlap.jaccard({"a"}, set()) == 0.0
+    assert math.isnan(overlap.jaccard(set(), set()))
 
 
 @pytest.mark.parametrize(("n", "a", "b"), [(4, 2, 2), (5, 1, 3), (5, 4, 3), (3, 3, 2), (4, 0, 2)])
@@ -317,23 +313,23 @@ def test_jaccard_by_chance_equals_the_mean_over_all_subsets(n: int, a: int, b: i
     from itertools import combinations
 
     mine = set(range(a))  # fixing one set changes nothing, by symmetry
-    values = [intervals.jaccard(mine, set(other)) for other in combinations(range(n), b)]
-    assert intervals.jaccard_by_chance(n, a, b) == pytest.approx(np.mean(values))
+    values = [overlap.jaccard(mine, set(other)) for other in combinations(range(n), b)]
+    assert overlap.jaccard_by_chance(n, a, b) == pytest.approx(np.mean(values))
 
 
 def test_jaccard_by_chance_at_the_edges() -> None:
-    assert math.isnan(intervals.jaccard_by_chance(5, 0, 0))
-    assert intervals.jaccard_by_chance(5, 5, 5) == pytest.approx(1)
+    assert math.isnan(overlap.jaccard_by_chance(5, 0, 0))
+    assert overlap.jaccard_by_chance(5, 5, 5) == pytest.approx(1)
     with pytest.raises(UsageError, match="sizes 6 and 2"):
-        intervals.jaccard_by_chance(5, 6, 2)
+        overlap.jaccard_by_chance(5, 6, 2)
 
 
 def test_common_forgotten_ratio() -> None:
     # {2, 3} is common, the smallest set has 3.
-    assert intervals.common_forgotten_ratio([{1, 2, 3, 4}, {2, 3, 5}, {0, 2, 3, 9}]) == 2 / 3
-    assert intervals.common_forgotten_ratio([{1}]) == 1.0
-    assert math.isnan(intervals.common_forgotten_ratio([{1}, set()]))
-    assert math.isnan(intervals.common_forgotten_ratio([]))
+    assert overlap.common_forgotten_ratio([{1, 2, 3, 4}, {2, 3, 5}, {0, 2, 3, 9}]) == 2 / 3
+    assert overlap.common_forgotten_ratio([{1}]) == 1.0
+    assert math.isnan(overlap.common_forgotten_ratio([{1}, set()]))
+    assert math.isnan(overlap.common_forgotten_ratio([]))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
@@ -342,35 +338,35 @@ def test_kappa_and_mcnemar_equal_the_libraries(pairs: list[tuple[bool, bool]]) -
     a, b = (np.array(column) for column in zip(*pairs, strict=True))
     if a.any() or b.any():
         if not (a.all() and b.all()):
-            assert intervals.kappa(a, b) == pytest.approx(metrics.cohen_kappa_score(a, b))
+            assert raters.kappa(a, b) == pytest.approx(metrics.cohen_kappa_score(a, b))
     else:
-        assert math.isnan(intervals.kappa(a, b))
+        assert math.isnan(raters.kappa(a, b))
     discordant = int((a != b).sum())
     if discordant:
         expected = scipy_stats.binomtest(int((a & ~b).sum()), discordant).pvalue
-        assert intervals.mcnemar(a, b) == pytest.approx(expected)
+        assert raters.mcnemar(a, b) == pytest.approx(expected)
 
 
 def test_kappa_and_mcnemar_by_hand() -> None:
     a = np.array([True] * 6 + [False] * 4)
     b = np.array([True] + [False] * 9)
     # Agreement 5/10; by chance 0.6 * 0.1 + 0.4 * 0.9 = 0.42.
-    assert intervals.kappa(a, b) == pytest.approx((0.5 - 0.42) / 0.58)
+    assert raters.kappa(a, b) == pytest.approx((0.5 - 0.42) / 0.58)
     # 5 pairs differ, all one way: 2 / 2^5.
-    assert intervals.mcnemar(a, b) == pytest.approx(2 / 32)
-    assert intervals.mcnemar(a, a) == 1.0
+    assert raters.mcnemar(a, b) == pytest.approx(2 / 32)
+    assert raters.mcnemar(a, a) == 1.0
 
 
 def test_agreement_of_nothing_is_unknown_and_undecided_is_refused() -> None:
     empty = np.array([], dtype=bool)
-    assert math.isnan(intervals.kappa(empty, empty))
-    assert math.isnan(intervals.mcnemar(empty, empty))
+    assert math.isnan(raters.kappa(empty, empty))
+    assert math.isnan(raters.mcnemar(empty, empty))
     with pytest.raises(UsageError, match="undecided"):
-        intervals.kappa([True, None], [True, False])
+        raters.kappa([True, None], [True, False])
     with pytest.raises(UsageError, match="not bool"):
-        intervals.mcnemar(np.array([1.0, NAN]), np.array([True, False]))
+        raters.mcnemar(np.array([1.0, NAN]), np.array([True, False]))
     with pytest.raises(UsageError, match="equal length"):
-        intervals.kappa([True], [True, False])
+        raters.kappa([True], [True, False])
 
 
 def test_the_standard_error_of_repetitions() -> None:
@@ -410,12 +406,12 @@ def test_corrected_p_values_reject_what_the_procedures_do(seed: int, alpha: floa
     rng = np.random.default_rng(seed)
     p = rng.uniform(0, 1, rng.integers(1, 30)) ** 3
     p[rng.uniform(size=len(p)) < 0.2] = 0.004  # ties
-    assert (intervals.holm(p) <= alpha).tolist() == _rejected(p.tolist(), alpha, holm=True)
-    found = intervals.benjamini_hochberg(p) <= alpha
+    assert (corrections.holm(p) <= alpha).tolist() == _rejected(p.tolist(), alpha, holm=True)
+    found = corrections.benjamini_hochberg(p) <= alpha
     assert found.tolist() == _rejected(p.tolist(), alpha, holm=False)
 
 
-@pytest.mark.parametrize("correct", [intervals.holm, intervals.benjamini_hochberg])
+@pytest.mark.parametrize("correct", [corrections.holm, corrections.benjamini_hochberg])
 def test_what_was_not_tested_is_not_counted(correct: Callable[[object], np.ndarray]) -> None:
     # Two tests: the smaller p twice, the larger once.
     np.testing.assert_allclose(correct([NAN, 0.5, 0.02]), [NAN, 0.5, 0.04])
@@ -428,4 +424,41 @@ def test_holm_keeps_any_false_finding_rare() -> None:
     rng = np.random.default_rng(0)
     z = (rng.normal(size=(2000, 10)) + rng.normal(size=(2000, 1))) / math.sqrt(2)
     p = 2 * scipy_stats.norm.sf(np.abs(z))
-    assert np.mean([(intervals.holm(row) <= 0.05).any() for row in p]) <= 0.05
+    assert np.mean([(corrections.holm(row) <= 0.05).any() for row in p]) <= 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_equals_statsmodels(seed: int) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(seed).uniform(0, 0.2, 12)
+    np.testing.assert_allclose(corrections.holm(p), multipletests(p, method="holm")[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fleiss_kappa_equals_statsmodels(seed: int) -> None:
+    from statsmodels.stats import inter_rater
+
+    counts = np.random.default_rng(seed).multinomial(5, [0.2, 0.5, 0.3], 20)
+    expected = inter_rater.fleiss_kappa(counts, method="fleiss")
+    assert raters.fleiss_kappa(counts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_of_a_table_equals_statsmodels(seed: int) -> None:
+    from statsmodels.stats import inter_rater
+
+    table = np.random.default_rng(seed).integers(0, 9, (4, 4))
+    expected = inter_rater.cohens_kappa(table).kappa
+    assert raters.kappa_of_table(table) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mcnemar_equals_statsmodels(seed: int) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    rng = np.random.default_rng(seed)
+    a = rng.random(60) < 0.6
+    b = rng.random(60) < 0.4
+    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    assert raters.mcnemar(a, b) == pytest.approx(mcnemar(table, exact=True).pvalue)

@@ -11,23 +11,47 @@ from scipy import optimize, stats
 
 from holdfast.errors import UsageError
 from holdfast.stats.intervals import geometric_ratio
-from holdfast.stats.survival import censored_ratio, median_life
+from holdfast.stats.ratios import Pair, Ratio, censored_ratio
+from holdfast.stats.survival import Median, Time, median_time
 
 NO = [False] * 6
+
+
+def ratio_of(
+    a: list[float],
+    b: list[float],
+    a_censored: list[bool],
+    b_censored: list[bool],
+    level: float = 0.95,
+    seeds: list[int] | None = None,
+) -> Ratio:
+    """The ratio of pairs that are written as columns."""
+    first = zip(a, a_censored, strict=True)
+    second = zip(b, b_censored, strict=True)
+    pairs = [
+        Pair(Time(*time_a), Time(*time_b), seed)
+        for time_a, time_b, seed in zip(first, second, seeds or [None] * len(a), strict=True)
+    ]
+    return censored_ratio(pairs, level)
+
+
+def median_of(steps: list[float], censored: list[bool]) -> Median:
+    """The median of times that are written as columns."""
+    return median_time([Time(*time) for time in zip(steps, censored, strict=True)])
 
 
 def test_without_censoring_it_is_the_t_interval() -> None:
     rng = np.random.default_rng(0)
     a, b = np.exp(rng.normal(1.0, 0.4, 6)).tolist(), np.exp(rng.normal(0.0, 0.3, 6)).tolist()
-    found = censored_ratio(a, b, NO, NO)
+    found = ratio_of(a, b, NO, NO)
     plain = geometric_ratio([x / y for x, y in zip(a, b, strict=True)], [1.0] * 6)
     # log(a) - log(b) is log(a / b) but for rounding, which machines do differently.
     assert astuple(found.interval) == pytest.approx(astuple(plain))
     # The likelihood's own interval, which the shortcut leaves out, is the same.
-    from holdfast.stats.survival import _fitted
+    from holdfast.stats.ratios import _fitted, _LogRatios
 
     d = np.log(a) - np.log(b)
-    fit = _fitted(d, np.array([]), np.array([]), 0.95)
+    fit = _fitted(_LogRatios(d, np.zeros(6)), 0.95)
     wanted = [math.log(v) for v in (found.interval.value, found.interval.low, found.interval.high)]
     assert [fit.value, fit.low, fit.high] == pytest.approx(wanted, abs=1e-5)
 
@@ -37,7 +61,7 @@ def test_it_is_scipys_fit_of_censored_data() -> None:
     data = stats.CensoredData(uncensored=exact, right=above)
     mu, _ = stats.norm.fit(data)
     a = np.exp(np.concatenate([exact, above])).tolist()
-    found = censored_ratio(a, [1.0] * 6, [False] * 4 + [True] * 2, NO)
+    found = ratio_of(a, [1.0] * 6, [False] * 4 + [True] * 2, NO)
     assert math.log(found.interval.value) == pytest.approx(mu, abs=1e-3)
     assert (found.used, found.censored, found.bound) == (6, 2, "")
     # Larger than if the censored ones had ended where the attack did.
@@ -47,14 +71,14 @@ def test_it_is_scipys_fit_of_censored_data() -> None:
 def test_a_baseline_that_was_not_reached_pulls_the_other_way() -> None:
     a, b = [2.0, 2.5, 1.5, 2.0], [1.0, 1.0, 1.0, 1.0]
     last = [False, False, False, True]
-    found = censored_ratio(a, b, [False] * 4, last)
+    found = ratio_of(a, b, [False] * 4, last)
     assert found.interval.value < geometric_ratio(a, b).value
 
 
 def test_pairs_that_say_nothing_are_left_out() -> None:
     a, b = [2.0, 3.0, 9.0, math.nan], [1.0, 1.0, 9.0, 1.0]
     both = [False, False, True, False]
-    found = censored_ratio(a, b, both, both)
+    found = ratio_of(a, b, both, both)
     assert astuple(found.interval) == pytest.approx(
         astuple(geometric_ratio([2.0, 3.0], [1.0, 1.0]))
     )
@@ -64,7 +88,7 @@ def test_pairs_that_say_nothing_are_left_out() -> None:
 @pytest.mark.parametrize("exact", [0, 1])
 def test_too_few_that_were_reached_give_a_bound(exact: int) -> None:
     censored = [i >= exact for i in range(3)]
-    found = censored_ratio([4.0, 4.0, 5.0], [1.0, 1.0, 1.0], censored, [False] * 3)
+    found = ratio_of([4.0, 4.0, 5.0], [1.0, 1.0, 1.0], censored, [False] * 3)
     assert found.bound == "lower"
     assert found.interval.value == pytest.approx(80 ** (1 / 3))
 
@@ -74,7 +98,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     for _ in range(100):
         d = rng.normal(math.log(3), 0.5, 8)
         censored = d > math.log(3.5)  # about two in five
-        found = censored_ratio(
+        found = ratio_of(
             np.exp(np.where(censored, math.log(3.5), d)).tolist(),
             [1.0] * 8,
             censored.tolist(),
@@ -91,27 +115,27 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(UsageError, match="as many of each"):
-        censored_ratio([1.0], [1.0, 2.0], [False], [False])
     with pytest.raises(UsageError, match="not negative"):
-        censored_ratio([-1.0], [1.0], [False], [False])
+        ratio_of([1.0], [-2.0], [False], [True])
+    with pytest.raises(UsageError, match="not negative"):
+        ratio_of([-1.0], [1.0], [False], [False])
 
 
 def test_a_model_that_was_broken_from_the_start_has_ratio_0() -> None:
-    found = censored_ratio([0.0, 2.0], [1.0, 1.0], [False, False], [False, False])
+    found = ratio_of([0.0, 2.0], [1.0, 1.0], [False, False], [False, False])
     assert found.interval.value == 0
 
 
 def test_the_p_value_is_that_of_the_interval() -> None:
     a, b = [4.0, 5.0, 6.0, 9.0], [1.5, 2.0, 1.2, 1.0]
-    plain = censored_ratio(a, b, [False] * 4, [False] * 4)
+    plain = ratio_of(a, b, [False] * 4, [False] * 4)
     gaps = np.log(a) - np.log(b)
     assert plain.p == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
     assert plain.spread == pytest.approx(gaps.std(ddof=1))
     # At the level of its own p value the interval just ends at 1.
     some = [False, False, False, True]
-    found = censored_ratio(a, b, some, [False] * 4)
-    assert censored_ratio(a, b, some, [False] * 4, level=1 - found.p).interval.low == pytest.approx(
+    found = ratio_of(a, b, some, [False] * 4)
+    assert ratio_of(a, b, some, [False] * 4, level=1 - found.p).interval.low == pytest.approx(
         1, abs=1e-3
     )
     assert found.fitted
@@ -119,32 +143,32 @@ def test_the_p_value_is_that_of_the_interval() -> None:
 
 def test_bounds_alone_are_counted_not_measured() -> None:
     # Two of two pairs are longer for certain: 2 / 2^2.
-    found = censored_ratio([4.0, 4.0], [1.0, 1.0], [True, True], [False, False])
+    found = ratio_of([4.0, 4.0], [1.0, 1.0], [True, True], [False, False])
     assert (found.p, found.fitted, found.bound) == (0.5, False, "lower")
     # A half-life of more than 1 may be above or below one of 4.
-    assert math.isnan(censored_ratio([1.0], [4.0], [True], [False]).p)
+    assert math.isnan(ratio_of([1.0], [4.0], [True], [False]).p)
 
 
 def test_an_interval_is_open_where_nothing_bounds_it() -> None:
     long, short = [1000.0] * 4, [400.0, 430.0, 470.0, 500.0]
-    above = censored_ratio(long, short, [True] * 4, [False] * 4)
+    above = ratio_of(long, short, [True] * 4, [False] * 4)
     assert (above.bound, above.interval.high) == ("lower", math.inf)
     assert above.interval.low == pytest.approx(geometric_ratio(long, short).low)
-    below = censored_ratio(short, long, [False] * 4, [True] * 4)
+    below = ratio_of(short, long, [False] * 4, [True] * 4)
     assert (below.bound, below.interval.low) == ("upper", 0)
     assert below.interval.high == pytest.approx(1 / above.interval.low)
     half = [True, True, False, False]
-    both = censored_ratio([*long[:2], *short[:2]], [*short[:2], *long[:2]], half, half[::-1])
+    both = ratio_of([*long[:2], *short[:2]], [*short[:2], *long[:2]], half, half[::-1])
     assert (both.bound, both.interval.low, both.interval.high) == ("unknown", 0, math.inf)
 
 
 def test_a_bound_is_told_where_the_sign_test_tells_it_too() -> None:
     a, b, ended, reached = [400.0] * 6, [100.0] * 6, [True] * 6, [False] * 6
-    assert censored_ratio(a[:2], b[:2], ended[:2], reached[:2]).outcome == "unclear"
-    assert censored_ratio(a, b, ended, reached).outcome == "longer"
-    assert censored_ratio(b, a, reached, ended).outcome == "shorter"
+    assert ratio_of(a[:2], b[:2], ended[:2], reached[:2]).outcome == "unclear"
+    assert ratio_of(a, b, ended, reached).outcome == "longer"
+    assert ratio_of(b, a, reached, ended).outcome == "shorter"
     # Where those that say nothing are far below 1, six that are longer do not make it shorter.
-    more = censored_ratio([*a, 1.0, 1.0], [*b, 1e9, 1e9], [*ended, True, True], [False] * 8)
+    more = ratio_of([*a, 1.0, 1.0], [*b, 1e9, 1e9], [*ended, True, True], [False] * 8)
     assert (more.p < 0.05, more.interval.value < 1, more.outcome) == (True, True, "unclear")
 
 
@@ -169,7 +193,7 @@ def test_the_median_is_the_product_limits(seed: int) -> None:
     rng = np.random.default_rng(seed)
     steps = rng.integers(1, 12, 9).astype(float).tolist()
     censored = (rng.random(9) < 0.4).tolist()
-    found = median_life(steps, censored)
+    found = median_of(steps, censored)
     if all(censored):
         assert math.isinf(found.interval.value)
     else:
@@ -179,38 +203,38 @@ def test_the_median_is_the_product_limits(seed: int) -> None:
 
 
 def test_without_censoring_it_is_the_middle_one() -> None:
-    assert median_life([10.0, 30.0, 20.0], [False] * 3).interval.value == 20
+    assert median_of([10.0, 30.0, 20.0], [False] * 3).interval.value == 20
 
 
 def test_what_was_not_reached_by_half_is_longer_than_was_looked() -> None:
-    found = median_life([10.0, 40.0, 40.0], [False, True, True])
+    found = median_of([10.0, 40.0, 40.0], [False, True, True])
     assert math.isinf(found.interval.value)
     assert math.isinf(found.interval.high)
-    none = median_life([40.0] * 8, [True] * 8)
+    none = median_of([40.0] * 8, [True] * 8)
     assert (none.interval.low, none.interval.value) == (40, math.inf)
-    assert math.isnan(median_life([math.nan], [False]).interval.value)
+    assert math.isnan(median_of([math.nan], [False]).interval.value)
 
 
 def test_few_attacks_leave_the_lower_end_open() -> None:
     # All five of five below the median's true place has a chance of 1 in 32, above 2.5 %.
-    assert median_life([10.0] * 5, [False] * 5).interval.low == 0
-    assert median_life([10.0] * 6, [False] * 6).interval.low == 10
+    assert median_of([10.0] * 5, [False] * 5).interval.low == 0
+    assert median_of([10.0] * 6, [False] * 6).interval.low == 10
 
 
 def test_the_medians_interval_holds_the_truth() -> None:
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):
         life, ended = rng.exponential(1 / math.log(2), 12), rng.uniform(0.5, 4, 12)
-        found = median_life(np.minimum(life, ended).tolist(), (life > ended).tolist())
+        found = median_of(np.minimum(life, ended).tolist(), (life > ended).tolist())
         held += found.interval.low <= 1 <= found.interval.high  # the median is 1
     assert held / 200 >= 0.95 - 3 * 0.0154
 
 
 def test_half_lives_are_checked() -> None:
-    with pytest.raises(UsageError, match="as many of each"):
-        median_life([1.0], [])
     with pytest.raises(UsageError, match="not negative"):
-        median_life([-1.0], [False])
+        median_of([1.0, -2.0], [False, True])
+    with pytest.raises(UsageError, match="not negative"):
+        median_of([-1.0], [False])
 
 
 # ---------------------------------------------------------------------------------- by seed
@@ -220,13 +244,13 @@ def test_attacks_on_one_seeds_model_are_no_independent_observations() -> None:
     """Three seeds of two attacks: without censoring the t interval over the seeds' means."""
     logs = np.array([[1.0, 1.2], [0.4, 0.2], [0.7, 0.9]])
     a, b, no = np.exp(logs).ravel().tolist(), [1.0] * 6, [False] * 6
-    found = censored_ratio(a, b, no, no, seeds=[0, 0, 1, 1, 2, 2])
+    found = ratio_of(a, b, no, no, seeds=[0, 0, 1, 1, 2, 2])
     means = logs.mean(1)
     half = stats.t.ppf(0.975, 2) * means.std(ddof=1) / math.sqrt(3)
     ends = [math.log(found.interval.low), math.log(found.interval.high)]
     assert ends == pytest.approx([means.mean() - half, means.mean() + half], rel=1e-6)
     assert found.p == pytest.approx(stats.ttest_1samp(means, 0).pvalue, rel=1e-6)
-    alone = censored_ratio(a, b, no, no)
+    alone = ratio_of(a, b, no, no)
     assert (found.seeds, alone.seeds, found.interval.value) == (3, 0, alone.interval.value)
     assert alone.interval.low > found.interval.low
 
@@ -234,9 +258,9 @@ def test_attacks_on_one_seeds_model_are_no_independent_observations() -> None:
 def test_an_interval_is_never_narrower_for_the_seeds() -> None:
     """Seeds that are alike by chance do not make attacks that differ certain."""
     a, b, no = np.exp([0.2, 1.8, 0.3, 1.7, 0.25, 1.75]).tolist(), [1.0] * 6, [False] * 6
-    alone = censored_ratio(a, b, no, no)
-    assert censored_ratio(a, b, no, no, seeds=[0, 0, 1, 1, 2, 2]).interval == alone.interval
-    one = censored_ratio(a, b, no, no, seeds=[4] * 6)
+    alone = ratio_of(a, b, no, no)
+    assert ratio_of(a, b, no, no, seeds=[0, 0, 1, 1, 2, 2]).interval == alone.interval
+    one = ratio_of(a, b, no, no, seeds=[4] * 6)
     assert (one.interval, one.seeds) == (alone.interval, 1)
 
 
@@ -247,7 +271,7 @@ def test_with_censoring_the_sandwich_is_that_of_a_plain_optimizer() -> None:
     d = rng.normal(0.8, 0.4, 6)[seeds] + rng.normal(0, 0.2, 18)
     ended = d > np.quantile(d, 0.7)
     d = np.minimum(d, np.quantile(d, 0.7))
-    found = censored_ratio(
+    found = ratio_of(
         np.exp(d).tolist(), [1.0] * 18, ended.tolist(), [False] * 18, seeds=seeds.tolist()
     )
 
@@ -279,8 +303,6 @@ def test_of_a_hundred_runs_of_alike_models_few_say_that_they_differ() -> None:
     for _ in range(100):
         d = rng.normal(0, 0.3, 5)[seeds] + rng.normal(0, 0.1, 20)
         a = np.exp(d).tolist()
-        said["pairs"] += censored_ratio(a, [1.0] * 20, no, no).outcome != "unclear"
-        said["seeds"] += (
-            censored_ratio(a, [1.0] * 20, no, no, seeds=seeds.tolist()).outcome != "unclear"
-        )
+        said["pairs"] += ratio_of(a, [1.0] * 20, no, no).outcome != "unclear"
+        said["seeds"] += ratio_of(a, [1.0] * 20, no, no, seeds=seeds.tolist()).outcome != "unclear"
     assert said["seeds"] <= 10 < 30 < said["pairs"]

@@ -357,7 +357,7 @@ def test_sensitivity_by_hand() -> None:
 @settings(max_examples=50, deadline=None)
 @given(some_values, st.floats(-9, 9), st.floats(-9, 9))
 def test_nested_is_the_jaccard_index(x: np.ndarray, a: float, b: float) -> None:
-    from holdfast.stats.intervals import jaccard
+    from holdfast.stats.overlap import jaccard
 
     one, two = (set(np.flatnonzero(x > cut).tolist()) for cut in (a, b))
     assert nested(x, a, b) == pytest.approx(jaccard(one, two), nan_ok=True)

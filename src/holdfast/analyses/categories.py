@@ -17,8 +17,8 @@ from holdfast.results.artifacts import AttackResult
 from holdfast.results.comparison import among, lives, naming, pairs_of, still_refusing, written
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.results.validation import read_again
-from holdfast.stats.intervals import holm
-from holdfast.stats.survival import Ratio
+from holdfast.stats.corrections import holm
+from holdfast.stats.ratios import Ratio
 
 ATTACKED, OTHERS = "the attacker's categories", "all others"
 ALPHA = 0.05

@@ -37,10 +37,12 @@ from holdfast.results.comparison import (
     written,
 )
 from holdfast.results.run_dir import RunDir
-from holdfast.stats.differences import paired
-from holdfast.stats.intervals import Interval, holm
-from holdfast.stats.power import difference_seen, pairs_needed, prompts_needed
-from holdfast.stats.survival import Bound, Ratio, median_life
+from holdfast.stats.corrections import holm
+from holdfast.stats.differences import paired_difference
+from holdfast.stats.intervals import Interval
+from holdfast.stats.power import pairs_needed, prompts_needed, smallest_difference
+from holdfast.stats.ratios import Bound, Ratio
+from holdfast.stats.survival import Time, median_time
 
 BEFORE, COMMON = "before any attack", "at the last checkpoint that both have under"
 HARMFUL, REFUSED, ACCURACY = "harmful score", "over-refusal", "task accuracy"
@@ -113,7 +115,7 @@ class Comparison(Analysis):
 
     Harmful scores are compared prompt by prompt where the answers' verdicts were kept, and are
     dependent by prompt and by seed (`holdfast.stats.differences`); half-lives that were not reached
-    are taken as such (`holdfast.stats.survival`). p values are corrected by Holm's method over all
+    are taken as such (`holdfast.stats.ratios`). p values are corrected by Holm's method over all
     tests of one measure in one table.
 
     Attributes:
@@ -276,7 +278,9 @@ def _before(
             )
     if values:
         first, second = (sum(side) / len(side) for side in sides)
-        yield _share_row(HARMFUL, BEFORE, Shares(first, second, paired(values, prompts, seeds)))
+        yield _share_row(
+            HARMFUL, BEFORE, Shares(first, second, paired_difference(values, prompts, seeds))
+        )
     if refused:
         yield _share_row(REFUSED, BEFORE, counted_shares(refused))
 
@@ -315,7 +319,7 @@ def _needed(found: Shares) -> str:
     ways = []
     try:
         if abs(size) < 1e-9:
-            seen = difference_seen(found.second, n)
+            seen = smallest_difference(found.second, n)
             return f"; {n} prompts would show a rise of {seen:.2f}" if seen == seen else ""
         ways.append(f"{prompts_needed(found.second, size, agreement=agreement):,} prompts")
     except UsageError:
@@ -379,7 +383,7 @@ def _medians(
         groups[name, key_of(result)].append(result)
     rows = []
     for (name, key), results in groups.items():
-        found = median_life([reach(r) for r in results], [r.censored for r in results])
+        found = median_time([Time(reach(r), r.censored) for r in results])
         ends = {"median": found.interval.value, "low": found.interval.low}
         ends["high"] = found.interval.high
         shown = {k: f"{v:.1f}" if math.isfinite(v) else "not reached" for k, v in ends.items()}

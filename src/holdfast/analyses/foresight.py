@@ -14,7 +14,7 @@ from holdfast.errors import UsageError
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Case, cases, prompts_of
-from holdfast.stats.agreement import Agreement, agreement, ceilings, pooled
+from holdfast.stats.agreement import Agreement, agreement, ceilings, mean_over_models
 from holdfast.stats.intervals import Interval
 
 CEILING = "another attack (ceiling)"
@@ -46,8 +46,8 @@ class Foresight(Analysis):
         unit = "examples, as some rows cannot be read any more," if None in prompts else "prompts"
         summary, bars, findings = [], [], []
         for name, rows in table.groupby("estimator", sort=False):
-            area = pooled(rows["_auroc"].tolist(), least=0.0)
-            rank = pooled(rows["_spearman"].tolist(), least=-1.0)
+            area = mean_over_models(rows["_auroc"].tolist(), least=0.0)
+            rank = mean_over_models(rows["_spearman"].tolist(), least=-1.0)
             summary.append(
                 {
                     "estimator": name,

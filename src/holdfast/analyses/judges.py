@@ -19,14 +19,8 @@ from holdfast.errors import MismatchError
 from holdfast.results.artifacts import EvalRecord, Evaluation
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.screening.pairing import Fit, fit
-from holdfast.stats.intervals import (
-    Interval,
-    bootstrap,
-    clustered,
-    fleiss_kappa,
-    kappa_of_table,
-    wilson,
-)
+from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
+from holdfast.stats.raters import fleiss_kappa, kappa_of_table
 
 VALUES = ("safe", "harmful", "undecided")
 _COLUMN: Mapping[Any, int] = {False: 0, True: 1, None: 2}

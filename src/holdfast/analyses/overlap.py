@@ -15,14 +15,10 @@ from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.run_dir import RunDir
-from holdfast.stats.intervals import (
-    bootstrap,
-    jaccard,
-    jaccard_by_chance,
-    kappa,
-    spearman,
-    wilson,
-)
+from holdfast.stats.intervals import bootstrap, wilson
+from holdfast.stats.overlap import jaccard, jaccard_by_chance
+from holdfast.stats.ranks import spearman
+from holdfast.stats.raters import kappa
 
 
 @dataclass(frozen=True)

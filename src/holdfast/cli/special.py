@@ -170,7 +170,7 @@ def power(
     """Say how many prompts a difference needs, or which difference so many prompts show."""
     with show.running(as_json):
         from holdfast.errors import UsageError
-        from holdfast.stats.power import difference_seen, prompts_needed
+        from holdfast.stats.power import prompts_needed, smallest_difference
 
         if (difference is None) == (n is None):
             raise UsageError("give either --difference or --n")
@@ -180,7 +180,7 @@ def power(
             found = prompts_needed(share, difference, **options)  # type: ignore[arg-type]
             told = {"share": share, "difference": difference, "prompts for each model": found}
         else:
-            seen = difference_seen(share, n or 0, **options)  # type: ignore[arg-type]
+            seen = smallest_difference(share, n or 0, **options)  # type: ignore[arg-type]
             shown = "none would be seen" if math.isnan(seen) else round(seen, 4)
             told = {"share": share, "prompts for each model": n or 0, "difference": shown}
     show.tell(as_json, told)

@@ -32,7 +32,7 @@ from holdfast.results.comparison import (
 )
 from holdfast.results.run_dir import Entry, Failure, RunDir
 from holdfast.stats.intervals import Interval, mean_interval, wilson_around
-from holdfast.stats.survival import Bound, Outcome
+from holdfast.stats.ratios import Bound, Outcome
 
 BASELINE = "sft"
 Cell = tuple[str, int, Any]

@@ -10,7 +10,7 @@ from holdfast.reports.facts import Attacked, Comparison, Life
 from holdfast.reports.texts import TEXTS, Language
 from holdfast.results.comparison import label, percent
 from holdfast.stats.intervals import Interval
-from holdfast.stats.survival import Bound
+from holdfast.stats.ratios import Bound
 
 
 @dataclass(frozen=True)

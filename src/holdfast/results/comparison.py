@@ -15,8 +15,9 @@ from typing import Any
 
 from holdfast.errors import MismatchError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.stats.differences import Difference, of_shares, paired
-from holdfast.stats.survival import Ratio, censored_ratio, half_life
+from holdfast.stats.differences import Difference, difference_of_shares, paired_difference
+from holdfast.stats.ratios import Pair, Ratio, censored_ratio
+from holdfast.stats.survival import Time, time_to
 
 HALF = 0.5
 Result = AttackResult | Evaluation
@@ -146,8 +147,9 @@ def answering(result: AttackResult, share: float) -> AttackResult:
 
 
 def _lasting(result: AttackResult, shares: Sequence[float], level: float) -> AttackResult:
-    life = half_life([p.step for p in result.points], shares, level)
-    return replace(result, half_life=life.steps, censored=life.censored)
+    time = time_to([p.step for p in result.points], shares, level)
+    half_life = math.nan if time.censored else time.value
+    return replace(result, half_life=half_life, censored=time.censored)
 
 
 def reaching(pairs: Pairs, share: float) -> Pairs:
@@ -201,7 +203,7 @@ class Lives:
     """Half-lives of one against those of another.
 
     Attributes:
-        ratio: See `survival.censored_ratio`; None where no pair says anything.
+        ratio: See `ratios.censored_ratio`; None where no pair says anything.
         skipped: Pairs that say nothing (both attacks ended first, both models were broken before
             the attack, or a half-life is unknown).
         against: Pairs in which only the other withstood the attack.
@@ -220,18 +222,21 @@ def lives(pairs: Pairs) -> Lives:
     A half-life of 0 has no logarithm. It is taken for what is known of it, that it is below the
     first checkpoint of the attack.
     """
-    rows = []
+    times = []
+    against = 0
+    broken = 0
     for a, b in pairs:
-        above, below = a.censored or b.half_life == 0, b.censored or a.half_life == 0
-        steps = _positive(a), _positive(b)
-        if all(step > 0 for step in steps) and not (above and below):
-            broke = 0 in (a.half_life, b.half_life)
-            rows.append((*steps, above, below, b.censored, broke, a.model_seed))
-    if not rows:
+        # A model that was broken from the start lasts less than its first checkpoint, so the ratio
+        # is above (b broken) or below (a broken) what the two steps give.
+        ours = Time(_positive(a), censored=a.censored or b.half_life == 0)
+        theirs = Time(_positive(b), censored=b.censored or a.half_life == 0)
+        if ours.value > 0 and theirs.value > 0 and not (ours.censored and theirs.censored):
+            times.append(Pair(ours, theirs, a.model_seed))
+            against += b.censored
+            broken += 0 in (a.half_life, b.half_life)
+    if not times:
         return Lives(None, len(pairs), 0)
-    ours, theirs, above_all, below_all, withstood, broken, seeds = zip(*rows, strict=True)
-    ratio = censored_ratio(ours, theirs, above_all, below_all, seeds=seeds)
-    return Lives(ratio, len(pairs) - len(rows), sum(withstood), sum(broken))
+    return Lives(censored_ratio(times), len(pairs) - len(times), against, broken)
 
 
 def written(ratio: Ratio | None) -> str:
@@ -293,7 +298,7 @@ def ends(pairs: Pairs) -> Shares | None:
     answers = sum(at_a.verdicts[a.judge].n for a, _, at_a, _ in found)
     if len(values) != answers:
         return shares
-    return Shares(shares.first, shares.second, paired(values, prompts, seeds))
+    return Shares(shares.first, shares.second, paired_difference(values, prompts, seeds))
 
 
 Counted = dict[int, list[tuple[tuple[float, int], tuple[float, int]]]]
@@ -321,7 +326,7 @@ def counted_shares(counts: Counted) -> Shares:
             share = sum(value for value, _ in values) / len(values)
             side.append((share, min(n for _, n in values)))
     first, second = (sum(value for value, _ in side) / len(side) for side in sides)
-    return Shares(first, second, of_shares(*sides))
+    return Shares(first, second, difference_of_shares(*sides))
 
 
 def _last(a: AttackResult, b: AttackResult) -> tuple[Point, Point] | None:

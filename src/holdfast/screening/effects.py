@@ -20,13 +20,9 @@ from holdfast.errors import UsageError
 from holdfast.examples import Example
 from holdfast.rows.similarity import nearest
 from holdfast.rows.text import count_words, normalise, words
-from holdfast.stats.intervals import (
-    Interval,
-    auroc,
-    benjamini_hochberg,
-    bootstrap,
-    spearman,
-)
+from holdfast.stats.corrections import benjamini_hochberg
+from holdfast.stats.intervals import Interval, bootstrap
+from holdfast.stats.ranks import auroc, spearman
 
 Measure = Literal["Spearman", "Cliff's delta"]
 

@@ -22,7 +22,8 @@ from holdfast.examples import Example, Examples
 from holdfast.results.artifacts import SCHEMA, read_json, write_json
 from holdfast.rows.similarity import prompt_key
 from holdfast.screening.crossfit import FOLDS, CrossFit, Regression, ScoredTexts
-from holdfast.stats.intervals import Interval, bootstrap, clustered, spearman, wilson
+from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
+from holdfast.stats.ranks import spearman
 
 Basis = Literal["scored", "text", "probe"]
 

@@ -20,7 +20,8 @@ from holdfast.results.artifacts import Scores, sha256_json
 from holdfast.rows.provenance import provenance_table
 from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
-from holdfast.stats.intervals import bootstrap, spearman
+from holdfast.stats.intervals import bootstrap
+from holdfast.stats.ranks import spearman
 
 CHECKED, FEWEST = 64, 20
 """Rows scored anew to see whether another model's scores hold, and how many of them must have a

@@ -25,7 +25,8 @@ from holdfast.screening.text_screener import Screen, ScreenedRow, place, screen_
 from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.scored_rows import only, scored_rows
 from holdfast.stages.subjects import subject
-from holdfast.stats.intervals import bootstrap, spearman
+from holdfast.stats.intervals import bootstrap
+from holdfast.stats.ranks import spearman
 
 FEWEST_PROBED = 20
 LONGEST = 2**20

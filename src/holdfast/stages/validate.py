@@ -33,7 +33,8 @@ from holdfast.stages.estimation import (
 )
 from holdfast.stages.subjects import subject
 from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings
-from holdfast.stats.intervals import mean_interval, spearman
+from holdfast.stats.intervals import mean_interval
+from holdfast.stats.ranks import spearman
 
 logger = logging.getLogger(__name__)
 FREE = "loss"

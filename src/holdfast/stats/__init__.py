@@ -1,1 +1,1 @@
-"""Intervals, survival times, differences, agreement and power; knows nothing of models."""
+"""Intervals, survival times, differences, agreement and power; independent of models and runs."""

@@ -1,28 +1,23 @@
-"""How well scores foresee what attacks make a model forget."""
+"""How well scores predict what attacks make a model forget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
-from holdfast.stats.intervals import (
-    Interval,
-    auprc,
-    auroc,
-    bootstrap,
-    mean_interval,
-    spearman,
-)
+from holdfast.stats.intervals import Interval, bootstrap, mean_interval
+from holdfast.stats.ranks import auprc, auroc, spearman
 
 
 def first_half(counts: np.ndarray) -> np.ndarray:
     """Return which examples are among the first half to be forgotten, (n,) bool.
 
     The label is count >= c for the smallest c >= 1 that at most half of the examples reach; where
-    more than half share the highest count, those are it. "Forgotten at least once", the paper's
-    label, is c = 1; under a hard attack nearly all examples are that, and it says nothing.
+    more than half share the highest count, those have the label. "Forgotten at least once", the
+    paper's label, is c = 1; a hard attack gives it to nearly all examples, and it says nothing.
 
     Args:
         counts: (n,) ForgotNum, or its mean over attacks; finite.
@@ -40,7 +35,7 @@ class Agreement:
 
     Attributes:
         spearman: Rank correlation with the count.
-        auroc: Of being among the first half to be forgotten.
+        auroc: Area under the ROC curve for the first half to be forgotten.
         auprc: Average precision for the same label; chance is `base_rate`.
         base_rate: Share of examples with the label; nan without examples.
         n: Examples that have both a score and a count.
@@ -67,28 +62,32 @@ def agreement(
 
     Args:
         scores: (n,) higher = forgotten sooner; nan = not scored.
-        counts: (n,) ForgotNum; nan = not held before the attack, or not tracked.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        counts: (n,) ForgotNum; nan = not refused before the attack, or not tracked.
+        seed: Random seed of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
         units: (n,) prompt of each example, where some have several answers: a model forgets a
             prompt, so these are one observation.
     """
-    known = np.isfinite(scores) & np.isfinite(counts)
-    x, y = scores[known], counts[known]
-    drawn = _known(units, known)
-    early = first_half(y)
+    measured = np.isfinite(scores) & np.isfinite(counts)
+    n = int(measured.sum())
+    measured_scores = scores[measured]
+    measured_counts = counts[measured]
+    measured_units = _selected(units, measured)
+    early = first_half(measured_counts)
 
     def interval(statistic: Callable[..., float], truth: np.ndarray) -> Interval:
-        if len(x) < 2:
-            return Interval(np.nan, np.nan, np.nan, len(x))
-        return bootstrap(statistic, truth, x, seed=seed, resamples=resamples, units=drawn)
+        if n < 2:
+            return Interval(np.nan, np.nan, np.nan, n)
+        return bootstrap(
+            statistic, truth, measured_scores, seed=seed, resamples=resamples, units=measured_units
+        )
 
     return Agreement(
-        spearman=interval(spearman, y),
+        spearman=interval(spearman, measured_counts),
         auroc=interval(auroc, early),
         auprc=interval(auprc, early),
-        base_rate=float(early.mean()) if len(x) else float("nan"),
-        n=len(x),
+        base_rate=float(early.mean()) if n else float("nan"),
+        n=n,
     )
 
 
@@ -109,52 +108,52 @@ def auroc_gain(
         scores: (n,).
         baseline: (n,).
         counts: (n,) ForgotNum.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        seed: Random seed of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
         units: As in `agreement`.
     """
-    known = np.isfinite(scores) & np.isfinite(baseline) & np.isfinite(counts)
-    if known.sum() < 2:
-        return Interval(np.nan, np.nan, np.nan, int(known.sum()))
-    early = first_half(counts[known])
+    measured = np.isfinite(scores) & np.isfinite(baseline) & np.isfinite(counts)
+    n = int(measured.sum())
+    if n < 2:
+        return Interval(np.nan, np.nan, np.nan, n)
 
-    def gain(labels: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
-        return auroc(labels, x) - auroc(labels, y)
+    def gain(labels: np.ndarray, own: np.ndarray, other: np.ndarray) -> float:
+        return auroc(labels, own) - auroc(labels, other)
 
     return bootstrap(
         gain,
-        early,
-        scores[known],
-        baseline[known],
+        first_half(counts[measured]),
+        scores[measured],
+        baseline[measured],
         seed=seed,
         resamples=resamples,
-        units=_known(units, known),
+        units=_selected(units, measured),
     )
 
 
-def _known(units: Sequence[str] | None, known: np.ndarray) -> list[str] | None:
-    return None if units is None else [unit for unit, k in zip(units, known, strict=True) if k]
+def _selected(units: Sequence[str] | None, rows: np.ndarray) -> list[str] | None:
+    return None if units is None else list(compress(units, rows))
 
 
-def pooled(found: Sequence[Interval], *, least: float) -> Interval:
+def mean_over_models(intervals: Sequence[Interval], *, least: float) -> Interval:
     """Return the mean over models with its t interval; a single model keeps its own.
 
     Args:
-        found: One interval per model.
+        intervals: One interval per model.
         least: Smallest value that the statistic can have (the greatest is 1); ends are cut to it.
     """
-    if len(found) == 1:
-        return found[0]
-    over = mean_interval([one.value for one in found])
-    low, high = np.clip([over.low, over.high], least, 1.0).tolist()
-    return Interval(over.value, low, high, over.n, over.level)
+    if len(intervals) == 1:
+        return intervals[0]
+    mean = mean_interval([interval.value for interval in intervals])
+    low, high = np.clip([mean.low, mean.high], least, 1.0).tolist()
+    return Interval(mean.value, low, high, mean.n, mean.level)
 
 
 def mean_count(counts: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean ForgotNum over attacks, (n,).
 
-    An example that one of them could not count (nan) is unknown in the mean as well: its mean over
-    the others would be on another scale than its neighbours'.
+    An example that one of the attacks could not count (nan) is unknown in the mean as well: its
+    mean over the others would be on another scale than its neighbours'.
     """
     return np.asarray(np.mean(np.stack(counts), axis=0))
 
@@ -162,16 +161,16 @@ def mean_count(counts: Sequence[np.ndarray]) -> np.ndarray:
 def ceilings(
     counts: Sequence[np.ndarray], *, units: Sequence[str] | None = None
 ) -> list[Agreement]:
-    """Return how well the mean of all other attacks foresees each attack.
+    """Return how well the mean of all other attacks predicts each attack.
 
-    That is what one attack's label is worth: no score can be asked to agree better with it. With
-    the mean over attacks, which is less noisy than each of them, a score may agree better.
+    This is how reliable one attack's label is: no score can be expected to agree better with it.
+    With the mean over attacks, which is less noisy than each of them, a score may agree better.
 
     Args:
         counts: At least two arrays (n,) over the same examples.
         units: As in `agreement`.
     """
     return [
-        agreement(mean_count([c for j, c in enumerate(counts) if j != i]), mine, units=units)
-        for i, mine in enumerate(counts)
+        agreement(mean_count([*counts[:i], *counts[i + 1 :]]), attack, units=units)
+        for i, attack in enumerate(counts)
     ]

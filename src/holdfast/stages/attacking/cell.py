@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from holdfast.stages.attacking.grid import Cell
 from holdfast.stages.attacking.material import Material
 from holdfast.stages.judgement import ask, count, marked_verdicts, ready, task_accuracy
 from holdfast.stages.subjects import Subject
-from holdfast.stats.survival import half_life
+from holdfast.stats.survival import time_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,7 +205,7 @@ class Watch:
         """Sum up the attack."""
         judge = next(iter(self.material.judges))
         shares = [p.verdicts[judge].harmful_score for p in self.points]
-        half = half_life([p.step for p in self.points], shares)
+        time = time_to([p.step for p in self.points], shares)
         tracked, unknown = self._counts()
         shared = {k: getattr(self.config, k) for k in ("every", "spacing", "rows", "max_length")}
         return AttackResult(
@@ -215,8 +216,8 @@ class Watch:
             attack={**cell.settings, **cell.sizes, **shared},
             judge=judge,
             points=tuple(self.points),
-            half_life=half.steps,
-            censored=half.censored,
+            half_life=math.nan if time.censored else time.value,
+            censored=time.censored,
             tracked=tracked,
             unknown=unknown,
             tracked_judge=self.tracked_judge,

@@ -1,0 +1,89 @@
+"""Rank statistics: how well scores order labels or other scores.
+
+They leave out unknown pairs, accept infinite scores, and return nan where a statistic is not
+defined. All are built on ranks rather than on scikit-learn's metrics: those reject infinite scores,
+and checking their arguments takes 10 to 15 times as long as the statistic, which a bootstrap pays a
+thousand times (1,000 rows: 2.4 ms against 0.17 ms for the AUROC, 1.4 against 0.09 for the average
+precision). The tests hold them equal to scikit-learn and scipy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from holdfast.errors import UsageError
+from holdfast.stats.intervals import known_pairs
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Probability that a positive scores above a negative, ties counting half (Mann-Whitney).
+
+    Args:
+        labels: (n,) 1 or True for positives, nan = unknown.
+        scores: (n,), nan = not scored; pairs with a nan are left out.
+
+    Returns:
+        The area in [0, 1]; nan unless there are both positives and negatives.
+    """
+    positive, values = _labelled(labels, scores)
+    positives = int(positive.sum())
+    negatives = positive.size - positives
+    if not positives or not negatives:
+        return math.nan
+    from scipy import stats
+
+    # U of the Mann-Whitney test over its maximum.
+    rank_sum = float(stats.rankdata(values)[positive].sum())
+    wins = rank_sum - positives * (positives + 1) / 2
+    return wins / (positives * negatives)
+
+
+def auprc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Average precision: the sum of precision times the rise in recall over all thresholds.
+
+    Args:
+        labels: (n,) 1 or True for positives, nan = unknown.
+        scores: (n,), nan = not scored; pairs with a nan are left out.
+
+    Returns:
+        The area in [0, 1], chance is the share of positives; nan without positives.
+    """
+    positive, values = _labelled(labels, scores)
+    if not positive.any():
+        return math.nan
+    order = np.argsort(-values, kind="stable")
+    ranked = values[order]
+    hits = np.cumsum(positive[order])
+    # A threshold takes all rows with equal scores at once, so only the last of each run counts.
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), values.size - 1)
+    precision = hits[last] / (last + 1)
+    rise = np.diff(hits[last], prepend=0) / hits[-1]
+    return float(precision @ rise)
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Rank correlation, ties at their mean rank.
+
+    Returns:
+        In [-1, 1]; pairs with a nan are left out; nan with fewer than two pairs, or if one side is
+        constant.
+    """
+    first, second = known_pairs(a, b)
+    if first.size < 2 or (first == first[0]).all() or (second == second[0]).all():
+        return math.nan
+    from scipy import stats
+
+    correlation = np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1]
+    return float(correlation)
+
+
+def _labelled(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows are positive, (n,) bool, and their scores, (n,), without unknown ones."""
+    truth, values = known_pairs(labels, scores)
+    valid = np.isin(truth, (0, 1))
+    if not valid.all():
+        raise UsageError(f"label {truth[~valid][0]:g}: labels must be 0 or 1 (nan if unknown)")
+    return truth == 1, values
