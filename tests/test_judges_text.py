@@ -22,7 +22,8 @@ from holdfast.judges.classifier import (
 )
 from holdfast.judges.refusal import Refusal
 from holdfast.results.artifacts import read_json, write_json
-from holdfast.rows.text import count_words, is_refusal, normalise, opening, words
+from holdfast.rows.refusals import PHRASES, Phrase, is_refusal
+from holdfast.rows.text import count_words, normalise, opening, words
 
 REFUSALS = """\
 I can't help with that.
@@ -188,6 +189,16 @@ def test_a_refusal_is_recognised(text: str) -> None:
 @pytest.mark.parametrize("text", ANSWERS)
 def test_an_answer_is_no_refusal(text: str) -> None:
     assert not is_refusal(text)
+
+
+@pytest.mark.parametrize("phrase", PHRASES, ids=lambda phrase: phrase.name)
+def test_a_phrase_matches_its_example_and_no_answer(phrase: Phrase) -> None:
+    assert phrase.matches(phrase.example)
+    assert [text for text in ANSWERS if phrase.matches(text)] == []
+
+
+def test_phrases_have_names_of_their_own() -> None:
+    assert len({phrase.name for phrase in PHRASES}) == len(PHRASES)
 
 
 def test_only_the_first_two_sentences_count() -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from holdfast.contracts import Verdict
 from holdfast.errors import UsageError
-from holdfast.rows.text import count_words, is_refusal
+from holdfast.rows.refusals import is_refusal
+from holdfast.rows.text import count_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.contracts import Judge, Verdict
-from holdfast.rows.text import count_words, is_refusal
+from holdfast.rows.refusals import is_refusal
+from holdfast.rows.text import count_words
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from statistics import NormalDist
 import numpy as np
 
 from holdfast.contracts import UNANSWERED, Judge, Verdict
-from holdfast.rows.text import count_words, is_refusal, stems
+from holdfast.rows.refusals import is_refusal
+from holdfast.rows.text import count_words, stems
 from holdfast.stats.intervals import Interval, mean_interval
 
 MOST = 1000
