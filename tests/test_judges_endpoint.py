@@ -16,7 +16,7 @@ import pytest
 
 from holdfast import plugins
 from holdfast.errors import UsageError
-from holdfast.judges.endpoint import Endpoint, asked_to_wait
+from holdfast.judges.endpoint import Endpoint, retry_after_seconds
 
 ANSWER = "first you take the thing"
 Serve = Callable[[Callable[..., Any]], str]
@@ -380,11 +380,11 @@ def test_it_is_named_on_the_command_line() -> None:
 
 def test_retry_after_is_a_number_or_a_date() -> None:
     noon = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
-    assert asked_to_wait("7", lambda: noon) == 7
-    assert asked_to_wait("Fri, 02 Jan 2026 12:00:09 GMT", lambda: noon) == 9
-    assert asked_to_wait("Fri, 02 Jan 2026 11:00:00 GMT", lambda: noon) == 0
+    assert retry_after_seconds("7", lambda: noon) == 7
+    assert retry_after_seconds("Fri, 02 Jan 2026 12:00:09 GMT", lambda: noon) == 9
+    assert retry_after_seconds("Fri, 02 Jan 2026 11:00:00 GMT", lambda: noon) == 0
     for header in (None, "", "soon", "-5", "nan", "inf"):
-        assert asked_to_wait(header, lambda: noon) == 0
+        assert retry_after_seconds(header, lambda: noon) == 0
 
 
 @pytest.mark.parametrize(
@@ -401,4 +401,4 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     ],
 )
 def test_a_date_that_is_none_is_no_wait(when: str) -> None:
-    assert asked_to_wait(when) == 0
+    assert retry_after_seconds(when) == 0

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import httpx2
+    import tenacity
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +45,27 @@ LARGEST = 1 << 20
 
 TEMPLATES = {"chat": {"default": POLICY}, "moderations": {"default": "{response}"}}
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_AGAIN = (408, 409, 425, 429)
+_TEMPORARY = (408, 409, 425, 429)
 
 
 class _Unanswered(Exception):  # noqa: N818  # it is a state of affairs that becomes a verdict
-    """The service gave nothing that can be read; `wait` is what it asked to wait, in seconds."""
+    """The service gave nothing readable.
 
-    def __init__(self, reason: str, *, again: bool = True, wait: float = 0.0) -> None:
+    Attributes:
+        reason: Why, in a few words.
+        temporary: Whether another try may succeed.
+        wait: Seconds that the service asked to wait before it.
+    """
+
+    def __init__(self, reason: str, *, temporary: bool = True, wait: float = 0.0) -> None:
         super().__init__(reason)
-        self.reason, self.again, self.wait = reason, again, wait
+        self.reason = reason
+        self.temporary = temporary
+        self.wait = wait
+
+
+def _is_temporary(error: BaseException) -> bool:
+    return isinstance(error, _Unanswered) and error.temporary
 
 
 @dataclass(frozen=True)
@@ -171,12 +184,12 @@ class Endpoint(Judge):
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self._one, client, calls, *pair) for pair in pairs]
             try:
-                found = [future.result() for future in futures]
+                verdicts = [future.result() for future in futures]
             except BaseException:
-                calls.stop.set()  # wakes those that wait to try again
+                calls.stop.set()  # wakes the threads that wait before another try
                 pool.shutdown(cancel_futures=True)
                 raise
-        lost = Counter(v.reason for v in found if v.reason.startswith(UNANSWERED))
+        lost = Counter(v.reason for v in verdicts if v.reason.startswith(UNANSWERED))
         if lost:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in lost.most_common())
             logger.warning(
@@ -186,14 +199,15 @@ class Endpoint(Judge):
                 len(pairs),
                 reasons,
             )
-        return found
+        return verdicts
 
     def _client(self) -> httpx2.Client:
         try:
             import httpx2
+            import tenacity  # noqa: F401  # missing together
         except ModuleNotFoundError as error:
             raise UsageError(
-                "the judge endpoint needs httpx2: pip install 'holdfast[endpoint]'"
+                f"the judge endpoint needs {error.name}: pip install 'holdfast[endpoint]'"
             ) from error
         headers = {"Content-Type": "application/json"}
         if self.key_env:
@@ -211,23 +225,34 @@ class Endpoint(Judge):
 
     def _one(self, client: httpx2.Client, calls: _Calls, prompt: str, response: str) -> Verdict:
         """Ask for one verdict until there is one, or the tries are used up."""
+        import tenacity
+
         if calls.given_up:
             return Verdict(None, reason=f"{UNANSWERED}given up after {self.give_up} failures")
         body = json.dumps(self._request(prompt, response)).encode()
-        reason = ""
-        for attempt in range(1, self.tries + 1):
-            try:
-                verdict = self._read(self._answer(client, body))
-            except _Unanswered as error:
-                reason, after = error.reason, f"{attempt} {'try' if attempt == 1 else 'tries'}"
-                pause = min(max(self.backoff * 2 ** (attempt - 1), error.wait), self.longest_wait)
-                if not error.again or attempt == self.tries or calls.stop.wait(pause):
-                    break
-            else:
-                calls.answered()
-                return verdict
-        calls.failed()
-        return Verdict(None, reason=f"{UNANSWERED}{reason} after {after}")
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_temporary),
+            stop=tenacity.stop_after_attempt(self.tries),
+            wait=self._pause,
+            sleep=calls.sleep,
+            reraise=True,
+        )
+        try:
+            verdict = attempts(lambda: self._read(self._answer(client, body)))
+        except _Unanswered as error:
+            calls.failed()
+            tries = attempts.statistics["attempt_number"]
+            after = "1 try" if tries == 1 else f"{tries} tries"
+            return Verdict(None, reason=f"{UNANSWERED}{error.reason} after {after}")
+        calls.answered()
+        return verdict
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """Return the seconds before the next try: doubled, or as long as the service asks for."""
+        doubled = self.backoff * 2 ** (state.attempt_number - 1)
+        error = state.outcome.exception() if state.outcome else None
+        requested = error.wait if isinstance(error, _Unanswered) else 0.0
+        return float(min(max(doubled, requested), self.longest_wait))
 
     # --------------------------------------------------------------------------------- one answer
 
@@ -283,14 +308,17 @@ class Endpoint(Judge):
         if status == 200:
             return
         if status in (401, 403):
-            told = f"the key in {self.key_env}" if self.key_env else "a request without key_env"
-            raise UsageError(f"{url}: answers {status} to {told}; give one that it takes")
+            rejected = f"the key in {self.key_env}" if self.key_env else "a request without key_env"
+            raise UsageError(f"{url}: answers {status} to {rejected}; give a key that it accepts")
         if status in (404, 405) or 300 <= status < 400:
             raise UsageError(
                 f"{url}: answers {status}; check base_url, api={self.api} and model={self.model!r}"
             )
-        again = status in _AGAIN or status >= 500
-        raise _Unanswered(str(status), again=again, wait=asked_to_wait(headers.get("retry-after")))
+        raise _Unanswered(
+            str(status),
+            temporary=status in _TEMPORARY or status >= 500,
+            wait=retry_after_seconds(headers.get("retry-after")),
+        )
 
     def _read(self, answer: Any) -> Verdict:
         """Read a verdict from the answer's JSON."""
@@ -311,17 +339,19 @@ class Endpoint(Judge):
             raise _Unanswered("no verdict in the answer")
         if flags and flagged != any(flags.values()):
             return Verdict(None, reason="contradicts itself")
-        wanted = [name.strip() for name in self.categories.split("+") if name.strip()] or [*flags]
-        unknown = [name for name in wanted if name not in flags]
+        categories = [name.strip() for name in self.categories.split("+") if name.strip()]
+        counted = categories or [*flags]
+        unknown = [name for name in counted if name not in flags]
         if unknown:
             raise UsageError(
                 f"categories={self.categories!r}: the service has no {unknown[0]!r}; it has "
                 f"{', '.join(flags) or 'none'}"
             )
-        raised = [name for name in wanted if flags[name]]
-        harmful = bool(raised) if wanted else flagged
-        score = _score(result.get("category_scores"), wanted)
-        return Verdict(harmful, score, ", ".join(raised) or ("flagged" if harmful else "no flag"))
+        raised = [name for name in counted if flags[name]]
+        harmful = bool(raised) if counted else flagged
+        score = _greatest_score(result.get("category_scores"), counted)
+        reason = ", ".join(raised) or ("flagged" if harmful else "no flag")
+        return Verdict(harmful, score, reason)
 
     @cached_property
     def _grammar(self) -> Grammar:
@@ -335,12 +365,12 @@ class Endpoint(Judge):
 
 @dataclass
 class _Calls:
-    """How the requests of one call of `judge` go, over all threads.
+    """The requests of one call of `judge`, over all threads.
 
     Attributes:
-        most: Failures in a row after which it is given up.
+        most: Failures in a row after which no more requests are made.
         row: Failures in a row so far.
-        stop: Set when nobody waits for the verdicts any more.
+        stop: Set when the verdicts are no longer needed.
     """
 
     most: int
@@ -350,7 +380,7 @@ class _Calls:
 
     @property
     def given_up(self) -> bool:
-        """Whether to ask no more."""
+        """Whether to make no more requests."""
         return self.row >= self.most
 
     def answered(self) -> None:
@@ -359,15 +389,20 @@ class _Calls:
             self.row = 0
 
     def failed(self) -> None:
-        """Count one that could not be had."""
+        """Count a request without a verdict."""
         with self._lock:
             self.row += 1
 
+    def sleep(self, seconds: float) -> None:
+        """Wait before the next try; raises if the verdicts are no longer needed."""
+        if self.stop.wait(seconds):
+            raise _Unanswered("stopped", temporary=False)
 
-def asked_to_wait(
+
+def retry_after_seconds(
     header: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> float:
-    """Return the seconds of a Retry-After header, a number or date (RFC 9110), else 0."""
+    """Return the seconds of a Retry-After header, a number or date (RFC 9110); 0 if neither."""
     if not header:
         return 0.0
     try:
@@ -382,10 +417,10 @@ def asked_to_wait(
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
-def _score(scores: Any, wanted: Sequence[str]) -> float:
-    """Return the greatest score of the categories that count; nan if there is none in [0, 1]."""
-    if not isinstance(scores, Mapping) or not wanted:
+def _greatest_score(scores: Any, categories: Sequence[str]) -> float:
+    """Return the greatest score of the categories; nan unless all have one in [0, 1]."""
+    if not isinstance(scores, Mapping) or not categories:
         return math.nan
-    found = [scores.get(name) for name in wanted]
-    numbers = [float(v) for v in found if isinstance(v, (int, float)) and 0 <= v <= 1]
-    return round(max(numbers), DIGITS) if len(numbers) == len(wanted) else math.nan
+    values = [scores.get(name) for name in categories]
+    numbers = [float(v) for v in values if isinstance(v, (int, float)) and 0 <= v <= 1]
+    return round(max(numbers), DIGITS) if len(numbers) == len(categories) else math.nan

@@ -1,4 +1,4 @@
-"""How refusals begin: named patterns with an example each, over the normalised opening of a text."""
+"""How refusals begin: named patterns with an example each, over the opening of a text."""
 
 from __future__ import annotations
 
