@@ -392,7 +392,7 @@ def test_interruption_is_said(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("holdfast.stages.report.report", pressed)
     done = holdfast("report", "--out", "o")
     assert done.code == 130
-    assert "what is finished is kept" in done.err
+    assert "finished work is kept" in done.err
 
 
 def test_a_full_disk_is_one_message(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,10 +105,8 @@ def test_a_full_disk_says_what_lies_there(
     with pytest.raises(DiskFull) as caught:
         step(run, error)
     text = str(caught.value)
-    assert text.startswith(
-        f"{run.root}: no room on the disk for attack 'a/b' (here lie attacked/ 3"
-    )
-    assert "same command again; what is finished is kept" in text
+    assert text.startswith(f"{run.root}: no room on the disk for attack 'a/b' (in use: attacked/ 3")
+    assert "rerun the same command; finished work is kept" in text
 
 
 def test_a_file_that_goes_away_hides_no_full_disk(
@@ -135,7 +133,7 @@ def test_a_broken_file_is_no_full_disk_while_there_is_room(run: RunDir) -> None:
 
 @pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError("CUDA out of memory")])
 def test_memory_that_runs_out_is_one_message(run: RunDir, error: Exception) -> None:
-    with pytest.raises(HoldfastError, match="attack 'a/b': out of memory. Use fewer jobs"):
+    with pytest.raises(HoldfastError, match="attack 'a/b': out of memory. Use fewer parallel jobs"):
         step(run, error)
 
 

@@ -27,7 +27,7 @@ from typing import IO, Any
 from holdfast.errors import Interrupted
 from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Pool, QueuedJob
 from holdfast.runtime import progress
-from holdfast.runtime.failures import FAILS, failure
+from holdfast.runtime.failures import failure
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def serve(do: Callable[[Message], None]) -> None:
     After a job that failed the program ends, so that nothing of the failure outlives it.
 
     Args:
-        do: Does one job; raises one of `mishaps.FAILS` if it fails.
+        do: Does one job; raises any exception if it fails.
     """
     # What libraries print must not come between the lines of JSON.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -89,7 +89,7 @@ def _done(do: Callable[[Message], None], job: Message, channel: IO[str]) -> Mess
     try:
         with progress.showing(report):
             do(job)
-    except FAILS as error:
+    except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
         found = failure(error)
         return {"error": type(found).__name__, "message": str(found)}
     except KeyboardInterrupt:

@@ -231,7 +231,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
         except SafetensorError as error:
             raise HoldfastError(
                 f"{path}: the model could not be written ({error}). Is the disk full? "
-                "What is finished is kept; make room and give the same command again."
+                "Finished work is kept; free some space and rerun the same command."
             ) from error
         _swap(made, path, Path(temporary) / "old")
     return sorted(p for p in path.rglob("*") if p.is_file())

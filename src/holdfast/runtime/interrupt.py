@@ -1,4 +1,4 @@
-"""Ctrl-C at a safe point: long loops finish their step, save what they have, and stop."""
+"""Ctrl-C at a safe point: long loops finish their step, save their state, and stop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Interrupt:
 def deferred_interrupt() -> Iterator[Interrupt]:
     """Turn the first Ctrl-C inside the block into `interrupt.requested`; a second one raises.
 
-    The block must look at `requested` where it can stop, and raise KeyboardInterrupt there. If it
-    ends without looking, KeyboardInterrupt is raised on the way out. Outside the main thread,
-    where signals cannot be handled, nothing is changed.
+    The block must check `requested` where it can stop, and raise KeyboardInterrupt there. If it
+    ends without checking, KeyboardInterrupt is raised on the way out. Outside the main thread,
+    where signals cannot be handled, this does nothing.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -30,12 +30,12 @@ def deferred_interrupt() -> Iterator[Interrupt]:
         return
     previous = signal.getsignal(signal.SIGINT)
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if interrupt.requested:
             raise KeyboardInterrupt
         interrupt.requested = True
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, request_stop)
     try:
         yield interrupt
     finally:

@@ -1,4 +1,4 @@
-"""Progress of long work: stages report to whatever the command line has installed."""
+"""Progress of long work: stages report it, and the command line shows it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is in all."""
+"""Called with the name of the work, how much of it is done, and the total."""
 Say = Callable[[str], None]
-"""Called with a sentence that a person should see."""
+"""Called with a sentence for the user."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -26,20 +26,21 @@ _listener: ContextVar[Say] = ContextVar("listener", default=_unheard)
 
 @contextmanager
 def showing(report: Report, say: Say = _unheard) -> Iterator[None]:
-    """Send progress to `report`, and what is said to `say`, inside the block."""
-    token, other = _current.set(report), _listener.set(say)
+    """Send progress to `report` and sentences to `say` inside the block."""
+    report_token = _current.set(report)
+    say_token = _listener.set(say)
     try:
         yield
     finally:
-        _current.reset(token)
-        _listener.reset(other)
+        _current.reset(report_token)
+        _listener.reset(say_token)
 
 
 def report(what: str, done: int, total: int) -> None:
-    """Report progress; does nothing unless somebody is showing it."""
+    """Report progress; does nothing outside a `showing` block."""
     _current.get()(what, done, total)
 
 
 def say(text: str) -> None:
-    """Say a sentence; it is lost unless somebody is showing it."""
+    """Send a sentence to the user; does nothing outside a `showing` block."""
     _listener.get()(text)

@@ -14,7 +14,7 @@ from holdfast.jobs.queue import Pace, duration, summary
 from holdfast.results.artifacts import AttackResult, sha256_json, to_json
 from holdfast.results.run_dir import NotDone
 from holdfast.runtime import progress
-from holdfast.runtime.failures import FAILS, failure
+from holdfast.runtime.failures import failure
 from holdfast.stages.attacking.cell import run_cell
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import Cell, cells_of, grids_of
@@ -66,7 +66,7 @@ def _one_by_one(
             results.append(one_attack(*one))
         except (DiskFull, NotDone):
             raise
-        except FAILS as error:
+        except Exception as error:  # noqa: BLE001  # a plug-in may raise anything; the others go on
             failures[name] = failure(error)
         # What was finished before says nothing of how long the others take.
         if len(run.entries("attack")) > there and len(cells) > 1:
