@@ -19,6 +19,7 @@ from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints
+from holdfast.options import Supplied
 from holdfast.results.artifacts import AttackResult, Counts, Point
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Validation
@@ -29,7 +30,6 @@ from holdfast.stats.intervals import Interval, bootstrap
 NAN = float("nan")
 
 
-@dataclass(frozen=True)
 class Number(Estimator):
     """The number that a prompt ends with, turned round or shifted as told."""
 
@@ -56,7 +56,6 @@ class Number(Estimator):
         return Estimate(found)
 
 
-@dataclass(frozen=True)
 class Still(Estimator):
     """The same for every example; it has no option."""
 
@@ -72,20 +71,18 @@ class Still(Estimator):
         return Estimate(np.zeros(len(examples)))
 
 
-@dataclass(frozen=True)
 class Proxied(Still):
     """It uses proxy tasks."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"proxies"})
-    proxies: tuple[Examples, ...] = ()
+    proxies: Supplied[tuple[Examples, ...]] = ()
 
 
-@dataclass(frozen=True)
 class Taught(Still):
     """It uses harmful rows."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful"})
-    harmful: Examples | None = None
+    harmful: Supplied[Examples | None] = None
 
 
 NUMBER, STILL = f"{__name__}:Number", f"{__name__}:Still"
