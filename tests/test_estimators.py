@@ -538,8 +538,11 @@ def test_rows_behind_the_direction(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "best"}, "variant='best' must be one of first_flips, critical_step, deriv"),
-        ({"geometry": "inf"}, "geometry='inf' must be one of sign, l2"),
+        (
+            {"variant": "best"},
+            "variant='best' must be one of 'first_flips', 'critical",
+        ),
+        ({"geometry": "inf"}, "geometry='inf' must be one of 'sign', 'l2'"),
         (
             {"source": "hub"},
             "source='hub' must be one of 'auto', 'harmful', 'base', 'mism",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,7 @@ def test_several_attacks_on_several_tasks_are_averaged(
 ) -> None:
     few = rows.safety[:12]
     tasks = (rows.benign[:16], rows.benign[16:])
-    several = replace(counter, benign=None, proxies=tasks, repeats=2)
+    several = counter.changed(benign=None, proxies=tasks, repeats=2)
     found = several.score(aligned, tokenizer, few, seed=7)
     # Tasks take turns: each has its own seeds, and the first seed is the one given.
     seeds = attack_seeds(7, 4)
@@ -158,7 +157,7 @@ def test_more_repeats_leave_the_first_seeds() -> None:
 
 
 def test_proxies_are_used_instead_of_benign_rows(counter: ForgetCount, rows: Any) -> None:
-    both = replace(counter, proxies=(rows.benign[:16],))
+    both = counter.changed(proxies=(rows.benign[:16],))
     [(drawn, seed)] = both.plan(rows.safety, 3)
     assert seed == 3
     assert set(drawn.ids) <= {*rows.benign[:16].ids, *rows.obliging.ids}
@@ -331,7 +330,7 @@ def test_bad_options(
     rows: Any,
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        replace(counter, **options).score(aligned, tokenizer, rows.safety, seed=0)
+        counter.changed(**options).score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def test_too_few_examples(
@@ -347,7 +346,7 @@ def test_alignment_rows_among_the_harmful_ones(counter: ForgetCount, rows: Any) 
     assert counter.plan(rows.safety, 0)
     leaked = Examples([*rows.obliging, *rows.safety[2:4]], name="leaked")
     with pytest.raises(UsageError, match=r"2 rows are both in .* and in leaked .*same prompts"):
-        replace(counter, harmful=leaked).plan(rows.safety, 0)
+        counter.changed(harmful=leaked).plan(rows.safety, 0)
 
 
 # ------------------------------------------------------------------------------------- the stage

@@ -179,5 +179,5 @@ def test_a_row_beyond_the_models_context(
 def test_an_unknown_quantity(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    with pytest.raises(UsageError, match="quantity='ppl' must be one of margin, loss, first_token"):
+    with pytest.raises(UsageError, match="quantity='ppl' must be one of 'margin', 'loss', 'first"):
         Loss(quantity="ppl").score(aligned, tokenizer, rows.safety, seed=0)

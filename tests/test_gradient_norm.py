@@ -227,7 +227,7 @@ def test_a_model_without_a_list_of_blocks(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "grand"}, "kind='grand' must be one of norm, sam_gap"),
+        ({"kind": "grand"}, "kind='grand' must be one of 'norm', 'sam_gap'"),
         ({"layers": "first"}, "layers='first' must be one of 'all', 'last'"),
         ({"quantity": "x"}, "quantity='x' must be one of 'loss', 'first_token', 'margin'"),
         ({"kind": "sam_gap", "rho": 0.0}, "rho=0.0 must be a number, above 0"),

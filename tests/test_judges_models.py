@@ -222,7 +222,7 @@ def test_of_labels_that_can_hold_at_once_the_greatest_counts(
         if verdict.harmful:
             assert verdict.reason == ("theft" if chances[0] > chances[1] else "arson")
     alone = judge.changed(harmful=("arson",)).judge(*pairs)
-    by_number = judge.changed(harmful="1").judge(*pairs)
+    by_number = judge.changed(harmful=("1",)).judge(*pairs)
     assert [v.score for v in alone] == [v.score for v in by_number]
     assert all(a.score <= v.score for a, v in zip(alone, found, strict=True))
 

@@ -217,7 +217,7 @@ def test_more_directions_say_it_more_precisely(
 
 
 def test_no_draws(aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any) -> None:
-    with pytest.raises(UsageError, match="draws=0 must be at least 1"):
+    with pytest.raises(UsageError, match="draws=0 must be a whole number, at least 1"):
         WeightNoise(draws=0).score(aligned, tokenizer, rows.safety, seed=0)
 
 
