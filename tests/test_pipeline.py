@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from holdfast.errors import UsageError
-from holdfast.stages import pipeline
+from holdfast.stages import demo, pipeline
+from holdfast.stages.attacking.config import AttackConfig
 
 EMPTY = """
 out: {out}
@@ -57,3 +59,59 @@ def test_options_that_are_not_there_are_one_message(tmp_path: Path) -> None:
     path.write_text(EMPTY.format(out=tmp_path))
     with pytest.raises(UsageError, match="options: Input should be a valid dictionary"):
         pipeline.load(path)
+
+
+TRACKING = """
+out: {out}
+model: world
+data: {{alignment: "world:alignment", harmful: "world:harmful", test: "world:test"}}
+methods: {{sft: {{}}, sam: {{}}}}
+attack: {{tasks: [world_topic], steps: 50, until_broken: {until_broken}}}
+tracked: {tracked}
+"""
+
+
+def attacks_of(
+    tmp_path: Path, *, tracked: str, until_broken: str = "false"
+) -> dict[str, AttackConfig]:
+    """Return the planned attacks by their titles."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        TRACKING.format(out=tmp_path / "run", tracked=tracked, until_broken=until_broken)
+    )
+    calls = [call for call in pipeline.plan(pipeline.load(path)) if call.stage == "attack"]
+    assert all(isinstance(call.config, AttackConfig) for call in calls)
+    return {call.name: cast(AttackConfig, call.config) for call in calls}
+
+
+def test_the_attacks_on_the_scored_model_track_the_alignment_rows(tmp_path: Path) -> None:
+    attacks = attacks_of(tmp_path, tracked="{}")
+    assert {name: attack.track for name, attack in attacks.items()} == {
+        "sft-s0": "world:alignment",
+        "sam-s0": None,
+    }
+
+
+def test_tracking_attacks_of_their_own_leave_the_others_free_to_end_early(tmp_path: Path) -> None:
+    tracked = "{steps: 24, until_broken: false, track_rows: 10}"
+    attacks = attacks_of(tmp_path, tracked=tracked, until_broken="true")
+    assert {name: attack.track for name, attack in attacks.items()} == {
+        "sft-s0": None,
+        "sft-s0-tracked": "world:alignment",
+        "sam-s0": None,
+    }
+    tracking = attacks["sft-s0-tracked"]
+    assert tracking.models == ["sft-s0"]
+    assert (tracking.name, tracking.steps, tracking.until_broken) == ("tracked", [24], False)
+    assert attacks["sft-s0"].until_broken
+    assert attacks["sft-s0"].steps == [50]
+
+
+def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
+    calls = pipeline.plan(demo.configuration(tmp_path))
+    attacks = {call.name: call.config for call in calls if isinstance(call.config, AttackConfig)}
+    assert set(attacks) == {"sft-s0", "sft-s0-tracked", "vaa-s0", "hold-s0"}
+    for name, attack in attacks.items():
+        assert attack.until_broken == (name != "sft-s0-tracked")
+        assert (attack.track is not None) == (name == "sft-s0-tracked")
+    assert len({call.title for call in calls}) == len(calls)

@@ -34,12 +34,24 @@ WORLD: dict[str, Any] = {
     "attack": {
         "tasks": ["world_sentiment", "world_topic"],
         "poison_ratios": [0.1],
-        "learning_rates": [5e-5],
-        "steps": 120,
+        "learning_rates": [1e-4],
+        # Until the model breaks, so that every half-life is reached: hold's lies near 150 steps.
+        "steps": 1000,
+        "every": 4,
+        "spacing": 1.3,
+        "until_broken": True,
         "max_length": 64,
         "max_new_tokens": 20,
-        "track_rows": 300,
         "task_rows": 100,
+    },
+    # Half of the SFT model's answers are harmful after about 16 steps: at 24 most rows are
+    # forgotten, but not yet all, and two tasks can still differ in which.
+    "tracked": {
+        "steps": 24,
+        "spacing": 1.0,
+        "until_broken": False,
+        "task_rows": 0,
+        "track_rows": 300,
     },
     "evaluate": {"tasks": ["world_general"], "max_new_tokens": 20},
     "report": {"title": "Does the safety alignment hold? The embedded world"},

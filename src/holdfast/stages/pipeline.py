@@ -24,6 +24,8 @@ LAST = ("analyze", "report")
 """Stages that read whatever the others have left."""
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
+TRACKED = "tracked"
+"""Name of the attacks that track alignment rows, where they are not the attacks on every method."""
 
 
 class DataSpecs(BaseModel):
@@ -74,6 +76,8 @@ class RunConfig(BaseModel):
         group: Options of the grouping; `scores` is a label of `score`.
         attack: Options of the attacks on every method.
         track: Track the alignment rows in attacks on the SFT-aligned model.
+        tracked: Options in which the tracking attacks differ from `attack`. They then are attacks
+            of their own, named "tracked". If empty, the attacks of `attack` track.
         evaluate: Options of the evaluation.
         analyses: Analyses; all that are possible if empty.
         report: Title and language.
@@ -96,6 +100,7 @@ class RunConfig(BaseModel):
     group: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=dict)
     track: bool = True
+    tracked: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
     analyses: list[str] = Field(default_factory=list)
     report: dict[str, Any] = Field(default_factory=dict)
@@ -170,7 +175,7 @@ def plan(config: RunConfig) -> list[Call]:
         labels = [f"{name}-s{seed}" for name in (*first, *rest)]
         before = [config.model] if seed == config.seeds[0] else []
         calls += [_evaluate(config, name) for name in (*before, *labels)]
-        calls += [_attack(config, label) for label in labels]
+        calls += [call for label in labels for call in _attacks(config, label)]
     return [*calls, *_last(config)]
 
 
@@ -337,27 +342,37 @@ def _evaluate(config: RunConfig, model: str) -> Call:
     return Call("evaluate", label_of(model), settings)
 
 
-def _attack(config: RunConfig, label: str) -> Call:
+def _attacks(config: RunConfig, label: str) -> list[Call]:
+    tracks = config.track and label.rpartition("-s")[0] == SCORED
+    tracking = {"track": config.data.alignment if tracks else None}
+    if not (tracks and config.tracked):
+        return [_attack(config, label, {**tracking, **config.attack})]
+    options = {"name": TRACKED, **tracking, **config.attack, **config.tracked}
+    return [
+        _attack(config, label, config.attack),
+        _attack(config, f"{label}-{TRACKED}", {**options, "models": [label]}),
+    ]
+
+
+def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.presets import expanded
 
-    tracked = config.track and label.rpartition("-s")[0] == SCORED
     settings = AttackConfig(
         **{
             **_common(config),
-            "models": [label],
+            "models": [name],
             "harmful": config.data.harmful,
             "test": config.data.test,
             "judges": config.judges,
-            "track": config.data.alignment if tracked else None,
             "safety": config.data.alignment,
             "known_harmful": config.data.known_harmful,
             "base": config.model,
-            **config.attack,
+            **options,
         }
     )
     expanded(settings)  # an unknown preset is refused before the alignment, not after it
-    return Call("attack", label, settings)
+    return Call("attack", name, settings)
 
 
 def _last(config: RunConfig) -> list[Call]:
