@@ -88,8 +88,10 @@ AS_PUBLISHED: dict[str, Any] = {
         "spacing": 1.0,
         "until_broken": False,
         "track_rows": 300,
+        "task_rows": 100,
     },
-    "tracked": {},
+    "track": True,
+    "more_attacks": {},
 }
 """How the world's results were made, where `holdfast demo` takes less time instead."""
 
@@ -161,7 +163,7 @@ def _with(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration with parts changed: most mappings are merged, the rest replaced."""
     raw = config.model_dump()
     for key, value in changes.items():
-        merge = isinstance(value, Mapping) and key not in ("methods", "score", "tracked")
+        merge = isinstance(value, Mapping) and key not in ("methods", "score", "more_attacks")
         raw[key] = {**raw[key], **value} if merge else value
     return raw
 

@@ -24,8 +24,6 @@ LAST = ("analyze", "report")
 """Stages that read whatever the others have left."""
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
-TRACKED = "tracked"
-"""Name of the attacks that track alignment rows, where they are not the attacks on every method."""
 
 
 class DataSpecs(BaseModel):
@@ -76,8 +74,8 @@ class RunConfig(BaseModel):
         group: Options of the grouping; `scores` is a label of `score`.
         attack: Options of the attacks on every method.
         track: Track the alignment rows in attacks on the SFT-aligned model.
-        tracked: Options in which the tracking attacks differ from `attack`. They then are attacks
-            of their own, named "tracked". If empty, the attacks of `attack` track.
+        more_attacks: Name -> options in which further attacks differ from `attack`. Their
+            `methods` are the methods attacked, all if left out.
         evaluate: Options of the evaluation.
         analyses: Analyses; all that are possible if empty.
         report: Title and language.
@@ -100,7 +98,7 @@ class RunConfig(BaseModel):
     group: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=dict)
     track: bool = True
-    tracked: dict[str, Any] = Field(default_factory=dict)
+    more_attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
     analyses: list[str] = Field(default_factory=list)
     report: dict[str, Any] = Field(default_factory=dict)
@@ -165,6 +163,12 @@ def plan(config: RunConfig) -> list[Call]:
         methods = {SCORED: {}, **methods}
     if not methods:
         raise UsageError("methods: name one at least, e.g. {sft: {}}")
+    for name, changes in config.more_attacks.items():
+        if unknown := sorted(set(changes.get("methods", ())) - methods.keys()):
+            raise UsageError(
+                f"more_attacks.{name}.methods: {unknown[0]!r} is not a method of this run; its "
+                f"methods are {', '.join(methods)}"
+            )
     first = [name for name in methods if name == SCORED]
     rest = [name for name in methods if name != SCORED]
     calls: list[Call] = []
@@ -343,15 +347,15 @@ def _evaluate(config: RunConfig, model: str) -> Call:
 
 
 def _attacks(config: RunConfig, label: str) -> list[Call]:
-    tracks = config.track and label.rpartition("-s")[0] == SCORED
+    method = label.rpartition("-s")[0]
+    tracks = config.track and method == SCORED
     tracking = {"track": config.data.alignment if tracks else None}
-    if not (tracks and config.tracked):
-        return [_attack(config, label, {**tracking, **config.attack})]
-    options = {"name": TRACKED, **tracking, **config.attack, **config.tracked}
-    return [
-        _attack(config, label, config.attack),
-        _attack(config, f"{label}-{TRACKED}", {**options, "models": [label]}),
-    ]
+    calls = [_attack(config, label, {"models": [label], **tracking, **config.attack})]
+    for name, changes in config.more_attacks.items():
+        options = {"models": [label], **config.attack, "name": name, **changes}
+        if method in options.pop("methods", [method]):
+            calls.append(_attack(config, f"{label}-{name}", options))
+    return calls
 
 
 def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
@@ -361,7 +365,6 @@ def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
     settings = AttackConfig(
         **{
             **_common(config),
-            "models": [name],
             "harmful": config.data.harmful,
             "test": config.data.test,
             "judges": config.judges,
