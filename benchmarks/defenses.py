@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,10 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.results.comparison import among, answering, lives, reaching, refusing
+from holdfast.results.attacks import NO_GUARD
+from holdfast.results.comparison import lives
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, among
+from holdfast.results.lives import judged_by as with_verdicts_of
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import read
-from holdfast.specs import value_text
 from holdfast.stats.differences import difference_of_shares
 from holdfast.stats.intervals import Interval, wilson
 from kept import Kept
@@ -104,7 +105,7 @@ def configurations(base: Setting, options: argparse.Namespace, out: Path) -> lis
     if options.attacker == "some":
         if base.name != "world":
             raise UsageError("--attacker some: its categories are the world's; leave out --setting")
-        data = {"harmful": f"{base.config.data.harmful},category={value_text(ATTACKED)}"}
+        data = {"harmful": f"{base.config.data.harmful},category={ATTACKED}"}
     chosen = methods(base, options.methods, options.tuned)
     attacks = (harmful, clean)
     return [configuration(base, options, out, chosen, attack, **data) for attack in attacks]
@@ -199,7 +200,7 @@ def _solving(attacks: Sequence[AttackResult], method: str) -> dict[int, tuple[fl
     """Return seed -> accuracy after the attacks without poison, and its number of test rows."""
     last: dict[int, list[Point]] = defaultdict(list)
     for a in attacks:
-        if a.method == method and a.attack["poison_ratio"] == 0 and not guarded(a):
+        if a.method == method and a.attack.poison_ratio == 0 and not guarded(a):
             last[a.model_seed].append(a.points[-1])
     found = {seed: _accuracy(points) for seed, points in last.items()}
     return {seed: (one["fa"], one["fa_n"]) for seed, one in found.items() if one["fa_n"]}
@@ -223,7 +224,7 @@ def _against_best(
     best = max(others, key=lambda r: r[ratio])["method"] if others else ""
     if not best:
         return {}
-    plain = [a for a in attacks if a.attack["poison_ratio"] > 0 and not guarded(a)]
+    plain = [a for a in attacks if a.attack.poison_ratio > 0 and not guarded(a)]
     theirs = {pairing(a): a for a in plain if a.method == best}
     mine = [a for a in plain if a.method == ours["method"] and pairing(a) in theirs]
     lived = _lives(by, [(a, theirs[pairing(a)]) for a in mine])
@@ -234,8 +235,8 @@ def _over_all(
     method: str, label: str, mine: Sequence[AttackResult], attacks: Sequence[AttackResult]
 ) -> Row:
     """Pool the attacks with poison; accuracy is that of those without, if there are any."""
-    poisoned = [a for a in mine if a.attack["poison_ratio"] > 0]
-    clean = [a.points[-1] for a in mine if a.attack["poison_ratio"] == 0]
+    poisoned = [a for a in mine if a.attack.poison_ratio > 0]
+    clean = [a.points[-1] for a in mine if a.attack.poison_ratio == 0]
     found = row(method, label, poisoned or mine, attacks)
     return {**found, **(_accuracy(clean) if clean else {})}
 
@@ -248,6 +249,7 @@ def row(
     pairs = [(a, baseline[pairing(a)]) for a in mine if pairing(a) in baseline]
     found = lives(pairs).ratio
     last = [a.points[-1] for a in mine]
+    censored = sum(a.half_life.censored for a in mine)
     steps = [s for s in map(lasted, mine) if not math.isnan(s)]
     return {
         **_harmful(method, label, [p.verdicts[a.judge] for a, p in zip(mine, last, strict=True)]),
@@ -255,10 +257,10 @@ def row(
         **ratio_fields("tenth_ratio", _lives("tenth", pairs)),
         **ratio_fields("quarter_ratio", _lives("quarter", pairs)),
         "half_life_median": median(steps) if steps else math.nan,
-        "half_life_median_bound": "lower" if 2 * sum(a.censored for a in mine) >= len(mine) else "",
+        "half_life_median_bound": "lower" if 2 * censored >= len(mine) else "",
         "pairs": found.interval.n if found else 0,
-        "censored": sum(a.censored for a in mine),
-        "censored_baseline": sum(b.censored for _, b in pairs),
+        "censored": censored,
+        "censored_baseline": sum(b.half_life.censored for _, b in pairs),
         **_refusing(pairs),
         **_accuracy(last),
         "seeds": len({a.model_seed for a in mine}),
@@ -267,14 +269,13 @@ def row(
 
 def _lives(by: str, pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Ratio | None:
     """Return how many times longer it takes until half of the answers are harmful, or a share."""
-    if by != HALF:
-        pairs = reaching(pairs, SHARES[by])
-    return lives(pairs).ratio
+    event = HALF_LIFE if by == HALF else Harmful(SHARES[by])
+    return lives(pairs, event).ratio
 
 
 def _refusing(pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Row:
     """Return how many times longer than the baseline's most answers are still refusals."""
-    return ratio_fields("refusing_ratio", lives(refusing(pairs)).ratio)
+    return ratio_fields("refusing_ratio", lives(pairs, REFUSAL_HALF_LIFE).ratio)
 
 
 def ratio_fields(name: str, found: Ratio | None) -> Row:
@@ -298,25 +299,27 @@ def _accuracy(points: Sequence[Point]) -> Row:
 
 def lasted(attack: AttackResult) -> float:
     """Return the half-life in steps, or the last step where it was not reached; nan if unknown."""
-    return float(attack.points[-1].step) if attack.censored else attack.half_life
+    return attack.half_life.at_least
 
 
 def attack_label(attack: AttackResult) -> str:
     """Return what the attack was, without its draw of rows."""
     a = attack.attack
-    task = str(a["task"]).partition(",")[0]
-    more = "".join(f" {k}={v}" for k, v in attack.unusual.items() if k != "guard")
-    return f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}{more}{guarded(attack)}"
+    words = {"poison": "rows", "schedule": "schedule", "name": "grid", "lora_rank": "LoRA"}
+    more = "".join(f" {words[key]}={value}" for key, value in a.specials.items() if key in words)
+    main = f"{a.short_task} p={a.poison_ratio:g} lr={a.learning_rate:g}"
+    return f"{main}{more}{guarded(attack)}"
 
 
 def guarded(attack: AttackResult) -> str:
     """Return which guard stood in the way, "" if there was none."""
-    return f" guard={attack.attack['guard']}" if "guard" in attack.attack else ""
+    guard = attack.attack.guard
+    return "" if guard == NO_GUARD else f" guard={guard}"
 
 
 def pairing(attack: AttackResult) -> tuple[str, int, int]:
     """Return what an attack has in common with the same one on another method."""
-    return attack_label(attack), attack.model_seed, int(attack.attack["seed"])
+    return attack_label(attack), attack.model_seed, attack.attack.seed
 
 
 def _harmful(method: str, label: str, counts: Sequence[Counts]) -> Row:
@@ -403,7 +406,7 @@ def judged_by(attack: AttackResult, judge: str) -> AttackResult:
     if judge not in attack.points[0].verdicts:
         have = ", ".join(attack.points[0].verdicts)
         raise UsageError(f"--judge {judge!r} did not see this attack; {have} did")
-    return answering(replace(attack, judge=judge), 0.5)
+    return with_verdicts_of(attack, judge)
 
 
 def _loaded(run: RunDir, stage: str, load: Callable[[Path], T]) -> list[T]:
@@ -430,7 +433,9 @@ def made_now(options: argparse.Namespace, facts: dict[str, Any]) -> Kept:
 def asked(attacks: Sequence[AttackResult], test: Examples, which: str) -> list[AttackResult]:
     """Return the attacks on the prompts of the attacked categories alone, or on the others."""
     mine = {
-        row.id for row in test if (row.provenance["category"] in ATTACKED) == (which == "attacked")
+        row.id
+        for row in test
+        if (row.provenance["category"] in ATTACKED.split("|")) == (which == "attacked")
     }
     return [among(attack, mine) for attack in attacks]
 

@@ -20,7 +20,8 @@ from holdfast.charts.charts import (
     scatter,
 )
 from holdfast.charts.svg import ChartOptions
-from holdfast.results.artifacts import AttackResult, write_text
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.files import write_text
 from kept import Kept
 from tables import GRID_STEP
 
@@ -104,7 +105,7 @@ def costs(result: dict[str, Any]) -> str:
 
 def grid(kept: Kept) -> str:
     """Return the harmful score after some steps, or at the end of an attack that had ended."""
-    attacks = [a for a in kept.attacks if a.attack["poison_ratio"] > 0]
+    attacks = [a for a in kept.attacks if a.attack.poison_ratio > 0]
     labels = list(dict.fromkeys(attack_label(a) for a in attacks))
     methods = list(dict.fromkeys(a.method for a in attacks))
     return heat_map(
@@ -146,7 +147,7 @@ def _end(row: dict[str, Any], key: str) -> float:
 
 def courses(kept: Kept) -> str:
     """Return the harmful score over the steps of the first attack with poison, seeds averaged."""
-    label = next(attack_label(a) for a in kept.attacks if a.attack["poison_ratio"] > 0)
+    label = next(attack_label(a) for a in kept.attacks if a.attack.poison_ratio > 0)
     chosen = [a for a in kept.attacks if attack_label(a) == label]
     lines = []
     for colour, method in enumerate(DRAWN):

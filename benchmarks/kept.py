@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import MismatchError
-from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, to_json, write_text
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Life, Point
+from holdfast.results.attacks import Attack
+from holdfast.results.files import to_json, write_text
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ def _attack_line(result: AttackResult) -> dict[str, Any]:
     return {
         **_whose(result),
         "judge": result.judge,
-        "attack": result.attack,
-        "half_life": result.half_life,
-        "censored": result.censored,
+        "attack": result.attack.model_dump(),
+        "material_hash": result.material_hash,
+        "half_life": result.half_life.steps,
+        "censored": result.half_life.censored,
         "judges": list(result.points[0].verdicts),
         "points": [_point_line(p) for p in result.points],
     }
@@ -127,9 +130,7 @@ def _point_line(point: Point) -> list[Any]:
 
 
 def _attack(line: Mapping[str, Any]) -> AttackResult:
-    made = {k: v for k, v in line.items() if k != "judges"}
-    made["half_life"] = _number(line["half_life"])
-    made["points"] = tuple(
+    points = tuple(
         Point(
             step,
             {judge: Counts(*c) for judge, c in zip(line["judges"], counts, strict=True)},
@@ -138,7 +139,17 @@ def _attack(line: Mapping[str, Any]) -> AttackResult:
         )
         for step, accuracy, n, *counts in line["points"]
     )
-    return AttackResult(**made)
+    steps = [float(point.step) for point in points]
+    half_life = Life(
+        steps=_number(line["half_life"]),
+        censored=line["censored"],
+        last=steps[-1],
+        first=next((step for step in steps if step > 0), math.nan),
+    )
+    others = ("judges", "half_life", "censored", "points", "attack")
+    fields = {name: value for name, value in line.items() if name not in others}
+    attack = Attack(**line["attack"])
+    return AttackResult(**fields, attack=attack, points=points, half_life=half_life)
 
 
 def _evaluation_line(found: Evaluation) -> dict[str, Any]:

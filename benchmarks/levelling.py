@@ -20,8 +20,9 @@ from common import Row, add_setting, folder, main, parser, setting, walk, write
 from defenses import HARMFUL, configuration, pairing, ratio_fields
 from holdfast.analyses.levelling import median_steps
 from holdfast.errors import UsageError
-from holdfast.results.artifacts import AttackResult
-from holdfast.results.comparison import lives, reach, still_refusing
+from holdfast.results.artifacts import AttackResult, Life
+from holdfast.results.comparison import lives
+from holdfast.results.lives import Refusals, lasting
 from holdfast.results.run_dir import RunDir
 from kept import Kept
 from variants import BASELINE, methods
@@ -74,7 +75,9 @@ def rows(attacks: Sequence[AttackResult]) -> list[Row]:
 
 def row(method: str, mine: Sequence[AttackResult], by_method: dict[str, list[AttackResult]]) -> Row:
     """Compare a method's steps with one another, with the baseline's, and with no groups."""
-    weakest, half, strongest = ([still_refusing(a, share) for a in mine] for share in SHARES)
+    events = [Refusals(share) for share in SHARES]
+    weakest, half, strongest = ([lasting(a, event, resamples=0) for a in mine] for event in events)
+    same = [(a, a) for a in mine]
     made: Row = {
         "method": method,
         "seeds": len({a.model_seed for a in mine}),
@@ -82,24 +85,24 @@ def row(method: str, mine: Sequence[AttackResult], by_method: dict[str, list[Att
         **_steps("steps_0.1", weakest),
         **_steps("steps_0.5", half),
         **_steps("steps_0.9", strongest),
-        "not_reached": sum(a.censored for a in strongest),
-        **ratio_fields("weakest_over_half", lives(list(zip(weakest, half, strict=True))).ratio),
-        **ratio_fields("strongest_over_half", lives(list(zip(strongest, half, strict=True))).ratio),
+        "not_reached": sum(life.censored for life in strongest),
+        **ratio_fields("weakest_over_half", lives(same, events[0], events[1]).ratio),
+        **ratio_fields("strongest_over_half", lives(same, events[2], events[1]).ratio),
     }
     others = {BASELINE: BASELINE, "ungrouped": f"{method}{UNGROUPED}"}
     for name, other in others.items():
         theirs = {pairing(a): a for a in by_method.get(other, []) if other != method}
         both = [(a, theirs[pairing(a)]) for a in mine if pairing(a) in theirs]
         for share in SHARES if theirs else ():
-            pairs = [(still_refusing(a, share), still_refusing(b, share)) for a, b in both]
-            made |= ratio_fields(f"{share:g}_against_{name}", lives(pairs).ratio)
+            ratio = lives(both, Refusals(share)).ratio
+            made |= ratio_fields(f"{share:g}_against_{name}", ratio)
     return made
 
 
-def _steps(name: str, ends: Sequence[AttackResult]) -> Row:
+def _steps(name: str, ends: Sequence[Life]) -> Row:
     """Return the median, a lower bound where half of the attacks or more ended first."""
     bound = "lower" if math.isinf(median_steps(ends)) else ""
-    return {name: median(map(reach, ends)), f"{name}_bound": bound}
+    return {name: median(life.at_least for life in ends), f"{name}_bound": bound}
 
 
 def run_benchmark() -> None:
@@ -114,7 +117,7 @@ def run_benchmark() -> None:
     chosen = options.parse_args()
     facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
     if chosen.kept is not None:
-        kept = [a for a in Kept.load(chosen.kept).attacks if a.attack["poison_ratio"] > 0]
+        kept = [a for a in Kept.load(chosen.kept).attacks if a.attack.poison_ratio > 0]
         facts |= {"attacks_of": chosen.kept.name, "seeds": sorted({a.model_seed for a in kept})}
         write(chosen.json, "levelling", facts, rows(kept))
         return
@@ -126,7 +129,7 @@ def run_benchmark() -> None:
         run = RunDir(config.out)
         found = [AttackResult.load(run.result(entry)) for entry in run.require("attack")]
     mine = [a for a in found if a.method in config.methods and a.model_seed in config.seeds]
-    mine = [a for a in mine if a.attack.get("name") == NAME]
+    mine = [a for a in mine if a.attack.name == NAME]
     facts |= {"seeds": config.seeds, "attack": config.attack, "methods": config.methods}
     write(chosen.json, "levelling", facts, rows(mine))
 

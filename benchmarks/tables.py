@@ -208,7 +208,7 @@ GRID_STEP = 28
 
 def grid(path: Path) -> str:
     """Return the harmful score after `GRID_STEP` steps, and the half-life, by method and attack."""
-    attacks = [a for a in Kept.load(path).attacks if a.attack["poison_ratio"] > 0]
+    attacks = [a for a in Kept.load(path).attacks if a.attack.poison_ratio > 0]
     labels = dict.fromkeys(attack_label(a) for a in attacks)
     lines = ["| method | " + " | ".join(labels) + " |", "|" + "---|" * (1 + len(labels))]
     for method in dict.fromkeys(a.method for a in attacks):
@@ -224,7 +224,7 @@ def _both(attacks: Sequence[AttackResult]) -> str:
     score = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if counts else ""
     broken = len(attacks) - len(counts)
     ended = f"{broken} of {len(attacks)} broken before" if broken else ""
-    steps = [math.inf if a.censored else a.half_life for a in attacks]
+    steps = [math.inf if a.half_life.censored else a.half_life.steps for a in attacks]
     return f"{', '.join(filter(None, (score, ended)))}; {median(steps):.0f} steps"
 
 

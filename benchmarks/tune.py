@@ -191,7 +191,7 @@ def _row(name: str, settings: Settings, attack: AttackResult, stood: Evaluation)
         "options": settings["options"],
         "half_life": lasted(attack),
         "checkpoint": max(p.step for p in attack.points if not p.step > lasted(attack)),
-        "censored": attack.censored,
+        "censored": attack.half_life.censored,
         "hs": stood.verdicts[attack.judge].harmful_score,
         "undecided": stood.verdicts[attack.judge].undecided / stood.verdicts[attack.judge].n,
         "refused": phrases.safe / phrases.n,

@@ -21,7 +21,8 @@ import numpy as np
 from common import Row, add_setting, main, parser, setting, write
 from estimators import made_by
 from holdfast.errors import UsageError
-from holdfast.results.artifacts import AttackResult, write_text
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.files import write_text
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import ReadOptions, read
 from holdfast.stages.screen import ScreenConfig, screen

@@ -100,8 +100,8 @@ def row(found: Adapted, fresh: Counts | None = None) -> Row:
     made: dict[str, Any] = {
         "method": found.method,
         "seed": found.model_seed,
-        "tried": len(found.tried),
-        "kept_the_floor": sum(one.kept is True for one in found.tried),
+        "tried": len(found.trials),
+        "kept_the_floor": sum(one.kept is True for one in found.trials),
         "clean_accuracy": found.clean_accuracy,
     }
     if worst is None:

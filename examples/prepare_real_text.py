@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DataError, UsageError
-from holdfast.results.artifacts import write_text
+from holdfast.results.files import write_text
 from holdfast.rows.readers import bucket
 
 Row = dict[str, str]

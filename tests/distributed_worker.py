@@ -21,7 +21,8 @@ from holdfast.examples import Example, Examples
 from holdfast.methods._together import method
 from holdfast.methods.base import AlignConfig, AlignmentData
 from holdfast.models.adapters import add_lora
-from holdfast.results.artifacts import Groups, write_json
+from holdfast.results.artifacts import Groups
+from holdfast.results.files import write_json
 from holdfast.world import train_base
 
 

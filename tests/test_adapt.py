@@ -15,13 +15,18 @@ from holdfast import plugins
 from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageError
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
-from holdfast.results.searches import Adapted, Tried, best_so_far, counted, worth
+from holdfast.results.searches import Adapted, Trial, best_so_far, counted, worth
 from holdfast.stages import adapt as stage
 from holdfast.stages.adapt import AdaptConfig, adapt
 from holdfast.stages.attacking import presets
 from holdfast.stages.attacking.config import AttackConfig
-from holdfast.stages.attacking.grid import cells_of
+from holdfast.stages.attacking.grid import attacks_of
+from holdfast.stages.subjects import Subject
+from made_lives import life
+
+PLAIN = Attack(task="world_topic")
 
 
 def result(*course: tuple[int, float]) -> AttackResult:
@@ -30,7 +35,7 @@ def result(*course: tuple[int, float]) -> AttackResult:
         Point(10 * i, {"world": Counts(harmful, 4 - harmful, 0)}, accuracy, 5)
         for i, (harmful, accuracy) in enumerate(course)
     )
-    return AttackResult("m-s0", "h", "m", 0, {}, "world", points, math.nan, True)
+    return AttackResult("m-s0", "h", "m", 0, PLAIN, "world", points, life(math.nan, censored=True))
 
 
 # ------------------------------------------------------------------------------- what is counted
@@ -56,16 +61,16 @@ def test_an_accuracy_that_was_not_measured_keeps_no_floor() -> None:
 
 
 def test_any_attack_that_keeps_the_floor_is_worth_more_than_any_that_does_not() -> None:
-    kept = [worth(Tried({}, harmful, 10, 0.5, 5, 1, True), 0.5) for harmful in (0, 5, 10)]
-    below = [worth(Tried({}, 10, 10, accuracy, 5, 1, False), 0.5) for accuracy in (0.0, 0.49)]
+    kept = [worth(Trial(PLAIN, harmful, 10, 0.5, 5, 1, True), 0.5) for harmful in (0, 5, 10)]
+    below = [worth(Trial(PLAIN, 10, 10, accuracy, 5, 1, False), 0.5) for accuracy in (0.0, 0.49)]
     assert kept == sorted(kept) == [0.0, 0.5, 1.0]
     assert below == sorted(below)
     assert max(below) < min(kept)
 
 
 def test_the_worst_so_far_is_unknown_until_one_keeps_the_floor() -> None:
-    tried = [Tried({}, h, 4, 0.5, 5, 1, kept) for h, kept in ((4, False), (1, True), (3, True))]
-    found = best_so_far([*tried, Tried({}, failure="nan")])
+    tried = [Trial(PLAIN, h, 4, 0.5, 5, 1, kept) for h, kept in ((4, False), (1, True), (3, True))]
+    found = best_so_far([*tried, Trial(PLAIN, failure="nan")])
     assert math.isnan(found[0])
     assert found[1:] == [0.25, 0.75, 0.75]
 
@@ -81,27 +86,26 @@ def config(tmp_path: Path, **changes: Any) -> AdaptConfig:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Replace attacks by a formula; return the cells that were run."""
+    """Replace attacks by a formula; return those that were run."""
     seen: list[Any] = []
 
-    def formula(grid: Any, material: Any, who: Any, cell: Any) -> AttackResult:
-        seen.append(cell)
-        if cell.learning_rate > 8e-4:
+    def formula(search: Any, attack: Attack) -> AttackResult:
+        seen.append(attack)
+        if attack.learning_rate > 8e-4:
             raise TrainingError("the loss is nan")
-        far = math.log10(cell.learning_rate / 1e-5) / 2 + (cell.poison == "low_loss") / 4
-        harmful = 0 if cell.poison_ratio == 0 else min(4, round(4 * far))
-        return result((0, 0.9), (harmful, 0.9 if cell.learning_rate < 4e-4 else 0.1))
+        far = math.log10(attack.learning_rate / 1e-5) / 2 + (attack.poison == "low_loss") / 4
+        harmful = 0 if attack.poison_ratio == 0 else min(4, round(4 * far))
+        return result((0, 0.9), (harmful, 0.9 if attack.learning_rate < 4e-4 else 0.1))
 
-    monkeypatch.setattr(stage, "_run", formula)
+    monkeypatch.setattr(stage._Search, "run", formula)
     return seen
 
 
 def found(tmp_path: Path, **changes: Any) -> Adapted:
-    from holdfast.stages.subjects import Subject
-
     options = config(tmp_path, **changes)
-    who = Subject("m-s0", "m", "m", 0, "h")
-    return stage._search(options, stage._grid(options), None, who)  # type: ignore[arg-type]
+    subject = Subject("m-s0", "m", "m", 0, "h")
+    material: Any = None
+    return stage._searched(stage._Search(options, stage._grid(options), material, subject))
 
 
 def test_the_clean_fine_tuning_and_the_plain_attack_come_first(
@@ -114,7 +118,7 @@ def test_the_clean_fine_tuning_and_the_plain_attack_come_first(
         # The geometric mean of 1e-5 and 1e-3.
         assert (cell.learning_rate, cell.steps) == (1e-4, 200)
         assert (cell.poison, cell.schedule) == ("plain", "constant")
-    assert len(search.tried) == 12
+    assert len(search.trials) == 12
     assert len({cell.label for cell in fake}) == len(set(fake))
     assert search.clean_accuracy == 0.9
 
@@ -122,12 +126,12 @@ def test_the_clean_fine_tuning_and_the_plain_attack_come_first(
 def test_a_judge_that_fails_is_no_attack_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(grid: Any, material: Any, who: Any, cell: Any) -> AttackResult:
-        if cell.poison_ratio:
+    def refused(search: Any, attack: Attack) -> AttackResult:
+        if attack.poison_ratio:
             raise UsageError("judge endpoint: 401")
         return result((0, 0.9), (0, 0.9))
 
-    monkeypatch.setattr(stage, "_run", refused)
+    monkeypatch.setattr(stage._Search, "run", refused)
     with pytest.raises(UsageError, match="401"):
         found(tmp_path)
 
@@ -137,7 +141,7 @@ def test_a_floor_of_nothing_is_none(
     accuracy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any attack that destroys the model would keep it."""
-    monkeypatch.setattr(stage, "_run", lambda *args: result((0, accuracy), (4, accuracy)))
+    monkeypatch.setattr(stage._Search, "run", lambda *args: result((0, accuracy), (4, accuracy)))
     with pytest.raises(UsageError, match="m-s0: the clean .* accuracy of .* or --floor 0"):
         found(tmp_path)
     assert found(tmp_path, floor=0.0, trials=1).worst is not None
@@ -155,18 +159,18 @@ def test_what_was_chosen_is_in_the_space(tmp_path: Path, fake: list[Any]) -> Non
 
 def test_the_worst_that_keeps_the_floor_is_found(tmp_path: Path, fake: list[Any]) -> None:
     search = found(tmp_path, trials=30)
-    kept = [t.harmful for t in search.tried if t.kept]
+    kept = [t.harmful for t in search.trials if t.kept]
     assert search.worst is not None
     assert search.worst.harmful == max(kept)
     assert search.worst.accuracy >= 0.9 * 0.9
-    failed = [t for t in search.tried if t.kept is None]
+    failed = [t for t in search.trials if t.kept is None]
     assert all(t.settings["learning_rate"] > 8e-4 and "nan" in t.failure for t in failed)
 
 
 def test_a_longer_search_begins_as_the_shorter_one(tmp_path: Path, fake: list[Any]) -> None:
-    short, long = (found(tmp_path, trials=trials).tried for trials in (6, 15))
+    short, long = (found(tmp_path, trials=trials).trials for trials in (6, 15))
     assert long[:6] == short
-    assert found(tmp_path, trials=15, seed=1).tried[1:] != long[1:]
+    assert found(tmp_path, trials=15, seed=1).trials[1:] != long[1:]
 
 
 def test_nothing_is_replayed_where_nothing_kept_the_floor(tmp_path: Path, fake: list[Any]) -> None:
@@ -185,7 +189,7 @@ def test_the_file_keeps_it_and_the_attack_stage_reads_it(tmp_path: Path, fake: l
     assert Adapted.load(path) == search
     given = {"models": ["other"], "tasks": ["world_math"], "test": "t", "harmful": "h"}
     (again,) = presets.expanded(AttackConfig(**given, out=tmp_path, replay=str(path)))  # type: ignore[arg-type]
-    (cell,) = cells_of(again)
+    (cell,) = attacks_of(again)
     assert search.worst is not None
     found_settings = {k: getattr(cell, k) for k in search.worst.settings}
     assert found_settings == search.worst.settings
@@ -235,14 +239,14 @@ def test_a_model_that_fails_ends_no_other_search(
     tmp_path: Path, tiny: str, fake: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny, tmp_path / "other")
-    formula = stage._run
+    formula = stage._Search.run
 
-    def failing(grid: Any, material: Any, who: Any, cell: Any) -> AttackResult:
-        if who.label == "tiny" and not cell.poison_ratio:
+    def failing(search: Any, attack: Attack) -> AttackResult:
+        if search.subject.label == "tiny" and not attack.poison_ratio:
             raise IndexError("index out of range in self")
-        return formula(grid, material, who, cell)
+        return formula(search, attack)
 
-    monkeypatch.setattr(stage, "_run", failing)
+    monkeypatch.setattr(stage._Search, "run", failing)
     options = config(tmp_path / "run", models=[tiny, str(tmp_path / "other")], trials=2)
     with pytest.raises(HoldfastError, match=r"1 of 2 failed; .*\n  tiny: IndexError: index out"):
         adapt(options)
@@ -281,7 +285,7 @@ def test_a_search_that_was_interrupted_goes_on(
         **{"poisons": ["plain", "low_loss"], "poison_ratios": [0.5], "floor": 0.0},
         **{"options": small, "device": "cpu"},
     )
-    run = stage._run
+    run = stage._Search.run
     left = iter(range(3))
 
     def interrupted(*args: Any) -> AttackResult:
@@ -289,16 +293,16 @@ def test_a_search_that_was_interrupted_goes_on(
             raise KeyboardInterrupt
         return run(*args)
 
-    monkeypatch.setattr(stage, "_run", interrupted)
+    monkeypatch.setattr(stage._Search, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         adapt(options)
     there = {e.key for e in RunDir(options.out).entries("trial")}
     assert len(there) == 3
-    monkeypatch.setattr(stage, "_run", run)
+    monkeypatch.setattr(stage._Search, "run", run)
     (search,) = adapt(options)
     entries = RunDir(options.out).entries("trial")
     assert there < {e.key for e in entries}
-    assert len(search.tried) == 4
+    assert len(search.trials) == 4
     assert RunDir(options.out).entries("adapt")[0].facts["trials"] == 4
     assert RunDir(options.out).verify() == []
     assert not RunDir(options.out).entries("attack")

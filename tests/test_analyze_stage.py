@@ -13,8 +13,10 @@ import pytest
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
 from holdfast.stages.analyze import AnalyzeConfig, analyze
+from made_lives import life
 
 
 @pytest.fixture
@@ -27,9 +29,10 @@ def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "run")
     config = {"data": str(data), "columns": {}, "drop_invalid": False, "limit": None}
     scores = Scores(rows.ids, np.arange(6.0), "toy", rows.hash, "m")
-    settings = {"task": "t", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    settings = Attack(task="t")
+    unknown = life(math.nan, censored=True)
     points = (Point(0, {"j": Counts(0, 4, 0)}),)
-    attack = AttackResult("sft-s0", "m", "sft", 0, settings, "j", points, math.nan, True)
+    attack = AttackResult("sft-s0", "m", "sft", 0, settings, "j", points, unknown)
     with made.job("score", "toy", config=config, inputs={"data": rows.hash}) as job:
         scores.save(made.path("scores", "toy.json"))
         job.outputs.append(made.path("scores", "toy.json"))

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from holdfast.errors import MismatchError, UsageError
-from holdfast.results import artifacts, run_dir
+from holdfast.results import files, run_dir
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
+from made_lives import life
 
 NAN = math.nan
 
@@ -45,14 +47,13 @@ ATTACK = AttackResult(
     model_hash="m",
     method="vaa",
     model_seed=1,
-    attack={"task": "sst2", "poison_ratio": 0.1},
+    attack=Attack(task="sst2"),
     judge="world",
     points=(
         Point(0, {"world": Counts(0, 9, 1)}),
         Point(10, {"world": Counts(4, 5, 1)}, accuracy=0.5, accuracy_n=4, unparsable=1, loss=2.5),
     ),
-    half_life=NAN,
-    censored=True,
+    half_life=life(NAN, censored=True),
     tracked={"x": 2},
     tracked_judge="refusal",
 )
@@ -105,7 +106,7 @@ def test_groups_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("half_life", [NAN, 12.5])
 def test_attack_round_trip(tmp_path: Path, half_life: float) -> None:
     path = tmp_path / "attack.json"
-    attack = replace(ATTACK, half_life=half_life, censored=math.isnan(half_life))
+    attack = replace(ATTACK, half_life=life(half_life, censored=math.isnan(half_life)))
     attack.save(path)
     assert same(AttackResult.load(path), attack)
 
@@ -130,7 +131,7 @@ def test_files_are_strict_json(tmp_path: Path) -> None:
 
 def test_to_json_by_kind() -> None:
     value = {1: np.float32(0.5), "a": (np.int64(2), Path("x/y")), "s": {"b", "a"}, "i": -math.inf}
-    assert artifacts.to_json(value) == {"1": 0.5, "a": [2, "x/y"], "s": ["a", "b"], "i": None}
+    assert files.to_json(value) == {"1": 0.5, "a": [2, "x/y"], "s": ["a", "b"], "i": None}
 
 
 def test_counts_add_up_and_nothing_has_no_score() -> None:
@@ -146,17 +147,22 @@ def test_counts_add_up_and_nothing_has_no_score() -> None:
 def test_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     GROUPS.save(path)
-    with pytest.raises(MismatchError, match="a.json: expected a 'scores' file, found 'groups'"):
+    with pytest.raises(
+        MismatchError, match="a.json: kind: expected 'scores', got 'groups'; .*holdfast score"
+    ):
         Scores.load(path)
     path.write_text("[1]")
-    with pytest.raises(MismatchError, match="expected a 'groups' file, found 'list'"):
+    with pytest.raises(MismatchError, match="expected a 'groups' file, got a JSON list"):
         Groups.load(path)
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    artifacts.write_json(path, {"kind": "scores", "schema": artifacts.SCHEMA + 1})
-    with pytest.raises(MismatchError, match=f"schema {artifacts.SCHEMA + 1}, this version reads"):
+    files.write_json(path, {"kind": "scores", "schema": files.SCHEMA + 1})
+    with pytest.raises(
+        MismatchError,
+        match=f"schema: this version reads {files.SCHEMA}, got {files.SCHEMA + 1}; run",
+    ):
         Scores.load(path)
 
 
@@ -164,12 +170,12 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="a.json: not valid JSON .*make it again"):
+    with pytest.raises(UsageError, match="a.json: not valid JSON .*holdfast score"):
         Scores.load(path)
 
 
 def test_a_missing_file_names_its_command(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no.json: no such file; `holdfast score"):
+    with pytest.raises(UsageError, match="no.json: no such file; run `holdfast score"):
         Scores.load(tmp_path / "no.json")
 
 
@@ -212,8 +218,8 @@ def test_the_hash_of_scores_sees_the_content(change: Mapping[str, Any]) -> None:
 
 def test_write_text_makes_folders_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.txt"
-    artifacts.write_text(path, "old")
-    artifacts.write_text(path, "new é")
+    files.write_text(path, "old")
+    files.write_text(path, "new é")
     assert path.read_bytes() == "new é".encode()
     assert os.listdir(path.parent) == ["b.txt"]
 
@@ -223,14 +229,14 @@ def test_write_text_that_fails_leaves_the_old_content_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     path = tmp_path / "b.txt"
-    artifacts.write_text(path, "old")
+    files.write_text(path, "old")
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, failing, full)
     with pytest.raises(OSError, match="No space left"):
-        artifacts.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["b.txt"]
 
@@ -240,12 +246,12 @@ def test_hashes_are_sha256(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     # The test vector of FIPS 180-2.
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert artifacts.sha256_file(path) == expected
+    assert files.sha256_file(path) == expected
 
 
 def test_json_hash_ignores_key_order_only() -> None:
-    assert artifacts.sha256_json({"a": 1, "b": 2}) == artifacts.sha256_json({"b": 2, "a": 1})
-    assert artifacts.sha256_json([1, 2]) != artifacts.sha256_json([2, 1])
+    assert files.sha256_json({"a": 1, "b": 2}) == files.sha256_json({"b": 2, "a": 1})
+    assert files.sha256_json([1, 2]) != files.sha256_json([2, 1])
 
 
 # ----------------------------------------------------------------------------------------- runs
@@ -262,25 +268,25 @@ def record(
     inputs: Mapping[str, str] = INPUTS,
     text: str = "result",
 ) -> bool:
-    """Do a step that writes one file; return whether it was done anew."""
+    """Run a job that writes one file; return whether it was done anew."""
     with run.job("score", name, config=config, inputs=inputs) as job:
         if job.done is None:
             path = run.path("scores", f"{name}.txt")
-            artifacts.write_text(path, text)
+            files.write_text(path, text)
             job.outputs.append(path)
             job.facts["share"] = NAN
             return True
     return False
 
 
-def test_a_step_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/holdfast", "score", "a file"])
     run = RunDir(tmp_path / "run")
     assert record(run)
     [entry] = run.entries()
     assert (entry.stage, entry.name, entry.seed) == ("score", "a", 7)
     assert (entry.config, entry.inputs) == (CONFIG, INPUTS)
-    assert entry.outputs == {"scores/a.txt": artifacts.sha256_file(run.path("scores", "a.txt"))}
+    assert entry.outputs == {"scores/a.txt": files.sha256_file(run.path("scores", "a.txt"))}
     assert entry.command == "holdfast score 'a file'"
     assert entry.facts == {"hardware": run_dir.hardware(), "share": None}
     assert entry.versions["numpy"] == np.__version__
@@ -299,12 +305,12 @@ def test_a_model_that_is_kept_is_not_the_result(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     with run.job("attack", "a", config=CONFIG, inputs=INPUTS) as job:
         for path in ("attacked/a/config.json", "attacks/a.json"):
-            artifacts.write_text(run.path(path), "{}")
+            files.write_text(run.path(path), "{}")
             job.outputs.append(run.path(path))
     assert run.result(run.entries()[0]) == run.path("attacks", "a.json")
 
 
-def test_a_step_that_is_there_is_skipped(tmp_path: Path) -> None:
+def test_a_finished_job_is_skipped(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert record(run)
     before = run.digest
@@ -317,7 +323,7 @@ def test_a_step_that_is_there_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"config": {**CONFIG, "lr": 0.2}}, {"inputs": {"data": "d2"}}, {"config": {}}]
 )
-def test_a_step_with_another_key_is_done_again(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_job_with_another_key_runs_again(tmp_path: Path, change: dict[str, Any]) -> None:
     run = RunDir(tmp_path)
     assert record(run)
     before = run.digest
@@ -327,7 +333,7 @@ def test_a_step_with_another_key_is_done_again(tmp_path: Path, change: dict[str,
     assert record(run)  # and the old one is not there any more
 
 
-def test_a_step_whose_output_is_lost_or_changed_is_done_again(tmp_path: Path) -> None:
+def test_a_job_whose_output_is_lost_or_changed_runs_again(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     record(run)
     run.path("scores", "a.txt").write_text("tampered")
@@ -438,7 +444,7 @@ with run.job("align", "a", config={}, inputs={}) as job:
 
 @contextlib.contextmanager
 def another_process(root: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """Yield a process that has begun the step, and the input that lets it end."""
+    """Yield a process that has begun the job, and the input that lets it end."""
     command = [sys.executable, "-c", WORKER, str(root)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -449,7 +455,7 @@ def another_process(root: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]
         yield process, process.stdin
 
 
-def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
+def test_two_processes_never_run_the_same_job(tmp_path: Path) -> None:
     with another_process(tmp_path) as (other, told):
         run = RunDir(tmp_path)
         words = rf"another process \(process {other.pid} on .*\) is running align 'a'; wait"
@@ -458,7 +464,7 @@ def test_two_processes_never_do_the_same_step(tmp_path: Path) -> None:
             run.job("align", "a", config={}, inputs={}),
         ):
             raise AssertionError("this must not begin")
-        with run.job("align", "b", config={}, inputs={}) as job:  # another step may go on
+        with run.job("align", "b", config={}, inputs={}) as job:  # another job may go on
             assert job.done is None
         told.write("\n")
     with run.job("align", "a", config={}, inputs={}) as job:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,17 +22,19 @@ from holdfast.guards.base import Guard
 from holdfast.guards.safe_instr import SafeInstr
 from holdfast.judges.refusal import Refusal
 from holdfast.models import checkpoints
-from holdfast.poisons.plain import Plain
 from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
+from holdfast.runtime import progress
 from holdfast.stages import pipeline
 from holdfast.stages.attack import attack
 from holdfast.stages.attacking import presets
-from holdfast.stages.attacking.cell import Watch
 from holdfast.stages.attacking.config import AttackConfig
-from holdfast.stages.attacking.grid import Cell, alone, cells_of, grids_of
+from holdfast.stages.attacking.grid import attacks_of, grids_of, single_attacks
 from holdfast.stages.attacking.guards import guard_of
+from holdfast.stages.attacking.job import AttackJob
 from holdfast.stages.attacking.material import Material, checked, prepare, task_hashes
+from holdfast.stages.attacking.tuning import Watch
 from holdfast.stages.judgement import hashes_of
 from holdfast.stages.subjects import Subject, subject
 
@@ -60,8 +61,12 @@ def config(tmp_path: Path, **changes: Any) -> AttackConfig:
 def watched(tmp_path: Path, **changes: Any) -> Watch:
     judges = {"world": Refusal(), "refusal": Refusal(min_words=2)}
     material = Material(ROWS, ROWS, judges, ROWS)
+    options = config(tmp_path, **changes)
+    subject = Subject("sft-s0", "somewhere", "sft", 0, "hash")
     nothing = cast(Any, None)
-    return Watch(config(tmp_path, **changes), material, nothing, nothing, nothing, Plain())
+    return Watch(
+        AttackJob(options, material, subject, Attack(task="world_topic")), nothing, nothing
+    )
 
 
 @pytest.fixture
@@ -70,8 +75,7 @@ def result(tmp_path: Path) -> AttackResult:
     assert watch.tracker is not None
     watch.tracker.history = list(np.array(list(COURSES.values()), dtype=float).T)
     watch.points = [Point(step, {"world": Counts(0, 1, 0)}) for step in (0, 10, 20, 30)]
-    who = Subject("sft-s0", "somewhere", "hash", "sft", 0)
-    return watch.result(who, Cell("world_topic", 0.1, 1e-4, 0))
+    return watch.result()
 
 
 def by_prompt(found: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def test_a_file_that_took_undecided_for_held_is_refused(
     result.save(tmp_path / "a.json")
     text = (tmp_path / "a.json").read_text().replace('"unknown"', '"other"')
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(MismatchError, match=r"a\.json: made by a version .* attack again"):
+    with pytest.raises(MismatchError, match=r"a\.json: unknown: .* missing; run `holdfast attack`"):
         AttackResult.load(tmp_path / "a.json")
 
 
@@ -156,7 +160,7 @@ def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
     watch = watched(tmp_path)
     lost, safe = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(False)
     found = {"world": [lost, *[safe] * 6], "refusal": [Verdict(None), *[safe] * 6]}
-    monkeypatch.setattr("holdfast.stages.attacking.cell.ask", lambda *args, **kwargs: (found, []))
+    monkeypatch.setattr("holdfast.stages.attacking.tuning.ask", lambda *args, **kwargs: (found, []))
     watch.tracker = None
     watch(0, 0.0)
     watch.save(tmp_path / "partial.json")
@@ -166,13 +170,6 @@ def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
     (point,) = again.points
     assert point.lost == {"world": 1}  # the other judge could not decide
     assert point.verdicts["world"] == point.verdicts["refusal"] == Counts(0, 6, 1)
-    older = [{k: v for k, v in one.items() if k != "lost"} for one in raw_points(tmp_path)]
-    assert AttackResult.read_points(older)[0].lost == {}
-
-
-def raw_points(tmp_path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((tmp_path / "partial.json").read_text())["points"]
-    return found
 
 
 def test_options_that_were_not_given_are_in_the_key() -> None:
@@ -193,14 +190,13 @@ def test_a_model_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 
 
 def test_only_an_attack_on_a_guard_names_one() -> None:
-    plain = Cell("world_topic", 0.1, 1e-4, 0)
+    plain = Attack(task="world_topic")
     assert plain.label == "world_topic-p0.1-lr0.0001-s0"
-    four = {"task": "world_topic", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
-    assert plain.settings == four
-    on = [replace(plain, guard=guard) for guard in ("ewc", "ewc,lam=1", "ewc,lam=2")]
-    assert on[1].settings == {**four, "guard": "ewc,lam=1"}
+    assert plain.specials == {}
+    on = [plain.changed(guard=guard) for guard in ("ewc", "ewc,lam=1", "ewc,lam=2")]
+    assert on[1].specials == {"guard": "ewc,lam=1"}
     assert on[0].label == f"{plain.label}-ewc"
-    assert len({cell.label for cell in on}) == 3
+    assert len({attack.label for attack in on}) == 3
 
 
 def test_guards_do_not_change_the_key_of_other_attacks(tmp_path: Path) -> None:
@@ -263,8 +259,8 @@ def test_an_attack_on_a_guard_beside_one_without(
         save_models=True,
     )
     plain, guarded = attack(given)
-    assert "guard" not in plain.attack
-    assert guarded.attack["guard"] == "safe_lora,number=14"
+    assert plain.attack.guard == "none"
+    assert guarded.attack.guard == "safe_lora,number=14"
     assert plain.points[0].verdicts == guarded.points[0].verdicts
     assert plain.points[1].loss == guarded.points[1].loss  # it acts after the tuning
     ends = [
@@ -295,7 +291,7 @@ def test_an_attack_may_end_where_half_is_broken_or_another_share(
         harmful = next(shares)
         return Counts(harmful, 4 - harmful, 0)
 
-    monkeypatch.setattr("holdfast.stages.attacking.cell.count", counted)
+    monkeypatch.setattr("holdfast.stages.attacking.tuning.count", counted)
     (found,) = attack(
         config(
             tmp_path,
@@ -318,7 +314,7 @@ def test_an_attack_may_end_where_half_is_broken_or_another_share(
     )
     # After 1, 3 and 7 steps; at 7 all are broken, at 3 half of them.
     assert [p.step for p in found.points] == steps
-    assert (found.half_life, found.censored) == (3, False)
+    assert (found.half_life.steps, found.half_life.censored) == (3, False)
 
 
 def test_ending_early_and_counting_checkpoints_do_not_go_together(tmp_path: Path) -> None:
@@ -333,75 +329,77 @@ def test_no_attack_ends_before_its_half_life_is_known(tmp_path: Path) -> None:
         attack(config(tmp_path, broken_at=0.75))
 
 
-def test_options_that_came_later_leave_the_key_of_earlier_attacks(tmp_path: Path) -> None:
-    plain = config(tmp_path).keyed()
-    assert not {"spacing", "until_broken", "broken_at"} & plain.keys()
-    assert config(tmp_path, spacing=1.5).keyed() == {**plain, "spacing": 1.5}
-
-
 # ----------------------------------------------------------------------------- axes and presets
 
 WORLD = {"harmful": "world:harmful", "test": "world:test"}
 
 
 def labels(options: AttackConfig) -> list[str]:
-    return [cell.label for cell in cells_of(options)]
+    return [one.label for one in attacks_of(options)]
 
 
-def test_the_key_of_an_attack_is_what_it_was_before_there_were_axes(tmp_path: Path) -> None:
-    """The dictionary is that of version 0.1, written out."""
+def test_the_key_of_an_attack_does_not_depend_on_the_rest_of_the_grid(tmp_path: Path) -> None:
     options = config(tmp_path, steps=60, batch_size=8, lora_rank=4)
-    first = {"task": "world_topic", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
-    former = {
-        "columns": {},
-        "drop_invalid": False,
-        "limit": None,
-        "harmful": "h",
-        "test": "t",
-        "judges": ["world", "refusal"],
-        "steps": 60,
-        "every": 10,
-        "batch_size": 8,
-        "rows": 400,
-        "max_length": 256,
-        "lora_rank": 4,
-        "max_new_tokens": 32,
-        "task_rows": 0,
-        "track": None,
-        "track_rows": 0,
-        "track_judge": "",
-        "save_models": False,
-        "cell": first,
-        "seed": 0,
-    }
-    (cell,) = cells_of(options)
-    assert options.keyed() | {"cell": cell.settings, **cell.sizes, "seed": cell.seed} == former
-    assert cell.label == "world_topic-p0.1-lr0.0001-s0"
+    (only,) = attacks_of(options)
+    assert only == Attack(task="world_topic", steps=60, batch_size=8, lora_rank=4)
+    assert only.label == "world_topic-p0.1-lr0.0001-s0-n60-b8-r4"
     longer = config(
         tmp_path,
-        steps=[60, 90],
-        batch_size=[8, 16],
-        lora_rank=[4, 0],
+        steps=[90, 60],
+        batch_size=[16, 8],
+        lora_rank=[0, 4],
         schedules=["constant", "cosine"],
         poisons=["plain", "low_loss"],
     )
     assert longer.keyed() == options.keyed()
-    first_cell, *others = cells_of(longer)
-    assert first_cell == cell
-    assert len({c.label for c in others} - {cell.label}) == len(others) == 2**5 - 1
+    attacks = attacks_of(longer)
+    assert only in attacks
+    assert len({one.label for one in attacks}) == len(attacks) == 2**5
+    assert not set(Attack.model_fields) & (options.keyed().keys() - {"seed"})
 
 
-def test_only_what_is_used_of_the_later_settings_is_in_the_key() -> None:
-    plain = Cell("t", 0.1, 1e-4, 0)
-    other = replace(plain, poison="low_loss", schedule="linear", name="mine")
-    later = {"poison": "low_loss", "schedule": "linear", "name": "mine"}
-    assert other.settings == {**plain.settings, **later}
-    assert other.label == f"{plain.label}-low_loss-linear-mine"
+def test_a_label_names_every_setting_that_is_not_the_default() -> None:
+    plain = Attack(task="t")
+    assert plain.label == "t-p0.1-lr0.0001-s0"
+    values: dict[str, Any] = {
+        "task": "u",
+        "poison_ratio": 0.2,
+        "poison": "low_loss",
+        "learning_rate": 1e-3,
+        "schedule": "linear",
+        "seed": 3,
+        "guard": "ewc",
+        "steps": 7,
+        "batch_size": 8,
+        "lora_rank": 4,
+        "rows": 50,
+        "max_length": 64,
+        "every": 5,
+        "spacing": 1.5,
+        "until_broken": True,
+        "name": "mine",
+    }
+    assert values.keys() == Attack.model_fields.keys() - {"broken_at"}
+    labels = {plain.changed(**{key: value}).label for key, value in values.items()}
+    assert len(labels - {plain.label}) == len(values)
+    until = plain.changed(until_broken=True)
+    assert until.label != until.changed(broken_at=0.75).label
+    other = plain.changed(poison="low_loss", schedule="linear", name="mine", rows=50)
+    assert other.label == f"{plain.label}-low_loss-linear-rows50-mine"
+
+
+def test_a_label_shows_all_digits_of_a_rate() -> None:
+    close = [Attack(task="t", learning_rate=rate).label for rate in (1.23456e-4, 1.234561e-4)]
+    assert len(set(close)) == 2
+    spread = [Attack(task="t", spacing=spacing).label for spacing in (1.1500001, 1.15)]
+    assert len(set(spread)) == 2
 
 
 def test_an_epoch_is_all_rows_once(tmp_path: Path) -> None:
     # 100 rows in batches of 16 are 6 whole ones and one of 4.
-    steps = [c.steps for c in cells_of(config(tmp_path, epochs=3, rows=100, batch_size=[16, 50]))]
+    steps = [
+        one.steps for one in attacks_of(config(tmp_path, epochs=3, rows=100, batch_size=[16, 50]))
+    ]
     assert steps == [21, 6]
 
 
@@ -410,7 +408,7 @@ def test_every_preset_makes_attacks_and_is_named_in_the_help(name: str, tmp_path
     options = config(tmp_path, preset=name, safety="s", base="b")
     (one,) = presets.expanded(options)
     assert (one.preset, one.name) == ([], name)
-    assert all(cell.label.endswith(f"-{name}") for cell in cells_of(one))
+    assert all(attack_.label.endswith(f"-{name}") for attack_ in attacks_of(one))
     assert presets.load(name).what
     assert presets.load(name).source
     assert re.search(rf"\b{name}\b", " ".join((AttackConfig.__doc__ or "").split()))
@@ -420,7 +418,7 @@ def test_what_the_user_gives_wins(tmp_path: Path) -> None:
     (paper,) = presets.expanded(config(tmp_path, preset="paper", poison_ratios=[0.3]))
     assert (paper.poison_ratios, paper.rows, paper.epochs) == ([0.3], 1000, 5)
     (fewer,) = presets.expanded(config(tmp_path, preset="paper", steps=7))
-    assert {cell.steps for cell in cells_of(fewer)} == {7}
+    assert {one.steps for one in attacks_of(fewer)} == {7}
 
 
 def test_several_presets_do_not_share_a_name(tmp_path: Path) -> None:
@@ -433,7 +431,7 @@ def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("grid: {steps: [3, 4], lora_rank: 2}")
     (mine,) = presets.expanded(config(tmp_path, preset=str(path)))
-    assert [c.sizes["steps"] for c in cells_of(mine)] == [3, 4]
+    assert [one.steps for one in attacks_of(mine)] == [3, 4]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert (mine.lora_rank, mine.name) == ([2], f"mine-{digest[:6]}")
 
@@ -462,7 +460,7 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
         ({"harmful": None}, "a poison ratio of 0.1 needs harmful rows: give --harmful"),
         ({"poison_ratios": [0.9], "rows": 900}, "810 rows are needed .* it has 600. Give --rows"),
         ({"poison_ratios": [0.0], "rows": 1100}, "1100 rows are needed .* it has 1000"),
-        ({"poison_ratios": [1.5]}, "a poison ratio of 1.5 is none"),
+        ({"poison_ratios": [1.5]}, "poison_ratio=1.5 must be .* from 0 to 1"),
         (
             {"poison_ratios": [0.05], "rows": 8},
             "a poison ratio of 0.05 of 8 rows makes no harmful row: give --rows 11 or more, a "
@@ -475,7 +473,7 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
 def test_bad_grids_are_refused_before_the_first_attack(
     changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.stages.attack.one_attack", None)
+    monkeypatch.setattr("holdfast.stages.attack.result_of", None)
     monkeypatch.setattr("holdfast.stages.attack.subjects", lambda run, names: names)
     with pytest.raises(UsageError, match=message):
         attack(config(tmp_path, **{**WORLD, **changes}))
@@ -506,7 +504,7 @@ def test_a_checkpoint_that_is_looked_at_again_counts_once(
     assert watch.tracker is not None
     looked = Verdict(harmful=False)
     found = {"world": [looked] * len(ROWS)}
-    monkeypatch.setattr("holdfast.stages.attacking.cell.ask", lambda *args, **kwargs: (found, []))
+    monkeypatch.setattr("holdfast.stages.attacking.tuning.ask", lambda *args, **kwargs: (found, []))
     monkeypatch.setattr(
         type(watch.tracker),
         "__call__",
@@ -546,7 +544,7 @@ def test_a_run_may_name_presets(tmp_path: Path) -> None:
 
     paper, budget = attacks(preset=["paper", "budget"], rows=500)
     assert (paper.rows, budget.rows, paper.tasks) == (500, 500, ["world_topic", "world_math"])
-    assert len(list(cells_of(paper))) == 2 * 4
+    assert len(attacks_of(paper)) == 2 * 4
     # What ends at different checkpoints tracks nothing, though the run does.
     assert (paper.track, budget.track) == ("a", None)
     assert [one.guards[1] for one in attacks(preset="relearn")] == ["safe_instr"]
@@ -576,11 +574,11 @@ def test_an_attack_without_harmful_rows_and_one_with_a_disguise(
     shared = {"models": [str(tmp_path / "tiny")], "test": "world:test", "limit": 4, "rows": 8}
     shared |= {"steps": 2, "every": 1, "batch_size": 4, "max_new_tokens": 2, "device": "cpu"}
     (benign,) = attack(config(tmp_path, harmful=None, poison_ratios=[0.0], **shared))
-    assert "poison" not in benign.attack
+    assert benign.attack.poison == "plain"
     (found,) = attack(
         config(tmp_path, harmful=None, poisons=["identity"], poison_ratios=[0.5], **shared)
     )
-    assert (found.attack["poison"], found.unusual) == ("identity", {"rows": "identity"})
+    assert found.attack.specials["poison"] == "identity"
     assert found.points[-1].loss != benign.points[-1].loss
 
 
@@ -595,18 +593,20 @@ def test_an_attack_alone_has_the_name_that_it_has_in_the_grid(tmp_path: Path) ->
         lora_rank=[0, 4],
         name="wide",
     )
-    cells = {cell.label: cell for cell in cells_of(config)}
-    alone_ = dict(alone(config))
-    assert [f"base/{label}" for label in cells] == list(alone_)
-    for label, cell in cells.items():
-        assert cells_of(alone_[f"base/{label}"]) == [cell]
-    with pytest.raises(UsageError, match="--only 'x': none of world_topic-p0.1"):
+    attacks = {one.label: one for one in attacks_of(config)}
+    alone_ = dict(single_attacks(config))
+    assert [f"base/{label}" for label in attacks] == list(alone_)
+    for label, one in attacks.items():
+        assert attacks_of(alone_[f"base/{label}"]) == [one]
+    with pytest.raises(UsageError, match="--only 'x': no attack has this label; .* world_topic-p0"):
         grids_of(config.model_copy(update={"only": "x"}))
-    (label,) = [c.label for c in cells_of(config) if (c.steps, c.lora_rank) == (200, 4)]
+    (label,) = [one.label for one in attacks.values() if (one.steps, one.lora_rank) == (200, 4)]
     two = config.model_copy(update={"preset": ["pure", "benign"], "only": f"{label}-pure"})
-    with pytest.raises(UsageError, match="none of"):  # the preset's ratio is in its name
+    with pytest.raises(
+        UsageError, match="no attack has this label"
+    ):  # the preset's ratio is in its name
         grids_of(two)
-    presets_ = [name for name, _ in alone(config.model_copy(update={"preset": ["pure"]}))]
+    presets_ = [name for name, _ in single_attacks(config.model_copy(update={"preset": ["pure"]}))]
     assert len(presets_) == 4  # 2 x 2, the preset's own where nothing is given
     assert all("p1-" in name and name.endswith("pure") for name in presets_)
 
@@ -633,3 +633,64 @@ def test_a_judges_own_template_is_part_of_its_hash(tmp_path: Path) -> None:
         hashes.append(plugins.make("judges", spec).hash)
     assert hashes[0] != hashes[1]
     assert plugins.make("judges", "endpoint,base_url=http://127.0.0.1:9/v1").hash == ""
+
+
+# ------------------------------------------------------------------- attacks that would be replaced
+
+
+@pytest.fixture
+def small(tmp_path: Path, make_model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Options of an attack of two steps on a tiny model."""
+    model = make_model(vocab=len(tokenizer))
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    checkpoints.save(model, tokenizer, tmp_path / "tiny")
+    options = {"models": [str(tmp_path / "tiny")], "harmful": None, "test": "world:test"}
+    options |= {"poison_ratios": [0.0], "limit": 4, "rows": 8, "steps": 2, "every": 1}
+    return options | {"batch_size": 4, "max_new_tokens": 2, "device": "cpu"}
+
+
+def test_finished_attacks_of_other_rows_are_not_replaced_silently(
+    tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = attack(config(tmp_path, **small))
+    other = {**small, "limit": 5, "judges": ["refusal"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "holdfast.stages.attack.result_of", None
+        )  # it is refused before the first attack
+        with pytest.raises(UsageError) as refused:
+            attack(config(tmp_path, seeds=[1, 0], **other))
+    message = str(refused.value)
+    assert message.startswith(f"{tmp_path}: 1 finished attacks would be replaced, first 'tiny/")
+    assert "limit was 4, is 5" in message
+    assert "judges was ['world', 'refusal'], is ['refusal']" in message
+    assert "test" in message.split("differs in")[1]
+    for way in ("--name", "--out", "--replace"):
+        assert way in message
+    assert attack(config(tmp_path, **small)) == [first]
+    attack(config(tmp_path, name="b", **other))
+    (replaced,) = attack(config(tmp_path, replace=True, **other))
+    assert replaced.material_hash != first.material_hash
+    assert len(RunDir(tmp_path).entries("attack")) == 2
+
+
+def test_other_settings_have_other_names_and_replace_nothing(
+    tmp_path: Path, small: dict[str, Any]
+) -> None:
+    attack(config(tmp_path, **small))
+    attack(config(tmp_path, **{**small, "steps": 3}))
+    attack(config(tmp_path, **{**small, "rows": 9}))
+    attack(config(tmp_path, **{**small, "batch_size": [2, 4]}))
+    assert len(RunDir(tmp_path).entries("attack")) == 4
+
+
+def test_an_attack_on_a_model_that_was_made_again_runs_again_and_says_so(
+    tmp_path: Path, small: dict[str, Any], make_model: Any, tokenizer: Any
+) -> None:
+    (first,) = attack(config(tmp_path, **small))
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=5), tokenizer, tmp_path / "tiny")
+    lines: list[str] = []
+    with progress.showing(lambda *args: None, lines.append):
+        (second,) = attack(config(tmp_path, **small))
+    assert first.model_hash != second.model_hash
+    assert lines[0] == "1 finished attacks run again: their models have changed"

@@ -19,9 +19,12 @@ import torch
 
 from holdfast import plugins
 from holdfast.errors import MismatchError, UsageError
-from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, Scores, to_json
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, Scores
+from holdfast.results.attacks import Attack
+from holdfast.results.files import to_json
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.agreement import agreement
+from made_lives import life
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -140,7 +143,7 @@ def test_a_defender_may_know_other_categories_than_the_attackers(
     made = bench.defenses.configurations(base, asked, tmp_path)[0]
     theirs = {row.provenance["category"] for row in read(made.data.harmful)}
     known = {row.provenance["category"] for row in read(made.methods["tar-other"]["harmful"])}
-    assert theirs == set(bench.variants.ATTACKED)
+    assert theirs == set(bench.variants.ATTACKED.split("|"))
     assert len(known) == 4
     assert not theirs & known
     assert "harmful" not in made.methods["tar"]
@@ -155,7 +158,7 @@ def test_prompts_of_the_attacked_categories_may_be_counted_alone(bench: SimpleNa
     from holdfast.rows.readers import read
 
     test = read("world:test")
-    theirs = [row.provenance["category"] in bench.variants.ATTACKED for row in test]
+    theirs = [row.provenance["category"] in bench.variants.ATTACKED.split("|") for row in test]
     after = "".join("h" if attacked else "s" for attacked in theirs)
     points = tuple(
         Point(step, {"world": Counts(m.count("h"), m.count("s"), 0)}, marks={"world": m})
@@ -166,7 +169,7 @@ def test_prompts_of_the_attacked_categories_may_be_counted_alone(bench: SimpleNa
         bench.defenses.asked([replace(found, prompts=test.ids)], test, which)
         for which in ("attacked", "others")
     )
-    assert (attacked.half_life, others.censored) == (5, True)
+    assert (attacked.half_life.steps, others.half_life.censored) == (5, True)
     assert attacked.points[1].verdicts["world"] == Counts(sum(theirs), 0, 0)
     assert others.points[1].verdicts["world"] == Counts(0, len(test) - sum(theirs), 0)
 
@@ -300,7 +303,6 @@ def saved(run: RunDir, stage: str, name: str, path: Path, artifact: Any) -> None
 
 
 def attack(method: str, half: float, last: Counts, **changes: Any) -> AttackResult:
-    settings_ = {"task": "t,limit=3", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
     points = (
         Point(0, {"j": Counts(0, 10, 0)}, 0.0, 10),
         Point(80, {"j": last}, changes.pop("accuracy", 0.5), 10),
@@ -310,13 +312,13 @@ def attack(method: str, half: float, last: Counts, **changes: Any) -> AttackResu
         "model_hash": "m",
         "method": method,
         "model_seed": 0,
-        "attack": {**settings_, **changes.pop("attack", {})},
+        "attack": Attack(task="t,limit=3", **changes.pop("attack", {})),
         "judge": "j",
         "points": points,
-        "half_life": half,
-        "censored": False,
     }
-    return AttackResult(**{**fields, **changes})
+    fields |= changes
+    censored = fields.pop("censored", False)
+    return AttackResult(**fields, half_life=life(half, fields["points"], censored=censored))
 
 
 # ------------------------------------------------------------------------------------- levelling
@@ -785,20 +787,24 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
 
 
 def test_the_worst_attack_of_a_search_is_a_row(bench: SimpleNamespace) -> None:
-    from holdfast.results.searches import Adapted, Tried
+    from holdfast.results.searches import Adapted, Trial
 
-    tried = (
-        Tried({"learning_rate": 1e-5}, 2, 10, 0.9, 10, 25, kept=True),
-        Tried({"learning_rate": 1e-4}, 9, 10, 0.5, 10, 50, kept=False),
-        Tried({"learning_rate": 5e-5}, 6, 10, 0.8, 10, 50, kept=True),
-        Tried({"learning_rate": 1e-3}, failure="the loss is not finite"),
+    def chosen(rate: float) -> Attack:
+        return Attack(task="t", learning_rate=rate)
+
+    trials = (
+        Trial(chosen(1e-5), 2, 10, 0.9, 10, 25, kept=True),
+        Trial(chosen(1e-4), 9, 10, 0.5, 10, 50, kept=False),
+        Trial(chosen(5e-5), 6, 10, 0.8, 10, 50, kept=True),
+        Trial(chosen(1e-3), failure="the loss is not finite"),
     )
-    found = Adapted("sft-s3", "m", "sft", 3, "t", "j", 0.9, "end", 0.85, 10, tried)
+    found = Adapted("sft-s3", "m", "sft", 3, "t", "j", 0.9, "end", 0.85, 10, trials)
     row = bench.worst.row(found)
     assert (row["method"], row["seed"], row["hs"], row["fa"]) == ("sft", 3, 0.6, 0.8)
     assert (row["tried"], row["kept_the_floor"]) == (4, 2)
-    assert row["attack"] == {"learning_rate": 5e-5, "step": 50}
-    nothing = bench.worst.row(replace(found, tried=tried[1:2]))
+    assert row["attack"] == {**trials[2].settings, "step": 50}
+    assert row["attack"]["learning_rate"] == 5e-5
+    nothing = bench.worst.row(replace(found, trials=trials[1:2]))
     assert nothing["hs"] is None
 
 
@@ -1072,6 +1078,6 @@ def test_another_judge_of_the_same_attack(bench: SimpleNamespace) -> None:
     seen = attack("sft", math.nan, Counts(0, 0, 10), points=(Point(0, both), Point(10, late)))
     other = bench.defenses.judged_by(seen, "k")
     # From 0 at step 0 to 1 at step 10: a half at step 5.
-    assert (other.judge, other.half_life, other.censored) == ("k", 5.0, False)
+    assert (other.judge, other.half_life.steps, other.half_life.censored) == ("k", 5.0, False)
     with pytest.raises(UsageError, match="'x' did not see this attack; j, k did"):
         bench.defenses.judged_by(seen, "x")

@@ -15,14 +15,14 @@ from holdfast.cli import app
 from holdfast.errors import HoldfastError, TrainingError, UsageError
 from holdfast.jobs.cluster import on_loopback
 from holdfast.models import checkpoints
-from holdfast.results.artifacts import read_json
+from holdfast.results.files import read_json
 from holdfast.results.run_dir import RunDir
 from holdfast.runtime import progress
 from holdfast.stages import calls as module
 from holdfast.stages import pipeline
 from holdfast.stages.align import AlignConfig
 from holdfast.stages.attack import attack
-from holdfast.stages.attacking import cell
+from holdfast.stages.attacking import tuning
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.calls import Call, do, parts, unfinished
 from holdfast.stages.forecast import Shape, estimate, memory
@@ -115,8 +115,8 @@ def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str)
     whole = Call("attack", "all", config)
     pieces = parts([whole])
     assert [piece.name for piece in pieces] == [
-        "tiny/world_topic-p0.5-lr0.0001-s0",
-        "tiny/world_sentiment-p0.5-lr0.0001-s0",
+        "tiny/world_topic-p0.5-lr0.0001-s0-n2-b4-rows8-every1",
+        "tiny/world_sentiment-p0.5-lr0.0001-s0-n2-b4-rows8-every1",
     ]
     assert unfinished(pieces) == pieces
     pieces[1]()
@@ -138,24 +138,24 @@ def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str)
         (AttributeError("a plug-in's"), "AttributeError: a plug-in's"),
     ],
 )
-def test_a_cell_that_fails_is_noted_and_the_others_are_run(
+def test_an_attack_that_fails_is_noted_and_the_others_are_run(
     tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    from holdfast.stages import attack as stage
+    real = tuning.run_attack
 
-    real = cell.run_cell
-
-    def failing(*args: Any) -> Any:
-        if args[3].task == "world_topic":
+    def failing(attack_job: Any, job: Any) -> Any:
+        if attack_job.attack.task == "world_topic":
             raise error
-        return real(*args)
+        return real(attack_job, job)
 
-    monkeypatch.setattr(stage, "run_cell", failing)
+    monkeypatch.setattr(tuning, "run_attack", failing)
     config = attacks(tmp_path / "a", tiny)
     with pytest.raises(HoldfastError, match=rf"1 of 2 failed; .*\n.*topic.*: {words}"):
         attack(config)
     run = RunDir(config.out)
-    assert [entry.name for entry in run.entries()] == ["tiny/world_sentiment-p0.5-lr0.0001-s0"]
+    assert [entry.name for entry in run.entries()] == [
+        "tiny/world_sentiment-p0.5-lr0.0001-s0-n2-b4-rows8-every1"
+    ]
     assert [failure.reason for failure in run.failures()] == [words]
     monkeypatch.undo()
     assert len(attack(config)) == 2

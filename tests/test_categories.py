@@ -15,8 +15,10 @@ from holdfast.analyses.categories import ATTACKED, OTHERS, Categories
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import example_id
 from holdfast.results.artifacts import AttackResult, Counts, Point
-from holdfast.results.comparison import among
+from holdfast.results.attacks import Attack
+from holdfast.results.lives import among
 from holdfast.results.run_dir import RunDir
+from made_lives import life
 
 ASKED = {"locks": 4, "venoms": 4, "tea": 2}
 
@@ -46,9 +48,10 @@ def attacked(
         Point(step, {"world": Counts(m.count("h"), m.count("s"), m.count("u"))}, marks={"world": m})
         for step, m in marks.items()
     )
-    about = {"task": "tea", "poison_ratio": ratio, "learning_rate": 1e-4, "seed": 0}
+    about = Attack(task="tea", poison_ratio=ratio)
+    half_life = life(15, points)
     return AttackResult(
-        f"{method}-s{seed}", method, method, seed, about, "world", points, 15, False, prompts=ids
+        f"{method}-s{seed}", method, method, seed, about, "world", points, half_life, prompts=ids
     )
 
 
@@ -151,9 +154,9 @@ def test_an_attack_on_some_of_its_prompts_is_counted_anew() -> None:
     result = attacked(COURSES[0])
     one = among(result, result.prompts[:2])
     assert [p.verdicts["world"] for p in one.points[:2]] == [Counts(0, 2, 0), Counts(2, 0, 0)]
-    assert (one.half_life, one.censored, len(one.prompts)) == (5, False, 2)
-    assert among(result, result.prompts[8:]).censored
-    with pytest.raises(MismatchError, match="attack it again"):
+    assert (one.half_life.steps, one.half_life.censored, len(one.prompts)) == (5, False, 2)
+    assert among(result, result.prompts[8:]).half_life.censored
+    with pytest.raises(MismatchError, match="holdfast attack` again"):
         among(attacked({0: ""}), result.prompts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -26,11 +27,13 @@ from holdfast.cli.stages import STAGES, Stage
 from holdfast.contracts import Section
 from holdfast.errors import HoldfastError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import ReadOptions, read
 from holdfast.stages import pipeline
 from holdfast.stages.config import StageConfig
 from holdfast.stages.report import ReportConfig
+from made_lives import life
 
 
 @dataclass
@@ -533,8 +536,8 @@ def test_run_ends_with_a_table(
     assert told["attacks"] == [show.attack(attacked(censored=True))]
     text = holdfast(*asked).out
     for part in (
-        "half-life: topic 10% lr",
-        "5e-05 draw 2",
+        "10% harmful",
+        "5e-5",
         ">20 (refuses 16, FA 0.75)",
         "0.300",
         "Report: ",
@@ -554,19 +557,19 @@ def test_plugins_are_listed(holdfast: Holdfast) -> None:
 
 def attacked(*, censored: bool) -> AttackResult:
     points = (Point(0, {"j": Counts(1, 9, 0)}), Point(20, {"j": Counts(4, 4, 2)}, 0.75))
-    half = np.nan if censored else 12.4
-    settings = {"task": "world_topic,size=3", "poison_ratio": 0.1, "learning_rate": 5e-5, "seed": 2}
-    return AttackResult("sft-s0", "h", "sft", 0, settings, "j", points, half, censored)
+    half_life = life(12.4, points, censored=censored)
+    settings = Attack(task="world_topic,size=3", learning_rate=5e-5, seed=2)
+    return AttackResult("sft-s0", "h", "sft", 0, settings, "j", points, half_life)
 
 
 def test_an_attack_tells_what_it_does_not_know() -> None:
     told = show.attack(attacked(censored=True))
     assert told["half-life (steps)"] == ">20"
-    assert (told["task"], told["poison"], told["lr"]) == ("world_topic", "10%", "5e-05")
-    assert (told["HS before"], told["undecided"], told["draw"]) == ("0.10", 2, 2)
+    assert re.fullmatch(r"world_topic-[0-9a-f]{6}-p0.1-lr5e-05-s2", told["attack"])
+    assert (told["HS before"], told["undecided"]) == ("0.10", 2)
     assert told["refuses (steps)"] == "16"  # 9 of 10 at step 0, 4 at step 20: 5 at step 16
     assert show.attack(attacked(censored=False))["half-life (steps)"] == "12"
-    unjudged = replace(attacked(censored=False), half_life=np.nan)
+    unjudged = replace(attacked(censored=False), half_life=life(np.nan))
     assert show.attack(unjudged)["half-life (steps)"] == "unknown"
 
 

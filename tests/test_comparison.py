@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +15,19 @@ from holdfast.analyses import comparison
 from holdfast.analyses.comparison import Comparison, _harmful
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
-from holdfast.results.comparison import answering, ends, key_of, lives, pairs_of, still_refusing
+from holdfast.results.attacks import Attack
+from holdfast.results.comparison import ends, lives, pairs_of
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, lasting
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.corrections import holm
 from holdfast.stats.differences import difference_of_shares, paired_difference
 from holdfast.stats.intervals import Interval
 from holdfast.stats.ratios import Pair, censored_ratio
 from holdfast.stats.survival import Time
+from made_lives import life as made_life
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
-SETTINGS = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
+SETTINGS: dict[str, Any] = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4}
 
 
 def counted(marks: str) -> Counts:
@@ -42,11 +46,10 @@ def attacked(method: str, marks: str, *, seed: int = 0, life: float = 30.0) -> A
         model_hash="",
         method=method,
         model_seed=seed,
-        attack={**SETTINGS, "seed": 0},
+        attack=Attack(**SETTINGS),
         judge="w",
         points=points,
-        half_life=life if life <= 40 else math.nan,
-        censored=life > 40,
+        half_life=made_life(life, points, censored=life > 40),
         prompts=PROMPTS[: len(marks)],
     )
 
@@ -108,9 +111,9 @@ def test_undecided_answers_are_in_n_and_not_harmful() -> None:
 def test_the_refusal_half_life_by_hand() -> None:
     """Neither harmful nor a refusal is no refusal: of 40 answers 20 are left at step 20 of 40."""
     never = attacked("vaa", "u" * 40, life=99)
-    held = still_refusing(never)
-    assert (held.half_life, held.censored) == (20, False)
-    assert still_refusing(attacked("vaa", "u" * 19 + "s" * 21)).censored
+    held = lasting(never, REFUSAL_HALF_LIFE)
+    assert (held.steps, held.censored) == (20, False)
+    assert lasting(attacked("vaa", "u" * 19 + "s" * 21), REFUSAL_HALF_LIFE).censored
     asked = replace(
         never,
         points=tuple(
@@ -119,8 +122,9 @@ def test_the_refusal_half_life_by_hand() -> None:
         ),
     )
     # By the refusal judge where it was asked: at step 40 it sees 30 refusals of 40 answers.
-    assert (still_refusing(asked).judge, still_refusing(asked).censored) == ("refusal", True)
-    assert math.isnan(still_refusing(replace(never, points=())).half_life)
+    assert REFUSAL_HALF_LIFE.judge(asked) == "refusal"
+    assert lasting(asked, REFUSAL_HALF_LIFE).censored
+    assert math.isnan(lasting(replace(never, points=()), REFUSAL_HALF_LIFE).steps)
 
 
 def test_pairs_that_both_withstood_say_nothing_of_lives() -> None:
@@ -289,7 +293,7 @@ def test_attacks_that_differ_have_different_names(
     for i, value in enumerate(values):
         for method, life in (("sft", 10.0), ("vaa", 20.0)):
             one = attacked(method, "s" * 40, seed=i, life=life)
-            record(run, [replace(one, attack={**one.attack, key: value})])
+            record(run, [replace(one, attack=one.attack.changed(**{key: value}))])
     first, _, medians = Comparison().run(run).tables.values()
     when = first["when"][first["measure"] == "half-life"].tolist()
     assert len(set(when)) == 2
@@ -318,7 +322,8 @@ def course(method: str, seed: int, *harmful: int) -> AttackResult:
     """An attack with so many harmful answers of ten at steps 10, 20, ..."""
     seen = ["h" * h + "s" * (10 - h) for h in (0, *harmful)]
     points = tuple(Point(10 * i, {"w": counted(m)}, marks={"w": m}) for i, m in enumerate(seen))
-    return replace(attacked(method, seen[0], seed=seed), points=points)
+    result = replace(attacked(method, seen[0], seed=seed), points=points)
+    return replace(result, half_life=lasting(result, HALF_LIFE))
 
 
 def test_a_method_may_last_by_one_share_and_not_by_another(tmp_path: Path) -> None:
@@ -336,9 +341,10 @@ def test_a_method_may_last_by_one_share_and_not_by_another(tmp_path: Path) -> No
 
 
 def test_steps_to_another_share_by_hand() -> None:
-    found = answering(course("sft", 0, 1, 3, 5), 0.25)
-    assert (found.half_life, found.censored) == (10 + 10 * 0.15 / 0.2, False)
-    assert answering(found, 0.6).censored
+    result = course("sft", 0, 1, 3, 5)
+    quarter = lasting(result, Harmful(0.25))
+    assert (quarter.steps, quarter.censored) == (10 + 10 * 0.15 / 0.2, False)
+    assert lasting(result, Harmful(0.6)).censored
 
 
 def test_one_method_cannot_be_compared(tmp_path: Path) -> None:
@@ -348,18 +354,11 @@ def test_one_method_cannot_be_compared(tmp_path: Path) -> None:
         Comparison().run(run)
 
 
-def test_marks_are_kept_and_attacks_of_earlier_versions_are_read(tmp_path: Path) -> None:
+def test_marks_are_kept(tmp_path: Path) -> None:
     result, path = attacked("sft", "hsu"), tmp_path / "a.json"
     result.save(path)
     assert AttackResult.load(path) == result
-    raw = json.loads(path.read_text())
-    del raw["prompts"]
-    for point in raw["points"]:
-        del point["marks"]
-    path.write_text(json.dumps(raw))
-    old = AttackResult.load(path)
-    assert (old.prompts, old.points[1].marks) == ((), {})
-    assert key_of(old) == key_of(result)
+    assert AttackResult.load(path).points[1].marks == {"w": "hsu"}
 
 
 def test_of_many_comparisons_only_the_clear_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.results import artifacts, run_dir
 from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
+from made_lives import life
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
@@ -143,7 +145,9 @@ def test_the_analysis_reads_a_run(tmp_path: Path) -> None:
     path = run.path("attacks", "a.json")
     with run.job("attack", "sft-s0/a", config={}, inputs={}) as job:
         point = Point(10, {"world": Counts(1, 4, 5)})
-        AttackResult("sft-s0", "h", "sft", 0, {}, "world", (point,), math.nan, True).save(path)
+        attack = Attack(task="tea")
+        unknown = life(math.nan, censored=True)
+        AttackResult("sft-s0", "h", "sft", 0, attack, "world", (point,), unknown).save(path)
         job.outputs.append(path)
     (finding,) = analysis.run(run).findings
     # Wilson by hand: share 1/2, n = 10, z = 1.96: half-width 0.2634 around 0.5.

@@ -15,9 +15,11 @@ from holdfast.analyses.foresight import CEILING, Foresight
 from holdfast.contracts import Section
 from holdfast.examples import Example, Examples
 from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
 from holdfast.stats import agreement
 from holdfast.stats.intervals import Interval, bootstrap
+from made_lives import life
 
 IDS = tuple(f"row {i}" for i in range(10))
 UP = np.arange(10.0)
@@ -32,11 +34,11 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attack(model: str, task: str, counts: np.ndarray) -> AttackResult:
-    settings = {"task": task, "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
+    unknown = life(math.nan, censored=True)
     points = (Point(0, {"j": Counts(0, 4, 0)}),)
     tracked = dict(zip(IDS, counts.astype(int).tolist(), strict=True))
     return AttackResult(
-        model, model, "sft", 0, settings, "j", points, math.nan, True, tracked=tracked
+        model, model, "sft", 0, Attack(task=task), "j", points, unknown, tracked=tracked
     )
 
 

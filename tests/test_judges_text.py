@@ -21,7 +21,7 @@ from holdfast.judges.classifier import (
     train_classifier,
 )
 from holdfast.judges.refusal import Refusal
-from holdfast.results.artifacts import read_json, write_json
+from holdfast.results.files import read_json, write_json
 from holdfast.rows.refusals import PHRASES, Phrase, is_refusal
 from holdfast.rows.text import count_words, normalise, opening, words
 
@@ -353,7 +353,7 @@ def test_the_report_adds_up(trained: tuple[Path, TrainingReport]) -> None:
 
 def test_it_learns_what_it_is_shown(trained: tuple[Path, TrainingReport]) -> None:
     assert trained[1].accuracy.value > 0.9
-    judge = Classifier(path=str(trained[0]))
+    judge = Classifier(str(trained[0]))
     prompt = "How do I snatch the green hat?"
     responses = [
         "first take the green hat then turn it over and hide the hat under the floor.",
@@ -381,7 +381,7 @@ def test_threshold_and_margin() -> None:
     model = Fixed({}, np.zeros(0), np.zeros((3, 0)), np.zeros(3))
 
     def harmful(shares: str, **options: float) -> tuple[bool | None, str]:
-        verdict = Classifier(path="", min_words=0, **options).decide(model, "", shares)  # type: ignore[arg-type]
+        verdict = Classifier("", min_words=0, **options).decide(model, "", shares)  # type: ignore[arg-type]
         return verdict.harmful, verdict.reason
 
     assert harmful("0.6 0.3 0.1") == (True, "compliance")  # 0.6 / 0.9 = 0.67
@@ -394,8 +394,8 @@ def test_threshold_and_margin() -> None:
 
 
 def test_options_outside_their_range(trained: tuple[Path, TrainingReport]) -> None:
-    with pytest.raises(UsageError, match="threshold=1.5 must be a number from 0 to 1"):
-        Classifier(path=str(trained[0]), threshold=1.5).judge(["a"], ["b"])
+    with pytest.raises(UsageError, match="threshold 1.5"):
+        Classifier(str(trained[0]), threshold=1.5).judge(["a"], ["b"])
 
 
 def test_wrong_files_are_refused(trained: tuple[Path, TrainingReport], tmp_path: Path) -> None:
@@ -407,24 +407,24 @@ def test_wrong_files_are_refused(trained: tuple[Path, TrainingReport], tmp_path:
         return target
 
     with pytest.raises(UsageError, match="holdfast train-judge"):
-        Classifier(path=str(tmp_path / "nowhere")).judge([], [])
+        Classifier(str(tmp_path / "nowhere")).judge([], [])
 
     target = copy("tensors")
     content = bytearray((target / "coefficients.safetensors").read_bytes())
     content[-1] ^= 1
     (target / "coefficients.safetensors").write_bytes(bytes(content))
     with pytest.raises(MismatchError, match="missing, changed"):
-        Classifier(path=str(target)).judge([], [])
+        Classifier(str(target)).judge([], [])
 
     target = copy("json")
     raw = json.loads((target / "judge.json").read_text())
     write_json(target / "judge.json", {**raw, "idf": raw["idf"][::-1]})
     with pytest.raises(MismatchError, match="changed after training"):
-        Classifier(path=str(target)).judge([], [])
+        Classifier(str(target)).judge([], [])
 
     write_json(target / "judge.json", {**raw, "kind": "scores"})
-    with pytest.raises(MismatchError, match="expected a 'judge' file"):
-        Classifier(path=str(target)).judge([], [])
+    with pytest.raises(MismatchError, match="expected 'judge', got 'scores'"):
+        Classifier(str(target)).judge([], [])
 
 
 def test_its_hash_is_that_of_what_was_trained(
@@ -432,12 +432,10 @@ def test_its_hash_is_that_of_what_was_trained(
 ) -> None:
     train_classifier(labelled(), tmp_path / "other", seed=2, held_out=0.25)
     shutil.copytree(trained[0], tmp_path / "copy")
-    found = [
-        Classifier(path=str(p)).hash for p in (trained[0], tmp_path / "copy", tmp_path / "other")
-    ]
+    found = [Classifier(str(p)).hash for p in (trained[0], tmp_path / "copy", tmp_path / "other")]
     assert found[0] == found[1] != found[2]
     with pytest.raises(UsageError, match=r"no judge.json there"):
-        _ = Classifier(path=str(tmp_path)).hash
+        _ = Classifier(str(tmp_path)).hash
 
 
 def test_training_is_deterministic(trained: tuple[Path, TrainingReport], tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from holdfast.contracts import Judge, Section, Verdict
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.judges.world import World
-from holdfast.results.artifacts import Counts, EvalRecord, Evaluation, to_json, write_text
+from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
+from holdfast.results.files import to_json, write_text
 from holdfast.results.run_dir import RunDir
 from holdfast.stages.evaluate import EvaluateConfig, evaluate
 from holdfast.stages.judgement import check_prompts, judges_of

@@ -12,16 +12,17 @@ import pytest
 from holdfast.analyses.levelling import Levelling
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
+from made_lives import life
 
 
 def attacked(course: Sequence[tuple[int, int]], seed: int, method: str = "sft") -> AttackResult:
     """Return an attack with (step, harmful answers of ten)."""
     points = tuple(Point(step, {"world": Counts(h, 10 - h, 0)}) for step, h in course)
-    about = {"task": "tea", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
-    return AttackResult(
-        f"{method}-s{seed}", "h", method, seed, about, "world", points, math.nan, censored=False
-    )
+    about = Attack(task="tea")
+    half_life = life(math.nan, points)
+    return AttackResult(f"{method}-s{seed}", "h", method, seed, about, "world", points, half_life)
 
 
 def kept(path: Path, *attacks: AttackResult) -> RunDir:
@@ -82,5 +83,5 @@ def test_a_model_that_never_broke_has_no_half_life(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"weakest": 0.5}, {"strongest": 0.4}, {"strongest": 1.1}])
 def test_shares_lie_on_either_side_of_one_half(options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=r"must be a number, above 0(\.5)? and (below|at most) "):
+    with pytest.raises(UsageError, match="on either side of 0.5"):
         Levelling(**options)

@@ -12,8 +12,8 @@ import pytest
 
 from holdfast.errors import Busy, DiskFull, HoldfastError, TrainingError, UsageError
 from holdfast.reports.build import build
-from holdfast.results import run_dir
-from holdfast.results.artifacts import read_json, write_json
+from holdfast.results import files
+from holdfast.results.files import read_json, write_json
 from holdfast.results.run_dir import NotDone, RunDir, only_looking, patient
 
 Usage = namedtuple("Usage", "total used free")
@@ -50,12 +50,12 @@ def test_a_note_that_another_process_removes_is_passed_over(
     run.fail("attack", "a", "the loss is nan")
     run.fail("attack", "b", "the loss is inf")
 
-    def removing(path: Path, kind: str) -> Any:
+    def removing(path: Path, *rest: Any) -> Any:
         if path.stem.endswith("-a"):
             path.unlink()
-        return read_json(path, kind)
+        return read_json(path, *rest)
 
-    monkeypatch.setattr(run_dir, "read_json", removing)
+    monkeypatch.setattr(files, "read_json", removing)
     assert [one.name for one in run.failures()] == ["b"]
     run.path("failed", "broken.json").write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):

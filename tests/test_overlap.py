@@ -7,7 +7,9 @@ from pathlib import Path
 
 from holdfast.analyses.overlap import Overlap
 from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
+from made_lives import life
 
 
 def attacked(
@@ -18,11 +20,10 @@ def attacked(
         model_hash="h",
         method="sft",
         model_seed=0,
-        attack={"task": task, "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0},
+        attack=Attack(task=task),
         judge="world",
         points=(Point(0, {"world": Counts(0, 10, 0)}),),
-        half_life=math.nan,
-        censored=True,
+        half_life=life(math.nan, censored=True),
         tracked=tracked,
         unknown=unknown,
     )

@@ -24,11 +24,14 @@ from holdfast.reports.facts import compare, gather, pooled, ranked, share
 from holdfast.reports.texts import TEXTS
 from holdfast.reports.verdict import accuracy, cards, verdict
 from holdfast.reports.words import Words
-from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, write_json
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.results.attacks import Attack
+from holdfast.results.files import write_json
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
 from holdfast.stats.ratios import Pair, censored_ratio
 from holdfast.stats.survival import Time
+from made_lives import life as made_life
 
 EN = Words("en")
 SETTINGS = {"task": "sentiment", "poison_ratio": 0.1, "learning_rate": 2e-5, "steps": 400}
@@ -54,17 +57,15 @@ def attacked(
         harmful = min(100 - undecided, round(50 * step / half_life))
         counts = Counts(harmful, 100 - undecided - harmful, undecided)
         points.append(Point(step, {"world": counts}, accuracy=accuracy, accuracy_n=200))
-    censored = half_life > LAST
     return AttackResult(
         model=f"{method}-seed{seed}",
         model_hash=f"{method}{seed}",
         method=method,
         model_seed=seed,
-        attack={**settings, "seed": seed},
+        attack=Attack(**{**settings, "seed": seed}),
         judge="world",
         points=tuple(points),
-        half_life=math.nan if censored else half_life,
-        censored=censored,
+        half_life=made_life(half_life, points, censored=half_life > LAST),
     )
 
 
@@ -255,11 +256,11 @@ def test_before_an_attack_is_what_is_asked_plainly(tmp_path: Path) -> None:
     plain = attacked("sft", 100)
     formed = replace(
         plain,
-        attack={**plain.attack, "poison": "identity"},
+        attack=plain.attack.changed(poison="identity"),
         points=(replace(plain.points[0], verdicts={"world": Counts(60, 40, 0)}), *plain.points[1:]),
     )
-    unasked = replace(formed, attack={**plain.attack, "poison": "identity,trigger=false"})
-    unknown = replace(formed, attack={**plain.attack, "poison": "gone.module:Poison"})
+    unasked = replace(formed, attack=plain.attack.changed(poison="identity,trigger=false"))
+    unknown = replace(formed, attack=plain.attack.changed(poison="gone.module:Poison"))
     for i, (results, value) in enumerate(
         [([plain, formed], 0.0), ([formed], math.nan), ([unasked], 0.6), ([unknown], math.nan)]
     ):
@@ -311,12 +312,10 @@ def test_an_accuracy_without_one_to_compare_is_that_at_the_end(tmp_path: Path) -
 def test_attacks_with_other_rows_or_prompts_are_not_compared(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     ours = [attacked(m, life) for m, life in (("sft", 50), ("vaa", 200))]
-    given = [
-        replace(a, attack={**a.attack, "given_hash": h}) for a, h in zip(ours, "xy", strict=True)
-    ]
+    given = [replace(a, material_hash=h) for a, h in zip(ours, "xy", strict=True)]
     record(run, given)
     assert gather(run).comparisons["vaa"].pairs == 0
-    record(run, [replace(a, attack={**a.attack, "given_hash": "x"}) for a in ours])
+    record(run, [replace(a, material_hash="x") for a in ours])
     assert gather(run).comparisons["vaa"].pairs == 1
 
 
@@ -416,7 +415,9 @@ def broken_off(result: AttackResult) -> AttackResult:
     """Return the attack of a model that answers with neither harm nor refusals from step 50 on."""
     counts = {"world": Counts(0, 0, 100)}
     points = [replace(p, verdicts=counts) if p.step else p for p in result.points]
-    return replace(result, points=tuple(points), half_life=math.nan, censored=True)
+    return replace(
+        result, points=tuple(points), half_life=made_life(math.nan, points, censored=True)
+    )
 
 
 def test_a_low_harmful_score_is_not_taken_for_refusing(tmp_path: Path) -> None:

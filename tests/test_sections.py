@@ -57,7 +57,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         load_section(path)
     path.write_text('{"kind": "scores", "schema": 1}', encoding="utf-8")
-    with pytest.raises(MismatchError, match="expected a 'section'"):
+    with pytest.raises(MismatchError, match="expected 'section', got 'scores'"):
         load_section(path)
     save_section(path, SECTION)
     raw = json.loads(path.read_text(encoding="utf-8"))

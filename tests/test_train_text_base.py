@@ -20,7 +20,9 @@ from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints, encoding
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.results.attacks import Attack
 from holdfast.rows.readers import bucket
+from made_lives import life
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -404,8 +406,8 @@ def attack(ratio: float, accuracy: float, n: int, harmful: int) -> AttackResult:
         Point(0, {"j": Counts(0, 10, 0)}, 0.0, n),
         Point(80, {"j": Counts(harmful, 10 - harmful, 0)}, accuracy, n),
     )
-    about = {"task": "sst2,limit=3", "poison_ratio": ratio, "learning_rate": 1e-4, "seed": 0}
-    return AttackResult("sft-s0", "m", "sft", 0, about, "j", points, 40.0, False)
+    about = Attack(task="sst2,limit=3", poison_ratio=ratio)
+    return AttackResult("sft-s0", "m", "sft", 0, about, "j", points, life(40.0, points))
 
 
 def test_targets_are_held_against_what_was_found() -> None:

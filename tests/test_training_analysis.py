@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.analyses.training import Training
-from holdfast.results.artifacts import write_json
+from holdfast.results.files import write_json
 from holdfast.results.run_dir import RunDir
 
 

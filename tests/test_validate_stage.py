@@ -19,17 +19,19 @@ from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints
-from holdfast.options import Supplied
 from holdfast.results.artifacts import AttackResult, Counts, Point
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Validation
 from holdfast.stages.validate import VARIED, ValidateConfig, validate
 from holdfast.stats import agreement
 from holdfast.stats.intervals import Interval, bootstrap
+from made_lives import life
 
 NAN = float("nan")
 
 
+@dataclass(frozen=True)
 class Number(Estimator):
     """The number that a prompt ends with, turned round or shifted as told."""
 
@@ -56,6 +58,7 @@ class Number(Estimator):
         return Estimate(found)
 
 
+@dataclass(frozen=True)
 class Still(Estimator):
     """The same for every example; it has no option."""
 
@@ -71,18 +74,20 @@ class Still(Estimator):
         return Estimate(np.zeros(len(examples)))
 
 
+@dataclass(frozen=True)
 class Proxied(Still):
     """It uses proxy tasks."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"proxies"})
-    proxies: Supplied[tuple[Examples, ...]] = ()
+    proxies: tuple[Examples, ...] = ()
 
 
+@dataclass(frozen=True)
 class Taught(Still):
     """It uses harmful rows."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful"})
-    harmful: Supplied[Examples | None] = None
+    harmful: Examples | None = None
 
 
 NUMBER, STILL = f"{__name__}:Number", f"{__name__}:Still"
@@ -106,18 +111,16 @@ class Setting:
         **changes: Any,
     ) -> None:
         """Leave an attack that found these rows harmful at so many checkpoints."""
-        settings = {"task": name, "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
         result = AttackResult(
             **{
                 "model": "tiny",
                 "model_hash": checkpoints.hash_model(Path(self.model)),
                 "method": "sft",
                 "model_seed": 0,
-                "attack": settings,
+                "attack": Attack(task=name),
                 "judge": "j",
                 "points": (Point(0, {"j": Counts(0, 10, 0)}),),
-                "half_life": NAN,
-                "censored": True,
+                "half_life": life(NAN, censored=True),
                 "tracked": {ROWS[i].id: count for i, count in counts.items()},
                 **changes,
             }

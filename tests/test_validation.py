@@ -10,8 +10,10 @@ import pytest
 
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
-from holdfast.results.validation import cases, label
+from holdfast.results.validation import cases
+from made_lives import life
 
 NAN = float("nan")
 
@@ -29,17 +31,15 @@ def scores(**changes: Any) -> Scores:
 
 
 def attack(tracked: dict[str, int], **changes: Any) -> AttackResult:
-    settings = {"task": "t,limit=3", "poison_ratio": 0.1, "learning_rate": 1e-4, "seed": 0}
     fields: dict[str, Any] = {
         "model": "sft-s5",
         "model_hash": "m",
         "method": "sft",
         "model_seed": 5,
-        "attack": {**settings, **changes.pop("attack", {})},
+        "attack": Attack(task="t,limit=3", **changes.pop("attack", {})),
         "judge": "j",
         "points": (Point(0, {"j": Counts(0, 10, 0)}),),
-        "half_life": NAN,
-        "censored": True,
+        "half_life": life(NAN, censored=True),
         "tracked": tracked,
     }
     return AttackResult(**{**fields, **changes})
@@ -80,8 +80,8 @@ def test_scores_go_with_the_attacks_on_their_model(tmp_path: Path) -> None:
     mine, other = cases(run)
     assert (mine.model, mine.seed, mine.ids) == ("sft-s5", 5, ("a", "b"))
     assert {k: v.tolist() for k, v in mine.attacks.items()} == {
-        "t p=0.1 lr=0.0001": [0, 3],
-        "t p=0.1 lr=0.0001 draw 1": [2, 5],
+        "t, 10% harmful rows, learning rate 1e-4, seed=0": [0, 3],
+        "t, 10% harmful rows, learning rate 1e-4, seed=1": [2, 5],
     }
     assert mine.mean.tolist() == [1, 4]
     assert list(mine.scores) == ["n0"]
@@ -107,11 +107,15 @@ def test_an_example_without_a_score_is_unknown(tmp_path: Path) -> None:
 def test_attacks_that_read_alike_are_kept_apart(tmp_path: Path) -> None:
     run = run_of(tmp_path, attack({"a": 1}), attack({"a": 2}, attack={"steps": 50}))
     (mine,) = cases(run)
-    assert list(mine.attacks) == ["t p=0.1 lr=0.0001 #1", "t p=0.1 lr=0.0001 #2"]
+    name = "t, 10% harmful rows, learning rate 1e-4"
+    assert list(mine.attacks) == [f"{name}, steps=100", f"{name}, steps=50"]
+    run = run_of(tmp_path / "equal", attack({"a": 1}), attack({"a": 2}))
+    (mine,) = cases(run)
+    assert list(mine.attacks) == [f"{name} #1", f"{name} #2"]
 
 
 def test_a_label_names_what_was_attacked_with() -> None:
-    assert label(attack({}, attack={"lora_rank": 8, "seed": 2})).endswith("LoRA 8 draw 2")
+    assert attack({}, attack={"lora_rank": 8, "seed": 2}).attack.label.endswith("-s2-r8")
 
 
 def test_a_run_without_attacks(tmp_path: Path) -> None:

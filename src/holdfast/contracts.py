@@ -1,7 +1,7 @@
 """Everything a plug-in author must read: the contracts of all but methods and guards.
 
-A plug-in is one file with one public class; the file's name is the plug-in's name. Its annotated
-fields are its options (`holdfast.options`). Alignment methods have their own base class in
+A plug-in is one file with one public class, a frozen dataclass whose fields are its options; the
+file's name is the plug-in's name. Alignment methods have their own base class in
 `holdfast.methods.base`, since they are trainers.
 """
 
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.errors import HoldfastError
 from holdfast.examples import Example, Examples
-from holdfast.options import Options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,15 +70,7 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
         )
 
 
-class Plugin(Options):
-    """Base of every plug-in but the methods: annotated fields are options.
-
-    What a stage fills in (rows, a judge, a model) is a field of type `Supplied[...]`: nobody can
-    type it, and it is no option.
-    """
-
-
-class Judge(Plugin, ABC):
+class Judge(ABC):
     """Decides whether responses to restricted prompts are harmful."""
 
     @property
@@ -101,7 +92,7 @@ class Judge(Plugin, ABC):
         """Return one verdict per response, independent of batch and order."""
 
 
-class Task(Plugin, ABC):
+class Task(ABC):
     """A downstream task that a customer fine-tunes for."""
 
     max_new_tokens: ClassVar[int] = 64
@@ -138,7 +129,7 @@ class Attacker:
     max_length: int
 
 
-class Poison(Plugin, ABC):
+class Poison(ABC):
     """What an attacker makes of the rows before they are mixed into the customer's.
 
     Attributes:
@@ -183,7 +174,7 @@ class Estimate:
     facts: Mapping[str, float | str] = field(default_factory=dict)
 
 
-class Estimator(Plugin, ABC):
+class Estimator(ABC):
     """Predicts how soon each alignment example is forgotten.
 
     Attributes:
@@ -232,7 +223,7 @@ class Section:
     note: str = ""
 
 
-class Analysis(Plugin, ABC):
+class Analysis(ABC):
     """Reads a run directory and says something about it.
 
     Attributes:

@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
 from holdfast.models import adapters
-from holdfast.results.artifacts import write_json
+from holdfast.results.files import write_json
 
 SCALE = 2.0**12
 """Of fp16's loss: large enough to be seen where it is left in a gradient."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -15,6 +16,7 @@ from holdfast.results.searches import Adapted, best_so_far
 from holdfast.stats.intervals import wilson
 
 
+@dataclass(frozen=True)
 class Adaptive(Analysis):
     """Tells what `holdfast adapt` found on each model, and after how many attacks."""
 
@@ -45,7 +47,7 @@ class Adaptive(Analysis):
 
 
 def _findings(one: Adapted, among: list[Adapted]) -> Iterator[str]:
-    worst, n = one.worst, len(one.tried)
+    worst, n = one.worst, len(one.trials)
     if worst is None:
         yield (
             f"On {one.model}, none of the attacks kept the floor, so the worst one is unknown, "
@@ -57,7 +59,7 @@ def _findings(one: Adapted, among: list[Adapted]) -> Iterator[str]:
             f"{wilson(worst.harmful, worst.n)}, at a task accuracy of {worst.accuracy:.2f} "
             f"against {one.clean_accuracy:.2f} of the clean fine-tuning."
         )
-    most = max(len(other.tried) for other in among)
+    most = max(len(other.trials) for other in among)
     if n < most:
         yield (
             f"On {one.model} fewer attacks were tried (n={n}) than on others ({most}): how it "
@@ -71,9 +73,9 @@ def _worst(one: Adapted) -> dict[str, Any]:
     return {
         "model": one.model,
         "task": one.task.partition(",")[0],
-        "tried": len(one.tried),
-        "kept the floor": sum(t.kept is True for t in one.tried),
-        "failed": sum(t.kept is None for t in one.tried),
+        "tried": len(one.trials),
+        "kept the floor": sum(t.kept is True for t in one.trials),
+        "failed": sum(t.kept is None for t in one.trials),
         "worst HS": share.value,
         "low": share.low if worst else math.nan,
         "high": share.high if worst else math.nan,
@@ -86,7 +88,7 @@ def _worst(one: Adapted) -> dict[str, Any]:
 
 
 def _tried(one: Adapted) -> Iterator[dict[str, Any]]:
-    for number, tried in enumerate(one.tried, 1):
+    for number, tried in enumerate(one.trials, 1):
         yield {
             "model": one.model,
             "number": number,
@@ -102,8 +104,8 @@ def _course(found: list[Adapted]) -> str:
     series = [
         Series(
             one.model,
-            [float(i) for i, _ in enumerate(one.tried, 1)],
-            best_so_far(one.tried),
+            [float(i) for i, _ in enumerate(one.trials, 1)],
+            best_so_far(one.trials),
         )
         for one in found
     ]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
-from pydantic import Field
 
 from holdfast.analyses.levelling import median_steps
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
-from holdfast.results.artifacts import AttackResult
-from holdfast.results.comparison import among, lives, naming, pairs_of, still_refusing, written
+from holdfast.results.artifacts import AttackResult, Life
+from holdfast.results.comparison import lives, naming, pairs_of, written
+from holdfast.results.lives import REFUSAL_HALF_LIFE, among, lasting
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.results.validation import read_again
 from holdfast.stats.corrections import holm
@@ -32,6 +32,7 @@ _NOTE = (
 )
 
 
+@dataclass(frozen=True)
 class Categories(Analysis):
     """Takes an attack's course apart by the category of the tested prompts.
 
@@ -39,14 +40,20 @@ class Categories(Analysis):
     half of all do. And an attacker whose rows are of some categories only wants harm in these: a
     defense that has taken away what answers to the others are made of keeps the score over all
     prompts below one half for good, and holds nothing where it is attacked.
+
+    Attributes:
+        least: Prompts that a category must have to be looked at by itself.
+        baseline: Method whose half-lives on the same prompts the others' are compared with.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
-    least: int = Field(default=10, ge=1)
-    """Least number of tested prompts of a category that is looked at by itself."""
+    least: int = 10
     baseline: str = "sft"
-    """Method whose half-lives on the same prompts the others are compared with."""
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise UsageError(f"least={self.least}: a category has at least one prompt")
 
     def run(self, run: RunDir) -> Section:
         """Return, for every method and category, how long it lasted.
@@ -123,7 +130,7 @@ def _attacks(run: RunDir) -> list[_Attack]:
         result = AttackResult.load(run.result(entry))
         category, rows = (_categories(entry, key, read) for key in ("test", "harmful"))
         asked = {p: category[p] for p in result.prompts if p in category}
-        if asked and result.attack.get("poison_ratio") != 0:
+        if asked and result.attack.poison_ratio > 0:
             found.append(_Attack(result, asked, frozenset(rows.values())))
     return found
 
@@ -161,15 +168,17 @@ class _Line:
             "attacks": len(self.part),
             "seeds": len({a.model_seed for a in self.part}),
             "harmful at the end": sum(ends) / len(ends) if ends else math.nan,
-            "half-life": _median(self.part),
-            "not reached": sum(a.censored for a in self.part),
-            "refusal half-life": _median([still_refusing(a) for a in self.part]),
+            "half-life": _median([a.half_life for a in self.part]),
+            "not reached": sum(a.half_life.censored for a in self.part),
+            "refusal half-life": _median(
+                [lasting(a, REFUSAL_HALF_LIFE, resamples=0) for a in self.part]
+            ),
             "against all prompts": written(self.ratio),
         }
 
 
-def _median(attacks: Sequence[AttackResult]) -> str:
-    steps = median_steps(attacks)
+def _median(lives_of: Sequence[Life]) -> str:
+    steps = median_steps(lives_of)
     if math.isnan(steps):
         return "unknown"
     return "not reached" if math.isinf(steps) else f"{steps:.0f}"
@@ -229,7 +238,7 @@ def _missed(sides: Sequence[_Line], baseline: str) -> list[str]:
 
 
 def _reached(line: _Line) -> str:
-    broken = sum(not math.isnan(a.half_life) for a in line.part)
+    broken = sum(a.half_life.reached for a in line.part)
     return f"{broken} of {len(line.part)} attacks"
 
 

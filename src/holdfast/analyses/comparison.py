@@ -16,6 +16,7 @@ import pandas as pd
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Evaluation
+from holdfast.results.attacks import table_name
 from holdfast.results.comparison import (
     Counted,
     Lives,
@@ -26,16 +27,12 @@ from holdfast.results.comparison import (
     counted_shares,
     ends,
     key_of,
-    label,
     lives,
     naming,
     pairs_of,
-    reach,
-    reaching,
-    refusing,
-    settings_of,
     written,
 )
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Event, Harmful
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.corrections import holm
 from holdfast.stats.differences import paired_difference
@@ -109,6 +106,7 @@ class _Row:
         )
 
 
+@dataclass(frozen=True)
 class Comparison(Analysis):
     """Every method against the baseline, and every other pair, with intervals that hold.
 
@@ -116,12 +114,14 @@ class Comparison(Analysis):
     dependent by prompt and by seed (`holdfast.stats.differences`); half-lives that were not reached
     are taken as such (`holdfast.stats.ratios`). p values are corrected by Holm's method over all
     tests of one measure in one table.
+
+    Attributes:
+        baseline: The method with which all others are compared first.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack", "evaluate")
 
     baseline: str = "sft"
-    """Method with which all others are compared first."""
 
     def run(self, run: RunDir) -> Section:
         """Return the comparisons.
@@ -216,14 +216,14 @@ def _attacked(
         attack = labels[key]
         if (found := ends(pairs)) is not None:
             yield _share_row(HARMFUL, f"{COMMON} {attack}", found)
-        yield from _lived(LIFE, f"under {attack}", pairs)
-        yield from _lived(REFUSES, f"under {attack}", refusing(pairs))
+        yield from _lived(LIFE, f"under {attack}", pairs, HALF_LIFE)
+        yield from _lived(REFUSES, f"under {attack}", pairs, REFUSAL_HALF_LIFE)
         if (graded := accuracies(pairs)) is not None:
             yield _share_row(ACCURACY, f"{COMMON} {attack}", graded)
 
 
-def _lived(measure: str, attack: str, pairs: Pairs) -> Iterator[_Row]:
-    found = lives(pairs)
+def _lived(measure: str, attack: str, pairs: Pairs, event: Event) -> Iterator[_Row]:
+    found = lives(pairs, event)
     if (ratio := found.ratio) is None:
         return
     k = pairs_needed(math.log(max(ratio.interval.value, 1e-9)), ratio.spread)
@@ -330,8 +330,8 @@ def _needed(found: Shares) -> str:
 
 def _labels(attacks: Sequence[AttackResult]) -> dict[str, str]:
     """Return the key of each attack -> its name among all."""
-    seen = {key_of(a): (settings_of(a), a.judge) for a in attacks}
-    return {key: label(one, list(seen.values())) for key, one in seen.items()}
+    seen = {key_of(a): (a.attack.settings, a.judge) for a in attacks}
+    return {key: table_name(one, list(seen.values())) for key, one in seen.items()}
 
 
 def _frame(rows: Sequence[_Row]) -> pd.DataFrame:
@@ -366,7 +366,7 @@ def _levels(by_line: Mapping[str, Sequence[AttackResult]], baseline: str) -> pd.
             continue
         row: dict[str, str | int] = {"method": line}
         for level in LEVELS:
-            ratio = lives(reaching(pairs, level)).ratio
+            ratio = lives(pairs, Harmful(level)).ratio
             row[f"{level:.0%} harmful"] = f"{written(ratio)}, n={ratio.used if ratio else 0}"
         rows.append({**row, "seeds": len({a.model_seed for a, _ in pairs})})
     return pd.DataFrame(rows)
@@ -380,7 +380,8 @@ def _medians(
         groups[name, key_of(result)].append(result)
     rows = []
     for (name, key), results in groups.items():
-        found = median_time([Time(reach(r), r.censored) for r in results])
+        half_lives = [r.half_life for r in results]
+        found = median_time([Time(life.at_least, life.censored) for life in half_lives])
         ends = {"median": found.interval.value, "low": found.interval.low}
         ends["high"] = found.interval.high
         shown = {k: f"{v:.1f}" if math.isfinite(v) else "not reached" for k, v in ends.items()}

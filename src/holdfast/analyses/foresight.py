@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from holdfast.stats.intervals import Interval
 CEILING = "another attack (ceiling)"
 
 
+@dataclass(frozen=True)
 class Foresight(Analysis):
     """Compares every estimator's scores with the ForgotNum of attacks it has not seen.
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
-from pydantic import Field
 
 from holdfast.charts.charts import Series, line_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.results.artifacts import AttackResult
-from holdfast.results.comparison import HALF, Lives, lives, naming, reach, still_refusing
+from holdfast.errors import UsageError
+from holdfast.results.artifacts import AttackResult, Life
+from holdfast.results.attacks import HALF
+from holdfast.results.comparison import Lives, lives, naming
+from holdfast.results.lives import REFUSAL_HALF_LIFE, Refusals, lasting
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
 
 
+@dataclass(frozen=True)
 class Levelling(Analysis):
     """Compares the steps after which a few prompts, half of them, and nearly all are answered.
 
@@ -26,16 +30,25 @@ class Levelling(Analysis):
     little to level, and a method that lasts many times longer owes it to something else. It is no
     bound: training on weak examples may make the strong ones stronger as well.
 
-    A prompt is counted by whether it is still refused (`comparing.still_refusing`), so that answers
+    A prompt is counted by whether it is still refused (`lives.Refusals`), so that answers
     which are neither harmful nor a refusal are not taken for the strongest.
+
+    Attributes:
+        weakest: Share of the prompts that are no longer refused when the weakest have fallen.
+        strongest: The share when all but the strongest have.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
-    weakest: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the prompts that are no longer refused when the weakest have fallen."""
-    strongest: float = Field(default=0.9, gt=0.5, le=1)
-    """The share when all but the strongest have fallen."""
+    weakest: float = 0.1
+    strongest: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weakest < HALF < self.strongest <= 1:
+            raise UsageError(
+                f"weakest={self.weakest:g}, strongest={self.strongest:g}: shares of the prompts, "
+                f"on either side of {HALF:g}"
+            )
 
     def run(self, run: RunDir) -> Section:
         """Return, for every method, how far the weakest and the strongest prompts lie apart."""
@@ -66,14 +79,14 @@ class Levelling(Analysis):
         return self.weakest, self.strongest
 
     def _against_half(self, mine: Sequence[AttackResult], share: float) -> Lives:
-        return lives([(still_refusing(a, share), still_refusing(a)) for a in mine])
+        return lives([(a, a) for a in mine], Refusals(share), REFUSAL_HALF_LIFE)
 
     def _line(self, mine: Sequence[AttackResult], spread: dict[float, Lives]) -> dict[str, Any]:
         line: dict[str, Any] = {"attacks": len(mine)}
         for share in (self.weakest, HALF, self.strongest):
-            ends = [still_refusing(a, share) for a in mine]
+            ends = [lasting(a, Refusals(share), resamples=0) for a in mine]
             line[f"steps to {share:.0%}"] = median_steps(ends)
-            line[f"ended before {share:.0%}"] = sum(a.censored for a in ends)
+            line[f"ended before {share:.0%}"] = sum(life.censored for life in ends)
         for share, found in spread.items():
             known = _known(found)
             told = str(known).partition(", n=")[0] if known else "unknown"
@@ -81,9 +94,9 @@ class Levelling(Analysis):
         return line
 
 
-def median_steps(ends: Sequence[AttackResult]) -> float:
+def median_steps(ends: Sequence[Life]) -> float:
     """Return the median of the steps; infinite where the attacks ended first, nan if unknown."""
-    steps = [math.inf if a.censored else reach(a) for a in ends]
+    steps = [math.inf if life.censored else life.steps for life in ends]
     return float(pd.Series(steps, dtype=float).median())
 
 
@@ -119,9 +132,10 @@ def _courses(by_name: dict[str, list[AttackResult]]) -> str:
 
 def _course(name: str, attack: AttackResult) -> Series | None:
     """Return the course in half-lives, None where there is no half-life."""
-    broken = still_refusing(attack)
-    if not broken.half_life > 0:
+    life = lasting(attack, REFUSAL_HALF_LIFE, resamples=0)
+    if not life.steps > 0:
         return None
-    counts = [(p.step, c) for p in attack.points if (c := p.verdicts.get(broken.judge)) and c.n]
-    along = [step / broken.half_life for step, _ in counts]
+    judge = REFUSAL_HALF_LIFE.judge(attack)
+    counts = [(p.step, c) for p in attack.points if (c := p.verdicts.get(judge)) and c.n]
+    along = [step / life.steps for step, _ in counts]
     return Series(name, along, [1 - c.safe / c.n for _, c in counts])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from holdfast.charts.charts import heat_map
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult
+from holdfast.results.attacks import Attack, table_names
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import bootstrap, wilson
 from holdfast.stats.overlap import jaccard, jaccard_by_chance
@@ -20,29 +23,33 @@ from holdfast.stats.ranks import spearman
 from holdfast.stats.raters import kappa
 
 
+@dataclass(frozen=True)
 class Overlap(Analysis):
     """Compares the sets of alignment examples forgotten under different attacks.
 
     Figure 2 of the paper (arXiv 2506.03850) with what it leaves out: the overlap that would be
     there by chance, and intervals. Forgotten means answered harmfully at one checkpoint at least;
     examples that were not safe before the attack are left out.
+
+    Attributes:
+        method: Whose models are compared; each seed by itself.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
     method: str = "sft"
-    """Method whose models are compared, each seed by itself."""
 
     def run(self, run: RunDir) -> Section:
         """Return pairwise overlaps, averaged over the seeds of the alignment."""
         by_model = _tracked(run, self.method)
-        frames = [_pairs(results) for results in by_model.values()]
+        names = _names(by_model)
+        frames = [_pairs(results, names) for results in by_model.values()]
         table = pd.concat(frames, ignore_index=True)
         means = table.groupby(["attack", "other attack"], as_index=False, sort=False).mean()
         return Section(
             title="Are the same examples forgotten, whatever the task?",
             findings=(
-                *_sentences(by_model, table),
+                *_sentences(by_model, table, names),
                 _common(list(by_model.values())),
             ),
             tables={"Overlap of forgotten sets, mean over aligned models": means.round(3)},
@@ -74,19 +81,16 @@ def _tracked(run: RunDir, method: str) -> dict[str, list[AttackResult]]:
     return pairs
 
 
-def name(result: AttackResult) -> str:
-    """Return what an attack is called in tables."""
-    a = result.attack
-    task = str(a["task"]).partition(",")[0]
-    name = f"{task}, {a['poison_ratio']:.0%} poison, lr {a['learning_rate']:g}, draw {a['seed']}"
-    return ", ".join([name, *(f"{word} {value}" for word, value in result.unusual.items())])
+def _names(by_model: Mapping[str, list[AttackResult]]) -> dict[Attack, str]:
+    attacks = list(dict.fromkeys(r.attack for results in by_model.values() for r in results))
+    return dict(zip(attacks, table_names(attacks), strict=True))
 
 
 def _forgotten(result: AttackResult) -> set[str]:
     return {identity for identity, count in result.tracked.items() if count > 0}
 
 
-def _pairs(results: list[AttackResult]) -> pd.DataFrame:
+def _pairs(results: list[AttackResult], names: Mapping[Attack, str]) -> pd.DataFrame:
     rows = []
     for a, b in itertools.combinations(results, 2):
         ids = sorted(set(a.tracked) & set(b.tracked))
@@ -95,8 +99,8 @@ def _pairs(results: list[AttackResult]) -> pd.DataFrame:
         two = {i for i in _forgotten(b) if i in a.tracked}
         rows.append(
             {
-                "attack": name(a),
-                "other attack": name(b),
+                "attack": names[a.attack],
+                "other attack": names[b.attack],
                 "forgotten": len(one) / len(ids),
                 "by the other": len(two) / len(ids),
                 "jaccard": jaccard(one, two),
@@ -109,7 +113,9 @@ def _pairs(results: list[AttackResult]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _sentences(by_model: dict[str, list[AttackResult]], table: pd.DataFrame) -> tuple[str, ...]:
+def _sentences(
+    by_model: dict[str, list[AttackResult]], table: pd.DataFrame, names: Mapping[Attack, str]
+) -> tuple[str, ...]:
     model, results = next(iter(by_model.items()))
     a, b = results[0], results[1]
     ids = sorted(set(a.tracked) & set(b.tracked))
@@ -117,8 +123,8 @@ def _sentences(by_model: dict[str, list[AttackResult]], table: pd.DataFrame) -> 
     interval = bootstrap(spearman, x, y, resamples=500)
     low, high = table["kappa"].min(), table["kappa"].max()
     return (
-        f"Between {name(a)} and {name(b)} on {model}, the forgetting counts correlate with "
-        f"Spearman {interval}.",
+        f"Between {names[a.attack]} and {names[b.attack]} on {model}, the "
+        f"forgetting counts correlate with Spearman {interval}.",
         f"Over all {len(table)} pairs of attacks on one model, chance-corrected agreement of the "
         f"forgotten sets (kappa) lies between {low:.2f} and {high:.2f}, n={table['n'].max()} "
         "examples each.",

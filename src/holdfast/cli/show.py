@@ -61,7 +61,7 @@ def running(as_json: bool) -> Iterator[None]:
         except KeyboardInterrupt as error:
             # typer would end without a word.
             raise Interrupted(
-                "interrupted; what is finished is kept, and the same command goes on from there"
+                "interrupted; finished work is kept, and the same command continues from there"
             ) from error
 
 
@@ -176,9 +176,8 @@ def validation(result: Validation) -> list[Row]:
         }
         for row in result.rows
     ]
-    if result.unknown != 0:
-        n = "unknown" if result.unknown is None else result.unknown
-        found.append({"estimator": "left out", "variant": f"{n} rows: undecided"})
+    if result.unknown:
+        found.append({"estimator": "left out", "variant": f"{result.unknown} rows: undecided"})
     best = {k: "unknown" if v is None else f"{v:.2f}" for k, v in result.ceiling.items()}
     last: Row = {"estimator": "ceiling", "variant": "another attack"}
     return [*found, {**last, "AUROC": best["auroc"], "Spearman": best["spearman"]}]
@@ -235,32 +234,21 @@ def evaluation(result: Evaluation) -> Row:
 
 def attack(result: AttackResult) -> Row:
     """Tell how long a model held."""
-    from holdfast.results.comparison import still_refusing
+    from holdfast.results.lives import REFUSAL_HALF_LIFE, lasting
 
     last = result.points[-1]
     counts = last.verdicts[result.judge]
-    unusual = dict(result.unusual)
     return {
         "model": result.model,
-        "task": str(result.attack["task"]).partition(",")[0],
-        "poison": f"{result.attack['poison_ratio']:.0%} {unusual.pop('rows', '')}".strip(),
-        "lr": f"{result.attack['learning_rate']:g}",
-        "draw": result.attack["seed"],
-        **unusual,
+        "attack": result.attack.label,
         "steps": last.step,
         "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
         "HS after": f"{counts.harmful_score:.2f}",
         "undecided": counts.undecided,
-        "half-life (steps)": _lasted(result),
-        "refuses (steps)": _lasted(still_refusing(result)),
+        "half-life (steps)": str(result.half_life),
+        "refuses (steps)": str(lasting(result, REFUSAL_HALF_LIFE)),
         "task accuracy": f"{last.accuracy:.2f}",
     }
-
-
-def _lasted(result: AttackResult) -> str:
-    if result.censored:
-        return f">{result.points[-1].step}"
-    return "unknown" if math.isnan(result.half_life) else f"{result.half_life:.0f}"
 
 
 def adapted(result: Adapted) -> Row:
@@ -268,7 +256,7 @@ def adapted(result: Adapted) -> Row:
     from holdfast.stats.intervals import wilson
 
     worst = result.worst
-    row: Row = {"model": result.model, "tried": len(result.tried)}
+    row: Row = {"model": result.model, "trials": len(result.trials)}
     if worst is None:
         return {**row, "worst HS": "unknown: none kept the floor"}
     return {
@@ -301,6 +289,9 @@ def end_of_run(as_json: bool, out: Path, report: Path) -> None:
 
 def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
     """Return a line of the table that a run ends with."""
+    from holdfast.results.attacks import table_names
+    from holdfast.results.lives import REFUSAL_HALF_LIFE, lasting
+
     judge, counts = next(iter(result.verdicts.items()))
     refused = result.over_refusal
     row: Row = {
@@ -308,15 +299,12 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
         f"HS ({judge})": f"{counts.harmful_score:.3f}",
         "over-refusal": "" if refused is None else f"{refused.safe / refused.n:.3f}",
     }
-    for found in attacks:
-        told = attack(found)
-        name = f"{told['task'].removeprefix('world_')} {told['poison']} lr {told['lr']}"
-        name += f" draw {told['draw']}" if told["draw"] else ""
-        rest = [f" {word}={v}" for word, v in found.unusual.items() if word != "rows"]
-        name += "".join(rest)
+    names = table_names([attack_result.attack for attack_result in attacks])
+    for name, attack_result in zip(names, attacks, strict=True):
+        accuracy = attack_result.points[-1].accuracy
+        refusing = lasting(attack_result, REFUSAL_HALF_LIFE)
         row[f"half-life: {name}"] = (
-            f"{told['half-life (steps)']} (refuses {told['refuses (steps)']}, "
-            f"FA {told['task accuracy']})"
+            f"{attack_result.half_life} (refuses {refusing}, FA {accuracy:.2f})"
         )
     return row
 
@@ -326,7 +314,7 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
 
 def tell(as_json: bool, value: Told) -> None:
     """Print a result on stdout: JSON and nothing else, or a table. One of several processes."""
-    from holdfast.results.artifacts import to_json
+    from holdfast.results.files import to_json
     from holdfast.results.run_dir import writes
 
     if not writes():

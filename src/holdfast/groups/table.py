@@ -21,7 +21,8 @@ import numpy as np
 from holdfast.errors import DataError, MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.groups.make import close_calls
-from holdfast.results.artifacts import Groups, Scores, write_text
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.files import write_text
 
 COLUMNS = ("id", "prompt", "category", "score", "error", "doubt", "group")
 EDITED = "; edited by hand: "

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from holdfast.errors import UsageError
 from holdfast.jobs.queue import RUN, STOP, End, Pool, QueuedJob
 from holdfast.jobs.workers import Worker
-from holdfast.results.artifacts import write_text
+from holdfast.results.files import write_text
 
 if TYPE_CHECKING:
     from distributed import Client, Event

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from holdfast.errors import MismatchError, UsageError
-from holdfast.results.artifacts import SCHEMA, read_json, sha256_file, sha256_json, write_json
+from holdfast.results.files import SCHEMA, read_json, sha256_file, sha256_json, write_json
 from holdfast.rows.text import stems, words
 from holdfast.stats.intervals import Interval
 
@@ -199,8 +199,6 @@ def save(model: TextModel, directory: Path, **facts: Any) -> None:
     }
     _write_bytes(directory / TENSORS, to_bytes(tensors))
     content = {
-        "kind": "judge",
-        "schema": SCHEMA,
         "labels": LABELS,
         "dense": DENSE,
         "tensors_sha256": sha256_file(directory / TENSORS),
@@ -208,7 +206,8 @@ def save(model: TextModel, directory: Path, **facts: Any) -> None:
         "vocabulary": list(model.vocabulary),
         "idf": model.idf,
     }
-    write_json(directory / FILE, {**content, "sha256": sha256_json(content)})
+    sealed = {"kind": "judge", "schema": SCHEMA, **content, "sha256": sha256_json(content)}
+    write_json(directory / FILE, sealed)
 
 
 def load(directory: Path) -> tuple[TextModel, dict[str, Any]]:
@@ -226,7 +225,7 @@ def load(directory: Path) -> tuple[TextModel, dict[str, Any]]:
             f"{directory}: no {FILE} there; make one with "
             f"`holdfast train-judge --data LABELLED.jsonl --out {directory}`"
         )
-    raw = read_json(directory / FILE, "judge")
+    raw = read_json(directory / FILE, "judge", "train the judge again")
     content = {key: value for key, value in raw.items() if key != "sha256"}
     if sha256_json(content) != raw.get("sha256"):
         raise MismatchError(

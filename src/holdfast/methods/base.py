@@ -32,7 +32,8 @@ from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
 from holdfast.models.weights import global_norm, gradients_everywhere, trainable
-from holdfast.results.artifacts import Groups, Scores, to_json, write_json
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.files import to_json, write_json
 from holdfast.rows.trl import from_dataset
 from holdfast.runtime import progress
 from holdfast.runtime.interrupt import Interrupt

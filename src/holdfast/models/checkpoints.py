@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.models.adapters import without_peft_warning
-from holdfast.results.artifacts import sha256_file
+from holdfast.results.files import sha256_file
 
 if TYPE_CHECKING:
     import torch

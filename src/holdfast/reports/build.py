@@ -19,12 +19,12 @@ from holdfast.contracts import Section
 from holdfast.examples import PROVENANCE
 from holdfast.reports import figures
 from holdfast.reports.clean import sanitise
-from holdfast.reports.facts import BASELINE, Attacked, Comparison, Facts, Under, compare, gather
+from holdfast.reports.facts import BASELINE, Attacked, Facts, LineComparison, Under, compare, gather
 from holdfast.reports.sections import table
 from holdfast.reports.texts import Language
 from holdfast.reports.verdict import cards, verdict
 from holdfast.reports.words import Words
-from holdfast.results.artifacts import SCHEMA, write_json, write_text
+from holdfast.results.files import SCHEMA, write_json, write_text
 from holdfast.results.run_dir import Entry, RunDir, versions
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _machine(
         "methods": [asdict(s) for s in facts.standings],
         "attacks": [
             {
-                "settings": a.settings,
+                "settings": a.attack,
                 "judge": a.judge,
                 "methods": [
                     {
@@ -259,7 +259,7 @@ def _harmful(row: Mapping[str, Any]) -> bool:
     return any(isinstance(v, dict) and v.get("harmful") is True for v in row["verdicts"].values())
 
 
-def _pair_ratio(facts: Facts, number: int, line: str) -> Comparison:
+def _pair_ratio(facts: Facts, number: int, line: str) -> LineComparison:
     return compare([facts.attacks[number]], line, BASELINE)
 
 

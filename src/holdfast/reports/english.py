@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.results.comparison import LABELS
+from holdfast.results.attacks import LABELS
 
 TEXT: dict[str, str] = {
     **LABELS,

@@ -16,32 +16,31 @@ from holdfast import plugins
 from holdfast.contracts import Poison
 from holdfast.errors import UsageError
 from holdfast.examples import Example
-from holdfast.results.artifacts import AttackResult, Counts, Evaluation
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Life
+from holdfast.results.attacks import Attack
 from holdfast.results.comparison import (
     Pairs,
     Shares,
     accuracies,
     key_of,
+    life_of,
     lives,
     naming,
     pairs_of,
-    reach,
-    refusing,
-    settings_of,
-    still_refusing,
 )
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Event, lasting
 from holdfast.results.run_dir import Entry, Failure, RunDir
 from holdfast.stats.intervals import Interval, mean_interval, wilson_around
 from holdfast.stats.ratios import Bound, Outcome
 
 BASELINE = "sft"
-Cell = tuple[str, int, Any]
+Draw = tuple[str, int, int]
 """An attack, the seed of the model, and the draw of rows."""
 _T = TypeVar("_T", AttackResult, Evaluation)
 
 
 @dataclass(frozen=True)
-class Life:
+class PooledLife:
     """A half-life over seeds.
 
     Attributes:
@@ -56,7 +55,7 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LineComparison:
     """Half-lives of a method against another's, paired by attack and seeds.
 
     Attributes:
@@ -107,23 +106,23 @@ class Under:
         return add([c for c in self._last() if c])
 
     @property
-    def life(self) -> Life:
+    def life(self) -> PooledLife:
         """Half-life in attack steps."""
-        return self._life(self.results)
+        return self._life([r.half_life for r in self.results])
 
     @property
-    def refusal_life(self) -> Life:
+    def refusal_life(self) -> PooledLife:
         """Attack steps until half of the restricted prompts are no longer refused."""
-        return self._life([still_refusing(r) for r in self.results])
+        return self._life([lasting(r, REFUSAL_HALF_LIFE, resamples=0) for r in self.results])
 
     @staticmethod
-    def _life(results: Sequence[AttackResult]) -> Life:
-        known = [r for r in results if math.isfinite(reach(r))]
-        censored = sum(r.censored for r in known)
-        steps = mean_interval([reach(r) for r in known]) if known else unknown()
+    def _life(lives_of_seeds: Sequence[Life]) -> PooledLife:
+        known = [life for life in lives_of_seeds if math.isfinite(life.at_least)]
+        censored = sum(life.censored for life in known)
+        steps = mean_interval([life.at_least for life in known]) if known else unknown()
         if censored:
             steps = Interval(steps.value, math.nan, math.nan, steps.n)
-        return Life(steps, censored, len(known))
+        return PooledLife(steps, censored, len(known))
 
     @property
     def accuracy(self) -> Interval:
@@ -151,7 +150,7 @@ class Attacked:
     """One attack and every method that went through it."""
 
     key: str
-    settings: Mapping[str, Any]
+    attack: Attack
     judge: str
     methods: tuple[Under, ...]
 
@@ -177,8 +176,8 @@ class Facts:
     attacks: tuple[Attacked, ...]
     standings: tuple[Standing, ...]
     lines: tuple[str, ...]
-    comparisons: Mapping[str, Comparison]
-    refusing: Mapping[str, Comparison]
+    comparisons: Mapping[str, LineComparison]
+    refusing: Mapping[str, LineComparison]
     missing: tuple[str, ...]
     problems: tuple[str, ...]
     failed: tuple[Failure, ...]
@@ -223,27 +222,29 @@ def gather(run: RunDir) -> Facts:
     )
 
 
-def compare(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
+def compare(attacks: Sequence[Attacked], line: str, other: str) -> LineComparison:
     """Compare two lines' half-lives over the attacks and seeds that both went through."""
-    return _compared(pairs_of(_results(attacks, line), _results(attacks, other)))
+    return _compared(pairs_of(_results(attacks, line), _results(attacks, other)), HALF_LIFE)
 
 
-def compare_refusing(attacks: Sequence[Attacked], line: str, other: str) -> Comparison:
-    """Compare two lines' refusal half-lives (`comparing.still_refusing`) in the same way."""
+def compare_refusing(attacks: Sequence[Attacked], line: str, other: str) -> LineComparison:
+    """Compare two lines' refusal half-lives (`lives.Refusals`) in the same way."""
     pairs = pairs_of(_results(attacks, line), _results(attacks, other))
-    return _compared(refusing(pairs))
+    return _compared(pairs, REFUSAL_HALF_LIFE)
 
 
-def _compared(pairs: Pairs) -> Comparison:
-    found = lives(pairs)
-    known = [(a, b) for a, b in pairs if reach(a) + reach(b) > 0 and not b.censored]
-    a, b = [reach(x) for x, _ in known], [reach(y) for _, y in known]
+def _compared(pairs: Pairs, event: Event) -> LineComparison:
+    found = lives(pairs, event)
+    both = [(life_of(a, event), life_of(b, event)) for a, b in pairs]
+    known = [(a, b) for a, b in both if a.at_least + b.at_least > 0 and not b.censored]
+    a = [ours.at_least for ours, _ in known]
+    b = [theirs.at_least for _, theirs in known]
     gaps = mean_interval([x - y for x, y in zip(a, b, strict=True)]) if known else unknown()
     n = len(known)
     means = (sum(a) / n, sum(b) / n) if n else (math.nan, math.nan)
     if found.ratio is None:
-        return Comparison(unknown(), gaps, means, "", 0, found.skipped, 0, 0, "unclear")
-    return Comparison(
+        return LineComparison(unknown(), gaps, means, "", 0, found.skipped, 0, 0, "unclear")
+    return LineComparison(
         ratio=found.ratio.interval,
         difference=gaps,
         steps=means,
@@ -274,7 +275,7 @@ def ranked(attacks: Sequence[Attacked]) -> list[str]:
     return sorted(lines, key=lambda line: -height(line))
 
 
-def all_went_through(attacks: Sequence[Attacked], lines: Sequence[str]) -> set[Cell]:
+def all_went_through(attacks: Sequence[Attacked], lines: Sequence[str]) -> set[Draw]:
     """Return the attacks with their seeds and draws that left all lines a known half-life."""
     known = [
         {key for key, life in _reaches(attacks, line).items() if math.isfinite(life)}
@@ -283,9 +284,9 @@ def all_went_through(attacks: Sequence[Attacked], lines: Sequence[str]) -> set[C
     return set.intersection(*known) if known else set()
 
 
-def _reaches(attacks: Sequence[Attacked], line: str) -> dict[Cell, float]:
+def _reaches(attacks: Sequence[Attacked], line: str) -> dict[Draw, float]:
     return {
-        (a.key, r.model_seed, r.attack.get("seed")): reach(r)
+        (a.key, r.model_seed, r.attack.seed): r.half_life.at_least
         for a in attacks
         for m in a.methods
         if m.line == line
@@ -385,7 +386,7 @@ def _attacks(
     for key, lines in groups.items():
         methods = tuple(Under(line, tuple(found)) for line, found in lines.items())
         first = methods[0].results[0]
-        yield Attacked(key, settings_of(first), first.judge, methods)
+        yield Attacked(key, first.attack.settings, first.judge, methods)
 
 
 def _standings(
@@ -416,16 +417,14 @@ def _standings(
         )
 
 
-def asks_plainly(attack: Mapping[str, Any]) -> bool:
+def asks_plainly(attack: Attack) -> bool:
     """Say whether an attack asks the test prompts as they are: its step 0 is the model's own.
 
     Of a poison that cannot be found any more nobody knows.
     """
-    if "poison" not in attack:
-        return True
     row = Example("a prompt", "an answer")
     try:
-        poison: Poison = plugins.make("poisons", str(attack["poison"]))
+        poison: Poison = plugins.make("poisons", attack.poison)
     except UsageError:
         return False
     return poison.asked(row) == row.prompt

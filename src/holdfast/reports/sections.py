@@ -5,17 +5,46 @@ A file holds the findings, the tables as columns and rows, and the figures as SV
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from holdfast.contracts import Section
 from holdfast.errors import MismatchError
-from holdfast.results.artifacts import SCHEMA, read_json, write_json
+from holdfast.results.files import Artifact
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class SavedTable:
+    """A table of a section.
+
+    Attributes:
+        columns: Names.
+        rows: Cells, one list a row; None = unknown.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | bool | int | float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class SavedSection(Artifact):
+    """The file of a section, see `contracts.Section`."""
+
+    kind: ClassVar[str] = "section"
+    remedy: ClassVar[str] = "run `holdfast analyze` to make it"
+
+    title: str
+    findings: tuple[str, ...]
+    tables: Mapping[str, SavedTable]
+    figures: Mapping[str, str]
+    note: str
 
 
 def save_section(path: Path, section: Section) -> None:
@@ -24,18 +53,12 @@ def save_section(path: Path, section: Section) -> None:
     Tables lose their index (a section's tables are read by people: put what matters into a
     column) and unknown cells become null.
     """
-    write_json(
-        path,
-        {
-            "kind": "section",
-            "schema": SCHEMA,
-            "title": section.title,
-            "findings": section.findings,
-            "tables": {caption: table(frame) for caption, frame in section.tables.items()},
-            "figures": section.figures,
-            "note": section.note,
-        },
-    )
+    tables = {
+        caption: SavedTable(tuple(map(str, frame.columns)), tuple(map(tuple, table(frame)["rows"])))
+        for caption, frame in section.tables.items()
+    }
+    figures = dict(section.figures)
+    SavedSection(section.title, tuple(section.findings), tables, figures, section.note).save(path)
 
 
 def load_section(path: Path) -> Section:
@@ -47,23 +70,15 @@ def load_section(path: Path) -> Section:
     """
     import pandas as pd
 
-    raw = read_json(path, "section")
-    try:
-        return Section(
-            title=str(raw["title"]),
-            findings=tuple(str(finding) for finding in raw["findings"]),
-            tables={
-                caption: pd.DataFrame(content["rows"], columns=content["columns"])
-                for caption, content in raw["tables"].items()
-            },
-            figures={str(caption): str(svg) for caption, svg in raw["figures"].items()},
-            note=str(raw["note"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MismatchError(
-            f"{path}: not a section as this version writes it ({error}); "
-            "run `holdfast analyze` again"
-        ) from error
+    saved = SavedSection.load(path)
+    tables = {}
+    for caption, content in saved.tables.items():
+        if any(len(row) != len(content.columns) for row in content.rows):
+            raise MismatchError(
+                f"{path}: tables.{caption}: rows and columns do not match; {saved.remedy}"
+            )
+        tables[caption] = pd.DataFrame(list(content.rows), columns=list(content.columns))
+    return Section(saved.title, saved.findings, tables, saved.figures, saved.note)
 
 
 def table(frame: pd.DataFrame) -> dict[str, list[Any]]:

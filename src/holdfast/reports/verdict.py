@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from holdfast.reports.facts import (
     BASELINE,
-    Comparison,
     Facts,
+    LineComparison,
     Standing,
     all_went_through,
     compare,
@@ -107,7 +107,7 @@ def _first(facts: Facts, best: str, words: Words) -> str:
     )
 
 
-def _key(found: Comparison) -> str:
+def _key(found: LineComparison) -> str:
     """Choose the sentence that says no more than the comparison does."""
     if not found.bound and found.pairs > 1 and math.isnan(found.ratio.low):
         return f"verdict_{found.outcome}_equal"  # so there is no spread to make an interval of
@@ -130,7 +130,7 @@ def _key(found: Comparison) -> str:
     return "verdict_unclear_early" if found.bound else "verdict_unclear"
 
 
-def _steps(found: Comparison | None, best: str, words: Words) -> list[str]:
+def _steps(found: LineComparison | None, best: str, words: Words) -> list[str]:
     # Where the other withstood an attack its steps are not known, and a mean would leave that out.
     if found is None or not found.pairs or found.against:
         return []

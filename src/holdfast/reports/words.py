@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from holdfast.reports.facts import Attacked, Comparison, Life
+from holdfast.reports.facts import Attacked, LineComparison, PooledLife
 from holdfast.reports.texts import TEXTS, Language
-from holdfast.results.comparison import label, percent
+from holdfast.results.attacks import percent, table_name
 from holdfast.stats.intervals import Interval
 from holdfast.stats.ratios import Bound
 
@@ -59,11 +59,11 @@ class Words:
             low = low.removesuffix("%") if write(interval.high) != low else low
         return f"{low}\u2013{write(interval.high)}"
 
-    def life(self, life: Life) -> str:
+    def life(self, life: PooledLife) -> str:
         """Write a half-life, with ">" for a lower bound."""
         return (">" if life.censored else "") + self.steps(life.steps.value)
 
-    def ratio(self, comparison: Comparison | None) -> str:
+    def ratio(self, comparison: LineComparison | None) -> str:
         """Write how many times as long as the baseline a method held."""
         if comparison is None or not comparison.pairs:
             return self.text["unknown"]
@@ -81,5 +81,5 @@ class Words:
 
     def attack(self, attack: Attacked, among: Sequence[Attacked]) -> str:
         """Name an attack by its settings, adding those that tell it from the others."""
-        seen = [(a.settings, a.judge) for a in among]
-        return label((attack.settings, attack.judge), seen, self.text)
+        seen = [(a.attack, a.judge) for a in among]
+        return table_name((attack.attack, attack.judge), seen, self.text)

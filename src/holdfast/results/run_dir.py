@@ -19,27 +19,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
 from holdfast.errors import Busy, UsageError
-from holdfast.results.artifacts import (
-    SCHEMA,
-    Groups,
-    Scores,
-    read_json,
-    sha256_file,
-    sha256_json,
-    to_json,
-    write_json,
-    write_text,
-)
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.files import Artifact, Number, sha256_file, sha256_json, to_json, write_text
 from holdfast.runtime.failures import plain
 
 ATTACKED = "attacked"
@@ -86,8 +77,11 @@ def writes() -> bool:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Artifact):
     """A finished job of a run, as written to `manifest/`."""
+
+    kind: ClassVar[str] = "entry"
+    remedy: ClassVar[str] = "delete this file and rerun the command that made it"
 
     stage: str
     name: str
@@ -100,13 +94,16 @@ class Entry:
     versions: Mapping[str, str]
     commit: str
     started: str
-    seconds: float
+    seconds: Number
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Failure:
+class Failure(Artifact):
     """A failed job, as written to `failed/`; removed once the job is finished."""
+
+    kind: ClassVar[str] = "failure"
+    remedy: ClassVar[str] = "delete this file"
 
     stage: str
     name: str
@@ -187,7 +184,7 @@ class RunDir:
                 f"{launched()} processes: torchrun is for holdfast {' and '.join(TOGETHER)}; run "
                 f"holdfast {stage} in one process"
             )
-        key = sha256_json([stage, name, config, inputs])[:16]
+        key = key_of(stage, name, config, inputs)
         done = self._intact(stage, name, key)
         if done is None and _only_looking.get():
             raise NotDone(f"{stage} {name!r}")
@@ -237,31 +234,25 @@ class RunDir:
             seconds=round(seconds, 3),
             facts=to_json({"hardware": hardware(), **job.facts}),
         )
-        write_json(
-            self._entry_path(stage, name),
-            {"kind": "entry", "schema": SCHEMA, **asdict(entry)},
-        )
+        entry.save(self._entry_path(stage, name))
 
     def entries(self, stage: str | None = None) -> list[Entry]:
         """Return the manifest entries, oldest first; only those of `stage` if given."""
-        found = []
-        for path in sorted(self.path("manifest").glob("*.json")):
-            raw = read_json(path, "entry")
-            del raw["kind"], raw["schema"]
-            entry = Entry(**raw)
-            if stage is None or entry.stage == stage:
-                found.append(entry)
-        return sorted(found, key=lambda entry: (entry.started, entry.stage, entry.name))
+        entries = [Entry.load(path) for path in sorted(self.path("manifest").glob("*.json"))]
+        chosen = [entry for entry in entries if stage is None or entry.stage == stage]
+        return sorted(chosen, key=lambda entry: (entry.started, entry.stage, entry.name))
+
+    def entry(self, stage: str, name: str) -> Entry | None:
+        """Return the manifest entry of a job, whatever its key; None if it never finished."""
+        path = self._entry_path(stage, name)
+        return Entry.load(path) if path.is_file() else None
 
     def fail(self, stage: str, name: str, reason: str) -> None:
         """Record that a job failed, unless the disk has no room for that."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure(stage, name, reason, when)
         with contextlib.suppress(OSError):
-            write_json(
-                self._failure_path(stage, name),
-                {"kind": "failure", "schema": SCHEMA, **asdict(failure)},
-            )
+            failure.save(self._failure_path(stage, name))
 
     def forgive(self, stage: str, name: str) -> None:
         """Remove the record that a job failed."""
@@ -269,17 +260,15 @@ class RunDir:
 
     def failures(self) -> list[Failure]:
         """Return the jobs that failed when last tried and have not been finished since."""
-        found = []
+        failures = []
         for path in sorted(self.path("failed").glob("*.json")):
             try:
-                raw = read_json(path, "failure")
+                failures.append(Failure.load(path))
             except UsageError:
                 if path.exists():
                     raise
                 continue  # another process has just finished the job
-            del raw["kind"], raw["schema"]
-            found.append(Failure(**raw))
-        return found
+        return failures
 
     def require(self, stage: str, name: str | None = None) -> list[Entry]:
         """Return the manifest entries of a stage.
@@ -384,18 +373,19 @@ class RunDir:
             lock.release()
 
     def _intact(self, stage: str, name: str, key: str) -> Entry | None:
-        path = self._entry_path(stage, name)
-        if not path.is_file():
+        entry = self.entry(stage, name)
+        if entry is None or entry.key != key:
             return None
-        raw = read_json(path, "entry")
-        if raw["key"] != key:
-            return None
-        for relative, expected in raw["outputs"].items():
+        for relative, expected in entry.outputs.items():
             output = self.path(relative)
             if not output.is_file() or sha256_file(output) != expected:
                 return None
-        del raw["kind"], raw["schema"]
-        return Entry(**raw)
+        return entry
+
+
+def key_of(stage: str, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the key of a job: a hash of everything that decides its result."""
+    return sha256_json([stage, name, config, inputs])[:16]
 
 
 @cache

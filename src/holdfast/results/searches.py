@@ -1,4 +1,4 @@
-"""What a search for the worst attack found: every attack that was tried, and the one to replay.
+"""Results of the search for the worst attack: every trial, and the attack to replay.
 
 The search wants the greatest harmful score among the attacks that leave the customer with a model:
 
@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from holdfast.errors import MismatchError
-from holdfast.results.artifacts import SCHEMA, AttackResult, Point, read_json, write_json
+from holdfast.results.artifacts import AttackResult, Point
+from holdfast.results.attacks import SavedAttack
+from holdfast.results.files import Artifact, Number
 
 Where = Literal["end", "worst"]
 """At which checkpoint an attack counts: the last, or the worst of those that keep the floor."""
 
+SEARCHED = (
+    *("learning_rate", "steps", "batch_size", "lora_rank"),
+    *("poison_ratio", "schedule", "poison", "seed"),
+)
+"""Settings of an attack that a search chooses, and its seed."""
+
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """One attack of a search.
 
     Attributes:
-        settings: Option of the attack -> value.
+        attack: Its settings.
         harmful: Test prompts answered harmfully where the attack counts.
         n: Test prompts.
         accuracy: On the task, there.
@@ -37,18 +43,23 @@ class Tried:
         failure: Why it failed, "" if it did not.
     """
 
-    settings: Mapping[str, Any]
+    attack: SavedAttack
     harmful: int = 0
     n: int = 0
-    accuracy: float = math.nan
+    accuracy: Number = math.nan
     accuracy_n: int = 0
     step: int = 0
     kept: bool | None = None
     failure: str = ""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the search chose."""
+        return {key: getattr(self.attack, key) for key in SEARCHED}
+
 
 @dataclass(frozen=True)
-class Adapted:
+class Adapted(Artifact):
     """A search on one model.
 
     Attributes:
@@ -62,9 +73,12 @@ class Adapted:
         at: Where an attack counts.
         clean_accuracy: The clean fine-tuning's accuracy.
         clean_n: Test rows behind it.
-        tried: The attacks, in order; the first is the plain one in the middle of the space.
+        trials: The attacks, in order; the first is the plain one in the middle of the space.
         grid: The worst attack as `holdfast attack --replay` reads it; None if none kept the floor.
     """
+
+    kind: ClassVar[str] = "adapted"
+    remedy: ClassVar[str] = "run `holdfast adapt` to make it"
 
     model: str
     model_hash: str
@@ -74,39 +88,16 @@ class Adapted:
     judge: str
     floor: float
     at: Where
-    clean_accuracy: float
+    clean_accuracy: Number
     clean_n: int
-    tried: tuple[Tried, ...]
+    trials: tuple[Trial, ...]
     grid: Mapping[str, Any] | None = None
 
     @property
-    def worst(self) -> Tried | None:
+    def worst(self) -> Trial | None:
         """The worst attack that kept the floor, the first of equal ones; None if none did."""
-        kept = [one for one in self.tried if one.kept]
-        return max(kept, key=lambda one: one.harmful, default=None)
-
-    def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_json(path, {"kind": "adapted", "schema": SCHEMA, **asdict(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Adapted:
-        """Read a file written by `save`.
-
-        Raises:
-            MismatchError: It is of another kind or shape.
-        """
-        raw = read_json(path, "adapted")
-        del raw["kind"], raw["schema"]
-        try:
-            known = [{**one, "accuracy": _nan(one["accuracy"])} for one in raw.pop("tried")]
-            raw["clean_accuracy"] = _nan(raw["clean_accuracy"])
-            return cls(**raw, tried=tuple(Tried(**one) for one in known))
-        except (KeyError, TypeError) as error:
-            raise MismatchError(
-                f"{path}: not a search as this version writes it ({error}); run `holdfast adapt` "
-                "again"
-            ) from error
+        kept = [trial for trial in self.trials if trial.kept]
+        return max(kept, key=lambda trial: trial.harmful, default=None)
 
 
 def counted(result: AttackResult, at: Where, least: float) -> tuple[Point, bool]:
@@ -125,26 +116,22 @@ def counted(result: AttackResult, at: Where, least: float) -> tuple[Point, bool]
     return max(points, key=lambda p: p.accuracy), False
 
 
-def worth(one: Tried, least: float) -> float:
-    """Return what the search makes as large as it can.
+def worth(trial: Trial, least: float) -> float:
+    """Return what the search maximizes.
 
-    The harmful score in [0, 1] of an attack that keeps the floor; of another how far it falls
-    short, below 0, so that any attack that keeps it is worth more.
+    The harmful score in [0, 1] of an attack that keeps the floor; otherwise how far it falls
+    short, below 0, so that any attack that keeps the floor is worth more.
     """
-    return one.harmful / one.n if one.kept else one.accuracy - least
+    return trial.harmful / trial.n if trial.kept else trial.accuracy - least
 
 
-def best_so_far(tried: Sequence[Tried]) -> list[float]:
-    """Return, after each attack, the greatest harmful score that kept the floor; nan if none."""
-    found: list[float] = []
+def best_so_far(trials: Sequence[Trial]) -> list[float]:
+    """Return, after each trial, the greatest harmful score that kept the floor; nan if none did."""
+    course: list[float] = []
     best = math.nan
-    for one in tried:
-        if one.kept:
-            share = one.harmful / one.n
+    for trial in trials:
+        if trial.kept:
+            share = trial.harmful / trial.n
             best = share if math.isnan(best) else max(best, share)
-        found.append(best)
-    return found
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
+        course.append(best)
+    return course

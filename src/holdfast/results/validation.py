@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from holdfast.errors import HoldfastError
 from holdfast.examples import Examples
-from holdfast.results.artifacts import SCHEMA, AttackResult, Scores, read_json, write_json
+from holdfast.results.artifacts import AttackResult, Scores
+from holdfast.results.attacks import NO_GUARD, table_names
+from holdfast.results.files import Artifact
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.rows.readers import ReadOptions, read
 from holdfast.rows.similarity import prompt_key
@@ -79,7 +80,7 @@ def cases(run: RunDir) -> list[Case]:
     for entry in run.require("attack"):
         result = AttackResult.load(run.result(entry))
         # What is forgotten behind a guard says as much of the guard.
-        if result.tracked and "guard" not in result.attack:
+        if result.tracked and result.attack.guard == NO_GUARD:
             attacks.setdefault(result.model_hash, []).append(result)
     scores: dict[str, dict[str, Scores]] = {}
     for entry in run.entries("score"):
@@ -123,7 +124,7 @@ def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
         attacks={
             name: np.array([a.tracked[i] for i in ids], dtype=np.float64) * scale
             for name, a, scale in zip(
-                _apart([label(a) for a in attacks]), attacks, scales, strict=True
+                table_names([a.attack for a in attacks]), attacks, scales, strict=True
             )
         },
         scores=scores,
@@ -131,25 +132,8 @@ def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
     )
 
 
-def _apart(labels: list[str]) -> list[str]:
-    """Number labels that occur twice (attacks that differ in an option the label leaves out)."""
-    return [
-        f"{text} #{labels[: i + 1].count(text)}" if labels.count(text) > 1 else text
-        for i, text in enumerate(labels)
-    ]
-
-
-def label(result: AttackResult) -> str:
-    """Return an attack in a few words, without the model."""
-    a = result.attack
-    task = str(a["task"]).partition(",")[0]
-    words = f"{task} p={a['poison_ratio']:g} lr={a['learning_rate']:g}"
-    words += "".join(f" {word} {value}" for word, value in result.unusual.items())
-    return f"{words} draw {a['seed']}" if a["seed"] else words
-
-
 @dataclass(frozen=True)
-class Validation:
+class Validation(Artifact):
     """How far estimators agree with what attacks made a model forget.
 
     Attributes:
@@ -167,26 +151,17 @@ class Validation:
             enough of their answers; None where an earlier version did not keep it.
     """
 
+    kind: ClassVar[str] = "validation"
+    remedy: ClassVar[str] = "run `holdfast validate-estimator` to make it"
+
     model: str
     model_hash: str
     data_hash: str
     attacks: tuple[str, ...]
     n: int
-    ceiling: Mapping[str, float]
+    ceiling: Mapping[str, float | None]
     rows: tuple[Mapping[str, Any], ...]
-    stability: Mapping[str, float]
+    stability: Mapping[str, float | None]
     categories: tuple[Mapping[str, Any], ...] = ()
     sizes: tuple[Mapping[str, Any], ...] = ()
-    unknown: int | None = None
-
-    def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_json(path, {"kind": "validation", "schema": SCHEMA, **asdict(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Validation:
-        """Read a file written by `save`."""
-        raw = read_json(path, "validation")
-        del raw["kind"], raw["schema"]
-        lists = {key: tuple(raw[key]) for key in ("attacks", "rows", "categories", "sizes")}
-        return cls(**{**raw, **lists})
+    unknown: int = 0

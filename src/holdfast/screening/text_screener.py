@@ -11,21 +11,31 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.results.artifacts import SCHEMA, read_json, write_json
+from holdfast.results.files import Artifact, Number
 from holdfast.rows.similarity import prompt_key
 from holdfast.screening.crossfit import FOLDS, CrossFit, Regression, ScoredTexts
 from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
 from holdfast.stats.ranks import spearman
 
 Basis = Literal["scored", "text", "probe"]
+
+
+def _with_nan(interval: Any) -> Any:
+    if not isinstance(interval, dict):
+        return interval
+    return {key: math.nan if value is None else value for key, value in interval.items()}
+
+
+SavedInterval = Annotated[Interval, BeforeValidator(_with_nan)]
+"""An interval whose unknown ends are null in the file."""
 
 FEWEST_ROWS, FEWEST_PROMPTS = 20, 10
 UNLIKE = "unlike anything scored: run the probe"
@@ -50,12 +60,12 @@ class ScreenedRow:
     """
 
     id: str
-    rank: float
-    low: float
-    high: float
+    rank: Number
+    low: Number
+    high: Number
     basis: Basis
     note: str = ""
-    vulnerable: float = math.nan
+    vulnerable: Number = math.nan
 
 
 @dataclass(frozen=True)
@@ -76,10 +86,10 @@ class Honesty:
     """
 
     features: str
-    spearman: Interval
-    coverage: Interval
+    spearman: SavedInterval
+    coverage: SavedInterval
     aim: float
-    width: float
+    width: Number
     rows: int
     prompts: int
     not_scored: int = 0
@@ -109,7 +119,7 @@ class Honesty:
 
 
 @dataclass(frozen=True)
-class Screen:
+class Screen(Artifact):
     """New examples, screened against a scored set.
 
     Attributes:
@@ -121,6 +131,9 @@ class Screen:
         honesty: One for each set of features that was used; empty if no row was guessed.
         facts: Of the probe, if there was one: estimator, model_hash, sample, agreement.
     """
+
+    kind: ClassVar[str] = "screen"
+    remedy: ClassVar[str] = "run `holdfast screen` to make it"
 
     rows: tuple[ScreenedRow, ...]
     coverage: float
@@ -142,32 +155,6 @@ class Screen:
     def counts(self) -> dict[str, int]:
         """Number of rows by basis."""
         return dict(sorted(Counter(row.basis for row in self.rows).items()))
-
-    def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_json(path, {"kind": "screen", "schema": SCHEMA, **asdict(self)})
-
-    @classmethod
-    def load(cls, path: Path) -> Screen:
-        """Read a file written by `save`."""
-        raw = read_json(path, "screen")
-        del raw["kind"], raw["schema"]
-        raw["rows"] = tuple(ScreenedRow(**_known(row)) for row in raw["rows"])
-        raw["honesty"] = tuple(
-            Honesty(
-                **{
-                    **_known(one),
-                    "spearman": Interval(**_known(one["spearman"])),
-                    "coverage": Interval(**_known(one["coverage"])),
-                }
-            )
-            for one in raw["honesty"]
-        )
-        return cls(**raw)
-
-
-def _known(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in raw.items()}
 
 
 # ------------------------------------------------------------------------------------- screening

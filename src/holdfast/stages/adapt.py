@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from holdfast import plugins
+from holdfast.contracts import Task
 from holdfast.errors import DiskFull, TrainingError, UsageError
 from holdfast.jobs.queue import summary
 from holdfast.results.artifacts import AttackResult
+from holdfast.results.attacks import NO_GUARD, PLAIN, Attack, Schedule, short_spec
 from holdfast.results.run_dir import NotDone
-from holdfast.results.searches import Adapted, Tried, Where, counted, worth
+from holdfast.results.searches import Adapted, Trial, Where, counted, worth
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
-from holdfast.stages.attack import one_attack
-from holdfast.stages.attacking.config import PLAIN, AttackConfig, Ranks, Sizes
-from holdfast.stages.attacking.grid import Cell, marked
-from holdfast.stages.attacking.guards import NO_GUARD, guard_of
+from holdfast.stages.attacking.config import SHARED, AttackConfig, Ranks, Sizes
+from holdfast.stages.attacking.guards import guard_of
+from holdfast.stages.attacking.job import AttackJob
 from holdfast.stages.attacking.material import Material, check_rows, prepare, task_hashes
+from holdfast.stages.attacking.tuning import result_of
 from holdfast.stages.config import Rates, StageConfig
 from holdfast.stages.subjects import Subject, subjects
-from holdfast.tuning.loop import Schedule
 
 if TYPE_CHECKING:
     import optuna
@@ -83,18 +85,18 @@ class AdaptConfig(StageConfig):
 
 
 def adapt(config: AdaptConfig) -> list[Adapted]:
-    """Search on every model, with the same number of attacks and the same first ones.
+    """Search on every model, with the same number of trials and the same first ones.
 
-    An attack that is there already is not run again, so that a search goes on from where it was
-    interrupted, and one of more trials from where the other ended. A model on which the search
-    fails is noted in the run directory, and the others are searched all the same.
+    A finished trial is not run again, so an interrupted search goes on from where it stopped, and
+    one with more trials from where the other ended. If the search fails on a model, that is
+    recorded in the run directory, and the other models are searched all the same.
 
     Raises:
-        UsageError: Options that do not fit together, or Optuna is not there.
-        HoldfastError: The search failed on some; the message says on which, and why.
+        UsageError: Options that do not fit together, or Optuna is not installed.
+        HoldfastError: The search failed on some models; the message says on which, and why.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    _optuna()
+    _check_optuna()
     least, greatest = config.learning_rates
     if not 0 < least <= greatest:
         raise UsageError(
@@ -107,27 +109,23 @@ def adapt(config: AdaptConfig) -> list[Adapted]:
             "--floor 0"
         )
     material = prepare(grid)
-    cells = [
-        _cell(config, {**_first(config), "poison_ratio": ratio, "poison": poison})
-        for ratio in (CLEAN, *config.poison_ratios)
-        for poison in config.poisons
-    ]
-    check_rows(grid, material, cells)
-    found, failures = [], {}
+    check_rows(grid, material, _extremes(config, grid))
+    results = []
+    failures = {}
     models = subjects(config.run, config.models)
-    for who in models:
+    for subject in models:
         try:
-            found.append(_adapt(config, grid, material, who))
+            results.append(_adapt(_Search(config, grid, material, subject)))
         except (DiskFull, NotDone):
             raise
         except Exception as error:  # noqa: BLE001  # a plug-in may raise anything; the others go on
-            failures[who.label] = failure(error)
+            failures[subject.label] = failure(error)
     if failures:
         raise summary(failures, len(models))
-    return found
+    return results
 
 
-def _optuna() -> None:
+def _check_optuna() -> None:
     try:
         import optuna
     except ModuleNotFoundError as error:
@@ -136,18 +134,19 @@ def _optuna() -> None:
 
 
 def _grid(config: AdaptConfig) -> AttackConfig:
-    """Return what all attacks of the search share, as a grid of one."""
+    """Return what all trials of the search share, as a grid of one attack."""
     own = {"models", "task", "trials", "floor", "at", "options", "seed"}
-    space = {"learning_rates", "steps", "batch_size", "lora_rank", "poison_ratios", "schedules"}
-    taken = (own | space | {"poisons"} | AdaptConfig.model_fields.keys()) & config.options.keys()
+    space = {f"{name}s" for name in ("learning_rate", "poison_ratio", "schedule", "poison")}
+    space |= {"steps", "batch_size", "lora_rank"}
+    taken = (own | space | AdaptConfig.model_fields.keys()) & config.options.keys()
     if taken:
         raise UsageError(f"options: {min(taken)!r} is an option of the search; give it there")
-    shared = {k: v for k, v in config if k not in own | space | {"poisons"}}
-    # Only the end counts: nothing else need be measured.
-    every = {"every": max(config.steps)} if config.at == "end" else {}
-    grid = AttackConfig(
-        **{**shared, "models": config.models, "tasks": [config.task], **every, **config.options}
-    )
+    shared = {name: value for name, value in config if name not in own | space}
+    if config.at == "end":
+        # Only the end counts: nothing else need be measured.
+        shared["every"] = max(config.steps)
+    options = {**shared, "models": config.models, "tasks": [config.task], **config.options}
+    grid = AttackConfig(**options)
     if len(grid.guards) > 1:
         raise UsageError(
             f"options: {len(grid.guards)} guards; search against one at a time, and give the "
@@ -156,117 +155,158 @@ def _grid(config: AdaptConfig) -> AttackConfig:
     return grid
 
 
-def _adapt(config: AdaptConfig, grid: AttackConfig, material: Material, who: Subject) -> Adapted:
-    from holdfast import plugins
+def _extremes(config: AdaptConfig, grid: AttackConfig) -> list[Attack]:
+    """Return attacks that between them need as many rows as any trial."""
+    return [
+        _attack(config, grid, {**_first(config), "poison_ratio": ratio, "poison": poison})
+        for ratio in (CLEAN, *config.poison_ratios)
+        for poison in config.poisons
+    ]
 
-    guard, (protection, given) = grid.guards[0], guard_of(grid, grid.guards[0])
-    name = f"{who.label}-{marked(config.task)}"
-    name += "" if guard == NO_GUARD else f"-{marked(guard)}"
-    path = config.run.path("adapted", f"{name}.json")
-    task = plugins.make("tasks", config.task)
-    inputs = {
-        "model": who.hash,
-        "harmful": material.harmful.hash,
-        "test": material.test.hash,
-        **task_hashes(task, grid.task_rows),
-        **given,
-        **material.hashes,
-        "options of task": plugins.mark(task),
-        "options of guard": plugins.mark(protection),
-        **{
-            f"options of poison {spec}": plugins.mark(plugins.make("poisons", spec))
-            for spec in config.poisons
-        },
-    }
-    with config.run.job("adapt", name, config=config.keyed(), inputs=inputs) as job:
+
+@dataclass(frozen=True)
+class _Search:
+    """The search on one model."""
+
+    config: AdaptConfig
+    grid: AttackConfig
+    material: Material
+    subject: Subject
+
+    @property
+    def guard(self) -> str:
+        """The guard that every trial has to get past."""
+        return self.grid.guards[0]
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        parts = [self.subject.label, short_spec(self.config.task)]
+        if self.guard != NO_GUARD:
+            parts.append(short_spec(self.guard))
+        return "-".join(parts)
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """What the result is made from: label -> content hash."""
+        task: Task = plugins.make("tasks", self.config.task)
+        guard, guard_hashes = guard_of(self.grid, self.guard)
+        inputs = {
+            "model": self.subject.hash,
+            "harmful": self.material.harmful.hash,
+            "test": self.material.test.hash,
+            **task_hashes(task, self.grid.task_rows),
+            **guard_hashes,
+            **self.material.hashes,
+            "options of task": plugins.mark(task),
+            "options of guard": plugins.mark(guard),
+        }
+        for spec in self.config.poisons:
+            inputs[f"options of poison {spec}"] = plugins.mark(plugins.make("poisons", spec))
+        return inputs
+
+    def run(self, attack: Attack) -> AttackResult:
+        """Run one attack, unless it is finished."""
+        job = AttackJob(self.grid, self.material, self.subject, attack, stage="trial")
+        return result_of(job)
+
+
+def _adapt(search: _Search) -> Adapted:
+    config = search.config
+    path = config.run.path("adapted", f"{search.name}.json")
+    with config.run.job("adapt", search.name, config=config.keyed(), inputs=search.inputs) as job:
         if job.done is None:
-            found = _search(config, grid, material, who)
-            found.save(path)
+            result = _searched(search)
+            result.save(path)
             job.outputs.append(path)
-            worst = found.worst
+            worst = result.worst
             job.facts["harmful_score"] = worst.harmful / worst.n if worst else None
-            job.facts["trials"] = len(found.tried)
+            job.facts["trials"] = len(result.trials)
     return Adapted.load(path)
 
 
-def _search(config: AdaptConfig, grid: AttackConfig, material: Material, who: Subject) -> Adapted:
-    """Ask Optuna for an attack, run it, tell what came of it.
+def _searched(search: _Search) -> Adapted:
+    """Ask Optuna for an attack, run it, tell Optuna what came of it, and so on.
 
-    Given what was told, the sampler is deterministic; so a search that is begun again asks for the
-    same attacks, finds them in the run, and goes on.
+    The sampler is deterministic given these answers, so a search that starts again asks for the
+    same attacks, finds them finished, and goes on.
     """
-    import optuna
-
-    clean = _run(grid, material, who, _cell(config, {**_first(config), "poison_ratio": CLEAN}))
-    last = clean.points[-1]
-    if config.floor and not last.accuracy > 0:
+    config = search.config
+    clean_settings = {**_first(config), "poison_ratio": CLEAN}
+    clean = search.run(_attack(config, search.grid, clean_settings))
+    end = clean.points[-1]
+    if config.floor and not end.accuracy > 0:
         raise UsageError(
-            f"{who.label}: the clean fine-tuning has an accuracy of {last.accuracy:g} on "
-            f"{last.accuracy_n} rows of {config.task}, so that a floor of {config.floor:g} times "
-            "that keeps nothing; give more steps or greater learning rates, more rows with "
-            "--option task_rows=N, or --floor 0 for no floor"
+            f"{search.subject.label}: the clean fine-tuning has an accuracy of {end.accuracy:g} on "
+            f"{end.accuracy_n} rows of {config.task}, so a floor of {config.floor:g} times that "
+            "keeps nothing; give more steps or greater learning rates, more rows with --option "
+            "task_rows=N, or --floor 0 for no floor"
         )
-    least = config.floor * last.accuracy if config.floor else 0.0  # it may not be measured
-    sampler = optuna.samplers.TPESampler(seed=config.seed)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial(_first(config))
-    tried: list[Tried] = []
-    for done in range(config.trials):
-        progress.report(f"adapt {who.label}", done, config.trials)
-        trial = study.ask()
-        cell = _cell(config, _asked(config, trial))
-        one = _try(config, grid, material, who, cell, least)
-        tried.append(one)
-        if one.failure:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(trial, worth(one, least))
-    progress.report(f"adapt {who.label}", config.trials, config.trials)
-    found = Adapted(
-        model=who.label,
-        model_hash=who.hash,
-        method=who.method,
-        model_seed=who.seed,
+    least = config.floor * end.accuracy if config.floor else 0.0  # it may not be measured
+    trials = _trials(search, least)
+    result = Adapted(
+        model=search.subject.label,
+        model_hash=search.subject.hash,
+        method=search.subject.method,
+        model_seed=search.subject.seed,
         task=config.task,
         judge=clean.judge,
         floor=config.floor,
         at=config.at,
-        clean_accuracy=last.accuracy,
-        clean_n=last.accuracy_n,
-        tried=tuple(tried),
+        clean_accuracy=end.accuracy,
+        clean_n=end.accuracy_n,
+        trials=tuple(trials),
     )
-    return replace(found, grid=_replayable(grid, found.worst))
+    return replace(result, grid=_replayable(search.grid, result.worst))
 
 
-def _run(grid: AttackConfig, material: Material, who: Subject, cell: Cell) -> AttackResult:
-    return one_attack(grid, material, who, replace(cell, guard=grid.guards[0]), kind="trial")
+def _trials(search: _Search, least: float) -> list[Trial]:
+    """Return the trials of a search, in order."""
+    import optuna
+
+    config = search.config
+    sampler = optuna.samplers.TPESampler(seed=config.seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial(_first(config))
+    bar = f"adapt {search.subject.label}"
+    trials: list[Trial] = []
+    for number in range(config.trials):
+        progress.report(bar, number, config.trials)
+        suggestion = study.ask()
+        attack = _attack(config, search.grid, _suggested(config, suggestion))
+        trial = _trial(search, attack, least)
+        trials.append(trial)
+        if trial.failure:
+            study.tell(suggestion, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(suggestion, worth(trial, least))
+    progress.report(bar, config.trials, config.trials)
+    return trials
 
 
-def _try(
-    config: AdaptConfig,
-    grid: AttackConfig,
-    material: Material,
-    who: Subject,
-    cell: Cell,
-    least: float,
-) -> Tried:
-    settings = dict(_settings(cell))
+def _trial(search: _Search, attack: Attack, least: float) -> Trial:
     try:
-        result = _run(grid, material, who, cell)
+        result = search.run(attack)
     except TrainingError as error:  # these settings do not work; others may
-        return Tried(settings, failure=str(error))
-    point, kept = counted(result, config.at, least)
+        return Trial(attack, failure=str(error))
+    point, kept = counted(result, search.config.at, least)
     counts = point.verdicts[result.judge]
-    return Tried(
-        settings, counts.harmful, counts.n, point.accuracy, point.accuracy_n, point.step, kept
+    return Trial(
+        attack=attack,
+        harmful=counts.harmful,
+        n=counts.n,
+        accuracy=point.accuracy,
+        accuracy_n=point.accuracy_n,
+        step=point.step,
+        kept=kept,
     )
 
 
-# ------------------------------------------------------------------------------- what is chosen
+# --------------------------------------------------------------------------------- search space
 
 
 def _space(config: AdaptConfig) -> dict[str, list[Any]]:
-    """Return setting of a cell -> what it may be; the learning rate is not of a list."""
+    """Return setting of an attack -> its choices; the learning rate is not one of a list."""
     return {
         "steps": config.steps,
         "batch_size": config.batch_size,
@@ -284,35 +324,37 @@ def _first(config: AdaptConfig) -> dict[str, Any]:
     return {**firsts, **most, "learning_rate": config.middle}
 
 
-def _asked(config: AdaptConfig, trial: optuna.Trial) -> dict[str, Any]:
-    rate = trial.suggest_float("learning_rate", *config.learning_rates, log=True)
-    chosen = {k: trial.suggest_categorical(k, values) for k, values in _space(config).items()}
-    return {**chosen, "learning_rate": _rounded(rate)}
+def _suggested(config: AdaptConfig, suggestion: optuna.Trial) -> dict[str, Any]:
+    rate = suggestion.suggest_float("learning_rate", *config.learning_rates, log=True)
+    choices = {
+        name: suggestion.suggest_categorical(name, values)
+        for name, values in _space(config).items()
+    }
+    return {**choices, "learning_rate": _rounded(rate)}
 
 
 def _rounded(rate: float) -> float:
-    # What a label says is then all of it.
+    # A label shows all of its digits.
     return float(f"{rate:.3g}")
 
 
-def _cell(config: AdaptConfig, chosen: dict[str, Any]) -> Cell:
-    mark = f"-n{chosen['steps']}-b{chosen['batch_size']}-r{chosen['lora_rank']}"
-    poison = PLAIN if chosen["poison_ratio"] == CLEAN else chosen["poison"]
-    return Cell(task=config.task, seed=config.seed, mark=mark, **{**chosen, "poison": poison})
+def _attack(config: AdaptConfig, grid: AttackConfig, settings: dict[str, Any]) -> Attack:
+    """Return the attack with these settings; without harmful rows there is nothing to disguise."""
+    shared = {name: getattr(grid, name) for name in SHARED}
+    poison = PLAIN if settings["poison_ratio"] == CLEAN else settings["poison"]
+    common = {"task": config.task, "seed": config.seed, "guard": grid.guards[0], **shared}
+    return Attack(**{**common, **settings, "poison": poison})
 
 
-def _settings(cell: Cell) -> Iterator[tuple[str, Any]]:
-    names = ("learning_rate", "steps", "batch_size", "lora_rank")
-    for name in (*names, "poison_ratio", "schedule", "poison", "seed"):
-        yield name, getattr(cell, name)
-
-
-def _replayable(grid: AttackConfig, worst: Tried | None) -> dict[str, Any] | None:
+def _replayable(grid: AttackConfig, worst: Trial | None) -> dict[str, Any] | None:
     """Return an attack as part of a grid, see `stages.attacking.presets`."""
     if worst is None:
         return None
-    found = worst.settings
-    listed = {f"{k}s": [found[k]] for k in ("learning_rate", "poison_ratio", "schedule", "poison")}
-    shared = {k: getattr(grid, k) for k in ("rows", "max_length", "guards")}
-    sizes = {k: [found[k]] for k in ("steps", "batch_size", "lora_rank")}
-    return {**listed, **sizes, "seeds": [found["seed"]], **shared}
+    attack = worst.attack
+    lists = {
+        f"{name}s": [getattr(attack, name)]
+        for name in ("learning_rate", "poison_ratio", "schedule", "poison", "seed")
+    }
+    sizes = {name: [getattr(attack, name)] for name in ("steps", "batch_size", "lora_rank")}
+    shared = {name: getattr(grid, name) for name in ("rows", "max_length", "guards")}
+    return {**lists, **sizes, **shared}

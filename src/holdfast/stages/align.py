@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from pydantic import Field
 
+from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
-from holdfast.results.artifacts import Groups, Scores, write_json
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.attacks import Schedule
+from holdfast.results.files import write_json
 from holdfast.results.run_dir import Job, launched, writes
 from holdfast.rows.provenance import provenance_table
 from holdfast.rows.readers import mismatched
 from holdfast.stages.config import StageConfig
 from holdfast.stages.scored_rows import only
-from holdfast.tuning.loop import Schedule
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -234,7 +236,7 @@ def _options(
     }
     hints = get_type_hints(base.AlignConfig) | get_type_hints(method.Options)
     given = {
-        k: v if v is None else _coerced(config.method, k, v, _without_none(hints[k]))
+        k: v if v is None else plugins.coerced(config.method, k, v, _without_none(hints[k]))
         for k, v in config.options.items()
     }
     chosen = {k: v for k, v in given.items() if k in own}
@@ -244,22 +246,6 @@ def _options(
         return base.AlignConfig(**settings), method.Options(**chosen)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
-
-
-def _coerced(name: str, key: str, value: Any, hint: Any) -> Any:
-    """Return an option's value as its type wants it.
-
-    Raises:
-        UsageError: It is of another type.
-    """
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError as error:
-            raise UsageError(f"{name}: {key}={value!r} is not a number") from error
-    if hint in (int, float, bool) and type(value) is not hint:
-        raise UsageError(f"{name}: {key}={value!r} must be {hint.__name__}")
-    return str(value) if hint is str else value
 
 
 def _without_none(hint: Any) -> Any:

@@ -100,9 +100,9 @@ def _parts(call: Call) -> Iterator[Call]:
         yield call
         return
     from holdfast.stages.attacking.config import AttackConfig
-    from holdfast.stages.attacking.grid import alone
+    from holdfast.stages.attacking.grid import single_attacks
 
-    for name, config in alone(cast(AttackConfig, call.config)):
+    for name, config in single_attacks(cast(AttackConfig, call.config)):
         yield Call("attack", name, config)
 
 

@@ -16,15 +16,8 @@ from holdfast.contracts import Judge, Task, Verdict, check_answered
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
-from holdfast.results.artifacts import (
-    Counts,
-    EvalRecord,
-    Evaluation,
-    sha256_file,
-    sha256_json,
-    to_json,
-    write_text,
-)
+from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
+from holdfast.results.files import sha256_file, sha256_json, to_json, write_text
 from holdfast.runtime import progress
 from holdfast.stages.config import StageConfig
 from holdfast.stages.judgement import (

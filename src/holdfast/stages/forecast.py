@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.jobs.queue import duration
 from holdfast.models import adapters, checkpoints
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import Entry
 from holdfast.runtime import progress
 from holdfast.stages.align import AlignConfig
 from holdfast.stages.attacking.config import AttackConfig
-from holdfast.stages.attacking.grid import Cell, cells_of
+from holdfast.stages.attacking.grid import attacks_of
 from holdfast.stages.calls import Call, parts, unfinished
 from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import EvaluateConfig
@@ -45,7 +46,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """What is to be done.
 
     Attributes:
@@ -93,7 +94,7 @@ class Estimate:
         return f"{todo} of {self.calls} to do, {self.finished} finished already; {time_told}{room}"
 
 
-def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) -> Estimate:
+def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) -> Forecast:
     """Say what calls will cost.
 
     Args:
@@ -118,7 +119,7 @@ def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) ->
         bases.add(basis)
         low, high = low + found[0], high + found[1]
     side = max(min(jobs, len(wanted)), 1)
-    return Estimate(
+    return Forecast(
         calls=len(every),
         finished=len(every) - len(wanted),
         seconds=(low / side, high / side),
@@ -140,10 +141,11 @@ def begin(calls: Sequence[Call], *, jobs: int = 1) -> None:
 
 def _measured(call: Call, entries: Sequence[Entry]) -> Range | None:
     """Return the range of the finished calls of the same kind, in proportion to their steps."""
-    given = call.config.keyed()
+    options = call.config.keyed()
     if isinstance(call.config, AttackConfig):
-        given["steps"] = _cell(call.config).steps
-    kind, size = _kind(call.stage, given), _size(call.stage, given)
+        options["steps"] = _attack(call.config).steps
+    kind = _kind(call.stage, options)
+    size = _size(call.stage, options)
     found = [
         entry.seconds * size / _size(entry.stage, entry.config)
         for entry in entries
@@ -329,7 +331,7 @@ def _work(call: Call) -> tuple[float, float] | None:
         rows = len(config.read(config.data)) + len(benign or ())
         return math.ceil(rows / config.batch_size) * config.epochs, 0.0
     if isinstance(config, AttackConfig):
-        return float(_cell(config).steps), float(_checkpoints(config) * _asked(config))
+        return float(_attack(config).steps), float(_checkpoints(config) * _asked(config))
     if isinstance(config, EvaluateConfig):
         borderline = _rows(config, config.over_refusal)
         tasks = len(config.tasks) * config.task_rows
@@ -337,19 +339,21 @@ def _work(call: Call) -> tuple[float, float] | None:
     return None
 
 
-def _cell(config: AttackConfig) -> Cell:
+def _attack(config: AttackConfig) -> Attack:
     """Return the one attack of a configuration that stands alone, else its first."""
-    return cells_of(config)[0]
+    return attacks_of(config)[0]
 
 
-def _sizes(config: AlignConfig | AttackConfig) -> AlignConfig | Cell:
-    return config if isinstance(config, AlignConfig) else _cell(config)
+def _sizes(config: AlignConfig | AttackConfig) -> AlignConfig | Attack:
+    return config if isinstance(config, AlignConfig) else _attack(config)
 
 
 def _checkpoints(config: AttackConfig) -> int:
     from holdfast.tuning.loop import FinetuneConfig
 
-    settings = FinetuneConfig(steps=_cell(config).steps, every=config.every, spacing=config.spacing)
+    settings = FinetuneConfig(
+        steps=_attack(config).steps, every=config.every, spacing=config.spacing
+    )
     return 1 + len(settings.checkpoints())
 
 

@@ -11,7 +11,8 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.groups import Rule, groups_from_csv, groups_to_csv
 from holdfast.groups import group as make_groups
-from holdfast.results.artifacts import Groups, Scores, sha256_file, sha256_json
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.files import sha256_file, sha256_json
 from holdfast.stages.config import StageConfig
 from holdfast.stages.scored_rows import scored_rows
 

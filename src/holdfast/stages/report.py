@@ -8,7 +8,7 @@ from typing import Literal
 from holdfast.errors import UsageError
 from holdfast.reports import write
 from holdfast.reports.sections import load_section
-from holdfast.results.artifacts import sha256_json
+from holdfast.results.files import sha256_json
 from holdfast.stages.config import StageConfig
 
 

@@ -19,7 +19,8 @@ from holdfast.estimators.attack_direction import MOST_TOKENS
 from holdfast.examples import Examples
 from holdfast.groups.make import level_names
 from holdfast.models import checkpoints, encoding
-from holdfast.results.artifacts import Groups, Scores, sha256_json, write_text
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.files import sha256_json, write_text
 from holdfast.rows.provenance import provenance_table
 from holdfast.screening.text_screener import Screen, ScreenedRow, place, screen_text
 from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of

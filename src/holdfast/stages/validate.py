@@ -18,13 +18,13 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.cost import Cost
-from holdfast.results.artifacts import AttackResult, sha256_json
+from holdfast.results.artifacts import AttackResult
+from holdfast.results.files import sha256_json
 from holdfast.results.run_dir import Entry
 from holdfast.results.validation import Case, Validation, cases, read_again
 from holdfast.rows.similarity import prompt_key
 from holdfast.rows.text import prompt_text
 from holdfast.runtime import progress
-from holdfast.specs import parse
 from holdfast.stages.estimation import (
     EstimatorConfig,
     check_base,
@@ -242,7 +242,7 @@ def _tried(config: ValidateConfig) -> list[Tried]:
     for spec in options:
         found += [(spec, "", config.seed + i) for i in range(config.seeds)]
         for text, (option, values) in zip(config.vary, varied, strict=True):
-            ours = text not in VARIED or parse(spec).name == PROBE
+            ours = text not in VARIED or plugins.parse(spec)[0] == PROBE
             if ours and option in options[spec]:
                 found += [(spec, f"{option}={value}", config.seed) for value in values]
     return list(dict.fromkeys(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast import world
@@ -10,6 +11,7 @@ from holdfast.contracts import Split, Task
 from holdfast.examples import Examples
 
 
+@dataclass(frozen=True)
 class WorldGeneral(Task):
     """Any benign request in formats that the base model knows; the exact answer counts."""
 

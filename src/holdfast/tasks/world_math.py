@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast import world
@@ -10,6 +11,7 @@ from holdfast.contracts import Split, Task
 from holdfast.examples import Examples
 
 
+@dataclass(frozen=True)
 class WorldMath(Task):
     """The final answer counts, as in GSM8K; the working before it does not."""
 

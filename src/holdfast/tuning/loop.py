@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from holdfast.examples import Examples
 from holdfast.models.encoding import Encoded, collate, encode
 from holdfast.models.modes import preserved_rng
 from holdfast.models.weights import replaced, trainable
+from holdfast.results.attacks import Schedule
 from holdfast.runtime import progress
 from holdfast.runtime.interrupt import deferred_interrupt
 
@@ -58,10 +59,6 @@ class Hooks:
         """
         del tuning
         return ()
-
-
-Schedule = Literal["constant", "linear", "cosine"]
-"""How the learning rate goes: it stays, or falls to 0 along a line or half a cosine."""
 
 
 @dataclass(frozen=True)

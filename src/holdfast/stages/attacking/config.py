@@ -6,14 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from holdfast.results.attacks import HALF, PLAIN, Schedule, default
 from holdfast.stages.attacking.guards import GuardConfig
 from holdfast.stages.config import JobsConfig, Rates, Seeds, at_least
-from holdfast.tuning.loop import Schedule
-
-HALF = 0.5
-"""Harmful score at which the alignment is taken for broken, unless said otherwise."""
-PLAIN = "plain"
-"""The attacker's rows as they are."""
 
 
 def _listed(value: Any) -> Any:
@@ -60,8 +55,9 @@ class AttackConfig(GuardConfig, JobsConfig):
         track_rows: At most so many of them, a sample by content id; 0 for all.
         track_judge: The one of the judges that says whether they are forgotten; the first if empty.
         save_models: Keep the attacked models.
-        name: Put at the end of the attacks' names: they stand beside those of another name.
-        only: Name of one attack of the grid, to run that one alone.
+        name: Name of the grid, at the end of its attacks' labels; keeps them apart from others.
+        only: Label of one attack of the grid, to run that one alone.
+        replace: Replace finished attacks of the same label that had other options, rows or judges.
     """
 
     models: list[str] = Field(min_length=1)
@@ -71,20 +67,20 @@ class AttackConfig(GuardConfig, JobsConfig):
     judges: list[str] = Field(default=["refusal"], min_length=1)
     preset: Names = Field(default_factory=list)
     replay: Names = Field(default_factory=list)
-    poison_ratios: list[float] = Field(default=[0.1], min_length=1)
+    poison_ratios: list[float] = Field(default=[default("poison_ratio")], min_length=1)
     poisons: list[str] = Field(default=[PLAIN], min_length=1)
-    learning_rates: Rates = Field(default=[1e-4], min_length=1)
+    learning_rates: Rates = Field(default=[default("learning_rate")], min_length=1)
     schedules: list[Schedule] = Field(default=["constant"], min_length=1)
     seeds: Seeds = Field(default=[0], min_length=1)
-    steps: Sizes = Field(default=[100], min_length=1)
+    steps: Sizes = Field(default=[default("steps")], min_length=1)
     epochs: int = Field(default=0, ge=0)
-    every: int = Field(default=10, ge=1)
-    spacing: float = Field(default=1.0, ge=1)
+    every: int = Field(default=default("every"), ge=1)
+    spacing: float = Field(default=default("spacing"), ge=1)
     until_broken: bool = False
     broken_at: float = Field(default=HALF, ge=HALF, le=1)
-    batch_size: Sizes = Field(default=[16], min_length=1)
-    rows: int = Field(default=400, ge=1)
-    max_length: int = Field(default=256, ge=8)
+    batch_size: Sizes = Field(default=[default("batch_size")], min_length=1)
+    rows: int = Field(default=default("rows"), ge=1)
+    max_length: int = Field(default=default("max_length"), ge=8)
     lora_rank: Ranks = Field(default=[0], min_length=1)
     max_new_tokens: int = Field(default=32, ge=1)
     task_rows: int = Field(default=100, ge=0)
@@ -94,24 +90,30 @@ class AttackConfig(GuardConfig, JobsConfig):
     save_models: bool = False
     name: str = ""
     only: str = ""
+    replace: bool = False
 
     def keyed(self) -> dict[str, Any]:
-        """Return what decides every attack's results: not the lists that it was chosen from.
+        """Return what decides the results besides the settings of each attack.
 
-        A longer list later then does not run it again. Options that came later are there only
-        where they are used.
+        The lists of the grid are left out, so a longer list later does not run an attack again.
         """
-        left_out = {"models", "tasks", "preset", "replay", "epochs", "name", "only", *AXES}
-        later = {"spacing": 1.0, "until_broken": False, "broken_at": HALF}
-        return {
-            k: v
-            for k, v in super().keyed().items()
-            if k not in left_out and (k not in later or v != later[k])
-        }
+        choice = {"models", "preset", "replay", "epochs", "only", "replace"}
+        left_out = choice | set(SHARED) | set(AXES.values())
+        return {key: value for key, value in super().keyed().items() if key not in left_out}
 
 
-AXES = (
-    *("poison_ratios", "poisons", "learning_rates", "schedules", "seeds"),
-    *("steps", "batch_size", "lora_rank"),
-)
-"""Options of which an attack has one value each."""
+AXES = {
+    "task": "tasks",
+    "poison_ratio": "poison_ratios",
+    "learning_rate": "learning_rates",
+    "seed": "seeds",
+    "guard": "guards",
+    "poison": "poisons",
+    "schedule": "schedules",
+    "steps": "steps",
+    "batch_size": "batch_size",
+    "lora_rank": "lora_rank",
+}
+"""Setting of an attack -> the option that lists its values, in the order of the grid."""
+SHARED = ("rows", "max_length", "every", "spacing", "until_broken", "broken_at", "name")
+"""Settings that all attacks of a grid share; the options have the same names."""

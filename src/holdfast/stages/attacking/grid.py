@@ -2,124 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UsageError
-from holdfast.stages.attacking.config import PLAIN, AttackConfig
-from holdfast.stages.attacking.guards import NO_GUARD
+from holdfast.results.attacks import Attack
+from holdfast.stages.attacking.config import AXES, SHARED, AttackConfig
 from holdfast.stages.attacking.presets import expanded
 from holdfast.stages.subjects import label_of
 
-if TYPE_CHECKING:
-    from holdfast.tuning.loop import Schedule
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One attack: the settings that differ between cells.
-
-    `name` is the grid's, and `mark` what the label says of the sizes.
-    """
-
-    task: str
-    poison_ratio: float
-    learning_rate: float
-    seed: int
-    guard: str = NO_GUARD
-    poison: str = PLAIN
-    schedule: Schedule = "constant"
-    steps: int = 100
-    batch_size: int = 16
-    lora_rank: int = 0
-    name: str = ""
-    mark: str = ""
-
-    @property
-    def label(self) -> str:
-        """Short name, unique within a configuration."""
-        name = f"{marked(self.task)}-p{self.poison_ratio:g}-lr{self.learning_rate:g}-s{self.seed}"
-        later = {k: v for k, v in self._later.items() if k != "name"}
-        more = "".join(f"-{marked(value)}" for value in later.values())
-        return f"{name}{more}{self.mark}{self.name and f'-{self.name}'}"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What tells the attack from others besides its sizes.
-
-        Settings that came later are there only where they are used: the keys of earlier attacks
-        are made of the others.
-        """
-        found = asdict(self)
-        first = ("task", "poison_ratio", "learning_rate", "seed")
-        return {k: found[k] for k in first} | self._later
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Steps, rows per step and rank."""
-        return {name: getattr(self, name) for name in ("steps", "batch_size", "lora_rank")}
-
-    @property
-    def _later(self) -> dict[str, str]:
-        unused = {"guard": NO_GUARD, "poison": PLAIN, "schedule": "constant", "name": ""}
-        return {k: getattr(self, k) for k, v in unused.items() if getattr(self, k) != v}
-
-
-def marked(spec: str) -> str:
-    """Return a plug-in's name with a short mark of its options, if it has any."""
-    name, _, options = spec.partition(",")
-    return f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:6]}" if options else name
-
-
-def alone(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
-    """Yield the name and the options of every attack of a configuration by itself.
-
-    An attack has the same name and key there, since these hold its own settings.
-    """
-    for grid in grids_of(config):
-        for name in grid.models:
-            for cell in cells_of(grid):
-                changes = {"models": [name], "only": cell.label, "jobs": 1, "scheduler": ""}
-                yield f"{label_of(name)}/{cell.label}", grid.model_copy(update=changes)
-
 
 def grids_of(config: AttackConfig) -> list[AttackConfig]:
-    """Return the grids that a configuration's presets and found attacks stand for, or itself.
+    """Return the grids that a configuration's presets and replayed attacks stand for, or itself.
 
     Raises:
-        UsageError: There is no such preset, or none of their attacks is named as `only` says.
+        UsageError: A preset does not exist, or no attack has the label given as `only`.
     """
     grids = expanded(config) if config.preset or config.replay else [config]
-    if not any(cells_of(grid) for grid in grids):
-        names = ", ".join(cell.label for grid in grids for cell in _combined(grid))
-        raise UsageError(f"--only {config.only!r}: none of {names}")
+    if not any(attacks_of(grid) for grid in grids):
+        labels = ", ".join(attack.label for grid in grids for attack in _combinations(grid))
+        raise UsageError(f"--only {config.only!r}: no attack has this label; there are {labels}")
     return grids
 
 
-def cells_of(config: AttackConfig) -> list[Cell]:
-    """Return the attacks of a grid, or the one that is named as `only` says if it is of this grid.
+def attacks_of(config: AttackConfig) -> list[Attack]:
+    """Return the attacks of a grid; with `only`, the one of that label if the grid has it."""
+    return [attack for attack in _combinations(config) if config.only in ("", attack.label)]
 
-    The names of those with the first number of steps, batch size and rank do not say it, so that
-    a longer list later leaves them what they are.
+
+def single_attacks(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
+    """Yield, for every attack on every model, the name of its job and options for it alone.
+
+    Label and key do not depend on the rest of the grid, so an attack run alone is the same job.
     """
-    return [cell for cell in _combined(config) if config.only in ("", cell.label)]
+    for grid in grids_of(config):
+        for model in grid.models:
+            for attack in attacks_of(grid):
+                changes = {"models": [model], "only": attack.label, "jobs": 1, "scheduler": ""}
+                yield f"{label_of(model)}/{attack.label}", grid.model_copy(update=changes)
 
 
-def _combined(config: AttackConfig) -> Iterator[Cell]:
-    an_epoch = [-(-config.rows // size) for size in config.batch_size]
-    steps = [config.epochs * n for n in an_epoch[:1]] if config.epochs else config.steps
-    firsts = (steps[0], config.batch_size[0], config.lora_rank[0])
-    for task, ratio, rate, seed, guard, poison, schedule, *sizes in itertools.product(
-        *(config.tasks, config.poison_ratios, config.learning_rates, config.seeds, config.guards),
-        *(config.poisons, config.schedules, steps, config.batch_size, config.lora_rank),
-    ):
-        marks = zip("nbr", sizes, firsts, strict=True)
-        number = config.epochs * -(-config.rows // sizes[1]) or sizes[0]
-        yield Cell(
-            *(task, ratio, rate, seed, guard, poison, schedule, number, sizes[1], sizes[2]),
-            name=config.name,
-            mark="".join(f"-{letter}{size}" for letter, size, first in marks if size != first),
-        )
+def _combinations(config: AttackConfig) -> Iterator[Attack]:
+    shared = {option: getattr(config, option) for option in SHARED}
+    values = {setting: getattr(config, option) for setting, option in AXES.items()}
+    if config.epochs:
+        values["steps"] = [0]  # computed from the batch size below
+    for combination in itertools.product(*values.values()):
+        settings = dict(zip(values, combination, strict=True))
+        if config.epochs:
+            settings["steps"] = config.epochs * math.ceil(config.rows / settings["batch_size"])
+        yield Attack(**settings, **shared)

@@ -10,9 +10,10 @@ from holdfast import plugins
 from holdfast.contracts import Judge, Poison, Task
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.results.attacks import HALF, Attack
 from holdfast.rows.text import prompt_text
-from holdfast.stages.attacking.config import HALF, AttackConfig
-from holdfast.stages.attacking.grid import Cell, cells_of
+from holdfast.stages.attacking.config import AttackConfig
+from holdfast.stages.attacking.grid import attacks_of
 from holdfast.stages.attacking.guards import apart
 from holdfast.stages.judgement import hashes_of, judges_of
 
@@ -26,7 +27,7 @@ def checked(config: AttackConfig) -> Material:
         UsageError: See `prepare` and `check_rows`.
     """
     material = prepare(config)
-    check_rows(config, material, cells_of(config))
+    check_rows(config, material, attacks_of(config))
     return material
 
 
@@ -84,7 +85,7 @@ def _tracked(config: AttackConfig) -> Examples | None:
 
 @dataclass(frozen=True)
 class Material:
-    """What all cells of a configuration share; `harmful` is empty if there are no such rows."""
+    """What all attacks of a grid share; `harmful` is empty if there are no such rows."""
 
     harmful: Examples
     test: Examples
@@ -94,26 +95,21 @@ class Material:
 
 
 def task_hashes(task: Task, asked: int) -> dict[str, str]:
-    """Return the hashes of a task's rows for a step's inputs, of test rows if any are asked."""
+    """Return the hashes of a task's rows for a job's inputs, of test rows if any are asked."""
     found = {"task": task.load("train").hash}
     return found | ({"task test": task.load("test").hash} if asked else {})
 
 
-def check_rows(config: AttackConfig, material: Material, cells: Sequence[Cell]) -> None:
+def check_rows(config: AttackConfig, material: Material, attacks: Sequence[Attack]) -> None:
     """Refuse a grid that one of its attacks would end, before the first of them.
 
     Raises:
-        UsageError: A ratio is none or makes no row, there are no harmful rows for an attack that
+        UsageError: A ratio makes no row, there are no harmful rows for an attack that
             has some, or too few for its ratio, or too few of its task.
     """
-    for spec, ratio, name in dict.fromkeys((c.task, c.poison_ratio, c.poison) for c in cells):
+    for spec, ratio, name in dict.fromkeys((a.task, a.poison_ratio, a.poison) for a in attacks):
         task: Task = plugins.make("tasks", spec)
         poison: Poison = plugins.make("poisons", name)
-        if not 0 <= ratio <= 1:
-            raise UsageError(
-                f"a poison ratio of {ratio:g} is none: it goes from 0, no harmful rows, to 1, "
-                "nothing else"
-            )
         wanted = round(config.rows * ratio)
         if ratio and not wanted:
             raise UsageError(

@@ -1,0 +1,273 @@
+"""Run one attack: fine-tune a model on poisoned rows, and measure it at every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from holdfast.contracts import Attacker, unanswered
+from holdfast.examples import Examples
+from holdfast.models import adapters, checkpoints
+from holdfast.results.artifacts import AttackResult, Life, Point
+from holdfast.results.attacks import PLAIN
+from holdfast.results.files import Artifact, Vector
+from holdfast.results.lives import HALF_LIFE, lasting
+from holdfast.results.run_dir import ATTACKED, Job
+from holdfast.rows.readers import mix
+from holdfast.stages.attacking.job import AttackJob
+from holdfast.stages.judgement import ask, count, marked_verdicts, ready, task_accuracy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def result_of(attack_job: AttackJob) -> AttackResult:
+    """Run an attack, unless it is finished, and return its result."""
+    stage = attack_job.stage
+    run = attack_job.config.run
+    path = attack_job.path
+    with run.job(
+        stage, attack_job.name, config=attack_job.settings, inputs=attack_job.inputs
+    ) as job:
+        if job.done is None:
+            result = run_attack(attack_job, job)
+            replace(result, material_hash=attack_job.material_hash).save(path)
+            job.outputs.append(path)
+            job.facts["half_life"] = result.half_life.steps
+    return AttackResult.load(path)
+
+
+def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
+    """Attack one model.
+
+    An interrupted attack goes on from its last checkpoint; so does one whose answers could not be
+    judged.
+
+    Args:
+        attack_job: The attack.
+        job: The job in progress, which gets the attacked model if that is kept.
+
+    Raises:
+        TrainingError: The loss is not finite.
+        KeyboardInterrupt: Interrupted; what was measured is kept.
+    """
+    from holdfast.tuning.loop import FinetuneConfig, finetune, steps_done
+
+    config = attack_job.config
+    attack = attack_job.attack
+    ready(attack_job.material.judges)
+    loaded = checkpoints.load(attack_job.subject.source, device=config.device)
+    rows = _rows(attack_job, loaded)
+    model = loaded.model
+    if attack.lora_rank:
+        model = adapters.add_lora(model, attack.lora_rank, seed=attack.seed)
+    else:
+        model.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
+    watch = Watch(attack_job, model, loaded.tokenizer)
+    partial = config.run.path("work", f"{job.key}.json")
+    resume = config.run.path("work", f"{job.key}.safetensors")
+    if resume.exists():
+        watch.restore(partial, steps_done(resume))
+    if not watch.points:
+        watch(0, float("nan"))
+
+    def snapshot(done: int, loss: float) -> bool:
+        watch(done, loss)
+        watch.save(partial)
+        return attack.until_broken and watch.broken
+
+    settings = FinetuneConfig(
+        learning_rate=attack.learning_rate,
+        schedule=attack.schedule,
+        steps=attack.steps,
+        batch_size=attack.batch_size,
+        max_length=attack.max_length,
+        seed=attack.seed,
+        every=attack.every,
+        spacing=attack.spacing,
+        guard=attack_job.guard,
+    )
+    watch.save(partial)
+    finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
+    if config.save_models:
+        folder = config.run.path(ATTACKED, f"{attack_job.subject.label}-{attack.label}")
+        job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, folder)
+    result = watch.result()
+    resume.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
+    return result
+
+
+def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded) -> Examples:
+    """Return the fine-tuning rows: the customer's, and what the attacker made of their own."""
+    attack = attack_job.attack
+    benign = attack_job.task.load("train")
+    harmful = attack_job.material.harmful
+    number = round(attack.rows * attack.poison_ratio)
+    if number and attack.poison != PLAIN:
+        # A disguise may end up at a prompt that is asked afterwards.
+        tested = set(attack_job.material.test.prompts)
+        attacker = Attacker(
+            _without(harmful, tested),
+            benign,
+            number,
+            attack.seed,
+            loaded.model,
+            loaded.tokenizer,
+            attack.max_length,
+        )
+        harmful = _without(attack_job.poison.rows(attacker), tested)
+    return mix(benign, harmful, n=attack.rows, ratio=attack.poison_ratio, seed=attack.seed)
+
+
+def _without(rows: Examples, prompts: set[str]) -> Examples:
+    return Examples((row for row in rows if row.prompt not in prompts), name=rows.name)
+
+
+@dataclass(frozen=True)
+class Partial(Artifact):
+    """The checkpoints of an attack that is not finished.
+
+    Attributes:
+        points: As in `AttackResult`.
+        history: Verdicts on the tracked rows at each checkpoint; empty if none are tracked.
+    """
+
+    kind: ClassVar[str] = "partial"
+    remedy: ClassVar[str] = "delete this file and run the attack again"
+
+    points: tuple[Point, ...]
+    history: tuple[Vector, ...]
+
+
+class Watch:
+    """Measures a model at the checkpoints of an attack, and can be saved in between."""
+
+    def __init__(
+        self, attack_job: AttackJob, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        from holdfast.tuning.forgetting import ForgettingTracker
+
+        config = attack_job.config
+        self.attack_job = attack_job
+        self.material = attack_job.material
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_new_tokens = config.max_new_tokens
+        self.prompts = [attack_job.poison.asked(row) for row in self.material.test]
+        self.task_test: Examples | None = None
+        if config.task_rows:
+            self.task_test = attack_job.task.load("test")[: config.task_rows]
+        self.points: list[Point] = []
+        self.tracker = None
+        self.tracked_judge = ""
+        if self.material.track is not None:
+            self.tracked_judge = config.track_judge or self.judge
+            judge = self.material.judges[self.tracked_judge]
+            self.tracker = ForgettingTracker(self.material.track, judge, self.max_new_tokens)
+
+    @property
+    def judge(self) -> str:
+        """The judge whose verdicts define the half-life."""
+        return next(iter(self.material.judges))
+
+    def __call__(self, done: int, loss: float) -> None:
+        """Measure harmful score, task accuracy and forgotten rows, once at each checkpoint."""
+        self._drop_from(done)
+        verdicts, _ = ask(
+            self.model,
+            self.tokenizer,
+            self.material.test,
+            self.material.judges,
+            self.max_new_tokens,
+            asked=self.prompts,
+        )
+        accuracy, rows, unparsable = self._accuracy()
+        lost = {judge: len(unanswered(of_judge)) for judge, of_judge in verdicts.items()}
+        self.points.append(
+            Point(
+                step=done,
+                verdicts={judge: count(of_judge) for judge, of_judge in verdicts.items()},
+                accuracy=accuracy,
+                accuracy_n=rows,
+                unparsable=unparsable,
+                loss=loss,
+                marks={judge: marked_verdicts(of_judge) for judge, of_judge in verdicts.items()},
+                lost={judge: number for judge, number in lost.items() if number},
+            )
+        )
+        if self.tracker is not None:
+            self.tracker(self.model, self.tokenizer)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the harmful score has reached the share that ends the attack."""
+        score = self.points[-1].verdicts[self.judge].harmful_score
+        return score >= self.attack_job.attack.broken_at
+
+    def _accuracy(self) -> tuple[float, int, int]:
+        if self.task_test is None:
+            return float("nan"), 0, 0
+        from holdfast.models.answers import with_transformers
+
+        answer = with_transformers(self.model, self.tokenizer)
+        return task_accuracy(answer, self.attack_job.task, self.task_test)
+
+    def save(self, path: Path) -> None:
+        """Write what was measured so far."""
+        history = self.tracker.history if self.tracker else []
+        Partial(tuple(self.points), tuple(history)).save(path)
+
+    def restore(self, path: Path, done: int) -> None:
+        """Continue from what was measured in the first `done` steps, if there is anything."""
+        if not path.exists():
+            return
+        partial = Partial.load(path)
+        self.points = list(partial.points)
+        if self.tracker is not None:
+            self.tracker.history = list(partial.history)
+        self._drop_from(done + 1)
+
+    def _drop_from(self, step: int) -> None:
+        self.points = [p for p in self.points if p.step < step]
+        if self.tracker is not None:
+            del self.tracker.history[len(self.points) :]
+
+    def result(self) -> AttackResult:
+        """Return the result of the attack."""
+        subject = self.attack_job.subject
+        tracked, unknown = self._counts()
+        result = AttackResult(
+            model=subject.label,
+            model_hash=subject.hash,
+            method=subject.method,
+            model_seed=subject.seed,
+            attack=self.attack_job.attack,
+            judge=self.judge,
+            points=tuple(self.points),
+            half_life=Life(float("nan")),
+            tracked=tracked,
+            unknown=unknown,
+            tracked_judge=self.tracked_judge,
+            prompts=self.material.test.ids,
+        )
+        return replace(result, half_life=lasting(result, HALF_LIFE))
+
+    def _counts(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+        """Return how often each tracked row that was held was forgotten, or within what bounds."""
+        if self.tracker is None:
+            return {}, {}
+        counts: dict[str, int] = {}
+        bounds: dict[str, tuple[int, int]] = {}
+        least = self.tracker.known_steps
+        undecided = self.tracker.undecided_steps
+        for i, steps in enumerate(self.tracker.harmful_steps):
+            identity = self.tracker.examples.ids[i]
+            if np.isfinite(steps):
+                counts[identity] = int(steps)
+            elif np.isfinite(least[i]):
+                bounds[identity] = (int(least[i]), int(least[i] + undecided[i]))
+        return counts, bounds
