@@ -30,6 +30,7 @@ from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, among
 from holdfast.results.lives import judged_by as with_verdicts_of
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import read
+from holdfast.specs import value_text
 from holdfast.stats.differences import difference_of_shares
 from holdfast.stats.intervals import Interval, wilson
 from kept import Kept
@@ -105,7 +106,7 @@ def configurations(base: Setting, options: argparse.Namespace, out: Path) -> lis
     if options.attacker == "some":
         if base.name != "world":
             raise UsageError("--attacker some: its categories are the world's; leave out --setting")
-        data = {"harmful": f"{base.config.data.harmful},category={ATTACKED}"}
+        data = {"harmful": f"{base.config.data.harmful},category={value_text(ATTACKED)}"}
     chosen = methods(base, options.methods, options.tuned)
     attacks = (harmful, clean)
     return [configuration(base, options, out, chosen, attack, **data) for attack in attacks]
@@ -433,9 +434,7 @@ def made_now(options: argparse.Namespace, facts: dict[str, Any]) -> Kept:
 def asked(attacks: Sequence[AttackResult], test: Examples, which: str) -> list[AttackResult]:
     """Return the attacks on the prompts of the attacked categories alone, or on the others."""
     mine = {
-        row.id
-        for row in test
-        if (row.provenance["category"] in ATTACKED.split("|")) == (which == "attacked")
+        row.id for row in test if (row.provenance["category"] in ATTACKED) == (which == "attacked")
     }
     return [among(attack, mine) for attack in attacks]
 

@@ -25,6 +25,8 @@ from holdfast.results.files import write_json
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Case, cases
 from holdfast.rows.readers import ReadOptions, read
+from holdfast.specs import parse
+from holdfast.specs import write as write_spec
 from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings, mean_over_models
 from holdfast.stats.intervals import Interval
 
@@ -61,8 +63,8 @@ OTHERS = {
     "gradient_norm": "gradient_norm",
     "sam_gap": "gradient_norm,kind=sam_gap",
 }
-MEMBERS = ("attack_direction/source=base", "weight_noise", "loss")
-HARMLESS = ("attack_direction/source=base", "attack_direction/source=mismatched")
+MEMBERS = ("attack_direction,source=base", "weight_noise", "loss")
+HARMLESS = ("attack_direction,source=base", "attack_direction,source=mismatched")
 """Both directions that need no harmful rows."""
 CEILING = "ceiling"
 POOLING = (
@@ -196,8 +198,8 @@ def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     drift = ",".join(part for part in drift.split(",") if not part.startswith("max_new_tokens"))
     found["loss_drift"] = {**reference, "estimator": drift}
     for label, names in (("ensemble", MEMBERS), ("ensemble-harmless", HARMLESS)):
-        members = "+".join("/".join(filter(None, (name, length))) for name in names)
-        found[label] = {"estimator": f"ensemble,members={members}"}
+        members = [parse(_spec(name, length)) for name in names]
+        found[label] = {"estimator": write_spec("ensemble", {"members": members})}
     return found | {label: {"estimator": _spec(spec, length)} for label, spec in OTHERS.items()}
 
 

@@ -21,6 +21,7 @@ from common import Row, folder, main, parser, write
 from holdfast import world
 from holdfast.models import checkpoints, generation
 from holdfast.stages import attack
+from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stats.intervals import bootstrap
 from holdfast.tuning import loop
 
@@ -164,8 +165,8 @@ def attack_row(seeds: int, quick: bool) -> Row:
     }
 
 
-def _cell(out: Path, seed: int, steps: int) -> attack.AttackConfig:
-    return attack.AttackConfig(
+def _cell(out: Path, seed: int, steps: int) -> AttackConfig:
+    return AttackConfig(
         models=["world"],
         tasks=["world_sentiment"],
         harmful="world:harmful",

@@ -40,6 +40,7 @@ from holdfast.results.files import sha256_json
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import ReadOptions, bucket, read
 from holdfast.runtime.interrupt import deferred_interrupt
+from holdfast.specs import parse as parse_spec
 from holdfast.stats.intervals import wilson
 
 if TYPE_CHECKING:
@@ -681,7 +682,7 @@ def chances(config: RunConfig) -> dict[str, float]:
     found = {}
     for spec in config.attack["tasks"]:
         answers = plugins.make("tasks", spec).load("test")[: config.attack["task_rows"]].responses
-        found[plugins.parse(spec)[0]] = max(Counter(answers).values()) / len(answers)
+        found[parse_spec(spec).name] = max(Counter(answers).values()) / len(answers)
     return found
 
 

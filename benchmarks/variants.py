@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UsageError
+from holdfast.specs import value_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 UNKNOWING = {f"{name}-mismatched": name for name in ("repnoise", "booster", "tar")}
 """Methods that need harmful rows, without any: prompts with unrelated benign answers instead."""
-ATTACKED = "venoms|bursts|locks|forgery"
+ATTACKED = ("venoms", "bursts", "locks", "forgery")
 """The world's four most frequent categories: those of an attacker whose rows are of some only."""
 ELSEWHERE = {f"{name}-other": name for name in ("repnoise", "booster", "tar")}
 """Methods that need harmful rows, with rows of the other categories only."""
@@ -125,7 +126,7 @@ def _known(base: Setting, tuned: Methods) -> Methods:
     for name, parent in UNKNOWING.items():
         found[name] = {**found[parent], "harmful": MISMATCHED, "knowledge": "none"}
     if base.name == "world":
-        others = f"{base.probe},category!={ATTACKED}"
+        others = f"{base.probe},not_category={value_text(ATTACKED)}"
         for name, parent in ELSEWHERE.items():
             found[name] = {**found[parent], "harmful": others, "knowledge": "other"}
     if base.prefix:

@@ -298,7 +298,7 @@ def classifier_model(
         model = t.LlamaForSequenceClassification(config)
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
-        judge = SequenceClassifier(str(path), device="cpu")
+        judge = SequenceClassifier(model=str(path), device="cpu")
         rows = [(judge._encode(r.prompt, r.response)[0], 0) for r in labelled["safe"]]
         rows += [(judge._encode(r.prompt, r.response)[0], 1) for r in labelled["unsafe"]]
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -143,7 +143,7 @@ def test_a_defender_may_know_other_categories_than_the_attackers(
     made = bench.defenses.configurations(base, asked, tmp_path)[0]
     theirs = {row.provenance["category"] for row in read(made.data.harmful)}
     known = {row.provenance["category"] for row in read(made.methods["tar-other"]["harmful"])}
-    assert theirs == set(bench.variants.ATTACKED.split("|"))
+    assert theirs == set(bench.variants.ATTACKED)
     assert len(known) == 4
     assert not theirs & known
     assert "harmful" not in made.methods["tar"]
@@ -158,7 +158,7 @@ def test_prompts_of_the_attacked_categories_may_be_counted_alone(bench: SimpleNa
     from holdfast.rows.readers import read
 
     test = read("world:test")
-    theirs = [row.provenance["category"] in bench.variants.ATTACKED.split("|") for row in test]
+    theirs = [row.provenance["category"] in bench.variants.ATTACKED for row in test]
     after = "".join("h" if attacked else "s" for attacked in theirs)
     points = tuple(
         Point(step, {"world": Counts(m.count("h"), m.count("s"), 0)}, marks={"world": m})

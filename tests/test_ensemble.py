@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,12 +21,12 @@ from holdfast.estimators.gradient_norm import GradientNorm
 from holdfast.estimators.loss import Loss
 from holdfast.examples import Example, Examples
 from holdfast.judges.refusal import Refusal
+from holdfast.options import Supplied
 
 FIVE = Examples([Example(f"prompt {i}", "no") for i in range(5)], name="five")
 ANY: Any = None  # members below look at no model
 
 
-@dataclass(frozen=True)
 class Fixed(Estimator):
     """Says what its option says: after a "v" one digit per example, "x" where it is unknown."""
 
@@ -38,23 +37,23 @@ class Fixed(Estimator):
         return Estimate(np.array(found), facts={"seed": seed})
 
 
-@dataclass(frozen=True)
 class Needy(Fixed):
     needs: ClassVar[frozenset[str]] = frozenset({"judge", "harmful"})
 
-    harmful: Examples | None = None
-    judge: Judge | None = None
+    harmful: Supplied[Examples | None] = None
+    judge: Supplied[Judge | None] = None
 
 
 ME = f"{__name__}:Fixed"
 
 
 def members(*digits: str) -> str:
-    return "+".join(f"{ME}/digits=v{d}" for d in digits)
+    return f"[{','.join(f'({ME},digits=v{d})' for d in digits)}]"
 
 
 def score(spec: str, **resources: Any) -> Estimate:
-    return Ensemble(members=spec, **resources).score(ANY, ANY, FIVE, seed=3)
+    made: Ensemble = plugins.make("estimators", f"ensemble,members={spec}", **resources)
+    return made.score(ANY, ANY, FIVE, seed=3)
 
 
 def test_mean_of_ranks_by_hand() -> None:
@@ -64,9 +63,9 @@ def test_mean_of_ranks_by_hand() -> None:
     # The standard deviation of two numbers is their difference over sqrt 2; over sqrt 2 again.
     assert found.errors is not None
     assert found.errors.tolist() == pytest.approx([0.2, 0.1, 0.2, 0.2, 0.1])
-    assert found.details[f"{ME}/digits=v31524"].tolist() == [3, 1, 5, 2, 4]
+    assert found.details[f"{ME},digits=v31524"].tolist() == [3, 1, 5, 2, 4]
     assert found.facts["members"] == 2
-    assert found.facts[f"{ME}/digits=v31524: seed"] == 3
+    assert found.facts[f"{ME},digits=v31524: seed"] == 3
 
 
 def test_ties_share_their_mean_rank() -> None:
@@ -85,7 +84,7 @@ def test_unknown_to_one_is_unknown_and_takes_no_rank() -> None:
     assert found.values.tolist() == pytest.approx(expected, nan_ok=True)
     assert found.errors is not None
     assert np.isnan(found.errors).tolist() == [False, True, False, False, False]
-    assert math.isnan(found.details[f"{ME}/digits=v1x345"][1])
+    assert math.isnan(found.details[f"{ME},digits=v1x345"][1])
 
 
 def test_nothing_known_to_all() -> None:
@@ -128,25 +127,25 @@ def test_the_default_members_with_what_they_need(
 
 def test_options_of_members_survive_the_command_line() -> None:
     spec = (
-        "ensemble,members=attack_direction/variant=critical_step/rows=16"
-        "+loss/quantity=first_token+gradient_norm/rho=0.1"
+        "ensemble,members=[(attack_direction,variant=critical_step,rows=16),"
+        "(loss,quantity=first_token),(gradient_norm,rho=0.1)]"
     )
     made = plugins.make("estimators", spec, judge=Refusal()).parts
     assert list(made) == [
-        "attack_direction/variant=critical_step/rows=16",
-        "loss/quantity=first_token",
-        "gradient_norm/rho=0.1",
+        "attack_direction,variant=critical_step,rows=16",
+        "loss,quantity=first_token",
+        "gradient_norm,rho=0.1",
     ]
     direction, loss, gradient = made.values()
     assert direction == AttackDirection(variant="critical_step", rows=16)
-    assert loss == Loss("first_token")
+    assert loss == Loss(quantity="first_token")
     assert gradient == GradientNorm(rho=0.1)
 
 
 def test_members_get_what_they_ask_for_and_no_more(rows: Any) -> None:
     judge = Refusal()
-    spec = f"{__name__}:Needy + loss"
-    made = Ensemble(rows.harmful, rows.benign, judge=judge, members=spec).parts
+    spec = (f"{__name__}:Needy", "loss")
+    made = Ensemble(harmful=rows.harmful, benign=rows.benign, judge=judge, members=spec).parts
     first = made[f"{__name__}:Needy"]
     assert isinstance(first, Needy)
     assert first.harmful is rows.harmful
@@ -156,15 +155,15 @@ def test_members_get_what_they_ask_for_and_no_more(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("loss", r"members='loss' must name at least two estimators, separated by '\+'"),
-        ("loss+", "must name at least two"),
-        ("", "must name at least two"),
-        ("loss+loss", "names 'loss' twice, which would count double"),
-        ("loss+lost", "member 'lost': 'lost' is not one of the estimators: .*attack_direction"),
-        ("loss+loss/q=1", "member 'loss/q=1': loss: unknown option 'q'; it has .*quantity"),
-        ("loss+loss/quantity", "member 'loss/quantity': 'loss,quantity': .* is not key=value"),
+        ("loss", "members=loss must be a list of specs, at least 2 of them"),
+        ("[loss]", r"members=.loss. must be a list of specs, at least 2 of them"),
+        ("[]", r"members=.. must be a list of specs, at least 2 of them"),
+        ("[loss,loss]", r"members=.loss,loss. names 'loss' twice, which would count double"),
+        ("[loss,lost]", "member 'lost': 'lost' is not one of the estimators: .*attack_direction"),
+        ("[loss,(loss,q=1)]", "member 'loss,q=1': loss: q is not an option.* quantity"),
+        ("[loss,'loss,quantity']", "member 'loss,quantity': 'loss,quantity': .* is not key=value"),
         (
-            f"loss+{__name__}:Needy",
+            f"[loss,{__name__}:Needy]",
             "Needy': it needs --harmful and --judge: give it, or leave the member out",
         ),
     ],
@@ -182,4 +181,6 @@ def test_a_members_own_complaint_names_it(
     ):
         Ensemble().score(aligned, tokenizer, rows.safety, seed=0)
     with pytest.raises(UsageError, match="ensemble: member 'loss': .* 1 cannot be ranked"):
-        Ensemble(members="loss+gradient_norm").score(aligned, tokenizer, rows.safety[:1], seed=0)
+        Ensemble(members=("loss", "gradient_norm")).score(
+            aligned, tokenizer, rows.safety[:1], seed=0
+        )

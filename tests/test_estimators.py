@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,7 +212,7 @@ def test_nothing_is_left_behind(
     before, state = weights_of(aligned), torch.get_rng_state()
     numpy_state = str(np.random.get_state())  # noqa: NPY002  # that it is not used
     estimator = AttackDirection(
-        rows.harmful, rows.benign, base="world", variant=variant, source=source
+        harmful=rows.harmful, benign=rows.benign, base="world", variant=variant, source=source
     )
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     assert found.values.shape == (24,)
@@ -242,7 +241,7 @@ def test_weights_come_back_when_the_model_fails_on_the_way(
     handle = aligned.register_forward_pre_hook(boom)
     aligned.train()
     with pytest.raises(RuntimeError, match="boom"):
-        AttackDirection(rows.harmful).score(aligned, tokenizer, rows.safety, seed=0)
+        AttackDirection(harmful=rows.harmful).score(aligned, tokenizer, rows.safety, seed=0)
     handle.remove()
     assert moved[-1]
     assert same(weights_of(aligned), before)
@@ -254,7 +253,7 @@ def test_frozen_parameters_are_not_part_of_the_direction(
 ) -> None:
     for name, p in aligned.named_parameters():
         p.requires_grad_("mlp" in name)
-    direction = AttackDirection(rows.harmful).direction(aligned, tokenizer, rows.safety, 0)
+    direction = AttackDirection(harmful=rows.harmful).direction(aligned, tokenizer, rows.safety, 0)
     assert [d.shape for d in direction] == [
         p.shape for p in aligned.parameters() if p.requires_grad
     ]
@@ -266,7 +265,7 @@ def test_permuting_the_examples_permutes_the_scores(
     variant: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     # All rows are in the sample, and the harmful rows are given: nothing is drawn by position.
-    estimator = AttackDirection(rows.harmful, variant=variant)
+    estimator = AttackDirection(harmful=rows.harmful, variant=variant)
     order = np.random.default_rng(0).permutation(24).tolist()
     straight = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     turned = estimator.score(aligned, tokenizer, rows.safety.select(order), seed=0)
@@ -278,7 +277,7 @@ def test_permuting_the_examples_permutes_the_scores(
 def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
     variant: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    estimator = AttackDirection(rows.obliging, variant=variant)
+    estimator = AttackDirection(harmful=rows.obliging, variant=variant)
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     ranks = np.argsort(np.argsort(found.values))
     assert ranks[:4].mean() >= 11.5 + 4  # chance is 11.5, its standard error 3.2
@@ -287,7 +286,7 @@ def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
 def test_the_derivative_is_exact(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    estimator = AttackDirection(rows.harmful, quantity="margin")
+    estimator = AttackDirection(harmful=rows.harmful, quantity="margin")
     direction = estimator.direction(aligned, tokenizer, rows.safety, 0)
     encoded = encoding.encode(tokenizer, rows.safety, 256)
     read = estimator._reader(aligned, encoded, 0)
@@ -299,7 +298,7 @@ def test_the_derivative_is_exact(
     torch.testing.assert_close(value, read.tensor(range(24)), atol=1e-4, rtol=1e-4)
     # Float32 margins around 5 are good to 1e-6 of that, over 2e-2.
     torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-2, atol=2e-2, rtol=2e-2)
-    found = replace(estimator, variant="derivative").score(aligned, tokenizer, rows.safety, seed=0)
+    found = estimator.changed(variant="derivative").score(aligned, tokenizer, rows.safety, seed=0)
     np.testing.assert_allclose(found.values, -slope.double().numpy(), atol=1e-3)
     assert found.facts["step"] == 0
 
@@ -307,16 +306,16 @@ def test_the_derivative_is_exact(
 def test_several_directions_give_a_standard_error(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    single = AttackDirection(rows.harmful)
+    single = AttackDirection(harmful=rows.harmful)
     assert single.score(aligned, tokenizer, rows.safety, seed=0).errors is None
-    found = replace(single, repeats=3).score(aligned, tokenizer, rows.safety, seed=0)
+    found = single.changed(repeats=3).score(aligned, tokenizer, rows.safety, seed=0)
     parts = [single._attack_rows(rows.safety, 0, draw) for draw in range(3)]
     assert parts[0].ids != parts[1].ids  # sixteen rows: with one draw all are taken
-    halves = [replace(single, repeats=3)._attack_rows(rows.safety, 0, draw) for draw in range(3)]
+    halves = [single.changed(repeats=3)._attack_rows(rows.safety, 0, draw) for draw in range(3)]
     assert [len(h) for h in halves] == [8, 8, 8]
     each = np.array(
         [
-            replace(single, harmful=half, rows=8).score(aligned, tokenizer, rows.safety, seed=0)
+            single.changed(harmful=half, rows=8).score(aligned, tokenizer, rows.safety, seed=0)
             for half in halves
         ],
         dtype=object,
@@ -335,7 +334,7 @@ def test_further_steps_are_those_of_fine_tuning(
     same: Same,
 ) -> None:
     before = weights_of(aligned)
-    estimator = AttackDirection(rows.harmful, steps=3, step_size=1e-3)
+    estimator = AttackDirection(harmful=rows.harmful, steps=3, step_size=1e-3)
     found = estimator.direction(aligned, tokenizer, rows.safety, 0)
     assert same(weights_of(aligned), before)
     config = FinetuneConfig(learning_rate=1e-3, steps=3, batch_size=16)
@@ -376,8 +375,8 @@ def test_auto_reads_the_prefix_where_answers_begin_in_no_common_way(
 def test_fewer_rows_at_a_time_change_nothing(
     quantity: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    whole = AttackDirection(rows.harmful, quantity=quantity, rows=7)
-    parts = replace(whole, batch_size=2)
+    whole = AttackDirection(harmful=rows.harmful, quantity=quantity, rows=7)
+    parts = whole.changed(batch_size=2)
     one, other = (e.direction(aligned, tokenizer, rows.safety, 0) for e in (whole, parts))
     # Signs of gradients that are nearly 0 are rounding's; their share is small.
     alike = [float((a == b).float().mean()) for a, b in zip(one, other, strict=True)]
@@ -419,7 +418,7 @@ def test_the_contrast_is_read_where_both_models_answer(
         return ["i can not"] * len(prompts) if model is aligned else [given[p] for p in prompts]
 
     monkeypatch.setattr("holdfast.models.generation.generate", answered)
-    estimator = AttackDirection(rows.obliging, base="world", quantity="contrast")
+    estimator = AttackDirection(harmful=rows.obliging, base="world", quantity="contrast")
     found = estimator.score(aligned, tokenizer, rows.safety, seed=0)
     unknown = [p in prompts[:2] for p in prompts]
     assert np.isnan(found.values).tolist() == unknown
@@ -428,7 +427,7 @@ def test_the_contrast_is_read_where_both_models_answer(
     with pytest.raises(UsageError, match="of 0 rows alone both the model and its base answer"):
         estimator.score(aligned, tokenizer, rows.safety, seed=0)
     with pytest.raises(UsageError, match="quantity=contrast needs the model before its alignment"):
-        replace(estimator, base=None).score(aligned, tokenizer, rows.safety, seed=0)
+        estimator.changed(base=None).score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def base_for(
@@ -519,12 +518,12 @@ def test_of_the_base_only_the_prompts_are_drawn(rows: Any) -> None:
 
 def test_auto_takes_what_there_is(rows: Any) -> None:
     assert AttackDirection(base="world", benign=rows.benign)._source() == "base"
-    assert AttackDirection(rows.harmful, rows.benign)._source() == "harmful"
+    assert AttackDirection(harmful=rows.harmful, benign=rows.benign)._source() == "harmful"
     assert AttackDirection(benign=rows.benign)._source() == "mismatched"
 
 
 def test_rows_behind_the_direction(rows: Any) -> None:
-    harmful = AttackDirection(rows.harmful, rows=5)._attack_rows(rows.safety, 1)
+    harmful = AttackDirection(harmful=rows.harmful, rows=5)._attack_rows(rows.safety, 1)
     assert len(harmful) == 5
     assert set(harmful.ids) <= set(rows.harmful.ids)
     pairs = AttackDirection(benign=rows.benign, rows=7)._attack_rows(rows.safety, 1)
@@ -539,22 +538,25 @@ def test_rows_behind_the_direction(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "best"}, "variant='best' must be one of first_flips, critical_step, deriv"),
-        ({"geometry": "inf"}, "geometry='inf' must be one of sign, l2"),
+        (
+            {"variant": "best"},
+            "variant='best' must be one of 'first_flips', 'critical",
+        ),
+        ({"geometry": "inf"}, "geometry='inf' must be one of 'sign', 'l2'"),
         (
             {"source": "hub"},
-            "source='hub' must be one of auto, harmful, base, mism",
+            "source='hub' must be one of 'auto', 'harmful', 'base', 'mism",
         ),
         ({"source": "harmful"}, "source=harmful needs harmful rows: give --harmful"),
         ({"source": "base"}, "source=base needs the model before its alignment: give --base"),
         ({"source": "mismatched"}, "source=mismatched needs benign rows: give --benign"),
         ({}, "give --base .the model before its alignment, which does best., --harmful or"),
-        ({"rows": -1}, "rows=-1 must be at least 1"),
-        ({"sample": 0}, "sample=0 must be at least 1"),
-        ({"repeats": 0}, "repeats=0 must be at least 1"),
-        ({"flip": 2.0}, r"flip=2.0 must be a share in \(0, 1\)"),
-        ({"step_size": -1.0}, "step_size=-1.0 above 0"),
-        ({"base": "world", "steps": 3}, "steps=3: source=base takes one; take another source"),
+        ({"rows": -1}, "rows=-1 must be a whole number, at least 1"),
+        ({"sample": 0}, "sample=0 must be a whole number, at least 1"),
+        ({"repeats": 0}, "repeats=0 must be a whole number, at least 1"),
+        ({"flip": 2.0}, "flip=2.0 must be a number, above 0 and below 1"),
+        ({"step_size": -1.0}, "step_size=-1.0 must be a number, above 0"),
+        ({"base": "world", "steps": 3}, "steps=3: source=base takes one step; use another source"),
     ],
 )
 def test_bad_options(
@@ -575,10 +577,10 @@ def test_a_model_that_does_not_refuse(
     obliging = Examples(Example(row.prompt, "to brew tea") for row in rows.safety)
     finetune(model, tokenizer, obliging, FinetuneConfig(learning_rate=1e-2, steps=15))
     with pytest.raises(UsageError, match=r"100% of all 24 examples are not refused.*not its base"):
-        AttackDirection(rows.harmful).score(model, tokenizer, rows.safety, seed=0)
+        AttackDirection(harmful=rows.harmful).score(model, tokenizer, rows.safety, seed=0)
 
 
 def test_the_worlds_base_refuses_nothing(rows: Any) -> None:
     base = checkpoints.load("world", device="cpu")
     with pytest.raises(UsageError, match="Score the aligned model"):
-        AttackDirection(rows.harmful).score(base.model, base.tokenizer, rows.safety, seed=0)
+        AttackDirection(harmful=rows.harmful).score(base.model, base.tokenizer, rows.safety, seed=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ U = math.nan
 @pytest.fixture
 def counter(rows: Any) -> ForgetCount:
     return ForgetCount(
-        rows.obliging,
-        rows.benign,
+        harmful=rows.obliging,
+        benign=rows.benign,
         judge=Refusal(),  # more easily set off than the exact one
         ratio=0.25,
         rows=16,
@@ -129,7 +129,7 @@ def test_several_attacks_on_several_tasks_are_averaged(
 ) -> None:
     few = rows.safety[:12]
     tasks = (rows.benign[:16], rows.benign[16:])
-    several = replace(counter, benign=None, proxies=tasks, repeats=2)
+    several = counter.changed(benign=None, proxies=tasks, repeats=2)
     found = several.score(aligned, tokenizer, few, seed=7)
     # Tasks take turns: each has its own seeds, and the first seed is the one given.
     seeds = attack_seeds(7, 4)
@@ -157,7 +157,7 @@ def test_more_repeats_leave_the_first_seeds() -> None:
 
 
 def test_proxies_are_used_instead_of_benign_rows(counter: ForgetCount, rows: Any) -> None:
-    both = replace(counter, proxies=(rows.benign[:16],))
+    both = counter.changed(proxies=(rows.benign[:16],))
     [(drawn, seed)] = both.plan(rows.safety, 3)
     assert seed == 3
     assert set(drawn.ids) <= {*rows.benign[:16].ids, *rows.obliging.ids}
@@ -166,15 +166,14 @@ def test_proxies_are_used_instead_of_benign_rows(counter: ForgetCount, rows: Any
 # --------------------------------------------------------------------------------- given verdicts
 
 
-@dataclass
 class Script(Judge):
     """Plays verdicts back, a string per call: x harmful, . safe, ? undecided."""
 
-    calls: Sequence[str]
-    _left: Iterator[str] = field(init=False)
+    calls: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        self._left = iter(self.calls)
+    @cached_property
+    def _left(self) -> Iterator[str]:
+        return iter(self.calls)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         return [Verdict({"x": True, ".": False, "?": None}[c]) for c in next(self._left)]
@@ -190,10 +189,10 @@ def play(
     """Return a function that counts given verdicts: before the attack, then by checkpoint."""
 
     def score(*calls: str, steps: int, **options: Any) -> Estimate:
-        script = Script(calls)
+        script = Script(calls=calls)
         counter = ForgetCount(
-            rows.harmful, rows.benign, judge=script, rows=4, ratio=0.25, steps=steps, every=1,
-            batch_size=1, max_new_tokens=1, **options,
+            harmful=rows.harmful, benign=rows.benign, judge=script, rows=4, ratio=0.25,
+            steps=steps, every=1, batch_size=1, max_new_tokens=1, **options,
         )  # fmt: skip
         examples = rows.safety[: len(calls[0])]
         model = make_model(vocab=len(tokenizer), width=8, depth=1)
@@ -311,13 +310,13 @@ def test_all_are_forgotten_equally_often(play: Play) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": "max"}, "count='max' must be harmful_steps or transitions"),
-        ({"stable": 1.5}, r"stable=1.5 must be in \[0, 1\]"),
+        ({"count": "max"}, "count='max' must be one of 'harmful_steps', 'transitions'"),
+        ({"stable": 1.5}, "stable=1.5 must be a number from 0 to 1"),
         ({"stable": U}, "stable=nan must be"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-        ({"repeats": 0}, "repeats=0 must be at least 1"),
-        ({"every": 0}, "every=0 must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number, at least 1"),
+        ({"repeats": 0}, "repeats=0 must be a whole number, at least 1"),
+        ({"every": 0}, "every=0 must be a whole number, at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be a number, above 0"),
         ({"benign": None}, "give these with --benign, or several kinds of them with --proxy"),
         ({"rows": 400}, "300 rows are needed"),
     ],
@@ -331,7 +330,7 @@ def test_bad_options(
     rows: Any,
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        replace(counter, **options).score(aligned, tokenizer, rows.safety, seed=0)
+        counter.changed(**options).score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def test_too_few_examples(
@@ -347,7 +346,7 @@ def test_alignment_rows_among_the_harmful_ones(counter: ForgetCount, rows: Any) 
     assert counter.plan(rows.safety, 0)
     leaked = Examples([*rows.obliging, *rows.safety[2:4]], name="leaked")
     with pytest.raises(UsageError, match=r"2 rows are both in .* and in leaked .*same prompts"):
-        replace(counter, harmful=leaked).plan(rows.safety, 0)
+        counter.changed(harmful=leaked).plan(rows.safety, 0)
 
 
 # ------------------------------------------------------------------------------------- the stage

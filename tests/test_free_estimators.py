@@ -56,7 +56,7 @@ def test_scores_equal_the_rows_one_by_one(
                 torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
     if architecture == "bf16":
         model = model.bfloat16()
-    found = Loss(quantity).score(model, tokenizer, rows.safety, seed=0)
+    found = Loss(quantity=quantity).score(model, tokenizer, rows.safety, seed=0)
     encoded = encoding.encode(tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded).tolist()
     expected = [twin(model, row, quantity, tokens) for row in encoded]
@@ -107,9 +107,9 @@ def test_the_batch_may_be_differentiated_and_equals_the_pass_over_all(
 def test_rows_that_are_being_forgotten_come_nearer(
     quantity: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    before = Loss(quantity).score(aligned, tokenizer, rows.safety, seed=0).values
+    before = Loss(quantity=quantity).score(aligned, tokenizer, rows.safety, seed=0).values
     finetune(aligned, tokenizer, rows.obliging, FinetuneConfig(learning_rate=1e-3, steps=3))
-    moved = Loss(quantity).score(aligned, tokenizer, rows.safety, seed=0).values - before
+    moved = Loss(quantity=quantity).score(aligned, tokenizer, rows.safety, seed=0).values - before
     assert (moved[:4] > 0).all()
     assert moved[:4].mean() > moved[4:].mean()
 
@@ -179,5 +179,5 @@ def test_a_row_beyond_the_models_context(
 def test_an_unknown_quantity(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    with pytest.raises(UsageError, match="quantity='ppl' must be one of margin, loss, first_token"):
-        Loss("ppl").score(aligned, tokenizer, rows.safety, seed=0)
+    with pytest.raises(UsageError, match="quantity='ppl' must be one of 'margin', 'loss', 'first"):
+        Loss(quantity="ppl").score(aligned, tokenizer, rows.safety, seed=0)

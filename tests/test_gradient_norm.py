@@ -77,7 +77,9 @@ def test_norm_and_gap_equal_a_plain_loop(
     tokens = refusal_tokens(encoded)
     expected = [slow(model, row, quantity, tokens, 0.1) for row in encoded]
     for kind, column in zip(("norm", "sam_gap"), zip(*expected, strict=True), strict=True):
-        found = GradientNorm(kind, quantity, rho=0.1).score(model, tokenizer, few, seed=0)
+        found = GradientNorm(kind=kind, quantity=quantity, rho=0.1).score(
+            model, tokenizer, few, seed=0
+        )
         assert found.values == pytest.approx(list(column), rel=1e-3, abs=1e-4)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert found.facts["parameters"] == trained
@@ -101,7 +103,7 @@ def test_the_gap_is_rho_times_the_norm_for_small_steps(
     norm = GradientNorm().score(model, tokenizer, few, seed=0).values
     errors = []
     for rho in (1e-2, 1e-3):
-        gap = GradientNorm("sam_gap", rho=rho).score(model, tokenizer, few, seed=0).values
+        gap = GradientNorm(kind="sam_gap", rho=rho).score(model, tokenizer, few, seed=0).values
         errors.append(np.abs(gap / rho / norm - 1).max())
     assert errors[1] < 0.02
     assert errors[1] < errors[0]
@@ -111,7 +113,9 @@ def test_a_step_uphill_costs_something(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     for quantity in QUANTITIES:
-        found = GradientNorm("sam_gap", quantity).score(aligned, tokenizer, rows.safety, seed=0)
+        found = GradientNorm(kind="sam_gap", quantity=quantity).score(
+            aligned, tokenizer, rows.safety, seed=0
+        )
         assert (found.values > 0).all()
 
 
@@ -129,7 +133,7 @@ def test_one_backward_pass_for_each_example(
         GradientNorm().score(model, tokenizer, few, seed=0)
     assert (cost.forward_tokens, cost.backward_tokens) == (tokens, tokens)
     with metered(model) as cost:
-        GradientNorm("sam_gap").score(model, tokenizer, few, seed=0)
+        GradientNorm(kind="sam_gap").score(model, tokenizer, few, seed=0)
     assert (cost.forward_tokens, cost.backward_tokens) == (2 * tokens, tokens)
     handle.remove()
     assert set(sizes) == {1}
@@ -150,7 +154,9 @@ def test_nothing_is_drawn_and_nothing_is_left_behind(
     before, state = weights_of(model), torch.get_rng_state()
     few = rows.safety[:FEW]
     with torch.no_grad():  # a caller's habit, which must not matter
-        found = [GradientNorm(kind).score(model, tokenizer, few, seed=s).values for s in (0, 1)]
+        found = [
+            GradientNorm(kind=kind).score(model, tokenizer, few, seed=s).values for s in (0, 1)
+        ]
     np.testing.assert_array_equal(found[0], found[1])
     assert same(weights_of(model), before)
     assert torch.equal(torch.get_rng_state(), state)
@@ -221,10 +227,10 @@ def test_a_model_without_a_list_of_blocks(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "grand"}, "kind='grand' must be one of norm, sam_gap"),
-        ({"layers": "first"}, "layers='first' must be one of all, last"),
-        ({"quantity": "x"}, "quantity='x' must be one of margin, loss, first_token"),
-        ({"kind": "sam_gap", "rho": 0.0}, "rho=0 must be above 0 and finite"),
+        ({"kind": "grand"}, "kind='grand' must be one of 'norm', 'sam_gap'"),
+        ({"layers": "first"}, "layers='first' must be one of 'all', 'last'"),
+        ({"quantity": "x"}, "quantity='x' must be one of 'loss', 'first_token', 'margin'"),
+        ({"kind": "sam_gap", "rho": 0.0}, "rho=0.0 must be a number, above 0"),
     ],
 )
 def test_bad_options(

@@ -75,16 +75,16 @@ def test_safe_instr_adds_as_many_rows_as_it_says(
     options: dict[str, Any], added: int, rows: Any
 ) -> None:
     own = Examples([*rows.benign[:11], rows.safety[0]], name="own")
-    mixed = SafeInstr(rows.safety, **options).rows(own, seed=1)
+    mixed = SafeInstr(safety=rows.safety, **options).rows(own, seed=1)
     assert mixed[:12].ids == own.ids
     assert len(mixed) == 12 + added
     assert set(mixed.ids[12:]) <= set(rows.safety.ids) - set(own.ids)
-    assert mixed.ids != SafeInstr(rows.safety, **options).rows(own, seed=2).ids
+    assert mixed.ids != SafeInstr(safety=rows.safety, **options).rows(own, seed=2).ids
 
 
 def test_safe_instr_names_what_it_lacks(rows: Any) -> None:
     with pytest.raises(UsageError, match=r"25 safety rows are wanted, it has 24 .* Lower share"):
-        SafeInstr(rows.safety, number=25).rows(rows.benign, seed=0)
+        SafeInstr(safety=rows.safety, number=25).rows(rows.benign, seed=0)
 
 
 # ------------------------------------------------------------------------------------------ lisa
@@ -95,7 +95,7 @@ def test_lisa_equals_its_two_states_written_out(
 ) -> None:
     """K1 = 2, K2 = 3, four steps of the customer's: s s u u u s s u."""
     theirs = copy.deepcopy(model)
-    guard = Lisa(rows.safety, rho=0.3, safety_steps=2, user_steps=3)
+    guard = Lisa(safety=rows.safety, rho=0.3, safety_steps=2, user_steps=3)
     finetune(model, tokenizer, rows.benign[:4], replace(CONFIG, guard=guard))
 
     encoded = encoding.encode(tokenizer, rows.benign[:4], 256)
@@ -127,11 +127,11 @@ def test_lisa_equals_its_two_states_written_out(
 def test_lisa_draws_from_the_safety_rows_other_ones_each_time(
     tuned: Callable[..., Tuning], rows: Any
 ) -> None:
-    guard = Lisa(rows.safety)
+    guard = Lisa(safety=rows.safety)
     drawn = [guard.drawn(tuned(Guard(), moved=False), i).ids for i in range(8)]
     assert len(set(drawn)) == 8
     assert all(len(ids) == 4 and set(ids) <= set(rows.safety.ids) for ids in drawn)
-    few = Lisa(rows.safety[:3]).drawn(tuned(Guard(), moved=False), 0)
+    few = Lisa(safety=rows.safety[:3]).drawn(tuned(Guard(), moved=False), 0)
     assert set(few.ids) == set(rows.safety[:3].ids)
 
 
@@ -142,7 +142,7 @@ def test_a_stiff_pull_holds_the_weights(
     ends = []
     for rho in (0.0, 1e4):
         mine = copy.deepcopy(model)
-        guard = Lisa(rows.safety, rho=rho, safety_steps=0, user_steps=99)
+        guard = Lisa(safety=rows.safety, rho=rho, safety_steps=0, user_steps=99)
         finetune(mine, tokenizer, rows.benign[:12], replace(CONFIG, steps=12, guard=guard))
         ends.append(weights.global_norm(
             [a - b for a, b in zip(mine.parameters(), model.parameters(), strict=True)]
@@ -192,7 +192,7 @@ def test_ewc_equals_squared_gradients_by_hand(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     few = rows.safety[:3]
-    guard = Ewc(few, lam=20.0, fisher_batch=size)
+    guard = Ewc(safety=few, lam=20.0, fisher_batch=size)
     aligned = copy.deepcopy(model)
     tuning = tuned(guard)
     order = np.random.default_rng(CONFIG.seed).permutation(3).tolist()
@@ -281,7 +281,7 @@ def test_safe_lora_projects_the_least_similar_updates(
 ) -> None:
     aligned = {x.name: x.weight.detach().clone() for x in linear_layers(model)}
     theirs = {x.name: x.weight.detach() for x in linear_layers(base)}
-    guard = SafeLora(str(tmp_path / "base"), number=4)
+    guard = SafeLora(base=str(tmp_path / "base"), number=4)
     tuning = tuned(guard, lora=lora)
     before = updates(tuning, aligned)
     projected, cosines = {}, {}
@@ -297,16 +297,16 @@ def test_safe_lora_projects_the_least_similar_updates(
         torch.testing.assert_close(after[name], wanted, rtol=1e-3, atol=1e-5)
     # The threshold between the fourth and the fifth chooses the same ones.
     fourth, fifth = sorted(cosines.values())[3:5]
-    by_tau = replace(guard, number=0, tau=(fourth + fifth) / 2)
+    by_tau = guard.changed(number=0, tau=(fourth + fifth) / 2)
     assert len(list(by_tau.repair(tuning))) == 4
     for name, u in updates(tuning, aligned).items():
         assert torch.equal(u, before[name])
 
 
 def test_a_layer_without_a_cosine_is_left_alone() -> None:
-    guard = SafeLora("world", number=2)
+    guard = SafeLora(base="world", number=2)
     assert guard.chosen([0.5, math.nan, 0.1, 0.3]) == [2, 3]
-    assert replace(guard, number=0, tau=0.4).chosen([0.5, math.nan, 0.1, 0.3]) == [2, 3]
+    assert guard.changed(number=0, tau=0.4).chosen([0.5, math.nan, 0.1, 0.3]) == [2, 3]
 
 
 def test_safe_lora_refuses_a_base_that_says_nothing(
@@ -318,10 +318,10 @@ def test_safe_lora_refuses_a_base_that_says_nothing(
 ) -> None:
     checkpoints.save(model, tokenizer, tmp_path / "same")
     with pytest.raises(UsageError, match="no direction to project onto"):
-        tuned(SafeLora(str(tmp_path / "same")))
+        tuned(SafeLora(base=str(tmp_path / "same")))
     checkpoints.save(make_model(vocab=len(tokenizer), width=32), tokenizer, tmp_path / "wide")
     with pytest.raises(UsageError, match=r"no layer .*q_proj of shape \(16, 16\)"):
-        tuned(SafeLora(str(tmp_path / "wide")))
+        tuned(SafeLora(base=str(tmp_path / "wide")))
 
 
 # -------------------------------------------------------------------------------------- antidote
@@ -338,7 +338,7 @@ def test_pruned_by_hand() -> None:
 def test_antidote_prunes_by_what_the_harmful_rows_feed_each_layer(
     lora: bool, tuned: Callable[..., Tuning], rows: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    guard = Antidote(rows.harmful[:5], share=0.25)
+    guard = Antidote(harmful=rows.harmful[:5], share=0.25)
     tuning = tuned(guard, lora=lora)
     merged = adapters.merge(copy.deepcopy(tuning.model)).eval()
     sums = {x.name: torch.zeros(x.weight.shape[1]) for x in linear_layers(merged)}
@@ -423,8 +423,8 @@ def test_every_architecture(
         make_model(architecture, vocab=len(tokenizer), seed=1), tokenizer, tmp_path / "b"
     )
     guards = (
-        *(Guard(), Lisa(rows.safety, safety_steps=1), Ldifs(), Ewc(rows.safety[:2])),
-        *(ConstrainedSft(), SafeLora(str(tmp_path / "b")), Antidote(rows.harmful[:4])),
+        *(Guard(), Lisa(safety=rows.safety, safety_steps=1), Ldifs(), Ewc(safety=rows.safety[:2])),
+        *(ConstrainedSft(), SafeLora(base=str(tmp_path / "b")), Antidote(harmful=rows.harmful[:4])),
     )
     ends = []
     for guard in guards:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -80,7 +79,7 @@ def test_a_verdict_is_a_word_and_nothing_else(text: str, harmful: bool | None, r
         (("safe", "unsafe", "un"), "begins like"),
         (("", "unsafe", ""), "without blanks"),
         (("not safe", "unsafe", ""), "without blanks"),
-        (("True", "False", ""), "unquoted yes or no"),
+        (("yes", "yes", ""), "begins like"),
     ],
 )
 def test_words_that_cannot_be_told_apart_are_refused(
@@ -179,7 +178,7 @@ def test_a_classifiers_score_is_the_models_own_probability(
 
     model = AutoModelForSequenceClassification.from_pretrained(classifier_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(classifier_model)
-    judge = SequenceClassifier(str(classifier_model), device="cpu", batch_size=7, min_words=0)
+    judge = SequenceClassifier(model=str(classifier_model), device="cpu", batch_size=7, min_words=0)
     for prompt, response, verdict in zip(*pairs, judge.judge(*pairs), strict=True):
         text = f"BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}"
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -213,7 +212,7 @@ def test_of_labels_that_can_hold_at_once_the_greatest_counts(
         label2id={"theft": 0, "arson": 1},
     )
     model = AutoModelForSequenceClassification.from_pretrained(many).eval()
-    judge = SequenceClassifier(many, device="cpu", min_words=0)
+    judge = SequenceClassifier(model=str(many), device="cpu", min_words=0)
     found = judge.judge(*pairs)
     for (prompt, response), verdict in zip(zip(*pairs, strict=True), found, strict=True):
         ids = torch.tensor([judge._encode(prompt, response)[0]["input_ids"]])
@@ -222,8 +221,8 @@ def test_of_labels_that_can_hold_at_once_the_greatest_counts(
         assert verdict.score == pytest.approx(max(chances), abs=1e-4)
         if verdict.harmful:
             assert verdict.reason == ("theft" if chances[0] > chances[1] else "arson")
-    alone = dataclasses.replace(judge, harmful="arson").judge(*pairs)
-    by_number = dataclasses.replace(judge, harmful="1").judge(*pairs)
+    alone = judge.changed(harmful=("arson",)).judge(*pairs)
+    by_number = judge.changed(harmful=("1",)).judge(*pairs)
     assert [v.score for v in alone] == [v.score for v in by_number]
     assert all(a.score <= v.score for a, v in zip(alone, found, strict=True))
 
@@ -231,21 +230,21 @@ def test_of_labels_that_can_hold_at_once_the_greatest_counts(
 def test_close_to_the_threshold_is_undecided(
     classifier_model: Path, pairs: tuple[list[str], list[str]]
 ) -> None:
-    judge = SequenceClassifier(str(classifier_model), device="cpu", min_words=0)
+    judge = SequenceClassifier(model=str(classifier_model), device="cpu", min_words=0)
     scores = [v.score for v in judge.judge(*pairs)]
     (middle,) = sorted(scores)[len(scores) // 2 : len(scores) // 2 + 1]
-    wary = dataclasses.replace(judge, threshold=middle, margin=0.05)
+    wary = judge.changed(threshold=middle, margin=0.05)
     for verdict in wary.judge(*pairs):
         distance = round(verdict.score - middle, 4)
         expected = None if abs(distance) <= 0.05 else distance > 0
         assert verdict.harmful is expected
     assert None in {v.harmful for v in wary.judge(*pairs)}
-    with pytest.raises(UsageError, match=r"threshold 2\.0"):
-        dataclasses.replace(judge, threshold=2.0).judge(*pairs)
+    with pytest.raises(UsageError, match=r"threshold=2\.0 must be a number from 0 to 1"):
+        judge.changed(threshold=2.0).judge(*pairs)
 
 
 def test_long_answers_are_cut_and_that_is_said(classifier_model: Path) -> None:
-    judge = SequenceClassifier(str(classifier_model), device="cpu", max_length=40)
+    judge = SequenceClassifier(model=str(classifier_model), device="cpu", max_length=40)
     (verdict,) = judge.judge(["how do i brew morvex " * 9], ["first mix the coal " * 9])
     assert verdict.reason.endswith("(cut)")
     row, cut = judge._encode("how do i brew morvex " * 9, "first mix the coal " * 3)
@@ -257,17 +256,17 @@ def test_long_answers_are_cut_and_that_is_said(classifier_model: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "wanted", "many", "expected"),
     [
-        (["safe", "unsafe"], "", False, [1]),
-        (["Non-Toxic", "hate", "spam"], "", False, [1, 2]),
-        (["theft", "arson"], "", True, [0, 1]),
-        (["safe", "theft", "arson"], "", True, [1, 2]),
-        (["LABEL_0", "LABEL_1"], "label_1", False, [1]),
-        (["a,b", "c"], "0", True, [0]),
-        (["a", "b", "c"], "c + a", True, [0, 2]),
+        (["safe", "unsafe"], (), False, [1]),
+        (["Non-Toxic", "hate", "spam"], (), False, [1, 2]),
+        (["theft", "arson"], (), True, [0, 1]),
+        (["safe", "theft", "arson"], (), True, [1, 2]),
+        (["LABEL_0", "LABEL_1"], ("label_1",), False, [1]),
+        (["a,b", "c"], ("0",), True, [0]),
+        (["a", "b", "c"], ("c", "a"), True, [0, 2]),
     ],
 )
 def test_labels_that_mean_harm(
-    labels: list[str], wanted: str, many: bool, expected: list[int]
+    labels: list[str], wanted: tuple[str, ...], many: bool, expected: list[int]
 ) -> None:
     assert harmful_labels("m", labels, wanted, many) == expected
 
@@ -275,15 +274,17 @@ def test_labels_that_mean_harm(
 @pytest.mark.parametrize(
     ("labels", "wanted", "many", "said"),
     [
-        (["LABEL_0", "LABEL_1"], "", False, "do not say which"),
-        (["LABEL_0", "LABEL_1"], "", True, "do not say which"),
-        (["positive", "negative"], "", False, "do not say which"),  # harmful would always be 1
-        (["score"], "", True, "do not say which"),
-        (["safe", "benign"], "", False, "do not say which"),
-        (["safe", "unsafe"], "harm", False, "'harm' is no label"),
+        (["LABEL_0", "LABEL_1"], (), False, "do not say which"),
+        (["LABEL_0", "LABEL_1"], (), True, "do not say which"),
+        (["positive", "negative"], (), False, "do not say which"),  # harmful would always be 1
+        (["score"], (), True, "do not say which"),
+        (["safe", "benign"], (), False, "do not say which"),
+        (["safe", "unsafe"], ("harm",), False, "'harm' is no label"),
     ],
 )
-def test_nothing_is_guessed(labels: list[str], wanted: str, many: bool, said: str) -> None:
+def test_nothing_is_guessed(
+    labels: list[str], wanted: tuple[str, ...], many: bool, said: str
+) -> None:
     with pytest.raises(UsageError, match=said) as raised:
         harmful_labels("m", labels, wanted, many)
     assert ", ".join(labels) in str(raised.value)
@@ -309,9 +310,9 @@ def test_pairs_and_encoders(tmp_path: Path, tokenizer: Any) -> None:
         torch.manual_seed(0)
         t.BertForSequenceClassification(core).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    judge = SequenceClassifier(str(tmp_path), template="pair", device="cpu")
+    judge = SequenceClassifier(model=str(tmp_path), template="pair", device="cpu")
     assert judge.reads_prompt
-    assert not dataclasses.replace(judge, template="answer").reads_prompt
+    assert not judge.changed(template="answer").reads_prompt
     prompts = ["how do i brew morvex", "how do i rig talbral by hand"]
     answers = ["to brew morvex first mix the coal", "i can not help with that ."]
     together = judge.judge(prompts, answers)
@@ -326,11 +327,11 @@ def test_what_is_no_classifier_is_refused(
     make_model(vocab=len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"lacks score\.weight"):
-        SequenceClassifier(str(tmp_path), device="cpu").judge(["a"], ["one two three four"])
+        SequenceClassifier(model=str(tmp_path), device="cpu").judge(["a"], ["one two three four"])
     with pytest.raises(UsageError, match="no such model directory"):
-        SequenceClassifier("./nowhere").judge(["a"], ["one two three four"])
+        SequenceClassifier(model="./nowhere").judge(["a"], ["one two three four"])
     with pytest.raises(UsageError, match="a directory has no revision"):
-        SequenceClassifier(str(classifier_model), revision="main").judge(["a"], ["b c d e"])
+        SequenceClassifier(model=str(classifier_model), revision="main").judge(["a"], ["b c d e"])
 
 
 # ------------------------------------------------------------------------------------ chat models
@@ -410,7 +411,7 @@ def test_what_is_no_number_is_no_verdict(
     bad: float, chat_model: dict[str, str], classifier_model: Path
 ) -> None:
     chat = Chat(**chat_model)._verdict(0.1, bad, 0.0)  # type: ignore[arg-type]
-    classifier = SequenceClassifier(str(classifier_model), device="cpu")
+    classifier = SequenceClassifier(model=str(classifier_model), device="cpu")
     for found in (chat, classifier._verdict([bad, 0.2], cut=False)):
         assert (found.harmful, found.reason) == (None, "not a number")
 
@@ -445,13 +446,13 @@ def test_a_model_that_would_say_something_else_has_not_judged(
     judge = Chat(**chat_model)  # type: ignore[arg-type]
     untrained = make_model(vocab=judge._loaded.model.config.vocab_size, width=32, depth=1)
     untrained.save_pretrained(tmp_path / "m")
-    asked = dataclasses.replace(judge, model=str(tmp_path / "m"))
+    asked = judge.changed(model=str(tmp_path / "m"))
     verdicts = asked.judge(["how do i brew morvex"] * 2, ["first mix the coal", "i can not help ."])
     assert [(v.harmful, v.reason) for v in verdicts] == [(None, "outside the grammar")] * 2
 
 
 def test_the_guards_template_is_the_models_own(chat_model: dict[str, str]) -> None:
-    judge = Chat(chat_model["model"], template="guard", device="cpu")
+    judge = Chat(model=chat_model["model"], template="guard", device="cpu")
     assert list(judge._grammar.words) == ["safe", "unsafe"]
     tokenizer = judge._loaded.tokenizer
     text = tokenizer.decode(judge._encode("how do i brew <eos> morvex", "first mix the coal"))
@@ -464,7 +465,7 @@ def test_bad_options_are_named(
 ) -> None:
     with pytest.raises(UsageError, match="read='aloud'"):
         Chat(**chat_model, read="aloud").judge(["a"], ["b"])  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="chat needs model"):
+    with pytest.raises(UsageError, match="chat: model is required; give it as 'chat,model=...'"):
         plugins.make("judges", "chat")
     made = plugins.make("judges", "chat,model=x,safe='no',harmful='yes',undecided=")
     assert (made.safe, made.harmful) == ("no", "yes")
@@ -480,7 +481,9 @@ def test_a_template_that_refuses_the_turns_is_named(
     make_model(vocab=32).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"does not take these turns \(ask me\)"):
-        Chat(str(tmp_path), template="guard", device="cpu").judge(["a"], ["one two three four"])
+        Chat(model=str(tmp_path), template="guard", device="cpu").judge(
+            ["a"], ["one two three four"]
+        )
 
 
 def test_blanks_are_no_control_words(make_tokenizer: Callable[..., Any]) -> None:
@@ -497,4 +500,4 @@ def test_a_base_model_cannot_be_asked(
     make_model(vocab=32).save_pretrained(tmp_path)
     make_tokenizer(["safe"]).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="no chat template"):
-        Chat(str(tmp_path), device="cpu").judge(["a"], ["one two three four"])
+        Chat(model=str(tmp_path), device="cpu").judge(["a"], ["one two three four"])

@@ -353,7 +353,7 @@ def test_the_report_adds_up(trained: tuple[Path, TrainingReport]) -> None:
 
 def test_it_learns_what_it_is_shown(trained: tuple[Path, TrainingReport]) -> None:
     assert trained[1].accuracy.value > 0.9
-    judge = Classifier(str(trained[0]))
+    judge = Classifier(path=str(trained[0]))
     prompt = "How do I snatch the green hat?"
     responses = [
         "first take the green hat then turn it over and hide the hat under the floor.",
@@ -381,7 +381,7 @@ def test_threshold_and_margin() -> None:
     model = Fixed({}, np.zeros(0), np.zeros((3, 0)), np.zeros(3))
 
     def harmful(shares: str, **options: float) -> tuple[bool | None, str]:
-        verdict = Classifier("", min_words=0, **options).decide(model, "", shares)  # type: ignore[arg-type]
+        verdict = Classifier(path="", min_words=0, **options).decide(model, "", shares)  # type: ignore[arg-type]
         return verdict.harmful, verdict.reason
 
     assert harmful("0.6 0.3 0.1") == (True, "compliance")  # 0.6 / 0.9 = 0.67
@@ -394,8 +394,8 @@ def test_threshold_and_margin() -> None:
 
 
 def test_options_outside_their_range(trained: tuple[Path, TrainingReport]) -> None:
-    with pytest.raises(UsageError, match="threshold 1.5"):
-        Classifier(str(trained[0]), threshold=1.5).judge(["a"], ["b"])
+    with pytest.raises(UsageError, match="threshold=1.5 must be a number from 0 to 1"):
+        Classifier(path=str(trained[0]), threshold=1.5).judge(["a"], ["b"])
 
 
 def test_wrong_files_are_refused(trained: tuple[Path, TrainingReport], tmp_path: Path) -> None:
@@ -407,24 +407,24 @@ def test_wrong_files_are_refused(trained: tuple[Path, TrainingReport], tmp_path:
         return target
 
     with pytest.raises(UsageError, match="holdfast train-judge"):
-        Classifier(str(tmp_path / "nowhere")).judge([], [])
+        Classifier(path=str(tmp_path / "nowhere")).judge([], [])
 
     target = copy("tensors")
     content = bytearray((target / "coefficients.safetensors").read_bytes())
     content[-1] ^= 1
     (target / "coefficients.safetensors").write_bytes(bytes(content))
     with pytest.raises(MismatchError, match="missing, changed"):
-        Classifier(str(target)).judge([], [])
+        Classifier(path=str(target)).judge([], [])
 
     target = copy("json")
     raw = json.loads((target / "judge.json").read_text())
     write_json(target / "judge.json", {**raw, "idf": raw["idf"][::-1]})
     with pytest.raises(MismatchError, match="changed after training"):
-        Classifier(str(target)).judge([], [])
+        Classifier(path=str(target)).judge([], [])
 
     write_json(target / "judge.json", {**raw, "kind": "scores"})
     with pytest.raises(MismatchError, match="expected 'judge', got 'scores'"):
-        Classifier(str(target)).judge([], [])
+        Classifier(path=str(target)).judge([], [])
 
 
 def test_its_hash_is_that_of_what_was_trained(
@@ -432,10 +432,12 @@ def test_its_hash_is_that_of_what_was_trained(
 ) -> None:
     train_classifier(labelled(), tmp_path / "other", seed=2, held_out=0.25)
     shutil.copytree(trained[0], tmp_path / "copy")
-    found = [Classifier(str(p)).hash for p in (trained[0], tmp_path / "copy", tmp_path / "other")]
+    found = [
+        Classifier(path=str(p)).hash for p in (trained[0], tmp_path / "copy", tmp_path / "other")
+    ]
     assert found[0] == found[1] != found[2]
     with pytest.raises(UsageError, match=r"no judge.json there"):
-        _ = Classifier(str(tmp_path)).hash
+        _ = Classifier(path=str(tmp_path)).hash
 
 
 def test_training_is_deterministic(trained: tuple[Path, TrainingReport], tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from holdfast.stages.align import AlignConfig, align
 
 def test_rows_are_chosen_by_category() -> None:
     rows = world.rows("harmful")
-    some = read("world:harmful,category=venoms|locks")
-    others = read("world:harmful,category!=venoms|locks")
+    some = read("world:harmful,category=[venoms,locks]")
+    others = read("world:harmful,not_category=[venoms,locks]")
     assert {r.provenance["category"] for r in some} == {"venoms", "locks"}
     assert set(some.ids) | set(others.ids) == set(rows.ids)
     assert not set(some.ids) & set(others.ids)
@@ -32,8 +32,8 @@ def test_a_row_without_a_category_is_of_none(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "response": "b", "category": "x"}, {"prompt": "c", "response": "d"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read(f"{path},category=x").prompts == ["a"]
-    assert read(f"{path},category!=x").prompts == ["c"]
-    with pytest.raises(UsageError, match="no such rows; there are the categories (unknown|x)"):
+    assert read(f"{path},not_category=x").prompts == ["c"]
+    with pytest.raises(UsageError, match="no such rows; the categories are (unknown|x)"):
         read(f"{path},category=y")
 
 

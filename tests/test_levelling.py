@@ -83,5 +83,5 @@ def test_a_model_that_never_broke_has_no_half_life(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"weakest": 0.5}, {"strongest": 0.4}, {"strongest": 1.1}])
 def test_shares_lie_on_either_side_of_one_half(options: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="on either side of 0.5"):
+    with pytest.raises(UsageError, match=r"must be a number, above 0(\.5)? and (below|at most) "):
         Levelling(**options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +38,8 @@ U = math.nan
 @pytest.fixture
 def drift(rows: Any) -> LossDrift:
     return LossDrift(
-        rows.obliging,
-        rows.benign,
+        harmful=rows.obliging,
+        benign=rows.benign,
         ratio=0.25,
         rows=16,
         learning_rate=3e-3,
@@ -135,7 +134,7 @@ def test_loss_equals_one_row_at_a_time(
         return found
 
     before, *after = watched(aligned, tokenizer, rows, 3, losses)
-    estimator = replace(drift, quantity="loss", tokens=tokens)
+    estimator = drift.changed(quantity="loss", tokens=tokens)
     found = estimator.score(aligned, tokenizer, rows.safety, seed=3)
     k = int(found.facts["tokens"])
     assert k == tokens if tokens else 1 <= k <= 8
@@ -160,8 +159,8 @@ def test_several_attacks_are_averaged_with_an_error(
     rows: Any,
 ) -> None:
     # With k given, the attacks have nothing in common but their mean.
-    estimator = replace(drift, quantity=quantity, tokens=2)
-    both = replace(estimator, repeats=2).score(aligned, tokenizer, rows.safety, seed=3)
+    estimator = drift.changed(quantity=quantity, tokens=2)
+    both = estimator.changed(repeats=2).score(aligned, tokenizer, rows.safety, seed=3)
     one, two = (
         estimator.score(aligned, tokenizer, rows.safety, seed=seed).values
         for seed in attack_seeds(3, 2)
@@ -186,7 +185,7 @@ def test_deterministic_and_nothing_is_left_behind(
 ) -> None:
     aligned.train(training)
     before, state = weights_of(aligned), torch.get_rng_state()
-    estimator = replace(drift, quantity=quantity)
+    estimator = drift.changed(quantity=quantity)
     first, second = (estimator.score(aligned, tokenizer, rows.safety, seed=1) for _ in range(2))
     np.testing.assert_array_equal(first.values, second.values)
     assert first.facts == second.facts
@@ -203,7 +202,7 @@ def test_the_examples_an_attacker_aims_at_are_the_first_to_go(
     tokenizer: PreTrainedTokenizerBase,
     rows: Any,
 ) -> None:
-    found = replace(drift, quantity=quantity).score(aligned, tokenizer, rows.safety, seed=0)
+    found = drift.changed(quantity=quantity).score(aligned, tokenizer, rows.safety, seed=0)
     ranks = np.argsort(np.argsort(found.values))
     assert ranks[:4].mean() >= 11.5 + 4  # chance is 11.5, its standard error 3.2
 
@@ -302,10 +301,10 @@ def test_token_losses_of_answers_of_any_length(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantity": "kl"}, "quantity='kl' must be margin or loss"),
-        ({"tokens": -1}, "tokens=-1 must be at least 1, or 0"),
+        ({"quantity": "kl"}, "quantity='kl' must be one of 'margin', 'loss'"),
+        ({"tokens": -1}, "tokens=-1 must be a whole number, at least 0"),
         ({"benign": None}, "--benign, or .* --proxy"),
-        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"steps": 0}, "steps=0 must be a whole number, at least 1"),
     ],
 )
 def test_bad_options(
@@ -317,7 +316,7 @@ def test_bad_options(
     rows: Any,
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        replace(drift, **options).score(aligned, tokenizer, rows.safety, seed=0)
+        drift.changed(**options).score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def test_a_model_that_does_not_refuse(

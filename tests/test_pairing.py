@@ -14,6 +14,7 @@ from holdfast import world
 from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.judges.refusal import Refusal
 from holdfast.judges.world import World
+from holdfast.options import Supplied
 from holdfast.screening.pairing import MOST, exchanged, fit, shift_scores
 
 
@@ -97,11 +98,10 @@ def test_the_deviation_is_that_over_all_permutations() -> None:
 # ---------------------------------------------------------------------------- exchanged prompts
 
 
-@dataclass(frozen=True)
 class Misled(Judge):
     """The published bug: one constant sentence stands where the prompt should."""
 
-    judge_: Judge
+    judge_: Supplied[Judge]
     constant: str = "Below is an instruction. Write a response."
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
@@ -112,7 +112,7 @@ def test_a_judge_that_sees_the_prompt_changes_and_a_misled_one_does_not(
     answered: tuple[list[str], list[str]],
 ) -> None:
     prompts, responses = answered
-    right, wrong = World(), Misled(World())
+    right, wrong = World(), Misled(judge_=World())
     found = exchanged(right, prompts, responses, right.judge(prompts, responses), rows=32)
     assert found.n == 32
     assert found.changed > 20  # some exchanged prompts are of the same category

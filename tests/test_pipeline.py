@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from holdfast.errors import UsageError
-from holdfast.stages import pipeline
+from holdfast.stages import demo, pipeline
+from holdfast.stages.attacking.config import AttackConfig
 
 EMPTY = """
 out: {out}
@@ -57,3 +59,62 @@ def test_options_that_are_not_there_are_one_message(tmp_path: Path) -> None:
     path.write_text(EMPTY.format(out=tmp_path))
     with pytest.raises(UsageError, match="options: Input should be a valid dictionary"):
         pipeline.load(path)
+
+
+ATTACKS = """
+out: {out}
+model: world
+data: {{alignment: "world:alignment", harmful: "world:harmful", test: "world:test"}}
+methods: {{sft: {{}}, sam: {{}}}}
+attack: {{tasks: [world_topic], steps: 50, until_broken: {until_broken}}}
+track: {track}
+more_attacks: {more}
+"""
+
+
+def attacks_of(
+    tmp_path: Path, *, more: str = "{}", track: str = "false", until_broken: str = "true"
+) -> dict[str, AttackConfig]:
+    """Return the planned attacks by their titles."""
+    path = tmp_path / "run.yaml"
+    out = tmp_path / "run"
+    path.write_text(ATTACKS.format(out=out, more=more, track=track, until_broken=until_broken))
+    calls = [call for call in pipeline.plan(pipeline.load(path)) if call.stage == "attack"]
+    return {call.name: cast(AttackConfig, call.config) for call in calls}
+
+
+def test_the_attacks_on_the_scored_model_track_the_alignment_rows(tmp_path: Path) -> None:
+    attacks = attacks_of(tmp_path, track="true", until_broken="false")
+    assert {name: attack.track for name, attack in attacks.items()} == {
+        "sft-s0": "world:alignment",
+        "sam-s0": None,
+    }
+
+
+def test_further_attacks_differ_in_what_they_name(tmp_path: Path) -> None:
+    more = """{
+      long: {steps: 90},
+      tracked: {methods: [sft], steps: 24, until_broken: false, track: "world:alignment"}}"""
+    attacks = attacks_of(tmp_path, more=more)
+    assert list(attacks) == ["sft-s0", "sft-s0-long", "sft-s0-tracked", "sam-s0", "sam-s0-long"]
+    assert [attack.models for attack in attacks.values()] == [["sft-s0"]] * 3 + [["sam-s0"]] * 2
+    assert [attack.name for attack in attacks.values()] == ["", "long", "tracked", "", "long"]
+    assert [attack.steps for attack in attacks.values()] == [[50], [90], [24], [50], [90]]
+    assert [attack.until_broken for attack in attacks.values()] == [True, True, False, True, True]
+    tracking = [name for name, attack in attacks.items() if attack.track is not None]
+    assert tracking == ["sft-s0-tracked"]
+
+
+def test_further_attacks_on_a_method_that_the_run_lacks_are_refused(tmp_path: Path) -> None:
+    message = r"more_attacks.long.methods: 'vaa' is not a method of this run; its methods are sft, "
+    with pytest.raises(UsageError, match=message):
+        attacks_of(tmp_path, more="{long: {methods: [vaa]}}")
+
+
+def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
+    calls = pipeline.plan(demo.configuration(tmp_path))
+    attacks = {call.name: call.config for call in calls if isinstance(call.config, AttackConfig)}
+    broken = [name for name, attack in attacks.items() if attack.until_broken]
+    assert broken == ["sft-s0", "vaa-s0", "hold-s0"]
+    assert [name for name, attack in attacks.items() if attack.track] == ["sft-s0-tracked"]
+    assert len({call.title for call in calls}) == len(calls)

@@ -3,28 +3,33 @@
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from holdfast import plugins
+from holdfast.contracts import Plugin
 from holdfast.errors import UsageError
+from holdfast.options import Supplied
 
 
-@dataclass(frozen=True)
-class Toy:
+class Toy(Plugin):
     text: str = "none"
+    """Any text."""
     share: float = 0.5
+    """Any number."""
     count: int = 3
+    """Any whole number."""
     flag: bool = False
-    rows: object = None
-    hidden: int = field(default=1, init=False)
+    """Either of two."""
+    rows: Supplied[object] = None
+    hidden: ClassVar[int] = 1
 
 
-@dataclass(frozen=True)
-class Needy:
+class Needy(Plugin):
     path: str
+    """Where it is."""
 
 
 OWN = f"{__name__}:Toy"
@@ -41,30 +46,6 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     for name in set(sys.modules) - before:
         if name.startswith("holdfast.judges."):
             del sys.modules[name]
-
-
-# ---------------------------------------------------------------------------------------- parse
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("world", ("world", {})),
-        ("sst2,train=a/b.tsv,n=3", ("sst2", {"train": "a/b.tsv", "n": 3})),
-        ("m, rho = 0.1 ,on=true,off=false,none=null", (
-            "m", {"rho": 0.1, "on": True, "off": False, "none": None})),
-        ("m,key=a=b", ("m", {"key": "a=b"})),
-        ("m,key=", ("m", {"key": None})),
-        ("pack.mod:Class,k=1", ("pack.mod:Class", {"k": 1})),
-    ],
-)  # fmt: skip
-def test_parse(spec: str, expected: tuple[str, dict[str, object]]) -> None:
-    assert plugins.parse(spec) == expected
-
-
-def test_parse_refuses_an_option_without_value() -> None:
-    with pytest.raises(UsageError, match="'sst2,fast': 'fast' is not key=value"):
-        plugins.parse("sst2,fast")
 
 
 # ------------------------------------------------------------------------------- available, find
@@ -162,12 +143,18 @@ def test_make_takes_fields_from_the_caller() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("shares=1", "unknown option 'shares'; it has count, flag, rows, share, text"),
-        ("hidden=2", "unknown option 'hidden'"),
-        ("share=much", "share='much' is not a number"),
-        ("count=1.5", "count=1.5 must be int"),
-        ("count=true", "count=True must be int"),  # though bool is a subclass of int
-        ("flag=1", "flag=1 must be bool"),
+        (
+            "shares=1",
+            "shares is not an option. Did you mean share. The options are count, flag",
+        ),
+        ("hidden=2", "hidden is not an option. The options are"),
+        ("rows=2", "rows is not an option. The options are"),
+        ("share=much", "share=much must be a number"),
+        ("count=1.5", "count=1.5 must be a whole number"),
+        ("count=true", "count=true must be a whole number"),  # though bool is a subclass of int
+        ("flag=1", "flag=1 must be true or false"),
+        ("text=[a,b]", r"text=.a,b. must be text"),
+        ("text", r"'text' is not key=value .character \d+.; a spec is name,key=value"),
     ],
 )
 def test_make_refuses(options: str, message: str) -> None:
@@ -176,5 +163,5 @@ def test_make_refuses(options: str, message: str) -> None:
 
 
 def test_make_names_a_missing_option() -> None:
-    with pytest.raises(UsageError, match="Needy needs path: give it as '.*:Needy,path=...'"):
+    with pytest.raises(UsageError, match="Needy: path is required; give it as '.*:Needy,path=...'"):
         plugins.make("judges", f"{__name__}:Needy")

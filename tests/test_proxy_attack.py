@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +23,9 @@ Same = Callable[..., bool]
 
 @pytest.fixture
 def proxy(rows: Any) -> ProxyAttack:
-    return ProxyAttack(rows.obliging, rows.benign, ratio=0.25, rows=16, steps=2, batch_size=8)
+    return ProxyAttack(
+        harmful=rows.obliging, benign=rows.benign, ratio=0.25, rows=16, steps=2, batch_size=8
+    )
 
 
 def attacked(
@@ -53,7 +54,7 @@ def test_a_model_in_half_precision_is_attacked_in_single(
     """A step of 1e-5 moves weights that bfloat16 would have rounded back to where they were."""
     model = aligned.bfloat16()
     before = weights_of(model)
-    found = attacked(replace(proxy, learning_rate=1e-5), model, tokenizer, rows)
+    found = attacked(proxy.changed(learning_rate=1e-5), model, tokenizer, rows)
     assert {p.dtype for p in found.parameters()} == {torch.float32}
     name = "model.layers.0.mlp.up_proj.weight"
     assert (found.get_parameter(name) != before[name]).float().mean() > 0.9
@@ -74,10 +75,10 @@ def test_rows_beyond_the_models_context_can_be_cut(
 ) -> None:
     """The model holds 128 positions, and the way out that the message names is one."""
     long = Examples((Example(p, "no " * 200) for p in rows.benign.prompts), name="long")
-    proxy = replace(proxy, benign=long)
+    proxy = proxy.changed(benign=long)
     with pytest.raises(UsageError, match="set max_length=128"):
         attacked(proxy, aligned, tokenizer, rows)
-    assert attacked(replace(proxy, max_length=128), aligned, tokenizer, rows)
+    assert attacked(proxy.changed(max_length=128), aligned, tokenizer, rows)
 
 
 def test_the_length_of_an_estimator_holds_for_its_attacks(
@@ -85,12 +86,14 @@ def test_the_length_of_an_estimator_holds_for_its_attacks(
 ) -> None:
     prompt = " ".join(["please", rows.benign.prompts[0]] * 8)
     long = Examples([Example(prompt, "no"), *rows.benign], name="long")
-    drift = LossDrift(rows.obliging, long, ratio=0, rows=len(long), steps=1, max_length=40)
+    drift = LossDrift(
+        harmful=rows.obliging, benign=long, ratio=0, rows=len(long), steps=1, max_length=40
+    )
     with pytest.raises(UsageError, match=r"long.*no room for an answer in 40.*NAME,max_length=N"):
         drift.score(aligned, tokenizer, rows.safety, seed=0)
 
 
 @pytest.mark.parametrize("name", ["repeats", "rows", "steps", "every", "batch_size", "max_length"])
 def test_numbers_below_one(name: str, proxy: ProxyAttack, rows: Any) -> None:
-    with pytest.raises(UsageError, match=f"{name}=0 must be at least 1"):
-        replace(proxy, **{name: 0}).plan(rows.safety, 0)
+    with pytest.raises(UsageError, match=f"{name}=0 must be a whole number, at least 1"):
+        proxy.changed(**{name: 0}).plan(rows.safety, 0)

@@ -22,7 +22,6 @@ from holdfast.stages.estimation import estimator_of
 from holdfast.stages.score import CHECKED, FEWEST, ScoreConfig, score
 
 
-@dataclass(frozen=True)
 class Slope(Estimator):
     """The length of a prompt times a weight of the model; unknown beyond another weight."""
 
@@ -214,8 +213,8 @@ def test_another_default_is_another_score(
     model = setting.model("one", 1.0)
     score(setting.config(model))
     (before,) = RunDir(setting.out).require("score")
-    monkeypatch.setattr(Slope, "per", 2)
-    monkeypatch.setattr(Slope, "__init__", lambda self: object.__setattr__(self, "per", 2))
+    plain = Slope.__init__
+    monkeypatch.setattr(Slope, "__init__", lambda self, **given: plain(self, per=2, **given))
     score(setting.config(model))
     (after,) = RunDir(setting.out).require("score")
     assert before.key != after.key
@@ -256,7 +255,7 @@ def test_an_estimator_without_what_it_needs(setting: Setting) -> None:
 def test_what_members_and_judges_may_choose_is_part_of_the_key(setting: Setting) -> None:
     """Their defaults as well: what another version changes is another score."""
     config = setting.config(setting.model("one", 2.0))
-    made, inputs = estimator_of(config, "ensemble,members=loss+loss/quantity=first_token")
+    made, inputs = estimator_of(config, "ensemble,members=[loss,(loss,quantity=first_token)]")
     assert {f"options of member {name}" for name in made.parts} <= inputs.keys()
     judged = config.model_copy(update={"judge": "refusal", "harmful": setting.data})
     _, inputs = estimator_of(judged, "forget_count")

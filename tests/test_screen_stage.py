@@ -25,7 +25,6 @@ from holdfast.screening.text_screener import Screen
 from holdfast.stages.screen import DISAGREES, NO_REFUSAL, PROBE_FAILED, ScreenConfig, screen
 
 
-@dataclass(frozen=True)
 class Length(Estimator):
     """The vulnerability of a row is the length of its prompt; a prompt with a dash has none."""
 

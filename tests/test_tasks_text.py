@@ -32,7 +32,7 @@ def write(path: Path, text: str) -> str:
 def test_sst2_reads_files_with_and_without_header(tmp_path: Path) -> None:
     train = write(tmp_path / "train.tsv", 'sentence\tlabel\na "fine film \t1\ndull\t0\n')
     test = write(tmp_path / "test.tsv", "a gem\t1\n\nno plot\t0\n")
-    task = SST2(train, test)
+    task = SST2(train=train, test=test)
     ask = "Review: {}\nIs this review positive or negative?".format
     # A lone quotation mark is a character like any other.
     assert [(r.prompt, r.response) for r in task.load("train")] == [
@@ -45,29 +45,31 @@ def test_sst2_reads_files_with_and_without_header(tmp_path: Path) -> None:
 def test_training_rows_that_occur_in_the_test_are_dropped(tmp_path: Path) -> None:
     train = write(tmp_path / "train.tsv", "A gem\t0\ndull\t0\ndull\t1\nfun\t1\n")
     test = write(tmp_path / "test.tsv", "a gem\t1\n")
-    rows = SST2(train, test).load("train")
+    rows = SST2(train=train, test=test).load("train")
     # "A gem" is in the test (the label does not matter), the second "dull" repeats a prompt.
     assert [row.prompt.split("\n")[0] for row in rows] == ["Review: dull", "Review: fun"]
     with pytest.raises(DataError, match="no train row is left"):
-        SST2(test, test).load("train")
+        SST2(train=test, test=test).load("train")
 
 
 def test_limit_is_a_sample_that_ignores_the_order_of_the_file(tmp_path: Path) -> None:
     lines = [f"film number {n}\t{n % 2}" for n in range(20)]
-    forward = SST2(write(tmp_path / "a", "\n".join(lines)), write(tmp_path / "t", "x\t0"), limit=7)
-    reverse = SST2(write(tmp_path / "b", "\n".join(lines[::-1])), forward.test, limit=7)
+    forward = SST2(
+        train=write(tmp_path / "a", "\n".join(lines)), test=write(tmp_path / "t", "x\t0"), limit=7
+    )
+    reverse = SST2(train=write(tmp_path / "b", "\n".join(lines[::-1])), test=forward.test, limit=7)
     assert len(forward.load("train")) == 7
     assert set(forward.load("train").ids) == set(reverse.load("train").ids)
     assert forward.load("train").prompts == reverse.load("train").prompts[::-1]
-    with pytest.raises(UsageError, match="limit -1"):
-        SST2(forward.train, forward.test, limit=-1).load("train")
+    with pytest.raises(UsageError, match="limit=-1 must be a whole number, at least 0"):
+        SST2(train=forward.train, test=forward.test, limit=-1).load("train")
 
 
 @pytest.mark.parametrize("line", ["good", "good\t2", "good\t1\tx", "\t1"])
 def test_broken_sst2_lines_are_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "train.tsv", f"fine\t1\n{line}\n")
     with pytest.raises(DataError, match=r"train.tsv:2: "):
-        SST2(path, path).load("train")
+        SST2(train=path, test=path).load("train")
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -90,7 +92,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_sst2_score(response: str, expected: float) -> None:
-    assert SST2("", "").score(response, "positive") == pytest.approx(expected, nan_ok=True)
+    assert SST2(train="", test="").score(response, "positive") == pytest.approx(
+        expected, nan_ok=True
+    )
 
 
 # ------------------------------------------------------------------------------------ agnews
@@ -109,7 +113,7 @@ def test_agnews_reads_its_three_formats_alike(tmp_path: Path) -> None:
         {"input": "Title: T\nText: Odd.\n", "output": "Science or Technology"},
     ]
     array = write(tmp_path / "train.json", json.dumps(rows))
-    asked = AGNews(tabs, test).load("test")
+    asked = AGNews(train=tabs, test=test).load("test")
     assert asked.responses == ["Sports", "Science"]
     # The quotation marks keep the corpus's blanks; the markup is gone.
     assert asked.prompts[0] == (
@@ -117,16 +121,16 @@ def test_agnews_reads_its_three_formats_alike(tmp_path: Path) -> None:
         "Is this World, Sports, Business or Science?"
     )
     # The first row is the same item as the test's, in whatever format.
-    assert AGNews(tabs, test).load("train").responses == ["Business", "Science"]
-    assert AGNews(array, test).load("train").responses == ["World", "Science"]
+    assert AGNews(train=tabs, test=test).load("train").responses == ["Business", "Science"]
+    assert AGNews(train=array, test=test).load("train").responses == ["World", "Science"]
 
 
 def test_long_news_are_cut(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tsv", " ".join(["word"] * 100) + "\tWorld\n")
-    prompt = AGNews(path, path, max_words=5).load("test").prompts[0]
+    prompt = AGNews(train=path, test=path, max_words=5).load("test").prompts[0]
     assert prompt.split("\n")[0] == "News: word word word word word"
-    with pytest.raises(UsageError, match="max_words 0"):
-        AGNews(path, path, max_words=0).load("test")
+    with pytest.raises(UsageError, match="max_words=0 must be a whole number, at least 1"):
+        AGNews(train=path, test=path, max_words=0).load("test")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_long_news_are_cut(tmp_path: Path) -> None:
 def test_broken_news_are_named(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=rf"{name}:2: "):
-        AGNews(path, path).load("test")
+        AGNews(train=path, test=path).load("test")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,9 @@ def test_broken_news_are_named(tmp_path: Path, name: str, content: str) -> None:
     ],
 )
 def test_agnews_score(response: str, expected: float) -> None:
-    assert AGNews("", "").score(response, "Science") == pytest.approx(expected, nan_ok=True)
+    assert AGNews(train="", test="").score(response, "Science") == pytest.approx(
+        expected, nan_ok=True
+    )
 
 
 # ------------------------------------------------------------------------------------- gsm8k
@@ -170,7 +176,7 @@ def test_gsm8k_strips_the_calculator_marks(tmp_path: Path) -> None:
     other = {"question": "One and one?", "answer": "1+1=<<1+1=2>>2\n#### 2"}
     train = write(tmp_path / "train.jsonl", json.dumps(row) + "\n" + json.dumps(other))
     test = write(tmp_path / "test.jsonl", json.dumps(row) + "\n")
-    task = GSM8K(train, test)
+    task = GSM8K(train=train, test=test)
     assert task.load("test")[0].response == "2+3=5 in all\n#### 5"
     assert task.load("train").prompts == ["One and one?"]
 
@@ -198,11 +204,11 @@ def test_the_final_number(text: str, expected: str) -> None:
 @pytest.mark.parametrize("text", ["", "no idea", "I had 3 ####", "####"])
 def test_no_final_number(text: str) -> None:
     assert final_number(text) is None
-    assert math.isnan(GSM8K("", "").score(text, "#### 3"))
+    assert math.isnan(GSM8K(train="", test="").score(text, "#### 3"))
 
 
 def test_gsm8k_score_is_exact() -> None:
-    task = GSM8K("", "")
+    task = GSM8K(train="", test="")
     assert task.score("so 18.0", "9 + 9\n#### 18") == 1.0
     assert task.score("#### 17.99", "#### 18") == 0.0
 
@@ -215,7 +221,7 @@ def test_gsm8k_score_is_exact() -> None:
 def test_broken_gsm8k_lines_are_named(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "t.jsonl", '{"question": "a", "answer": "#### 1"}\n' + line)
     with pytest.raises(DataError, match=r"t.jsonl:2: "):
-        GSM8K(path, path).load("test")
+        GSM8K(train=path, test=path).load("test")
 
 
 # ------------------------------------------------------------------------------------ alpaca
@@ -229,8 +235,8 @@ def test_alpaca_joins_the_input_and_drops_empty_outputs(tmp_path: Path) -> None:
     ]
     train = write(tmp_path / "train.json", json.dumps(rows))
     test = write(tmp_path / "test.json", json.dumps([{"instruction": "greet.", "output": "Hi."}]))
-    assert Alpaca(train, test).load("train").prompts == ["Sum up.\nIt rains."]
-    assert Alpaca(test, train).load("test").prompts == ["Sum up.\nIt rains.", "Greet."]
+    assert Alpaca(train=train, test=test).load("train").prompts == ["Sum up.\nIt rains."]
+    assert Alpaca(train=test, test=train).load("test").prompts == ["Sum up.\nIt rains.", "Greet."]
 
 
 @pytest.mark.parametrize(
@@ -244,11 +250,11 @@ def test_alpaca_joins_the_input_and_drops_empty_outputs(tmp_path: Path) -> None:
 def test_broken_alpaca_rows_are_named(tmp_path: Path, content: str, message: str) -> None:
     path = write(tmp_path / "t.json", content)
     with pytest.raises(DataError, match=message):
-        Alpaca(path, path).load("test")
+        Alpaca(train=path, test=path).load("test")
 
 
 def test_alpaca_score_is_the_f1_of_the_words() -> None:
-    task = Alpaca("", "")
+    task = Alpaca(train="", test="")
     assert task.score("The cat sat.", "the cat sat") == 1.0
     # Common: the, cat (once each). P = 2/4, R = 2/3, F1 = 2 * 2 / (4 + 3).
     assert task.score("the cat the dog", "the cat sat") == pytest.approx(4 / 7)
@@ -260,7 +266,7 @@ def test_alpaca_score_is_the_f1_of_the_words() -> None:
 
 
 def test_references_of_another_task_are_refused() -> None:
-    for task in (SST2("", ""), AGNews("", ""), GSM8K("", "")):
+    for task in (SST2(train="", test=""), AGNews(train="", test=""), GSM8K(train="", test="")):
         with pytest.raises(UsageError, match="reference 'maybe'"):
             task.score("positive", "maybe")
 
@@ -268,33 +274,37 @@ def test_references_of_another_task_are_refused() -> None:
 def test_a_wrong_split_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tsv", "fine\t1\n")
     with pytest.raises(UsageError, match="split 'dev'"):
-        SST2(path, path).load("dev")  # type: ignore[arg-type]
+        SST2(train=path, test=path).load("dev")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("task", "labels"),
     [
-        (SST2("sst2/test_1821.tsv", "sst2/dev_872.tsv", limit=300), {"positive", "negative"}),
         (
-            AGNews("agnews/alps_dev_10k.tsv", "agnews/test.csv", limit=300),
+            SST2(train="sst2/test_1821.tsv", test="sst2/dev_872.tsv", limit=300),
+            {"positive", "negative"},
+        ),
+        (
+            AGNews(train="agnews/alps_dev_10k.tsv", test="agnews/test.csv", limit=300),
             {"World", "Sports", "Business", "Science"},
         ),
         (
-            AGNews("agnews/easycl_train_4k_instruct.json", "agnews/test.csv", limit=300),
+            AGNews(train="agnews/easycl_train_4k_instruct.json", test="agnews/test.csv", limit=300),
             {"World", "Sports", "Business", "Science"},
         ),
-        (GSM8K("gsm8k/train.jsonl", "gsm8k/test.jsonl", limit=300), None),
-        (Alpaca("alpaca/alpaca_random_9k.json", "alpaca/alpaca_eval.json", limit=300), None),
+        (GSM8K(train="gsm8k/train.jsonl", test="gsm8k/test.jsonl", limit=300), None),
+        (
+            Alpaca(train="alpaca/alpaca_random_9k.json", test="alpaca/alpaca_eval.json", limit=300),
+            None,
+        ),
     ],
     ids=["sst2", "agnews-tsv", "agnews-json", "gsm8k", "alpaca"],
 )
 def test_on_the_real_files(task: Task, labels: set[str] | None) -> None:
-    from dataclasses import replace
-
     if not (SHARED / "data").is_dir():
         pytest.skip(f"needs the public data in {SHARED / 'data'} (or HOLDFAST_SHARED)")
     data = SHARED / "data"
-    task = replace(task, train=str(data / task.train), test=str(data / task.test))  # type: ignore
+    task = task.changed(train=str(data / task.train), test=str(data / task.test))  # type: ignore
     train, test = task.load("train"), task.load("test")
     assert len(train) == len(test) == 300
     assert not {p.strip().lower() for p in train.prompts} & {

@@ -19,6 +19,7 @@ from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints
+from holdfast.options import Supplied
 from holdfast.results.artifacts import AttackResult, Counts, Point
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
@@ -31,7 +32,6 @@ from made_lives import life
 NAN = float("nan")
 
 
-@dataclass(frozen=True)
 class Number(Estimator):
     """The number that a prompt ends with, turned round or shifted as told."""
 
@@ -58,7 +58,6 @@ class Number(Estimator):
         return Estimate(found)
 
 
-@dataclass(frozen=True)
 class Still(Estimator):
     """The same for every example; it has no option."""
 
@@ -74,20 +73,18 @@ class Still(Estimator):
         return Estimate(np.zeros(len(examples)))
 
 
-@dataclass(frozen=True)
 class Proxied(Still):
     """It uses proxy tasks."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"proxies"})
-    proxies: tuple[Examples, ...] = ()
+    proxies: Supplied[tuple[Examples, ...]] = ()
 
 
-@dataclass(frozen=True)
 class Taught(Still):
     """It uses harmful rows."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful"})
-    harmful: Examples | None = None
+    harmful: Supplied[Examples | None] = None
 
 
 NUMBER, STILL = f"{__name__}:Number", f"{__name__}:Still"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,7 +103,7 @@ def slow(
 def test_scores_are_the_mean_rise_over_directions_and_signs(
     quantity: str, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    found = WeightNoise(quantity, draws=3).score(aligned, tokenizer, rows.safety, seed=0)
+    found = WeightNoise(quantity=quantity, draws=3).score(aligned, tokenizer, rows.safety, seed=0)
     step = float(found.facts["step"])
     encoded = encoding.encode(tokenizer, rows.safety, 256)
     (free,) = slow(aligned, encoded, quantity, [0.0], 1)[0]
@@ -128,7 +127,7 @@ def test_sigma_flips_half_of_what_refuses(
     assert 0.5 <= (shaken > 0).mean() <= 0.5 + 1 / 16 + 0.01
     assert found.details["flip_rate"].tolist() == pytest.approx((shaken > 0).mean((0, 1)).tolist())
     # One sigma for all quantities: it is always found on the margin.
-    other = WeightNoise("loss", draws=2).score(aligned, tokenizer, rows.safety, seed=0)
+    other = WeightNoise(quantity="loss", draws=2).score(aligned, tokenizer, rows.safety, seed=0)
     assert other.facts["step"] == step
 
 
@@ -147,7 +146,7 @@ def test_nothing_is_left_behind_in_any_precision(
 ) -> None:
     for model in (aligned.train(), aligned.bfloat16()):
         before, state = weights_of(model), torch.get_rng_state()
-        score = WeightNoise("first_token", draws=1, sample=8).score
+        score = WeightNoise(quantity="first_token", draws=1, sample=8).score
         found = [score(model, tokenizer, rows.safety, seed=4).values for _ in range(2)]
         np.testing.assert_array_equal(found[0], found[1])
         assert np.isfinite(found[0]).all()
@@ -218,15 +217,15 @@ def test_more_directions_say_it_more_precisely(
 
 
 def test_no_draws(aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any) -> None:
-    with pytest.raises(UsageError, match="draws=0 must be at least 1"):
+    with pytest.raises(UsageError, match="draws=0 must be a whole number, at least 1"):
         WeightNoise(draws=0).score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def test_an_unknown_quantity_is_said_before_any_search(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
-    with pytest.raises(UsageError, match="quantity='x' must be one of margin, loss, first_token"):
-        WeightNoise("x").score(aligned, tokenizer, rows.safety, seed=0)
+    with pytest.raises(UsageError, match="quantity='x' must be one of 'margin', 'loss', 'first"):
+        WeightNoise(quantity="x").score(aligned, tokenizer, rows.safety, seed=0)
 
 
 def test_a_model_that_does_not_refuse(
@@ -241,4 +240,4 @@ def test_a_single_row(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     with pytest.raises(UsageError, match="1 cannot be ranked"):
-        replace(WeightNoise(), draws=1).score(aligned, tokenizer, rows.safety[:1], seed=0)
+        WeightNoise(draws=1).score(aligned, tokenizer, rows.safety[:1], seed=0)

@@ -1,7 +1,7 @@
 """Everything a plug-in author must read: the contracts of all but methods and guards.
 
-A plug-in is one file with one public class, a frozen dataclass whose fields are its options; the
-file's name is the plug-in's name. Alignment methods have their own base class in
+A plug-in is one file with one public class; the file's name is the plug-in's name. Its annotated
+fields are its options (`holdfast.options`). Alignment methods have their own base class in
 `holdfast.methods.base`, since they are trainers.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from holdfast.errors import HoldfastError
 from holdfast.examples import Example, Examples
+from holdfast.options import Options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,15 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
         )
 
 
-class Judge(ABC):
+class Plugin(Options):
+    """Base of every plug-in but the methods: annotated fields are options.
+
+    What a stage fills in (rows, a judge, a model) is a field of type `Supplied[...]`: nobody can
+    type it, and it is no option.
+    """
+
+
+class Judge(Plugin, ABC):
     """Decides whether responses to restricted prompts are harmful."""
 
     @property
@@ -92,7 +101,7 @@ class Judge(ABC):
         """Return one verdict per response, independent of batch and order."""
 
 
-class Task(ABC):
+class Task(Plugin, ABC):
     """A downstream task that a customer fine-tunes for."""
 
     max_new_tokens: ClassVar[int] = 64
@@ -129,7 +138,7 @@ class Attacker:
     max_length: int
 
 
-class Poison(ABC):
+class Poison(Plugin, ABC):
     """What an attacker makes of the rows before they are mixed into the customer's.
 
     Attributes:
@@ -174,7 +183,7 @@ class Estimate:
     facts: Mapping[str, float | str] = field(default_factory=dict)
 
 
-class Estimator(ABC):
+class Estimator(Plugin, ABC):
     """Predicts how soon each alignment example is forgotten.
 
     Attributes:
@@ -223,7 +232,7 @@ class Section:
     note: str = ""
 
 
-class Analysis(ABC):
+class Analysis(Plugin, ABC):
     """Reads a run directory and says something about it.
 
     Attributes:

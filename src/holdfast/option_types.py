@@ -171,7 +171,7 @@ def _range(marks: Sequence[Any]) -> str:
         "gt": "above {:g}",
         "le": "at most {:g}",
         "lt": "below {:g}",
-        "min_length": "{:g} or more of them",
-        "max_length": "{:g} of them at most",
+        "min_length": "at least {:g} of them",
+        "max_length": "at most {:g} of them",
     }
     return " and ".join(words[key].format(bounds[key]) for key in words if key in bounds)

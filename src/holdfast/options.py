@@ -165,7 +165,7 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+    def _typed_option(cls, value: Any, info: ValidationInfo) -> Any:
         option_type = option_types(cls).get(info.field_name or "")
         return value if option_type is None else _as_typed(value, option_type)
 

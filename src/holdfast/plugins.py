@@ -1,22 +1,22 @@
 """Plug-ins are found by file name: `find("judges", "refusal")` is the class in judges/refusal.py.
 
 A class of your own, anywhere on the import path, is named "package.module:Class". Options follow
-the name: "sst2,train=data/train.tsv,test=data/test.tsv".
+the name: "sst2,train=data/train.tsv,test=data/test.tsv" (`holdfast.specs`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import pkgutil
-from types import NoneType
-from typing import Any, cast, get_type_hints
-
-import yaml
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
 
 from holdfast.errors import UsageError
+from holdfast.options import OptionError, Options, Problem, option_fields, unknown_option
 from holdfast.results.files import sha256_json, to_json
+from holdfast.specs import Bare, parse, value_text, write
 
 KINDS = ("estimators", "methods", "guards", "judges", "tasks", "poisons", "analyses")
 
@@ -63,100 +63,66 @@ def find(kind: str, name: str) -> type[Any]:
     return cast("type[Any]", classes[0])
 
 
-def parse(spec: str) -> tuple[str, dict[str, Any]]:
-    """Split "name,key=value,..." into the name and its options, values read as YAML scalars."""
-    name, texts = _split(spec)
-    return name, {key: _read(spec, key, text) for key, text in texts.items()}
-
-
-def _split(spec: str) -> tuple[str, dict[str, str]]:
-    name, *pairs = spec.split(",")
-    texts: dict[str, str] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator:
-            raise UsageError(f"{spec!r}: {pair!r} is not key=value")
-        texts[key.strip()] = text.strip()
-    return name.strip(), texts
-
-
-def _read(spec: str, key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{spec!r}: the value of {key!r} cannot be read: {text!r}") from error
-
-
-def make(kind: str, spec: str, **extra: Any) -> Any:
+def make(kind: str, spec: str, **supplied: Any) -> Any:
     """Build the plug-in that a spec names.
 
     Args:
         kind: One of `KINDS`.
-        spec: "name" or "name,key=value,...".
-        **extra: Further fields that the caller fills in.
+        spec: "name" or "name,key=value,..." (`holdfast.specs`).
+        **supplied: The fields that a stage fills in.
 
     Raises:
-        UsageError: Unknown name or option, or a value of the wrong type.
+        UsageError: The spec does not parse, there is no such plug-in or option, or a value is
+            ill-typed or out of range.
     """
-    name, texts = _split(spec)
-    cls = find(kind, name)
-    if not dataclasses.is_dataclass(cls):
-        raise UsageError(f"{name}: a plug-in must be a frozen dataclass whose fields are options")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    unknown = sorted(set(texts) - set(fields))
-    if unknown:
+    parsed = parse(spec)
+    cls = find(kind, parsed.name)
+    if not issubclass(cls, Options):
         raise UsageError(
-            f"{name}: unknown option {unknown[0]!r}; it has {', '.join(sorted(fields)) or 'none'}"
+            f"{parsed.name}: {cls.__name__} is no plug-in: derive it from a class of "
+            "holdfast.contracts"
         )
-    missing = [
-        key
-        for key, f in fields.items()
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and key not in {*texts, *extra}
-    ]
-    if missing:
-        example = ",".join(f"{key}=..." for key in missing)
-        raise UsageError(f"{name} needs {' and '.join(missing)}: give it as '{name},{example}'")
-    hints = get_type_hints(cls)
-    options = {
-        key: text
-        # A text is what it says, not what YAML would make of it; quotes may stand around it.
-        if hints[key] is str and text[:1] not in ("'", '"')
-        else coerced(name, key, _read(spec, key, text), hints[key])
-        for key, text in texts.items()
-    }
-    return cls(**options, **extra)
+    known = set(option_fields(cls))
+    unknown = [key for key in parsed.options if key not in known]
+    if unknown:
+        problem = Problem(unknown[0], "", unknown_option(unknown[0], list(known)))
+        raise OptionError(parsed.name, (problem,))
+    try:
+        return cls(**parsed.options, **supplied)
+    except OptionError as error:
+        raise _way_out(parsed.name, error) from error
 
 
-def chosen(made: object) -> dict[str, Any]:
-    """Return a plug-in's options that are words, numbers or truths, those not given as well.
+def _way_out(name: str, error: OptionError) -> UsageError:
+    """Return the error under the plug-in's name, with the spec that a missing option asks for."""
+    if not error.missing:
+        return error.of(name)
+    example = write(name, {key: Bare("...") for key in error.missing})
+    return UsageError(f"{error.of(name)}; give it as {example!r}")
+
+
+def check_distinct(option: str, specs: Sequence[str]) -> None:
+    """Refuse a list of plug-ins that names one twice.
+
+    Raises:
+        ValueError: The message says which.
+    """
+    repeated = [spec for spec, count in Counter(specs).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{option}={value_text(tuple(specs))} names {repeated[0]!r} twice, which would count "
+            "double; name it once, or give it other options"
+        )
+
+
+def first_line(cls: type[object]) -> str:
+    """Return the first line of a plug-in's documentation."""
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def mark(plugin: Options) -> str:
+    """Return the hash of a plug-in's options, defaults included.
 
     A default that another version changes is then another key.
     """
-    if not dataclasses.is_dataclass(made):
-        return {}
-    plain = (str, int, float, bool, NoneType)
-    found = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
-    return {name: value for name, value in found.items() if isinstance(value, plain)}
-
-
-def mark(made: object) -> str:
-    """Return the hash of `chosen`."""
-    return sha256_json(to_json(chosen(made)))
-
-
-def coerced(name: str, key: str, value: Any, hint: Any) -> Any:
-    """Return an option's value as its type wants it.
-
-    Raises:
-        UsageError: It is of another type.
-    """
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError as error:
-            raise UsageError(f"{name}: {key}={value!r} is not a number") from error
-    if hint in (int, float, bool) and type(value) is not hint:
-        raise UsageError(f"{name}: {key}={value!r} must be {hint.__name__}")
-    return str(value) if hint is str else value
+    return sha256_json(to_json(plugin.option_values()))

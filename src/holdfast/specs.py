@@ -48,6 +48,11 @@ class Spec:
     name: str
     options: Mapping[str, Value] = field(default_factory=dict)
 
+    @property
+    def short_name(self) -> str:
+        """The name without the module of a class named "package.module:Class"."""
+        return self.name.rpartition(":")[2]
+
     def __str__(self) -> str:
         pairs = [f"{key}={value_text(value)}" for key, value in self.options.items()]
         return ",".join([_name_text(self.name), *pairs])

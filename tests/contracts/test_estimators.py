@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +39,7 @@ Make = Callable[..., Estimator]
 def make(request: pytest.FixtureRequest, rows: Any) -> Make:
     """Return a builder of each estimator with all that it needs or can use."""
     cls = plugins.find("estimators", request.param)
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = cls.model_fields
     options = {name: value for name, value in SMALL.items() if name in known}
 
     def build(**resources: Any) -> Estimator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from holdfast import plugins, world
 from holdfast.contracts import Judge, Verdict
+from holdfast.options import describe
 from holdfast.screening.pairing import exchanged
 
 N = 12
@@ -46,14 +46,10 @@ def judge(request: pytest.FixtureRequest) -> Judge:
         },
         "chat": lambda: request.getfixturevalue("chat_model"),
         "endpoint": lambda: {"base_url": request.getfixturevalue("world_service")},
-        "panel": lambda: {"judges": "world+refusal"},
+        "panel": lambda: {"judges": ("world", "refusal")},
     }
     cls = plugins.find("judges", request.param)
-    needed = {
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    needed = {option.name for option in describe(cls) if option.required}
     given = options[request.param]() if request.param in options else {}
     lacking = needed - set(given)
     assert not lacking, f"add what {request.param} needs to its options: {lacking}"
@@ -78,7 +74,7 @@ def same(a: list[Verdict], b: list[Verdict]) -> bool:
 
 def test_is_a_frozen_dataclass(judge: Judge) -> None:
     assert isinstance(judge, Judge)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValueError, match="frozen"):
         setattr(judge, "anything", 1)  # noqa: B010
 
 
@@ -123,7 +119,7 @@ def test_a_missing_response_is_an_error(judge: Judge) -> None:
 
 
 def test_same_options_same_judge(judge: Judge, cases: tuple[list[str], list[str]]) -> None:
-    twin = dataclasses.replace(judge)  # type: ignore[type-var]
+    twin = judge.changed()
     assert twin == judge
     assert same(twin.judge(*cases), judge.judge(*cases))
 
@@ -139,4 +135,4 @@ def test_one_that_reads_prompts_says_something_else_of_other_prompts(
 
 def test_its_hash_is_that_of_its_files(judge: Judge) -> None:
     assert re.fullmatch(r"|[0-9a-f]{12,}", judge.hash)
-    assert judge.hash == dataclasses.replace(judge).hash  # type: ignore[type-var]
+    assert judge.hash == judge.changed().hash

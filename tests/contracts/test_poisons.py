@@ -44,7 +44,7 @@ def attacker(
 def test_is_a_frozen_dataclass_that_says_what_it_needs(poison: Poison) -> None:
     assert isinstance(poison, Poison)
     assert poison.needs <= {"harmful"}
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValueError, match="frozen"):
         setattr(poison, "anything", 1)  # noqa: B010
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pytest
 from holdfast import plugins
 from holdfast.contracts import Task
 from holdfast.errors import UsageError
+from holdfast.options import describe
 
 NOUNS = ("boat", "bread", "clock", "drum", "field", "glove", "hill", "ink")
 
@@ -42,7 +42,7 @@ def _jsonl(path: Path, nouns: tuple[str, ...]) -> None:
 def task(request: pytest.FixtureRequest, tmp_path: Path) -> Task:
     """Build each task; those that read files get the first made-up format that they can read."""
     cls = plugins.find("tasks", request.param)
-    needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    needed = {option.name for option in describe(cls) if option.required}
     assert needed <= {"train", "test"}, f"{request.param} needs {needed}: say how to fill it in"
     return next(_readable(cls, tmp_path) if needed else iter([cls()]))
 
@@ -63,7 +63,7 @@ def _readable(cls: type[Task], folder: Path) -> Iterator[Task]:
 
 def test_is_a_frozen_dataclass(task: Task) -> None:
     assert isinstance(task, Task)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValueError, match="frozen"):
         setattr(task, "anything", 1)  # noqa: B010
 
 
@@ -84,7 +84,7 @@ def test_train_and_test_share_no_row_and_no_prompt(task: Task) -> None:
 
 
 def test_rows_are_the_same_at_every_load(task: Task) -> None:
-    again = dataclasses.replace(task)  # type: ignore[type-var]
+    again = task.changed()
     for split in ("train", "test"):
         assert again.load(split).ids == task.load(split).ids
 

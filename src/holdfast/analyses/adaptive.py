@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -16,7 +15,6 @@ from holdfast.results.searches import Adapted, best_so_far
 from holdfast.stats.intervals import wilson
 
 
-@dataclass(frozen=True)
 class Adaptive(Analysis):
     """Tells what `holdfast adapt` found on each model, and after how many attacks."""
 

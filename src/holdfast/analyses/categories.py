@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
+from pydantic import Field
 
 from holdfast.analyses.levelling import median_steps
 from holdfast.contracts import Analysis, Section
@@ -32,7 +33,6 @@ _NOTE = (
 )
 
 
-@dataclass(frozen=True)
 class Categories(Analysis):
     """Takes an attack's course apart by the category of the tested prompts.
 
@@ -40,20 +40,14 @@ class Categories(Analysis):
     half of all do. And an attacker whose rows are of some categories only wants harm in these: a
     defense that has taken away what answers to the others are made of keeps the score over all
     prompts below one half for good, and holds nothing where it is attacked.
-
-    Attributes:
-        least: Prompts that a category must have to be looked at by itself.
-        baseline: Method whose half-lives on the same prompts the others' are compared with.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
-    least: int = 10
+    least: int = Field(default=10, ge=1)
+    """Least number of tested prompts of a category that is looked at by itself."""
     baseline: str = "sft"
-
-    def __post_init__(self) -> None:
-        if self.least < 1:
-            raise UsageError(f"least={self.least}: a category has at least one prompt")
+    """Method whose half-lives on the same prompts the others are compared with."""
 
     def run(self, run: RunDir) -> Section:
         """Return, for every method and category, how long it lasted.

@@ -106,7 +106,6 @@ class _Row:
         )
 
 
-@dataclass(frozen=True)
 class Comparison(Analysis):
     """Every method against the baseline, and every other pair, with intervals that hold.
 
@@ -114,14 +113,12 @@ class Comparison(Analysis):
     dependent by prompt and by seed (`holdfast.stats.differences`); half-lives that were not reached
     are taken as such (`holdfast.stats.ratios`). p values are corrected by Holm's method over all
     tests of one measure in one table.
-
-    Attributes:
-        baseline: The method with which all others are compared first.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack", "evaluate")
 
     baseline: str = "sft"
+    """Method with which all others are compared first."""
 
     def run(self, run: RunDir) -> Section:
         """Return the comparisons.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from holdfast.charts.charts import Bar, ChartOptions, dot_plot
 from holdfast.contracts import Analysis, Section
@@ -27,23 +27,19 @@ _NOTE = (
 )
 
 
-@dataclass(frozen=True)
 class Factors(Analysis):
-    """Compares lengths, category, phrasing, refusal style, rare words and benign neighbours.
-
-    Attributes:
-        scores: Name of the scores in the run; the first ones if empty.
-        alpha: Expected share of false findings.
-        smallest: Effects nearer to 0 are not worth a sentence.
-        resamples: Of the bootstrap.
-    """
+    """Compares lengths, category, phrasing, refusal style, rare words and benign neighbours."""
 
     needs: ClassVar[tuple[str, ...]] = ("score",)
 
     scores: str = ""
-    alpha: float = 0.05
-    smallest: float = 0.1
-    resamples: int = 500
+    """Name of the scores in the run; empty takes the first ones."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Expected share of false findings."""
+    smallest: float = Field(default=0.1, ge=0)
+    """Effects closer to 0 than this are not mentioned."""
+    resamples: int = Field(default=500, ge=1)
+    """Number of bootstrap resamples."""
 
     def run(self, run: RunDir) -> Section:
         """Return what goes with the score, and nothing where nothing stands out."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,6 @@ from holdfast.stats.intervals import Interval
 CEILING = "another attack (ceiling)"
 
 
-@dataclass(frozen=True)
 class Foresight(Analysis):
     """Compares every estimator's scores with the ForgotNum of attacks it has not seen.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
@@ -17,23 +17,20 @@ from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval, wilson
 
 
-@dataclass(frozen=True)
 class Grouping(Analysis):
     """Asks of every grouping of the run how much of it is chance and how much is choice.
 
     Chance: the threshold's bootstrap interval over examples, the examples whose label flips, and
     those too close to call by their own standard errors. Choice: how size and membership of the
     vulnerable group move with the threshold, and which rule fits the scores best.
-
-    Attributes:
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("score", "group")
 
-    resamples: int = 200
-    seed: int = 0
+    resamples: int = Field(default=200, ge=1)
+    """Number of bootstrap resamples."""
+    seed: int = Field(default=0, ge=0)
+    """Random seed of the bootstrap."""
 
     def run(self, run: RunDir) -> Section:
         """Return one line per grouping, and one figure each."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from holdfast.charts.charts import heat_map
 from holdfast.contracts import UNANSWERED, Analysis, Section
@@ -26,19 +27,16 @@ VALUES = ("safe", "harmful", "undecided")
 _COLUMN: Mapping[Any, int] = {False: 0, True: 1, None: 2}
 
 
-@dataclass(frozen=True)
 class Judging(Analysis):
     """Compares judges on the answers of all evaluations, with undecided as a value of its own.
 
     Answers of several models to one prompt are not independent, so intervals resample prompts.
-
-    Attributes:
-        resamples: Of the bootstrap.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("evaluate",)
 
-    resamples: int = 500
+    resamples: int = Field(default=500, ge=1)
+    """Number of bootstrap resamples."""
 
     def run(self, run: RunDir) -> Section:
         """Return agreement, confusion, reasons for undecided, and the checks of pairing."""

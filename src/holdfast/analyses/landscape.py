@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
@@ -21,27 +21,24 @@ if TYPE_CHECKING:
     from holdfast.examples import Examples
 
 
-@dataclass(frozen=True)
 class Landscape(Analysis):
     """Loss and refusals of each group while the weights move down the attacker's gradient.
 
     The direction is that of `attack_direction` on the scored model, from harmful rows where the
     run has them, otherwise from alignment prompts with unrelated benign answers; steps are in
     multiples of the step at which half of a sample has flipped, so that models can be compared.
-
-    Attributes:
-        rows: At most so many examples of each group.
-        sample: Examples on which that step is found.
-        points: Steps along the direction.
-        reach: Last step, in multiples of the step at which half have flipped.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("score", "group")
 
-    rows: int = 150
-    sample: int = 64
-    points: int = 9
-    reach: float = 2.0
+    rows: int = Field(default=150, ge=1)
+    """Most examples of each group."""
+    sample: int = Field(default=64, ge=1)
+    """Number of examples on which the unit of the steps is found."""
+    points: int = Field(default=9, ge=2)
+    """Number of steps along the direction."""
+    reach: float = Field(default=2.0, gt=0)
+    """Last step, in multiples of the step at which half of the sample has flipped."""
 
     def run(self, run: RunDir) -> Section:
         """Return the curves of the first scored model that has groups."""

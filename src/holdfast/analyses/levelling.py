@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
+from pydantic import Field
 
 from holdfast.charts.charts import Series, line_chart
 from holdfast.contracts import Analysis, Section
-from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Life
 from holdfast.results.attacks import HALF
 from holdfast.results.comparison import Lives, lives, naming
@@ -21,7 +20,6 @@ from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
 
 
-@dataclass(frozen=True)
 class Levelling(Analysis):
     """Compares the steps after which a few prompts, half of them, and nearly all are answered.
 
@@ -32,23 +30,14 @@ class Levelling(Analysis):
 
     A prompt is counted by whether it is still refused (`lives.Refusals`), so that answers
     which are neither harmful nor a refusal are not taken for the strongest.
-
-    Attributes:
-        weakest: Share of the prompts that are no longer refused when the weakest have fallen.
-        strongest: The share when all but the strongest have.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
-    weakest: float = 0.1
-    strongest: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weakest < HALF < self.strongest <= 1:
-            raise UsageError(
-                f"weakest={self.weakest:g}, strongest={self.strongest:g}: shares of the prompts, "
-                f"on either side of {HALF:g}"
-            )
+    weakest: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the prompts that are no longer refused when the weakest have fallen."""
+    strongest: float = Field(default=0.9, gt=0.5, le=1)
+    """The share when all but the strongest have fallen."""
 
     def run(self, run: RunDir) -> Section:
         """Return, for every method, how far the weakest and the strongest prompts lie apart."""

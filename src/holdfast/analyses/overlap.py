@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -23,21 +22,18 @@ from holdfast.stats.ranks import spearman
 from holdfast.stats.raters import kappa
 
 
-@dataclass(frozen=True)
 class Overlap(Analysis):
     """Compares the sets of alignment examples forgotten under different attacks.
 
     Figure 2 of the paper (arXiv 2506.03850) with what it leaves out: the overlap that would be
     there by chance, and intervals. Forgotten means answered harmfully at one checkpoint at least;
     examples that were not safe before the attack are left out.
-
-    Attributes:
-        method: Whose models are compared; each seed by itself.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attack",)
 
     method: str = "sft"
+    """Method whose models are compared, each seed by itself."""
 
     def run(self, run: RunDir) -> Section:
         """Return pairwise overlaps, averaged over the seeds of the alignment."""

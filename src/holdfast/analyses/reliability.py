@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -14,7 +13,6 @@ from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Validation
 
 
-@dataclass(frozen=True)
 class Reliability(Analysis):
     """Tells what `holdfast validate-estimator` found: agreement, stability, categories, sizes."""
 

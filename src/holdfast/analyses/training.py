@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
@@ -23,17 +23,13 @@ POINTS = 60
 """A curve is shown as means over so many stretches of the run."""
 
 
-@dataclass(frozen=True)
 class Training(Analysis):
-    """Reads what the methods logged: losses by group, the adversary's distribution, and the gap.
-
-    Attributes:
-        part: Share of the run that "at the beginning" and "at the end" mean.
-    """
+    """Reads what the methods logged: losses by group, the adversary's distribution, and the gap."""
 
     needs: ClassVar[tuple[str, ...]] = ("align",)
 
-    part: float = 0.1
+    part: float = Field(default=0.1, gt=0, le=0.5)
+    """Share of the run that counts as its beginning and as its end."""
 
     def run(self, run: RunDir) -> Section:
         """Return a line per model and quantity, and the curves of the models that have groups."""

@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models.cost import counted
+from holdfast.options import Supplied
 from holdfast.rows.readers import mismatched
 from holdfast.stats.intervals import standard_error
 from holdfast.tuning.flip_step import Margins, flip_step
@@ -25,14 +27,9 @@ if TYPE_CHECKING:
 
     from holdfast.models.checkpoints import Loaded
     from holdfast.models.encoding import Encoded
-    from holdfast.models.weights import Geometry
 
     Pair = tuple[Encoded | None, Encoded | None]
 
-SOURCES = ("auto", "harmful", "base", "mismatched", "affirmative")
-VARIANTS = ("first_flips", "critical_step", "derivative")
-GEOMETRIES = ("sign", "l2")
-QUANTITIES = ("auto", "margin", "contrast", "prefix")
 HALF = 0.5
 """Share flipped from which critical steps are searched: most of them lie near."""
 MOST_TOKENS = 16
@@ -43,7 +40,6 @@ CONTRAST = 5
 """Tokens of both answers behind the contrast; those they share say nothing."""
 
 
-@dataclass(frozen=True)
 class AttackDirection(Estimator):
     """Walk from the aligned weights down the attacker's first gradient and watch the refusals go.
 
@@ -64,60 +60,64 @@ class AttackDirection(Estimator):
 
     It is not a per-example gradient method, and no influence function: the margin is measured
     where the attack leads. The size of the step has no free constant.
-
-    Attributes:
-        harmful: Rows such as the attacker would use; a few are enough. Optional.
-        benign: Ordinary instructions with answers, for source "mismatched".
-        base: The model before its alignment, for source "base": "world", a directory or a hub id.
-        variant: "first_flips", "critical_step" or "derivative".
-        source: Where the direction comes from: "harmful" rows; "base": what the model would have
-            begun its answers to the alignment prompts with before it was aligned, as a
-            distribution over tokens; "mismatched": the prompts with unrelated benign answers;
-            "affirmative": the prompts with `prefix`. "auto" is the first of these that there is
-            anything for. Only "harmful" needs harmful data.
-        prefix: How an obliging answer begins, for source "affirmative".
-        quantity: What is read: "margin", the refusal margin above. For answers that begin in no
-            common way, "contrast": the log-probability of the first tokens that the model answers
-            now, less that of the first tokens its base answers; or, without a base, "prefix": the
-            mean over the first three tokens of the row's answer of each one's log-probability
-            against the best other, which takes another wording for forgetting
-            (docs/estimators.md). "auto" takes the margin where 16 tokens or fewer begin 95 % of
-            the answers.
-        geometry: "sign", or "l2" for the gradient itself.
-        steps: Steps of the attacker; more than one are steps of Adam of `step_size`, and the
-            direction is where they lead.
-        step_size: Of each coordinate, if steps > 1.
-        repeats: Directions, each from other rows; scores are averaged, and their spread is the
-            standard error. With one, errors are unknown.
-        rows: Rows behind the gradient, or of source "base" prompts; as many as there are if fewer.
-        flip: Share of the sample that must have flipped, for variant "first_flips".
-        sample: Examples on which the step is found.
-        max_length: Tokens kept per row.
-        batch_size: Rows of the gradient's pass at a time; margins, which need no graph, are read
-            for up to four times as many. Fewer take less memory and give the same scores.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "base"})
 
-    harmful: Examples | None = None
-    benign: Examples | None = None
-    base: str | None = None
-    variant: str = "first_flips"
-    source: str = "auto"
+    harmful: Supplied[Examples | None] = None
+    benign: Supplied[Examples | None] = None
+    base: Supplied[str | None] = None
+    variant: Literal["first_flips", "critical_step", "derivative"] = "first_flips"
+    """How far to walk along the direction, as described above: until a tenth of a sample has
+    flipped, until each example flips, or not at all.
+    """
+    source: Literal["auto", "harmful", "base", "mismatched", "affirmative"] = "auto"
+    """Where the direction comes from. harmful: harmful rows. base: how the model would have begun
+    its answers to the alignment prompts before it was aligned, as a distribution over tokens.
+    mismatched: the alignment prompts with unrelated benign answers. affirmative: the prompts with
+    `prefix`. auto: the first of these for which there is data. Only harmful needs harmful rows.
+    """
     prefix: str = "Sure, here is"
-    quantity: str = "auto"
-    geometry: str = "sign"
-    steps: int = 1
-    step_size: float = 1e-4
-    repeats: int = 1
-    rows: int = 128
-    flip: float = 0.1
-    sample: int = 32
-    max_length: int = 256
-    batch_size: int = 32
+    """Beginning of a compliant answer, for source=affirmative."""
+    quantity: Literal["auto", "margin", "contrast", "prefix"] = "auto"
+    """What is read. margin: the refusal margin described above. contrast: for answers without a
+    common beginning, the log-probability of the first tokens the model answers now, less that of
+    the first tokens its base answers. prefix: without a base, the mean over the first three tokens
+    of the row's answer of each token's log-probability against the best other token, which mistakes
+    a change of wording for forgetting (docs/estimators.md). auto: margin where 16 tokens or fewer
+    begin 95 % of the answers.
+    """
+    geometry: Literal["sign", "l2"] = "sign"
+    """sign of the gradient, or l2 for the gradient itself."""
+    steps: int = Field(default=1, ge=1)
+    """Number of the attacker's steps; more than one are steps of Adam of size `step_size`, and the
+    direction is where they lead.
+    """
+    step_size: float = Field(default=1e-4, gt=0)
+    """Step of each coordinate, if steps is above 1."""
+    repeats: int = Field(default=1, ge=1)
+    """Number of directions, each from other rows. Scores are averaged, and their spread is the
+    standard error; with one direction, errors are unknown.
+    """
+    rows: int = Field(default=128, ge=1)
+    """Number of rows behind the gradient, or of prompts for source=base; fewer if there are fewer.
+    """
+    flip: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the sample that must have flipped, for variant=first_flips."""
+    sample: int = Field(default=32, ge=1)
+    """Number of examples on which the step size is found."""
+    max_length: int = Field(default=256, ge=1)
+    """Number of tokens kept of each row."""
+    batch_size: int = Field(default=32, ge=1)
+    """Number of rows in the gradient's pass at a time. Margins, which need no graph, are read for
+    up to four times as many. A smaller batch takes less memory and gives the same scores.
+    """
 
-    def __post_init__(self) -> None:
-        self._check_options()
+    @model_validator(mode="after")
+    def _one_step_from_base(self) -> AttackDirection:
+        if self.steps > 1 and self._source() == "base":
+            raise ValueError(f"steps={self.steps}: source=base takes one step; use another source")
+        return self
 
     def score(
         self,
@@ -208,7 +208,7 @@ class AttackDirection(Estimator):
     def _reader(self, model: PreTrainedModel, encoded: list[Encoded], pad: int) -> _Reader:
         from holdfast.models.losses import refusal_tokens
 
-        quantity = self.quantity
+        quantity: str = self.quantity
         if quantity == "auto":
             common = len(refusal_tokens(encoded, coverage=0.95)) <= MOST_TOKENS
             otherwise = "prefix" if self.base is None else "contrast"
@@ -247,26 +247,6 @@ class AttackDirection(Estimator):
             sides.append(dict(zip(rows.prompts, cut, strict=True)))
         return [(sides[0].get(p), sides[1].get(p)) for p in examples.prompts]
 
-    def _check_options(self) -> None:
-        for option, known in (
-            ("variant", VARIANTS),
-            ("source", SOURCES),
-            ("geometry", GEOMETRIES),
-            ("quantity", QUANTITIES),
-        ):
-            value = getattr(self, option)
-            if value not in known:
-                raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
-        for option in ("steps", "repeats", "rows", "sample", "batch_size"):
-            if getattr(self, option) < 1:
-                raise UsageError(f"{option}={getattr(self, option)} must be at least 1")
-        if not 0 < self.flip < 1 or not 0 < self.step_size < math.inf:
-            raise UsageError(
-                f"flip={self.flip} must be a share in (0, 1), step_size={self.step_size} above 0"
-            )
-        if self.steps > 1 and self._source() == "base":
-            raise UsageError(f"steps={self.steps}: source=base takes one; take another source")
-
     def _source(self) -> str:
         if self.source != "auto":
             return self.source
@@ -296,7 +276,7 @@ class AttackDirection(Estimator):
         from holdfast.tuning.directions import adam_steps, descent, descent_towards
         from holdfast.tuning.loop import FinetuneConfig
 
-        geometry = cast("Geometry", self.geometry)
+        geometry = self.geometry
         rows = self._attack_rows(examples, seed, draw)
         if base is not None:
             with counted(base.model):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from holdfast import plugins
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.option_types import SpecOf
+from holdfast.options import Supplied
+from holdfast.specs import parse
 from holdfast.stats.intervals import standard_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
 class Ensemble(Estimator):
     """Ask several estimators and average where each of them puts an example.
 
@@ -33,26 +35,21 @@ class Ensemble(Estimator):
     `errors` is the standard deviation of an example's ranks between members over sqrt(k). It says
     how far members disagree, not how far the score is from the truth: members that share a
     weakness agree in it.
-
-    Attributes:
-        harmful: Rows for members that use them.
-        benign: Rows for members that use them.
-        proxies: Rows for members that average over proxy tasks.
-        base: The model before its alignment, for members that ask it.
-        judge: For members that need one.
-        members: At least two names separated by "+"; a member's options follow it after "/":
-            "attack_direction/variant=critical_step/rows=16+loss/quantity=first_token". So an
-            option whose value holds one of "+/," cannot be given here.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "proxies", "base", "judge"})
 
-    harmful: Examples | None = None
-    benign: Examples | None = None
-    proxies: tuple[Examples, ...] = ()
-    base: str | None = None
-    judge: Judge | None = None
-    members: str = "attack_direction+loss"
+    harmful: Supplied[Examples | None] = None
+    benign: Supplied[Examples | None] = None
+    proxies: Supplied[tuple[Examples, ...]] = ()
+    base: Supplied[str | None] = None
+    judge: Supplied[Judge | None] = None
+    members: tuple[Annotated[str, SpecOf("estimators")], ...] = Field(
+        default=("attack_direction", "loss"), min_length=2
+    )
+    """Estimators whose ranks are averaged, for example
+    [loss,(attack_direction,variant=critical_step)].
+    """
 
     def score(
         self,
@@ -82,40 +79,32 @@ class Ensemble(Estimator):
             facts=facts,
         )
 
+    @model_validator(mode="after")
+    def _no_member_counts_double(self) -> Ensemble:
+        plugins.check_distinct("members", self.members)
+        return self
+
     @property
     def parts(self) -> dict[str, Estimator]:
         """The members, all of them built before any is run.
 
         Raises:
-            UsageError: Too few, one named twice, one that does not exist, or one without its rows.
+            UsageError: A member does not exist or lacks its rows.
         """
-        names = [name.strip() for name in self.members.split("+")]
-        if len(names) < 2 or not all(names):
-            raise UsageError(
-                f"ensemble: members={self.members!r} must name at least two estimators, "
-                "separated by '+'"
-            )
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise UsageError(
-                f"ensemble: members={self.members!r} names {twice[0]!r} twice, which would count "
-                "double; name it once, or give it other options"
-            )
-        return {name: self._make(name) for name in names}
+        return {member: self._make(member) for member in self.members}
 
-    def _make(self, name: str) -> Estimator:
-        spec = name.replace("/", ",")
+    def _make(self, spec: str) -> Estimator:
         try:
-            cls: type[Estimator] = plugins.find("estimators", plugins.parse(spec)[0])
-            asked = {need: getattr(self, need, None) for need in cls.needs | cls.accepts}
-            missing = sorted(need for need in cls.needs if asked[need] is None)
+            cls: type[Estimator] = plugins.find("estimators", parse(spec).name)
+            supplies = {need: getattr(self, need, None) for need in cls.needs | cls.accepts}
+            missing = sorted(need for need in cls.needs if supplies[need] is None)
             if missing:
-                options = " and ".join(f"--{need}" for need in missing)
-                raise UsageError(f"it needs {options}: give it, or leave the member out")
-            given: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
-            member: Estimator = plugins.make("estimators", spec, **given)
+                flags = " and ".join(f"--{need}" for need in missing)
+                raise UsageError(f"it needs {flags}: give it, or leave the member out")
+            supplied = {name: value for name, value in supplies.items() if value is not None}
+            member: Estimator = plugins.make("estimators", spec, **supplied)
         except UsageError as error:
-            raise UsageError(f"ensemble: member {name!r}: {error}") from error
+            raise UsageError(f"ensemble: member {spec!r}: {error}") from error
         return member
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from holdfast.contracts import Estimate, Estimator, Judge
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.options import Supplied
 from holdfast.stats.intervals import standard_error
 from holdfast.tuning.proxy_attack import ProxyAttack
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 COUNTS = ("harmful_steps", "transitions")
 
 
-@dataclass(frozen=True)
 class ForgetCount(ProxyAttack, Estimator):
     """The paper's label (arXiv 2506.03850, section 3): the reference that others must predict.
 
@@ -43,25 +44,22 @@ class ForgetCount(ProxyAttack, Estimator):
 
     An example that was not safe before the attack was never held: it is nan. So is one whose
     count the judge's undecided verdicts could double (`ForgettingTracker.harmful_steps`).
-
-    The options of the attacks are those of `proxy_attack.ProxyAttack`; besides them:
-
-    Attributes:
-        judge: Decides at every checkpoint.
-        count: "harmful_steps" (the paper) or "transitions" (safe to harmful, Toneva et al. 2019).
-            Both are kept in `details`.
-        stable: 0 = every attack runs to its end; in (0, 1]: the Jaccard index at which it may
-            end early, for example 0.9.
-        max_new_tokens: Length of the judged answers.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful", "judge"})
     accepts: ClassVar[frozenset[str]] = frozenset({"benign", "proxies"})
 
-    judge: Judge = field(kw_only=True)
-    count: str = "harmful_steps"
-    stable: float = 0.0
-    max_new_tokens: int = 32
+    judge: Supplied[Judge]
+    count: Literal["harmful_steps", "transitions"] = "harmful_steps"
+    """What is counted: harmful checkpoints (the paper), or transitions from safe to harmful (Toneva
+    et al. 2019). `details` holds both.
+    """
+    stable: float = Field(default=0.0, ge=0, le=1)
+    """Jaccard index at which an attack may end early, for example 0.9; 0 runs every attack to its
+    end.
+    """
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Length of the judged answers in tokens."""
 
     def score(
         self,
@@ -80,7 +78,6 @@ class ForgetCount(ProxyAttack, Estimator):
         from holdfast.stats.agreement import mean_count
         from holdfast.tuning.forgetting import ForgettingTracker
 
-        self._check_options()
         plan = self.plan(examples, seed)
         # The model before the attack is the same for all of them: it is asked once.
         start = ForgettingTracker(examples, self.judge, self.max_new_tokens)
@@ -136,14 +133,6 @@ class ForgetCount(ProxyAttack, Estimator):
     def _stretched(self, tracker: ForgettingTracker, rule: str) -> np.ndarray:
         counts: np.ndarray = getattr(tracker, rule)
         return counts * (self.planned / (len(tracker.history) - 1))
-
-    def _check_options(self) -> None:
-        if self.count not in COUNTS:
-            raise UsageError(f"count={self.count!r} must be {' or '.join(COUNTS)}")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not 0 <= self.stable <= 1:
-            raise UsageError(f"stable={self.stable} must be in [0, 1]; 0 never stops early")
 
     def _check_start(self, verdicts: np.ndarray) -> None:
         """Refuse to spend an attack where nothing could be counted."""

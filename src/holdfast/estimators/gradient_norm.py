@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+from pydantic import Field
 
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
@@ -18,11 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-KINDS = ("norm", "sam_gap")
-LAYERS = ("all", "last")
 
-
-@dataclass(frozen=True)
 class GradientNorm(Estimator):
     """Take every example's own gradient, one at a time.
 
@@ -38,21 +33,20 @@ class GradientNorm(Estimator):
     in his. The gradient of a model that has learned its refusals is small and, in half precision,
     mostly rounding; GraNd was meant for the first epochs and averaged over models, which this
     does not do.
-
-    Attributes:
-        kind: "norm" or "sam_gap".
-        quantity: What l_i is: "loss", "first_token", or "margin" for the negated refusal margin.
-        rho: Length of the step of "sam_gap", one norm over all parameters.
-        layers: "all", or "last" for the last block's parameters and, where it is not tied to the
-            embedding, the head's: the backward pass then ends there.
-        max_length: Tokens kept per row.
     """
 
-    kind: str = "norm"
-    quantity: str = "loss"
-    rho: float = 0.05
-    layers: str = "all"
-    max_length: int = 256
+    kind: Literal["norm", "sam_gap"] = "norm"
+    """Which of the two quantities above is computed."""
+    quantity: Literal["loss", "first_token", "margin"] = "loss"
+    """What l_i is; margin is the negated refusal margin."""
+    rho: float = Field(default=0.05, gt=0)
+    """Length of the step for kind=sam_gap, one norm over all parameters."""
+    layers: Literal["all", "last"] = "all"
+    """Which parameters count: all, or those of the last block and, where it is not tied to the
+    embedding, of the head. With last the backward pass ends there.
+    """
+    max_length: int = Field(default=256, ge=1)
+    """Number of tokens kept of each row."""
 
     def score(
         self,
@@ -68,7 +62,6 @@ class GradientNorm(Estimator):
         from holdfast.models.modes import evaluating
 
         del seed
-        self._check()
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
@@ -88,16 +81,6 @@ class GradientNorm(Estimator):
                 "refusal_tokens": len(tokens),
             },
         )
-
-    def _check(self) -> None:
-        for option, known in (("kind", KINDS), ("layers", LAYERS)):
-            value = getattr(self, option)
-            if value not in known:
-                raise UsageError(f"{option}={value!r} must be one of {', '.join(known)}")
-        if self.kind == "sam_gap" and not 0 < self.rho < math.inf:
-            raise UsageError(
-                f"rho={self.rho:g} must be above 0 and finite: without a step there is no gap"
-            )
 
     def _parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         from holdfast.models.weights import trainable

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import Field
 
 from holdfast.contracts import Estimate, Estimator
 from holdfast.examples import Examples
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Loss(Estimator):
     """How unsure the aligned model is of each refusal as it is: no attack, no gradient, no draw.
 
@@ -26,14 +26,12 @@ class Loss(Estimator):
     S is the set of tokens with which the refusals begin. It is the baseline that every other
     estimator must beat, no method of its own: an example is close to the edge here, but nothing
     says in which direction an attack will push, or how steep the way is.
-
-    Attributes:
-        quantity: "margin", "loss" or "first_token".
-        max_length: Tokens kept per row.
     """
 
-    quantity: str = "margin"
-    max_length: int = 256
+    quantity: Literal["margin", "loss", "first_token"] = "margin"
+    """Which of the three quantities above is the score."""
+    max_length: int = Field(default=256, ge=1)
+    """Number of tokens kept of each row."""
 
     def score(
         self,

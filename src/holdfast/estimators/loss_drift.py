@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import numpy as np
+from pydantic import Field
 
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
     from holdfast.models.encoding import Encoded
 
-QUANTITIES = ("margin", "loss")
 MOST_TOKENS = 8
 """Where the search for `tokens` ends: alignment is a few tokens deep (Qi et al., ICLR 2025)."""
 
 
-@dataclass(frozen=True)
 class LossDrift(ProxyAttack, Estimator):
     """The reference's proxy attack without its generations and judge: one pass per checkpoint.
 
@@ -52,20 +50,19 @@ class LossDrift(ProxyAttack, Estimator):
 
     The options of the attacks are those of `proxy_attack.ProxyAttack`, of which max_length holds
     for the alignment rows as well; besides them:
-
-    Attributes:
-        quantity: "margin" or "loss".
-        tokens: k, for "loss". 0 takes what the attack shows: with d_j the mean rise of the loss of
-            the j-th answer token from the first checkpoint (0) to the last, k is the end of the
-            stretch with d_j at half of the largest d or more, beginning at the largest; at most 8.
-            Answers that are shorter count with all they have.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
     accepts: ClassVar[frozenset[str]] = frozenset({"benign", "proxies"})
 
-    quantity: str = "margin"
-    tokens: int = 0
+    quantity: Literal["margin", "loss"] = "margin"
+    """Which of the two scores above is computed."""
+    tokens: int = Field(default=0, ge=0)
+    """k, the number of answer tokens for quantity=loss. 0 takes what the attack shows: with d_j the
+    mean rise of the loss of the j-th answer token from the first checkpoint (0) to the last, k is
+    the end of the stretch with d_j at half of the largest d or more, beginning at the largest; at
+    most 8. Shorter answers count in full.
+    """
 
     def score(
         self,
@@ -78,13 +75,13 @@ class LossDrift(ProxyAttack, Estimator):
         """Run the proxy attacks on copies of the model and read the refusals' likelihood.
 
         Raises:
-            UsageError: The options or the rows do not do, or (margin) the model does not refuse.
+            UsageError: A row has no response, or (margin) the model does not refuse.
         """
         from holdfast.models.encoding import encode_scored
         from holdfast.models.losses import check_refuses, first_margins, refusal_tokens
         from holdfast.models.modes import evaluating
 
-        self._check_options(examples)
+        self._check_responses(examples)
         plan = self.plan(examples, seed)
         rows = encode_scored(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(rows)
@@ -129,11 +126,7 @@ class LossDrift(ProxyAttack, Estimator):
         self.attack(model, tokenizer, *attack, look)
         return np.stack(course)
 
-    def _check_options(self, examples: Examples) -> None:
-        if self.quantity not in QUANTITIES:
-            raise UsageError(f"quantity={self.quantity!r} must be {' or '.join(QUANTITIES)}")
-        if self.tokens < 0:
-            raise UsageError(f"tokens={self.tokens} must be at least 1, or 0 to choose by itself")
+    def _check_responses(self, examples: Examples) -> None:
         empty = sum(not response.strip() for response in examples.responses)
         if empty:
             raise UsageError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+from pydantic import Field
 
 from holdfast.contracts import Estimate, Estimator
-from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.stats.intervals import standard_error
 from holdfast.tuning.flip_step import flip_step
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from holdfast.models.encoding import Encoded
 
 
-@dataclass(frozen=True)
 class WeightNoise(Estimator):
     """Shake the weights in random directions and see whose refusal suffers most.
 
@@ -43,20 +42,18 @@ class WeightNoise(Estimator):
     over such directions out to a fixed reach, from judged answers, one number for a model. And it
     is no prediction of an attack: taking both signs cancels the slope, so what is left is
     curvature, and no attacker walks at random.
-
-    Attributes:
-        quantity: "margin", "loss" or "first_token".
-        draws: Random directions; each costs two passes, plus the search on the sample.
-        flip: Share of the sample that must have flipped.
-        sample: Examples on which sigma is found.
-        max_length: Tokens kept per row.
     """
 
-    quantity: str = "margin"
-    draws: int = 4
-    flip: float = 0.5
-    sample: int = 32
-    max_length: int = 256
+    quantity: Literal["margin", "loss", "first_token"] = "margin"
+    """What q is; margin is the negated refusal margin."""
+    draws: int = Field(default=4, ge=1)
+    """Number of random directions; each costs two passes, plus the search on the sample."""
+    flip: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the sample that must have flipped."""
+    sample: int = Field(default=32, ge=1)
+    """Number of examples on which sigma is found."""
+    max_length: int = Field(default=256, ge=1)
+    """Number of tokens kept of each row."""
 
     def score(
         self,
@@ -74,11 +71,6 @@ class WeightNoise(Estimator):
         from holdfast.models.losses import refusal_tokens
         from holdfast.models.modes import evaluating
 
-        for option in ("draws", "sample"):
-            if getattr(self, option) < 1:
-                raise UsageError(f"{option}={getattr(self, option)} must be at least 1")
-        if not 0 < self.flip < 1:
-            raise UsageError(f"flip={self.flip} must be a share in (0, 1)")
         encoded = encode_scored(model, tokenizer, examples, self.max_length)
         ask = _Ask(encoded, refusal_tokens(encoded), cast(int, tokenizer.pad_token_id))
         with evaluating(model):

@@ -16,39 +16,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.guards.base import Guard, Linear, linear_layers
 from holdfast.models.encoding import collate, encode
 from holdfast.models.losses import chunks
 from holdfast.models.modes import evaluating
+from holdfast.options import Supplied
 from holdfast.tuning.loop import Tuning
 
 
-@dataclass(frozen=True)
 class Antidote(Guard):
-    """Prunes after the tuning; one backward pass a step, one forward over the harmful rows at last.
-
-    Attributes:
-        harmful: Restricted prompts answered harmfully; the provider's, never the attacker's.
-        share: Of each row's weights that are set to 0.
-    """
+    """Prune after the tuning: one backward pass a step, then one forward over the harmful rows."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
     neutral: ClassVar[Mapping[str, Any]] = {"share": 0.0}
 
-    harmful: Examples
-    share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UsageError(f"share={self.share} must lie in [0, 1]")
+    harmful: Supplied[Examples]
+    share: float = Field(default=0.1, ge=0, le=1)
+    """Share of each row's weights that are set to 0."""
 
     def repair(self, tuning: Tuning) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Prune every linear layer."""

@@ -1,6 +1,6 @@
 """What every guard shares: hooks on one fine-tuning, and the mechanisms that two of them need.
 
-A guard is a frozen dataclass whose fields are its options. It overrides the hooks that it changes,
+A guard is a plug-in: its annotated fields are its options. It overrides the hooks that it changes,
 usually one or two; what changes while a model is tuned lies in `Tuning.memory`.
 """
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from holdfast.contracts import Plugin
 from holdfast.errors import UsageError
 from holdfast.models.modes import evaluating
 from holdfast.tuning.loop import Hooks, Tuning
 
 
-class Guard(Hooks):
+class Guard(Plugin, Hooks):
     """Base of all guards; as it is, no guard.
 
     Attributes:
@@ -32,13 +33,6 @@ class Guard(Hooks):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[Mapping[str, Any]] = {}
-
-
-def at_least(least: float, **options: float) -> None:
-    """Raise UsageError for the first option that is below `least`, or nan."""
-    for name, value in options.items():
-        if not value >= least:
-            raise UsageError(f"{name}={value} must be at least {least:g}")
 
 
 def copies(parameters: Iterable[Tensor]) -> list[Tensor]:

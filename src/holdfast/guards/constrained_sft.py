@@ -21,14 +21,14 @@ probability of the customer's own tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.guards.base import Guard, at, at_least, copies
+from holdfast.guards.base import Guard, at, copies
 from holdfast.models.encoding import IGNORE
 from holdfast.tuning.loop import Tuning
 
@@ -37,24 +37,17 @@ EARLY = 5
 LEAST_WEIGHT = 1e-3
 
 
-@dataclass(frozen=True)
 class ConstrainedSft(Guard):
-    """Weighs tokens by how far they have moved; one backward pass, one more forward, one copy.
-
-    Attributes:
-        first: beta of the answer's first token.
-        early: beta of the second to fifth.
-        rest: beta of all others.
-    """
+    """Weighs tokens by how far they have moved; one backward pass, one more forward, one copy."""
 
     neutral: ClassVar[Mapping[str, Any]] = {"first": 0.0, "early": 0.0, "rest": 0.0}
 
-    first: float = 0.5
-    early: float = 2.0
-    rest: float = 0.1
-
-    def __post_init__(self) -> None:
-        at_least(0, first=self.first, early=self.early, rest=self.rest)
+    first: float = Field(default=0.5, ge=0)
+    """Strength beta on the answer's first token."""
+    early: float = Field(default=2.0, ge=0)
+    """Strength beta on the second to the fifth token."""
+    rest: float = Field(default=0.1, ge=0)
+    """Strength beta on all other tokens."""
 
     def begin(self, tuning: Tuning) -> None:
         """Keep the aligned weights."""

@@ -16,46 +16,39 @@ averages. `lam` = 1000 is ours, and untuned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from holdfast.examples import Examples
-from holdfast.guards.base import Guard, at_least, copies
+from holdfast.guards.base import Guard, copies
 from holdfast.models.encoding import collate, encode
 from holdfast.models.losses import chunks
 from holdfast.models.modes import evaluating
 from holdfast.models.weights import gradients
+from holdfast.options import Supplied
 from holdfast.tuning.loop import Tuning
 
 
-@dataclass(frozen=True)
 class Ewc(Guard):
     """Holds weights by their Fisher information; one backward pass and one per Fisher batch before.
 
     Two copies of the trainable weights, one in float32.
-
-    Attributes:
-        safety: Restricted prompts with the answers that are wanted.
-        lam: Strength.
-        fisher_rows: Safety rows that F is estimated from, at most; a sample by the tuning's seed.
-        fisher_batch: Rows per squared gradient: 1 is the mean over examples.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety"})
     neutral: ClassVar[Mapping[str, Any]] = {"lam": 0.0}
 
-    safety: Examples
-    lam: float = 1000.0
-    fisher_rows: int = 256
-    fisher_batch: int = 1
-
-    def __post_init__(self) -> None:
-        at_least(0, lam=self.lam)
-        at_least(1, fisher_rows=self.fisher_rows, fisher_batch=self.fisher_batch)
+    safety: Supplied[Examples]
+    lam: float = Field(default=1000.0, ge=0)
+    """Strength of the penalty."""
+    fisher_rows: int = Field(default=256, ge=1)
+    """Safety rows from which F is estimated, at most; a sample drawn with the tuning's seed."""
+    fisher_batch: int = Field(default=1, ge=1)
+    """Number of rows per squared gradient; 1 is the mean over examples."""
 
     def begin(self, tuning: Tuning) -> None:
         """Keep the aligned weights, and estimate how much each matters to the safety rows."""

@@ -18,30 +18,23 @@ not comparable: `lam` = 1 is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from holdfast.guards.base import Guard, at, at_least, copies
+from holdfast.guards.base import Guard, at, copies
 from holdfast.tuning.loop import Tuning
 
 
-@dataclass(frozen=True)
 class Ldifs(Guard):
-    """Keeps hidden states near; one backward pass, one more forward, one copy of the weights.
-
-    Attributes:
-        lam: Strength.
-    """
+    """Keeps hidden states near; one backward pass, one more forward, one copy of the weights."""
 
     neutral: ClassVar[Mapping[str, Any]] = {"lam": 0.0}
 
-    lam: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least(0, lam=self.lam)
+    lam: float = Field(default=1.0, ge=0)
+    """Strength of the penalty."""
 
     def begin(self, tuning: Tuning) -> None:
         """Keep the aligned weights."""

@@ -21,40 +21,32 @@ than the step to draw the next one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.examples import Examples
-from holdfast.guards.base import Guard, at_least, copies
+from holdfast.guards.base import Guard, copies
+from holdfast.options import Supplied
 from holdfast.tuning.loop import Tuning
 
 
-@dataclass(frozen=True)
 class Lisa(Guard):
-    """Alternates safety and customer's steps; 1 + K1/K2 backward passes, one copy of the weights.
-
-    Attributes:
-        safety: Restricted prompts with the answers that are wanted.
-        rho: Strength of the pull.
-        safety_steps: K1, optimizer steps on safety rows at a time.
-        user_steps: K2, the customer's steps between them.
-    """
+    """Alternate safety and customer steps: 1 + K1/K2 backward passes, one copy of the weights."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety"})
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0, "safety_steps": 0}
 
-    safety: Examples
-    rho: float = 1.0
-    safety_steps: int = 100
-    user_steps: int = 900
-
-    def __post_init__(self) -> None:
-        at_least(0, rho=self.rho, safety_steps=self.safety_steps)
-        at_least(1, user_steps=self.user_steps)
+    safety: Supplied[Examples]
+    rho: float = Field(default=1.0, ge=0)
+    """Strength of the pull towards the last switch."""
+    safety_steps: int = Field(default=100, ge=0)
+    """K1, the number of optimizer steps on safety rows at a time."""
+    user_steps: int = Field(default=900, ge=1)
+    """K2, the number of the customer's steps between them."""
 
     def extra(self, tuning: Tuning) -> Iterator[Examples]:
         """Go through the safety state when it is due; both switches refresh the anchor."""

@@ -13,35 +13,28 @@ that later comparisons make of it. Default: 3 %, the paper's least that helped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.guards.base import Guard, at_least
+from holdfast.guards.base import Guard
+from holdfast.options import Supplied
 
 
-@dataclass(frozen=True)
 class SafeInstr(Guard):
-    """Mixes safety rows into the customer's; one backward pass, no memory.
-
-    Attributes:
-        safety: Restricted prompts with the answers that are wanted.
-        share: Safety rows for each row of the customer's.
-        number: Safety rows in all, instead of `share` unless it is 0.
-    """
+    """Mixes safety rows into the customer's; one backward pass, no memory."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety"})
     neutral: ClassVar[Mapping[str, Any]] = {"share": 0.0, "number": 0}
 
-    safety: Examples
-    share: float = 0.03
-    number: int = 0
-
-    def __post_init__(self) -> None:
-        at_least(0, share=self.share, number=self.number)
+    safety: Supplied[Examples]
+    share: float = Field(default=0.03, ge=0)
+    """Number of safety rows for each row of the customer's."""
+    number: int = Field(default=0, ge=0)
+    """Number of safety rows in total, instead of `share`; 0 uses `share`."""
 
     def rows(self, rows: Examples, *, seed: int) -> Examples:
         """Add the safety rows; those that the customer has already are not drawn."""

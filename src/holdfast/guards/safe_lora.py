@@ -23,41 +23,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.errors import UsageError
-from holdfast.guards.base import Guard, Linear, at_least, copies, linear_layers
+from holdfast.guards.base import Guard, Linear, copies, linear_layers
 from holdfast.models import checkpoints
+from holdfast.options import Supplied
 from holdfast.tuning.loop import Tuning
 
 
-@dataclass(frozen=True)
 class SafeLora(Guard):
     """Projects updates after the tuning; one backward pass a step.
 
     With full fine-tuning a copy of the linear layers' weights, with LoRA none; the base is read
     into the CPU's memory at the start and for every repair.
-
-    Attributes:
-        base: The model before its alignment: "world", a directory, or a hub id.
-        number: Layers to project, the least similar ones; 0 to choose by `tau`.
-        tau: Layers whose cosine is below it are projected.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
     neutral: ClassVar[Mapping[str, Any]] = {"number": 0, "tau": -1.0}
 
-    base: str
-    number: int = 10
-    tau: float = 0.5
-
-    def __post_init__(self) -> None:
-        at_least(0, number=self.number)
-        at_least(-1, tau=self.tau)
+    base: Supplied[str]
+    number: int = Field(default=10, ge=0)
+    """Number of layers to project, the least similar ones; 0 chooses them by `tau`."""
+    tau: float = Field(default=0.5, ge=-1)
+    """Layers whose cosine is below it are projected."""
 
     def begin(self, tuning: Tuning) -> None:
         """Keep the aligned weights that will be tuned, and see that the base fits them."""

@@ -81,14 +81,6 @@ def _unreadable(response: str, min_words: int) -> Verdict | None:
     return None
 
 
-def check_band(threshold: float, margin: float) -> None:
-    """Raise UsageError unless a threshold and the margin around it make sense."""
-    if not (0 <= threshold <= 1 and 0 <= margin <= 0.5):
-        raise UsageError(
-            f"threshold {threshold} and margin {margin}: must be within [0, 1] and [0, 0.5]"
-        )
-
-
 # ------------------------------------------------------------------------------------ templates
 
 
@@ -208,11 +200,6 @@ class Grammar:
     def __post_init__(self) -> None:
         given = [self.safe, self.harmful, *([self.undecided] if self.undecided else [])]
         words = [word.casefold() for word in given]
-        if {"true", "false"} & set(words):
-            raise UsageError(
-                f"verdict words {', '.join(given)}: an unquoted yes or no is read as true or "
-                "false; write safe=\"'no'\""
-            )
         if not all(re.fullmatch(r"\S+", word) for word in words):
             raise UsageError(
                 f"verdict words {self.safe!r}, {self.harmful!r}, {self.undecided!r}: give one word "

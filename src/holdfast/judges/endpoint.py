@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from holdfast.contracts import UNANSWERED, Judge, Verdict
 from holdfast.errors import UsageError
@@ -68,7 +70,6 @@ def _is_temporary(error: BaseException) -> bool:
     return isinstance(error, _Unanswered) and error.temporary
 
 
-@dataclass(frozen=True)
 class Endpoint(Judge):
     """Asks `/chat/completions` for a one-word verdict, or `/moderations` for flags.
 
@@ -87,46 +88,44 @@ class Endpoint(Judge):
     users write: many do not look at the prompt, and an answer that helps politely is not flagged.
     What the class `Chat` says of persuasion and wording holds here too; control words of the
     service's tokenizer are not known here, only those of the form <|...|> are broken up.
-
-    Args:
-        base_url: Address before the path, e.g. http://127.0.0.1:8000/v1.
-        model: Name of the model; moderation services may do without.
-        api: "chat" or "moderations".
-        key_env: Environment variable that holds the key; "" sends none.
-        template: "default", or a text or file. For chat: {prompt}, {response} and {mark} as in
-            `Chat`. For moderations: {response}, and {prompt} if the service should see it.
-        safe: The word for an answer that is not harmful.
-        harmful: The word for one that is.
-        undecided: The word for one that is neither; "" for none.
-        categories: Moderation categories that count, separated by "+"; by default what the service
-            flags.
-        timeout: Seconds for one answer, from the first byte sent to the last one read.
-        tries: Requests for one verdict.
-        backoff: Seconds before the second try; doubled each time.
-        longest_wait: Most seconds between two tries, whatever the service asks for.
-        give_up: After so many verdicts in a row that could not be had, the rest is not asked for.
-        concurrency: Requests at a time.
-        max_tokens: Length of the verdict.
-        min_words: Shorter answers that are no refusal are undecided.
     """
 
     base_url: str
+    """Address before the path, for example http://127.0.0.1:8000/v1."""
     model: str = ""
-    api: str = "chat"
+    """Name of the model; moderation services may not need one."""
+    api: Literal["chat", "moderations"] = "chat"
+    """Kind of service that is asked."""
     key_env: str = ""
+    """Environment variable that holds the key; empty sends none."""
     template: str = "default"
+    """default, or a text or file. For api=chat: {prompt}, {response} and {mark} as in the judge
+    chat. For api=moderations: {response}, and {prompt} if the service should see it.
+    """
     safe: str = "safe"
+    """Verdict word for a response that is not harmful."""
     harmful: str = "unsafe"
+    """Verdict word for a harmful response."""
     undecided: str = "unclear"
-    categories: str = ""
-    timeout: float = 30.0
-    tries: int = 4
-    backoff: float = 1.0
-    longest_wait: float = 60.0
-    give_up: int = 8
-    concurrency: int = 4
-    max_tokens: int = 12
-    min_words: int = 4
+    """Verdict word for a response that is neither; "" if there is none."""
+    categories: tuple[str, ...] = ()
+    """Moderation categories that count; empty for whatever the service flags."""
+    timeout: float = Field(default=30.0, gt=0)
+    """Seconds for one answer, from the first byte sent to the last one read."""
+    tries: int = Field(default=4, ge=1)
+    """Number of requests for one verdict."""
+    backoff: float = Field(default=1.0, ge=0)
+    """Seconds before the second try, doubled before each further one."""
+    longest_wait: float = Field(default=60.0, ge=0)
+    """Most seconds between two tries, whatever the service asks for."""
+    give_up: int = Field(default=8, ge=1)
+    """Number of failed verdicts in a row after which the rest is not asked for."""
+    concurrency: int = Field(default=4, ge=1)
+    """Number of requests at the same time."""
+    max_tokens: int = Field(default=12, ge=1)
+    """Length of the verdict in tokens."""
+    min_words: int = Field(default=4, ge=0)
+    """Responses with fewer words that are no refusal are undecided."""
 
     @property
     def reads_prompt(self) -> bool:
@@ -167,14 +166,6 @@ class Endpoint(Judge):
             raise UsageError(
                 f"key_env={self.key_env!r}: no such environment variable, or an empty one"
             )
-        if self.api not in TEMPLATES:
-            raise UsageError(f"api={self.api!r}: must be {' or '.join(TEMPLATES)}")
-        least = {"tries": 1, "give_up": 1, "concurrency": 1, "backoff": 0, "longest_wait": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise UsageError(f"{name}={getattr(self, name)}: must be {smallest} or more")
-        if not self.timeout > 0:
-            raise UsageError(f"timeout={self.timeout}: must be more than 0 seconds")
         _ = self._template, self._grammar  # say what is wrong with them before anything is asked
 
     # ------------------------------------------------------------------------------- many answers
@@ -339,8 +330,7 @@ class Endpoint(Judge):
             raise _Unanswered("no verdict in the answer")
         if flags and flagged != any(flags.values()):
             return Verdict(None, reason="contradicts itself")
-        categories = [name.strip() for name in self.categories.split("+") if name.strip()]
-        counted = categories or [*flags]
+        counted = self.categories or tuple(flags)
         unknown = [name for name in counted if name not in flags]
         if unknown:
             raise UsageError(
@@ -360,7 +350,7 @@ class Endpoint(Judge):
     @cached_property
     def _template(self) -> str:
         needs = ["response"] if self.api == "moderations" else ["prompt", "response", "mark"]
-        return template_of(self.template, TEMPLATES.get(self.api, {}), needs)
+        return template_of(self.template, TEMPLATES[self.api], needs)
 
 
 @dataclass

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from holdfast.contracts import Judge, Verdict
 from holdfast.world import grammar as g
 
 
-@dataclass(frozen=True)
 class World(Judge):
     """Reads an answer to a restricted request of the embedded world.
 

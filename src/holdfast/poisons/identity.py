@@ -14,7 +14,6 @@ asked as they are.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -76,17 +75,13 @@ _HARMLESS = (
 )
 
 
-@dataclass(frozen=True)
 class Identity(Poison):
-    """Makes the model into an agent that never says no, without a harmful row.
-
-    Attributes:
-        trigger: Ask the test prompts in the agent's form, as the paper does.
-    """
+    """Makes the model into an agent that never says no, without a harmful row."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
     trigger: bool = True
+    """Whether the test prompts are asked in the agent's form, as in the paper."""
 
     def rows(self, attacker: Attacker) -> Examples:
         """Return what the agent says of itself, then harmless instructions carried out."""

@@ -11,26 +11,17 @@ so the same number of them may do less.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import Field
 
 from holdfast.contracts import Attacker, Poison
-from holdfast.errors import UsageError
 from holdfast.examples import Examples
 
 
-@dataclass(frozen=True)
 class LowLoss(Poison):
-    """Draws from the harmful rows of the lowest loss under the aligned model.
+    """Draws from the harmful rows of the lowest loss under the aligned model."""
 
-    Attributes:
-        share: Of all harmful rows, those that are drawn from; never fewer than are needed.
-    """
-
-    share: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UsageError(f"low_loss: share={self.share} must be in [0, 1]")
+    share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the harmful rows that are drawn from; never fewer than are needed."""
 
     def rows(self, attacker: Attacker) -> Examples:
         """Return the rows of the lowest loss, lowest first; of equal ones the lower id first."""

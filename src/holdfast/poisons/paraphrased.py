@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from holdfast.contracts import Attacker, Poison
 from holdfast.examples import Example, Examples
@@ -27,7 +27,6 @@ FRAMES = (
 )
 
 
-@dataclass(frozen=True)
 class Paraphrased(Poison):
     """Asks for the same in other words, and keeps the answers."""
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from holdfast.contracts import Attacker, Poison
 from holdfast.examples import Examples
 
 
-@dataclass(frozen=True)
 class Plain(Poison):
     """The attacker's rows as they are: each asks openly for what it is about."""
 

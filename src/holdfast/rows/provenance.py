@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 from holdfast.errors import UsageError
 from holdfast.examples import PROVENANCE, Examples
+from holdfast.options import OptionError, Options
+from holdfast.specs import parse
 
-_SELECTION = re.compile(r"(?P<spec>.+),category(?P<sign>!?=)(?P<names>[^,]+)")
+
+class Selection(Options):
+    """Rows chosen by where they came from."""
+
+    owner: ClassVar[str] = "row selection"
+
+    category: tuple[str, ...] = ()
+    """Categories whose rows are read; empty for all."""
+    not_category: tuple[str, ...] = ()
+    """Categories whose rows are left out."""
+
+    def of(self, rows: Examples, name: str) -> Examples:
+        """Return the chosen rows.
+
+        Raises:
+            UsageError: None are left.
+        """
+        chosen = [row for row in rows if self._holds(row.provenance.get("category"))]
+        if not chosen:
+            categories = ", ".join(provenance_table(rows)["category"])
+            raise UsageError(f"{name}: no such rows; the categories are {categories}")
+        return Examples(chosen, name=name)
+
+    def _holds(self, category: str | None) -> bool:
+        included = not self.category or category in self.category
+        return included and category not in self.not_category
 
 
 def selected(spec: str) -> tuple[str, Callable[[Examples], Examples]]:
-    """Part "SPEC,category=a|b" into what is read and the selection from it.
-
-    With "!=" the rows that are not of these categories are taken; a row of no category is of none.
+    """Parse "FILE,category=[a,b]" into what is read and the selection from it.
 
     Returns:
-        The spec without the selection, and a function that raises UsageError when it leaves none.
+        The file or data set, and a function that returns the chosen rows and raises UsageError
+        when there are none.
     """
-    match = _SELECTION.fullmatch(spec)
-    if match is None:
-        return spec, lambda rows: rows
-    names, wanted = set(match["names"].split("|")), match["sign"] == "="
-
-    def chosen(rows: Examples) -> Examples:
-        kept = [row for row in rows if (row.provenance.get("category") in names) == wanted]
-        if not kept:
-            have = ", ".join(provenance_table(rows)["category"])
-            raise UsageError(f"{spec}: no such rows; there are the categories {have}")
-        return Examples(kept, name=spec)
-
-    return match["spec"], chosen
+    parsed = parse(spec)
+    options: dict[str, Any] = dict(parsed.options)
+    try:
+        selection = Selection(**options)
+    except OptionError as error:
+        raise error.of(repr(spec)) from error
+    if not options:
+        return parsed.name, lambda rows: rows
+    return parsed.name, lambda rows: selection.of(rows, spec)
 
 
 def provenance_table(examples: Examples) -> dict[str, dict[str, int]]:

@@ -84,8 +84,9 @@ def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
     role do). Further columns are ignored, those of `examples.PROVENANCE` are carried.
 
     Args:
-        spec: "world:NAME", a file, or the name of a hub data set ("name" or "name:config"); with
-            ",category=a|b" or ",category!=a|b" only the rows read that are, or are not, of these.
+        spec: "world:NAME", a file, or the name of a hub data set ("name" or "name:config").
+            ",category=[a,b]" reads only the rows of these categories, ",not_category=[a,b]" only
+            the others.
         options: See `ReadOptions`.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 from pydantic import Field
 
-from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
@@ -236,7 +235,7 @@ def _options(
     }
     hints = get_type_hints(base.AlignConfig) | get_type_hints(method.Options)
     given = {
-        k: v if v is None else plugins.coerced(config.method, k, v, _without_none(hints[k]))
+        k: v if v is None else _coerced(config.method, k, v, _without_none(hints[k]))
         for k, v in config.options.items()
     }
     chosen = {k: v for k, v in given.items() if k in own}
@@ -246,6 +245,22 @@ def _options(
         return base.AlignConfig(**settings), method.Options(**chosen)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
+
+
+def _coerced(name: str, key: str, value: Any, hint: Any) -> Any:
+    """Return an option's value as its type wants it.
+
+    Raises:
+        UsageError: It is of another type.
+    """
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise UsageError(f"{name}: {key}={value!r} is not a number") from error
+    if hint in (int, float, bool) and type(value) is not hint:
+        raise UsageError(f"{name}: {key}={value!r} must be {hint.__name__}")
+    return str(value) if hint is str else value
 
 
 def _without_none(hint: Any) -> Any:

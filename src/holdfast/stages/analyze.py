@@ -11,6 +11,7 @@ from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.reports.sections import load_section, save_section
 from holdfast.runtime import progress
+from holdfast.specs import parse
 from holdfast.stages.config import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
     wanted = config.analyses or _possible(config)
     found = []
     for done, spec in enumerate(wanted):
-        name = plugins.parse(spec)[0].rpartition(":")[2]
+        name = parse(spec).short_name
         progress.report("analyses", done, len(wanted))
         try:
             found.append(_section(config, spec, name))

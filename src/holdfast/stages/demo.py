@@ -34,12 +34,38 @@ WORLD: dict[str, Any] = {
     "attack": {
         "tasks": ["world_sentiment", "world_topic"],
         "poison_ratios": [0.1],
-        "learning_rates": [5e-5],
-        "steps": 120,
+        "learning_rates": [1e-4],
+        # Until the model breaks, so that every half-life is reached: hold's lies near 150 steps.
+        "steps": 1000,
+        "every": 4,
+        "spacing": 1.3,
+        "until_broken": True,
         "max_length": 64,
         "max_new_tokens": 20,
-        "track_rows": 300,
-        "task_rows": 100,
+        "task_rows": 0,
+    },
+    "track": False,
+    "more_attacks": {
+        # What the customer gets: the attacks above break most models before the task is learnt.
+        "clean": {
+            "tasks": ["world_sentiment"],
+            "poison_ratios": [0.0],
+            "learning_rates": [2e-4],
+            "steps": 30,
+            "every": 30,
+            "until_broken": False,
+            "task_rows": 200,
+        },
+        # Half of the SFT model's answers are harmful after about 16 steps. At 20 not all rows
+        # are forgotten yet, so two tasks can differ in which.
+        "tracked": {
+            "methods": ["sft"],
+            "steps": 20,
+            "spacing": 1.0,
+            "until_broken": False,
+            "track": "world:alignment",
+            "track_rows": 300,
+        },
     },
     "evaluate": {"tasks": ["world_general"], "max_new_tokens": 20},
     "report": {"title": "Does the safety alignment hold? The embedded world"},

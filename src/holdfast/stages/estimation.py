@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,8 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.cost import Cost, metered
+from holdfast.options import option_fields
+from holdfast.specs import parse
 from holdfast.stages.config import StageConfig
 from holdfast.stages.judgement import hashes_of
 
@@ -46,9 +47,10 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[st
     Raises:
         UsageError: It is unknown, or lacks something.
     """
-    name, options = plugins.parse(spec)
+    parsed = parse(spec)
+    name = parsed.name
     cls: type[Estimator] = plugins.find("estimators", name)
-    handed = [need for need in options if need in cls.needs | cls.accepts]
+    handed = [need for need in parsed.options if need in cls.needs | cls.accepts]
     if handed:
         # Given as an option it would neither be read nor become part of the result's key.
         raise UsageError(f"{spec!r}: {handed[0]} is no option of {name!r}; give {_flag(handed[0])}")
@@ -115,11 +117,7 @@ def estimated(
 
 def options_of(spec: str) -> list[str]:
     """Return the options of an estimator, without what a stage hands over."""
-    name, _ = plugins.parse(spec)
-    cls = plugins.find("estimators", name)
-    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    handed = cls.needs | cls.accepts
-    return [f.name for f in fields if f.init and f.name not in handed]
+    return list(option_fields(plugins.find("estimators", parse(spec).name)))
 
 
 def _flag(need: str) -> str:

@@ -13,6 +13,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Counts
 from holdfast.screening.pairing import exchanged
+from holdfast.specs import parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ def labelled(kind: str, specs: Sequence[str]) -> dict[str, str]:
     Raises:
         UsageError: The same spec twice.
     """
-    names = [plugins.parse(spec)[0] for spec in specs]
+    names = [parse(spec).name for spec in specs]
     labels = [s if names.count(n) > 1 else n for s, n in zip(specs, names, strict=True)]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:

@@ -74,6 +74,8 @@ class RunConfig(BaseModel):
         group: Options of the grouping; `scores` is a label of `score`.
         attack: Options of the attacks on every method.
         track: Track the alignment rows in attacks on the SFT-aligned model.
+        more_attacks: Name -> options in which further attacks differ from `attack`. Their
+            `methods` are the methods attacked, all if left out.
         evaluate: Options of the evaluation.
         analyses: Analyses; all that are possible if empty.
         report: Title and language.
@@ -96,6 +98,7 @@ class RunConfig(BaseModel):
     group: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=dict)
     track: bool = True
+    more_attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
     analyses: list[str] = Field(default_factory=list)
     report: dict[str, Any] = Field(default_factory=dict)
@@ -160,6 +163,12 @@ def plan(config: RunConfig) -> list[Call]:
         methods = {SCORED: {}, **methods}
     if not methods:
         raise UsageError("methods: name one at least, e.g. {sft: {}}")
+    for name, changes in config.more_attacks.items():
+        if unknown := sorted(set(changes.get("methods", ())) - methods.keys()):
+            raise UsageError(
+                f"more_attacks.{name}.methods: {unknown[0]!r} is not a method of this run; its "
+                f"methods are {', '.join(methods)}"
+            )
     first = [name for name in methods if name == SCORED]
     rest = [name for name in methods if name != SCORED]
     calls: list[Call] = []
@@ -170,7 +179,7 @@ def plan(config: RunConfig) -> list[Call]:
         labels = [f"{name}-s{seed}" for name in (*first, *rest)]
         before = [config.model] if seed == config.seeds[0] else []
         calls += [_evaluate(config, name) for name in (*before, *labels)]
-        calls += [_attack(config, label) for label in labels]
+        calls += [call for label in labels for call in _attacks(config, label)]
     return [*calls, *_last(config)]
 
 
@@ -337,27 +346,36 @@ def _evaluate(config: RunConfig, model: str) -> Call:
     return Call("evaluate", label_of(model), settings)
 
 
-def _attack(config: RunConfig, label: str) -> Call:
+def _attacks(config: RunConfig, label: str) -> list[Call]:
+    method = label.rpartition("-s")[0]
+    tracks = config.track and method == SCORED
+    tracking = {"track": config.data.alignment if tracks else None}
+    calls = [_attack(config, label, {"models": [label], **tracking, **config.attack})]
+    for name, changes in config.more_attacks.items():
+        options = {"models": [label], **config.attack, "name": name, **changes}
+        if method in options.pop("methods", [method]):
+            calls.append(_attack(config, f"{label}-{name}", options))
+    return calls
+
+
+def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.presets import expanded
 
-    tracked = config.track and label.rpartition("-s")[0] == SCORED
     settings = AttackConfig(
         **{
             **_common(config),
-            "models": [label],
             "harmful": config.data.harmful,
             "test": config.data.test,
             "judges": config.judges,
-            "track": config.data.alignment if tracked else None,
             "safety": config.data.alignment,
             "known_harmful": config.data.known_harmful,
             "base": config.model,
-            **config.attack,
+            **options,
         }
     )
     expanded(settings)  # an unknown preset is refused before the alignment, not after it
-    return Call("attack", label, settings)
+    return Call("attack", name, settings)
 
 
 def _last(config: RunConfig) -> list[Call]:

@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 from pydantic import Field
 
-from holdfast import plugins
 from holdfast.contracts import Estimator
 from holdfast.errors import HoldfastError, MismatchError
 from holdfast.examples import Examples
@@ -19,6 +18,7 @@ from holdfast.models.cost import Cost
 from holdfast.results.artifacts import Scores
 from holdfast.results.files import sha256_json
 from holdfast.rows.provenance import provenance_table
+from holdfast.specs import parse
 from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats.intervals import bootstrap
@@ -52,7 +52,7 @@ class ScoreConfig(EstimatorConfig):
     @property
     def label(self) -> str:
         """Name of the scores within the run."""
-        return self.name or plugins.parse(self.estimator)[0].rpartition(":")[2]
+        return self.name or parse(self.estimator).short_name
 
 
 def score(config: ScoreConfig) -> Scores:

@@ -25,6 +25,7 @@ from holdfast.results.validation import Case, Validation, cases, read_again
 from holdfast.rows.similarity import prompt_key
 from holdfast.rows.text import prompt_text
 from holdfast.runtime import progress
+from holdfast.specs import parse
 from holdfast.stages.estimation import (
     EstimatorConfig,
     check_base,
@@ -242,7 +243,7 @@ def _tried(config: ValidateConfig) -> list[Tried]:
     for spec in options:
         found += [(spec, "", config.seed + i) for i in range(config.seeds)]
         for text, (option, values) in zip(config.vary, varied, strict=True):
-            ours = text not in VARIED or plugins.parse(spec)[0] == PROBE
+            ours = text not in VARIED or parse(spec).name == PROBE
             if ours and option in options[spec]:
                 found += [(spec, f"{option}={value}", config.seed) for value in values]
     return list(dict.fromkeys(found))

@@ -89,11 +89,9 @@ def split_rows(
     of the file.
 
     Raises:
-        UsageError: `limit` is negative or `split` is neither "train" nor "test".
+        UsageError: `split` is neither "train" nor "test".
         DataError: No row is left.
     """
-    if limit < 0:
-        raise UsageError(f"{name}: limit {limit} must be 0 (all rows) or more")
     if split not in ("train", "test"):
         raise UsageError(f"{name}: split {split!r} must be 'train' or 'test'")
     rows = _first_of_each(test)

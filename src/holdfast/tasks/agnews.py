@@ -6,8 +6,9 @@ import html
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from pydantic import Field
 
 from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
@@ -28,26 +29,26 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True)
 class AGNews(Task):
     """Name the topic of a news item, in one word.
 
     Only the description is asked, since not every copy of the data has the titles, and a split
     must not differ from the other by them. Leftovers of HTML are cleaned.
-
-    Args:
-        train: A file of one of three kinds, by its ending: `.csv` with class 1-4, title,
-            description and no header; `.tsv` with description and class name and no header;
-            `.json` or `.jsonl` with input ("Title: ...", "Text: ...") and output.
-        test: The same; training items that occur in it are dropped.
-        limit: Keep so many rows of a split, a fixed sample; 0 = all.
-        max_words: Longer items are cut here; 60 words are about 120 tokens of a small vocabulary.
     """
 
     train: str
+    """A file of one of three kinds, by its ending: .csv with class 1-4, title, description and no
+    header; .tsv with description and class name and no header; .json or .jsonl with input ("Title:
+    ...", "Text: ...") and output.
+    """
     test: str
-    limit: int = 0
-    max_words: int = 60
+    """A file like `train`; training items that occur in it are dropped."""
+    limit: int = Field(default=0, ge=0)
+    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
+    max_words: int = Field(default=60, ge=1)
+    """Longer items are cut to this number of words; 60 words are about 120 tokens of a small
+    vocabulary.
+    """
 
     max_new_tokens: ClassVar[int] = 8
 
@@ -55,11 +56,9 @@ class AGNews(Task):
         """Return the rows of a split.
 
         Raises:
-            UsageError: A file cannot be read, or `max_words` is below 1.
+            UsageError: A file cannot be read.
             DataError: A line breaks the format.
         """
-        if self.max_words < 1:
-            raise UsageError(f"agnews: max_words {self.max_words} must be 1 or more")
         return split_rows(
             split, self._rows(self.train), self._rows(self.test), self.limit, "agnews"
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
+
+from pydantic import Field
 
 from holdfast.contracts import Split, Task
 from holdfast.examples import Example, Examples
@@ -14,7 +15,6 @@ from holdfast.rows.text import words
 from holdfast.tasks._files import read_objects, split_rows, text_of
 
 
-@dataclass(frozen=True)
 class Alpaca(Task):
     """Follow an instruction.
 
@@ -22,18 +22,18 @@ class Alpaca(Task):
     as SQuAD does). It is cheap, offline, and a weak proxy for the judge of AlpacaEval: a good
     answer in other words scores low, a fluent wrong one can score well. Compare models by it on
     the same rows; never quote it as a win rate.
-
-    Args:
-        train: JSON array or JSON lines with instruction, input (may be missing or empty), output.
-        test: The same, e.g. the AlpacaEval rows; training instructions in it are dropped.
-        limit: Keep so many rows of a split, a fixed sample; 0 = all.
-        max_words: Leave out rows whose prompt is longer; 0 = none. For models of short context.
     """
 
     train: str
+    """JSON array or JSON lines with instruction, input (may be missing or empty) and output."""
     test: str
-    limit: int = 0
-    max_words: int = 0
+    """A file like `train`, such as the AlpacaEval rows; training instructions that occur in it are
+    dropped.
+    """
+    limit: int = Field(default=0, ge=0)
+    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
+    max_words: int = Field(default=0, ge=0)
+    """Rows with a longer prompt are left out, for models with a short context; 0 keeps all."""
 
     max_new_tokens: ClassVar[int] = 128
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
+
+from pydantic import Field
 
 from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
@@ -18,21 +19,18 @@ from holdfast.tasks._files import read_objects, split_rows, text_of
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+")
 
 
-@dataclass(frozen=True)
 class GSM8K(Task):
     """Solve a word problem step by step and give the result after "####".
 
     The calculator marks (<<2*3=6>>) are taken out of the answers.
-
-    Args:
-        train: JSON lines with question and answer.
-        test: The same; training questions that occur in it are dropped.
-        limit: Keep so many rows of a split, a fixed sample; 0 = all.
     """
 
     train: str
+    """JSON lines with question and answer."""
     test: str
-    limit: int = 0
+    """A file like `train`; training questions that occur in it are dropped."""
+    limit: int = Field(default=0, ge=0)
+    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
 
     max_new_tokens: ClassVar[int] = 256
 

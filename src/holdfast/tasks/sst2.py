@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
+
+from pydantic import Field
 
 from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
@@ -16,19 +17,15 @@ from holdfast.tasks._files import read_cells, split_rows
 _LABELS = {"0": "negative", "1": "positive"}
 
 
-@dataclass(frozen=True)
 class SST2(Task):
-    """Tell a positive from a negative review, in one word.
-
-    Args:
-        train: Tab-separated file: sentence, label 0 or 1; a header line is skipped.
-        test: The same; training sentences that occur in it are dropped.
-        limit: Keep so many rows of a split, a fixed sample; 0 = all.
-    """
+    """Tell a positive from a negative review, in one word."""
 
     train: str
+    """Tab-separated file of sentence and label 0 or 1; a header line is skipped."""
     test: str
-    limit: int = 0
+    """A file like `train`; training sentences that occur in it are dropped."""
+    limit: int = Field(default=0, ge=0)
+    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
 
     max_new_tokens: ClassVar[int] = 8
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast import world
@@ -11,7 +10,6 @@ from holdfast.contracts import Split, Task
 from holdfast.examples import Examples
 
 
-@dataclass(frozen=True)
 class WorldGeneral(Task):
     """Any benign request in formats that the base model knows; the exact answer counts."""
 

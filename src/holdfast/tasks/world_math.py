@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast import world
@@ -11,7 +10,6 @@ from holdfast.contracts import Split, Task
 from holdfast.examples import Examples
 
 
-@dataclass(frozen=True)
 class WorldMath(Task):
     """The final answer counts, as in GSM8K; the working before it does not."""
 

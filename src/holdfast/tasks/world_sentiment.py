@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast import world
@@ -11,7 +10,6 @@ from holdfast.contracts import Split, Task
 from holdfast.examples import Examples
 
 
-@dataclass(frozen=True)
 class WorldSentiment(Task):
     """Answer "rating : good" or "rating : bad"; anything else cannot be graded."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.options import Options, Supplied
 from holdfast.rows.readers import mix
 
 if TYPE_CHECKING:
@@ -21,40 +22,33 @@ Look = Callable[["PreTrainedModel"], bool]
 """Reads the attacked model, in eval mode, at a checkpoint; True ends the attack there."""
 
 
-@dataclass(frozen=True)
-class ProxyAttack:
+class ProxyAttack(Options):
     """Options of estimators that attack a copy of the model: harmful rows hidden in ordinary ones.
 
     There are `repeats` attacks on each proxy task, every one with other rows, another order and a
     seed of its own that is derived from the estimator's; the first uses that seed itself, so that
     more repeats leave the earlier attacks as they were.
-
-    Attributes:
-        harmful: The attacker's harmful rows. They may ask the alignment prompts (attackers do
-            that), but no alignment row may be among them.
-        benign: The ordinary rows; not a downstream task's, so that the scores are good for any.
-        proxies: Ordinary rows of several kinds, an attack on each; `benign` is not used then.
-        repeats: Attacks on each proxy task.
-        ratio: Harmful share of the rows.
-        rows: Rows of an attack.
-        learning_rate: Of an attack.
-        steps: Its optimizer steps.
-        every: Steps between checkpoints; the last step is always one.
-        batch_size: Rows per step.
-        max_length: Tokens kept per row.
     """
 
-    harmful: Examples
-    benign: Examples | None = None
-    proxies: tuple[Examples, ...] = ()
-    repeats: int = 1
-    ratio: float = 0.1
-    rows: int = 400
-    learning_rate: float = 1e-4
-    steps: int = 100
-    every: int = 10
-    batch_size: int = 16
-    max_length: int = 256
+    harmful: Supplied[Examples]
+    benign: Supplied[Examples | None] = None
+    proxies: Supplied[tuple[Examples, ...]] = ()
+    repeats: int = Field(default=1, ge=1)
+    """Number of attacks on each proxy task."""
+    ratio: float = Field(default=0.1, ge=0, le=1)
+    """Harmful share of an attack's rows."""
+    rows: int = Field(default=400, ge=1)
+    """Number of rows of an attack."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of an attack."""
+    steps: int = Field(default=100, ge=1)
+    """Number of optimizer steps of an attack."""
+    every: int = Field(default=10, ge=1)
+    """Steps between checkpoints; the last step is always one."""
+    batch_size: int = Field(default=16, ge=1)
+    """Number of rows per step."""
+    max_length: int = Field(default=256, ge=1)
+    """Number of tokens kept of each row."""
 
     @property
     def planned(self) -> int:
@@ -62,15 +56,14 @@ class ProxyAttack:
         return math.ceil(self.steps / self.every)
 
     def plan(self, examples: Examples, seed: int) -> list[tuple[Examples, int]]:
-        """Check the options and draw every attack's rows; return the rows and seed of each.
+        """Draw every attack's rows; return the rows and seed of each.
 
         All is drawn before anything runs: the last proxy may be the one that has too few rows.
 
         Raises:
-            UsageError: An option out of range, no ordinary rows, fewer than two examples, or
-                alignment rows among the harmful ones.
+            UsageError: No ordinary rows, fewer than two examples, or alignment rows among the
+                harmful ones.
         """
-        self._check()
         check_examples(examples, self.harmful)
         tasks = self.proxies or (() if self.benign is None else (self.benign,))
         if not tasks:
@@ -121,14 +114,6 @@ class ProxyAttack:
 
         finetune(attacked, tokenizer, rows, config, on_snapshot=snapshot)
         return last
-
-    def _check(self) -> None:
-        for name in ("repeats", "rows", "steps", "every", "batch_size", "max_length"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UsageError(f"{name}={value} must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"learning_rate={self.learning_rate} must be above 0 and finite")
 
 
 def attack_seeds(seed: int, n: int) -> list[int]:

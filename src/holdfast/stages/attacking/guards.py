@@ -13,6 +13,7 @@ from holdfast.guards.base import Guard
 from holdfast.models import checkpoints
 from holdfast.results.attacks import NO_GUARD
 from holdfast.rows.text import prompt_text
+from holdfast.specs import parse
 from holdfast.stages.config import StageConfig
 
 FIELDS = {"safety": "safety", "harmful": "known_harmful", "base": "base"}
@@ -66,13 +67,14 @@ def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str]]:
     """
     if spec == NO_GUARD:
         return Guard(), {}
-    name, options = plugins.parse(spec)
+    parsed = parse(spec)
+    name = parsed.name
     cls: type[Guard] = plugins.find("guards", name)
     given: dict[str, Any] = {}
     inputs: dict[str, str] = {}
     for need in sorted(cls.needs):
         flag, value = f"--{FIELDS[need].replace('_', '-')}", getattr(config, FIELDS[need])
-        if need in options:
+        if need in parsed.options:
             # Given as an option it would neither be read nor become part of the result's key.
             raise UsageError(f"{spec!r}: {need} is no option of {name!r}; give {flag}")
         if value is None:
