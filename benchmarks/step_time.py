@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from common import Row, main, parser, write
 from holdfast import plugins
 from holdfast.errors import UsageError
-from holdfast.methods.base import AlignConfig, AlignmentData, AlignmentTrainer
+from holdfast.methods.base import AlignmentData, AlignmentTrainer, MethodArguments
 from holdfast.models import adapters, checkpoints
 from holdfast.models.weights import trainable
 from holdfast.results.artifacts import Groups
@@ -280,7 +280,7 @@ def turn(bench: Bench, variant: Variant, seed: int, *, metered: bool = False) ->
         callback: TrainerCallback = meter if metered else clock
         method(
             model,
-            AlignConfig(**settings),
+            MethodArguments(**settings),
             data=bench.data,
             options=method.Options(**variant.options),
             processing_class=bench.tokenizer,

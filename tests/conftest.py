@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -457,10 +456,10 @@ def make_trainer(
         method: str, model: PreTrainedModel, rows: AlignmentData = data, **options: Any
     ) -> AlignmentTrainer:
         from holdfast.methods._together import method as find
-        from holdfast.methods.base import AlignConfig
+        from holdfast.methods.base import MethodArguments
 
         cls: Any = find(method)
-        own = {f.name for f in dataclasses.fields(cls.Options)}
+        own = cls.Options.model_fields
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "work"),
             "max_steps": 3,
@@ -479,7 +478,7 @@ def make_trainer(
             "logging_nan_inf_filter": False,
             "dataloader_pin_memory": False,
         }
-        args = AlignConfig(**{**settings, **{k: v for k, v in options.items() if k not in own}})
+        args = MethodArguments(**{**settings, **{k: v for k, v in options.items() if k not in own}})
         trainer: AlignmentTrainer = cls(
             model,
             args,

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from holdfast.examples import Example, Examples
 from holdfast.methods._together import method
-from holdfast.methods.base import AlignConfig, AlignmentData
+from holdfast.methods.base import AlignmentData, MethodArguments
 from holdfast.models.adapters import add_lora
 from holdfast.results.artifacts import Groups
 from holdfast.results.files import write_json
@@ -112,7 +112,7 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
         }
     trainer = cls(
         network,
-        AlignConfig(**settings),
+        MethodArguments(**settings),
         data=rows(wanted.get("benign", 0)),
         options=cls.Options(**wanted.get("options", {})),
         processing_class=tokenizer,

@@ -290,10 +290,10 @@ def test_a_harmful_loss_that_is_not_finite_stops_before_the_optimizer(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0}, "alpha=0.0 is the length of a step"),
-        ({"alpha": math.nan}, "alpha=nan is the length of a step"),
-        ({"lam": -1.0}, "lam=-1.0 must not be negative"),
-        ({"lam": math.inf}, "lam=inf must not be negative"),
+        ({"alpha": 0.0}, r"alpha=0\.0 must be a number, above 0"),
+        ({"alpha": math.nan}, "alpha=nan must be a number, above 0"),
+        ({"lam": -1.0}, r"lam=-1\.0 must be a number, at least 0"),
+        ({"lam": math.inf}, "lam=inf must be a number, at least 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     # The harness's standard error is that of a mean: s / sqrt(n), s^2 = 6 / 4 / 5.
     assert found["tea"]["acc"] == {
         "value": 0.5,
-        "stderr": pytest.approx(math.sqrt(0.3 / 6)),
+        "stder": pytest.approx(math.sqrt(0.3 / 6)),
         "n": 6,
     }
     few = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=2)
@@ -91,9 +91,9 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_metrics_have_their_n_and_error(harness: list[dict[str, Any]], tmp_path: Path) -> None:
     loaded = checkpoints.load("world", device="cpu")
     found = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=6)
-    assert found["tea"]["acc"] == {"value": 0.5, "stderr": 0.2, "n": 6}
+    assert found["tea"]["acc"] == {"value": 0.5, "stder": 0.2, "n": 6}
     assert found["tea"]["exact_match,strict"]["value"] == 0.25
-    assert math.isnan(found["tea"]["exact_match,strict"]["stderr"])
+    assert math.isnan(found["tea"]["exact_match,strict"]["stder"])
     assert len(found["tea"]) == 2
     # A folder of one's own hides the harness's tasks; its draws are seeded.
     assert harness[0] == {"include_defaults": False}

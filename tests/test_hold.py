@@ -435,15 +435,15 @@ def test_sharded_weights_are_refused_when_training_begins(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attack_rows": "all"}, "attack_rows='all' must be one of base, mismatched"),
+        ({"attack_rows": "all"}, "attack_rows='all' must be one of 'base', 'mismatched', "),
         ({"control": "all"}, "control='all' must be one of "),
-        ({"reach": -1.0}, "reach=-1.0 must not be negative"),
-        ({"clean": 1.0}, r"clean=1.0 must be a share in \[0, 1\)"),
-        ({"attack_share": 1.5}, r"attack_share=1.5 must be a share in \(0, 1\]"),
-        ({"inner_steps": 0}, "inner_steps=0 must lie between 1 and 127"),
-        ({"benign": 0.0}, "benign=0.0 must be above 0"),
-        ({"refuse": -1.0}, "refuse=-1.0 must not be negative"),
-        ({"mixture": "half"}, "mixture='half' must be one of both, coin"),
+        ({"reach": -1.0}, r"reach=-1\.0 must be a number, at least 0"),
+        ({"clean": 1.0}, r"clean=1\.0 must be a number, at least 0 and below 1"),
+        ({"attack_share": 1.5}, r"attack_share=1\.5 must be a number, above 0 and at most 1"),
+        ({"inner_steps": 0}, "inner_steps=0 must be a whole number from 1 to 127"),
+        ({"benign": 0.0}, r"benign=0\.0 must be a number, above 0"),
+        ({"refuse": -1.0}, r"refuse=-1\.0 must be a number, at least 0"),
+        ({"mixture": "half"}, "mixture='half' must be one of 'coin', 'both'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -286,9 +286,9 @@ def test_a_model_without_a_final_norm_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -1.0}, "alpha=-1.0 must not be negative"),
-        ({"beta": math.nan}, "beta=nan must not be negative"),
-        ({"tokens": 0}, "tokens=0: at least one"),
+        ({"alpha": -1.0}, r"alpha=-1\.0 must be a number, at least 0"),
+        ({"beta": math.nan}, "beta=nan must be a number, at least 0"),
+        ({"tokens": 0}, "tokens=0 must be a whole number, at least 1"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops(
 @pytest.mark.parametrize("value", [-0.1, math.nan])
 def test_bad_options(name: str, value: float) -> None:
     options: dict[str, Any] = {name: value}
-    with pytest.raises(UsageError, match=f"{name}={value} must not be negative"):
+    with pytest.raises(UsageError, match=f"{name}={value} must be a number, at least 0"):
         SamOptions(**options)
 
 

@@ -278,11 +278,11 @@ def test_resume_within_an_interval_equals_the_uninterrupted_run(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rho": -0.1}, "rho=-0.1 must not be negative"),
-        ({"rho": math.nan}, "rho=nan must not be negative"),
-        ({"layers": 0}, "layers=0 must be at least 1"),
-        ({"measure_every": 0}, "measure_every=0 must be at least 1"),
-        ({"draw_every": -1}, "draw_every=-1 must be at least 1"),
+        ({"rho": -0.1}, r"rho=-0\.1 must be a number, at least 0"),
+        ({"rho": math.nan}, "rho=nan must be a number, at least 0"),
+        ({"layers": 0}, "layers=0 must be a whole number, at least 1"),
+        ({"measure_every": 0}, "measure_every=0 must be a whole number, at least 1"),
+        ({"draw_every": -1}, "draw_every=-1 must be a whole number, at least 1"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -295,11 +295,14 @@ def test_every_architecture_takes_a_step(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tamper": -1.0}, "tamper=-1.0 must not be negative"),
-        ({"attack_lr": math.nan}, "attack_lr=nan must not be negative"),
-        ({"every": 9}, "every=9 must lie between 1 and inner_steps=8"),
-        ({"every": 0}, "every=0 must lie between"),
-        ({"held_out": 1.0}, "held_out=1.0 is a share"),
+        ({"tamper": -1.0}, r"tamper=-1\.0 must be a number, at least 0"),
+        ({"attack_lr": math.nan}, "attack_lr=nan must be a number, at least 0"),
+        (
+            {"every": 9},
+            "every=9 must be at most inner_steps=8: otherwise the loss is never evaluated",
+        ),
+        ({"every": 0}, "every=0 must be a whole number, at least 1"),
+        ({"held_out": 1.0}, r"held_out=1\.0 must be a number, above 0 and below 1"),
     ],
 )
 def test_bad_options(

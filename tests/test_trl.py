@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +93,7 @@ def make(
         rows: AlignmentData | None = None,
         **options: Any,
     ) -> Any:
-        own = {f.name for f in dataclasses.fields(cls.Options)}
+        own = cls.Options.model_fields
         reference: dict[str, Any] = {}
         config: Any = DPOConfig if issubclass(cls, DPOTrainer) else SFTConfig
         settings = {"output_dir": str(tmp_path), "max_steps": 2, "optim": "sgd", "use_cpu": True}

@@ -500,17 +500,23 @@ def test_the_perturbation_gap_is_what_the_perturbation_costs(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"curriculum": "cubic"}, "curriculum='cubic' must be one of linear, cosine, safety"),
-        ({"start": "even"}, "start='even' must be one of uniform, proportional"),
-        ({"perturbation": "none"}, "perturbation='none' must be one of own_loss, random"),
-        ({"sampler": "exp4"}, "sampler='exp4' must be one of exp3, smoothed"),
-        ({"batch": "mixed"}, "batch=mixed sees the loss of every group.*take sampler=smoothed"),
-        ({"mixture": "both", "perturbation": "random"}, "mixture=both is made of the ascent"),
-        ({"per": "step"}, "per='step' must be one of micro_batch, update"),
-        ({"lam": 1.5}, "lam=1.5 is a probability"),
-        ({"lam": math.nan}, "lam=nan is a probability"),
-        ({"rho": -0.1}, "rho=-0.1 must not be negative"),
-        ({"rho": math.nan}, "rho=nan must not be negative"),
+        ({"curriculum": "cubic"}, "curriculum='cubic' must be one of 'linear', 'cosine', "),
+        ({"start": "even"}, "start='even' must be one of 'uniform', 'proportional'"),
+        ({"perturbation": "none"}, "perturbation='none' must be one of 'own_loss', 'random'"),
+        ({"sampler": "exp4"}, "sampler='exp4' must be one of 'exp3', 'smoothed'"),
+        (
+            {"batch": "mixed"},
+            "batch=mixed sees the loss of every group, and exp3 divides",
+        ),
+        (
+            {"mixture": "both", "perturbation": "random"},
+            "mixture=both needs the gradient of the perturbation, and perturbation",
+        ),
+        ({"per": "step"}, "per='step' must be one of 'micro_batch', 'update'"),
+        ({"lam": 1.5}, r"lam=1\.5 must be a number from 0 to 1"),
+        ({"lam": math.nan}, "lam=nan must be a number from 0 to 1"),
+        ({"rho": -0.1}, r"rho=-0\.1 must be a number, at least 0"),
+        ({"rho": math.nan}, "rho=nan must be a number, at least 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

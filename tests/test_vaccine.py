@@ -132,7 +132,7 @@ def test_no_hook_stays_when_the_forward_raises(
 
 @pytest.mark.parametrize("rho", [-0.1, math.nan])
 def test_bad_options(rho: float) -> None:
-    with pytest.raises(UsageError, match=f"rho={rho} must not be negative"):
+    with pytest.raises(UsageError, match=f"rho={rho} must be a number, at least 0"):
         VaccineOptions(rho=rho)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from holdfast.examples import Examples
 from holdfast.methods.base import AlignmentData
 from holdfast.rows.readers import mismatched
 
-SOURCES = ("base", "mismatched", "affirmative", "harmful")
+Source = Literal["base", "mismatched", "affirmative", "harmful"]
+"""Where the rows of a simulated attacker come from, see `attacker_rows`."""
 MOST_STEPS = 127
 """So that where an attack stands fits into a byte."""
 
 
 def attacker_rows(
-    source: str,
+    source: Source,
     data: AlignmentData,
     *,
     prefix: str,
@@ -29,7 +30,7 @@ def attacker_rows(
     """Return the rows that an attacker trains on.
 
     Args:
-        source: One of `SOURCES`. base: what the model answers before it is aligned; mismatched:
+        source: base: what the model answers before it is aligned; mismatched:
             unrelated benign answers; affirmative: `prefix`; harmful: the harmful rows.
         data: Rows of the alignment; the prompts are those of the safety rows.
         prefix: Of affirmative answers.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from holdfast.models.weights import restored
 
 Move = Callable[[Iterable[Tensor]], None]
 """Adds steps, one tensor per trainable parameter, to the weights."""
-PER = ("micro_batch", "update")
+Per = Literal["micro_batch", "update"]
+"""What a perturbation of the weights is made for."""
 Part = tuple[Batch, Items]
 """Rows, and what their losses are divided by."""
 
@@ -85,9 +86,9 @@ class WeightPerturbingTrainer(PerturbingTrainer):
     """
 
     @property
-    def per(self) -> str:
-        """What a perturbation is made for, one of `PER`."""
-        return cast(str, self.options.per)
+    def per(self) -> Per:
+        """What a perturbation is made for."""
+        return cast(Per, self.options.per)
 
     def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights.

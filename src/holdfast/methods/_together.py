@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, make_dataclass
 from functools import cache
-from typing import Any, cast
+from typing import ClassVar, cast
+
+from pydantic import create_model
 
 from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.methods.base import AlignmentTrainer
 from holdfast.methods.group_dro import GroupDro
+from holdfast.options import Options, option_fields
 
 
 @cache
@@ -27,26 +29,24 @@ def method(name: str) -> type[AlignmentTrainer]:
         return cast("type[AlignmentTrainer]", first)
     if rest != [GroupDro] or issubclass(first, GroupDro):
         raise UsageError(
-            f"{name}: what goes together is one method and group_dro, e.g. vaccine+group_dro; "
-            "group_dro, vaa and hold have groups already"
+            f"{name}: only one method and group_dro can be combined, e.g. vaccine+group_dro; "
+            "group_dro, vaa and hold use groups already"
         )
-    options = _options(name, first.Options, GroupDro.Options)
-    needs, neutral = first.needs | GroupDro.needs, first.neutral
-    title = f"{first.__name__}GroupDro"
-    members = {"Options": options, "needs": needs, "neutral": neutral, "__doc__": first.__doc__}
-    return type(title, (first, GroupDro), members)
+    return _with_groups(first, name)
 
 
-def _options(name: str, *parts: type[Any]) -> type[Any]:
-    known = [f.name for part in parts for f in fields(part)]
-    if twice := sorted({key for key in known if known.count(key) > 1}):
-        raise UsageError(f"{name}: both have an option {twice[0]!r}, and it would be given to both")
+def _with_groups(first: type[AlignmentTrainer], name: str) -> type[AlignmentTrainer]:
+    both = first.Options, GroupDro.Options
+    shared = sorted(option_fields(both[0]).keys() & option_fields(both[1]).keys())
+    if shared:
+        raise UsageError(f"{name}: both methods have an option {shared[0]!r}")
+    combined = create_model("CombinedOptions", __base__=both)
+    combined.owner = name
 
-    def check(self: Any) -> None:
-        for part in parts:
-            if hasattr(part, "__post_init__"):
-                part.__post_init__(self)
+    class Combined(first, GroupDro):  # type: ignore[misc, valid-type]  # bases known at run time
+        __doc__ = first.__doc__
+        Options: ClassVar[type[Options]] = combined
+        needs: ClassVar[frozenset[str]] = first.needs | GroupDro.needs
 
-    return make_dataclass(
-        "Options", [], bases=parts, frozen=True, namespace={"__post_init__": check}
-    )
+    Combined.__name__ = Combined.__qualname__ = f"{first.__name__}GroupDro"
+    return Combined

@@ -32,6 +32,7 @@ from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
 from holdfast.models.weights import global_norm, gradients_everywhere, trainable
+from holdfast.options import Options
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import to_json, write_json
 from holdfast.rows.trl import from_dataset
@@ -103,8 +104,8 @@ class AlignmentData:
 
 
 @dataclass
-class AlignConfig(TrainingArguments):
-    """Options of an alignment run: all of TrainingArguments, and the length of the rows."""
+class MethodArguments(TrainingArguments):
+    """Arguments of an alignment run: all of TrainingArguments, and the length of the rows."""
 
     max_length: int = field(default=256, metadata={"help": "Tokens kept per row."})
 
@@ -114,17 +115,12 @@ class AlignConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of a method that has none of its own."""
-
-
 class AlignmentTrainer(Trainer):
     """Base of all methods; as it is, plain supervised fine-tuning.
 
     On its own it trains on the rows of `data`:
 
-        Vaa(model, AlignConfig(...), data=data, processing_class=tokenizer)
+        Vaa(model, MethodArguments("out"), data=data, processing_class=tokenizer)
 
     With a script that uses TRL, put it before the trainer there and say which rows are which; the
     dataset, its processing and its loss stay TRL's:
@@ -136,14 +132,15 @@ class AlignmentTrainer(Trainer):
                data=AlignmentData.of(dataset, Groups.load("groups.json")))
 
     Attributes:
-        Options: The method's options, a dataclass.
+        Options: The method's options, a model whose fields are documented.
         needs: Subset of {"groups", "harmful"}; checked before the model loads.
         neutral: Option values at which the gradient must equal plain supervised fine-tuning's.
     """
 
-    Options: ClassVar[type[Any]] = Options
+    Options: ClassVar[type[Options]] = Options
     needs: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[Mapping[str, Any]] = {}
+    options: Any
 
     def __init__(
         self,
@@ -477,20 +474,6 @@ def unscaled(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
     n = size(batch)
     scale = n if num_items is None else float(num_items) / processes.world()
     return float(loss) * scale, n
-
-
-def one_of(options: Any, name: str, *allowed: str) -> None:
-    """Raise UsageError where an option is none of the values allowed."""
-    value = getattr(options, name)
-    if value not in allowed:
-        raise UsageError(f"{name}={value!r} must be one of {', '.join(allowed)}")
-
-
-def not_negative(options: Any, *names: str) -> None:
-    """Raise UsageError where an option is negative, infinite or nan."""
-    for name in names:
-        if not 0 <= getattr(options, name) < math.inf:
-            raise UsageError(f"{name}={getattr(options, name)} must not be negative")
 
 
 class _Progress(TrainerCallback):

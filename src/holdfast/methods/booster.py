@@ -24,34 +24,30 @@ away; train adapters, or weights in float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models.modes import evaluating
 from holdfast.models.weights import consumed, restored, step_along
+from holdfast.options import Options
 
 
-@dataclass(frozen=True)
-class BoosterOptions:
+class BoosterOptions(Options):
     """Options of Booster; the defaults are the published ones."""
 
-    alpha: float = field(default=0.1, metadata={"help": "Length of the harmful step."})
-    lam: float = field(default=5.0, metadata={"help": "Weight of what that step gains."})
+    owner: ClassVar[str] = "booster"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise UsageError(f"alpha={self.alpha} is the length of a step: it must be positive")
-        if not 0 <= self.lam < math.inf:
-            raise UsageError(f"lam={self.lam} must not be negative; 0 is plain fine-tuning")
+    alpha: float = Field(default=0.1, gt=0)
+    """Length of the simulated harmful step."""
+    lam: float = Field(default=5.0, ge=0)
+    """Weight of what that step gains; 0 is plain fine-tuning."""
 
 
 class Booster(HarmfulTrainer):
@@ -60,7 +56,7 @@ class Booster(HarmfulTrainer):
     A second copy is alive for a moment where gradients are accumulated.
     """
 
-    Options: ClassVar[type[Any]] = BoosterOptions
+    Options: ClassVar[type[Options]] = BoosterOptions
     neutral: ClassVar[Mapping[str, Any]] = {"lam": 0.0}
     options: BoosterOptions
 

@@ -20,52 +20,57 @@ Benign rows, which the papers do not have, take their share of every batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, Stream, by_group
 from holdfast.methods._group_sampler import GroupSampler, SmoothedSampler
-from holdfast.methods.base import AlignmentTrainer, not_negative, one_of, unscaled
+from holdfast.methods.base import AlignmentTrainer, unscaled
 from holdfast.models.processes import rank, total, world
+from holdfast.options import Options
 from holdfast.results.artifacts import Groups, Scores
 
 MOST_TILT = 20.0
-CONTROLS = ("ungrouped", "shuffled", "noisy", "only_last", "only_first")
+Control = Literal["", "ungrouped", "shuffled", "noisy", "only_last", "only_first"]
+"""Ablation of the groups, see `controlled`."""
 NOISE = 0.1
 """Share of the labels that `control="noisy"` changes, as the paper does."""
 
 
-@dataclass(frozen=True)
-class GroupDroOptions:
+class GroupDroOptions(Options):
     """Options of the groups' adversary; the defaults are VAA's published ones for Llama-2-7B."""
 
-    sampler: str = field(default="exp3", metadata={"help": "exp3 (published) or smoothed."})
-    step_size: float = field(default=0.007, metadata={"help": "eta of the sampler."})
-    floor: float = field(default=0.1, metadata={"help": "Least probability of a group."})
-    start: str = field(default="uniform", metadata={"help": "uniform or proportional to sizes."})
-    batch: str = field(default="group", metadata={"help": "group (one a step) or mixed."})
-    tilt: float = field(default=0.0, metadata={"help": "How far rows are weighed by their score."})
-    control: str = field(default="", metadata={"help": f"Ablation: {', '.join(CONTROLS)}."})
+    owner: ClassVar[str] = "group_dro"
 
-    def __post_init__(self) -> None:
-        one_of(self, "control", "", *CONTROLS)
-        one_of(self, "sampler", "exp3", "smoothed")
-        one_of(self, "start", "uniform", "proportional")
-        one_of(self, "batch", "group", "mixed")
-        not_negative(self, "step_size", "floor")
-        if not abs(self.tilt) <= MOST_TILT:
-            raise UsageError(f"tilt={self.tilt} weighs rows by exp(tilt): at most {MOST_TILT:g}")
+    sampler: Literal["exp3", "smoothed"] = "exp3"
+    """Update of the group probabilities: exp3 as published, or smoothed."""
+    step_size: float = Field(default=0.007, ge=0)
+    """Step size eta of the sampler."""
+    floor: float = Field(default=0.1, ge=0)
+    """Smallest probability of a group."""
+    start: Literal["uniform", "proportional"] = "uniform"
+    """Probabilities of the groups at the start: uniform, or proportional to their sizes."""
+    batch: Literal["group", "mixed"] = "group"
+    """Safety rows of a batch: one group's, or all groups' in proportion to their probabilities."""
+    tilt: float = Field(default=0.0, ge=-MOST_TILT, le=MOST_TILT)
+    """Soft weights: a row of a group is drawn in proportion to exp(tilt u), u its score's rank."""
+    control: Control = ""
+    """Ablation that removes information from the groups; empty for none."""
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
         if self.batch == "mixed" and self.sampler == "exp3":
-            raise UsageError(
-                "batch=mixed sees the loss of every group, and exp3 divides by the chance of "
-                "having drawn it; take sampler=smoothed"
+            raise ValueError(
+                "batch=mixed sees the loss of every group, and exp3 divides by the probability of "
+                "having drawn it: use sampler=smoothed"
             )
+        return self
 
 
 class GroupDro(AlignmentTrainer):
@@ -244,7 +249,7 @@ class GroupDro(AlignmentTrainer):
 
 
 def controlled(
-    labels: np.ndarray, names: Sequence[str], control: str, *, seed: int
+    labels: np.ndarray, names: Sequence[str], control: Control, *, seed: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return labels and names of the groups with what they say taken away, all of it or in part.
 
@@ -255,7 +260,7 @@ def controlled(
     Args:
         labels: (n,) group of each row, least vulnerable first.
         names: Of the groups.
-        control: One of `CONTROLS`; "" leaves them as they are.
+        control: See `Control`; "" leaves them as they are.
         seed: Of what is random.
     """
     rng = np.random.default_rng([seed, 3])

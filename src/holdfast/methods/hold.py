@@ -39,25 +39,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.errors import UsageError
-from holdfast.methods._attacker import MOST_STEPS, SOURCES, LastingAttack, attacker_rows
+from holdfast.methods._attacker import MOST_STEPS, LastingAttack, Source, attacker_rows
 from holdfast.methods._batches import Batch, Items, Stream, size, weighted
 from holdfast.methods._perturbing import Move, Part, PerturbingTrainer, WeightPerturbingTrainer
-from holdfast.methods.base import not_negative, one_of
-from holdfast.methods.group_dro import CONTROLS, GroupDro, GroupDroOptions, dealt
+from holdfast.methods.group_dro import Control, GroupDro, GroupDroOptions, dealt
 from holdfast.models.encoding import IGNORE, Encoded
 from holdfast.models.generation import generate
 from holdfast.models.losses import refusal_tokens
 from holdfast.models.processes import is_sharded, world
 from holdfast.models.weights import consumed, displaced, step_along
+from holdfast.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,40 +70,41 @@ MEMORY = 0.9
 """Share of itself that a running mean keeps at every update."""
 
 
-@dataclass(frozen=True)
-class HoldOptions:
+class HoldOptions(Options):
     """Options of Hold; the defaults are those of the published results."""
 
-    attack_rows: str = field(
-        default="base", metadata={"help": "base, mismatched, affirmative or harmful."}
-    )
-    prefix: str = field(default="Sure, here is", metadata={"help": "For affirmative rows."})
-    reach: float = field(default=7e-4, metadata={"help": "Size of an inner step."})
-    inner_steps: int = field(default=48, metadata={"help": "Most steps of the attack."})
-    every: int = field(default=2, metadata={"help": "Updates a step of a lasting attack takes."})
-    attack_share: float = field(
-        default=0.25, metadata={"help": "Rows of an attack's step for each safety row of a batch."}
-    )
-    clean: float = field(default=0.25, metadata={"help": "Share of the updates taken at theta."})
-    mixture: str = field(default="coin", metadata={"help": "both, or coin: one or the other."})
-    refuse: float = field(default=3.0, metadata={"help": "Weight of refusing safety rows."})
-    comply: float = field(default=10.0, metadata={"help": "Weight of not refusing benign rows."})
-    benign: float = field(default=4.0, metadata={"help": "Weight of the benign rows."})
-    control: str = field(default="", metadata={"help": f"Ablation: {', '.join(CONTROLS)}."})
+    owner: ClassVar[str] = "hold"
 
-    def __post_init__(self) -> None:
-        one_of(self, "attack_rows", *SOURCES)
-        one_of(self, "mixture", "both", "coin")
-        one_of(self, "control", "", *CONTROLS)
-        not_negative(self, "reach", "every", "comply", "refuse")
-        if not 0 <= self.clean < 1:
-            raise UsageError(f"clean={self.clean} must be a share in [0, 1)")
-        if not 0 < self.attack_share <= 1:
-            raise UsageError(f"attack_share={self.attack_share} must be a share in (0, 1]")
-        if not 1 <= self.inner_steps <= MOST_STEPS:
-            raise UsageError(f"inner_steps={self.inner_steps} must lie between 1 and {MOST_STEPS}")
-        if not 0 < self.benign < math.inf:
-            raise UsageError(f"benign={self.benign} must be above 0 and finite")
+    attack_rows: Source = "base"
+    """Rows of the simulated attacker: the restricted prompts with the model's own answers (base),
+    with unrelated benign answers (mismatched) or with `prefix` (affirmative), or the harmful rows.
+    Change it if the model already refuses."""
+    prefix: str = "Sure, here is"
+    """Answer of affirmative rows; give one in the language of the prompts."""
+    reach: float = Field(default=7e-4, ge=0)
+    """Distance that an attack step moves each weight. Raise it if the alignment breaks too soon,
+    lower it if benign prompts are refused; `reach` times `inner_steps` should be near what a real
+    attack moves."""
+    inner_steps: int = Field(default=48, ge=1, le=MOST_STEPS)
+    """Steps of the longest attack; change it together with `reach`."""
+    every: int = Field(default=2, ge=0)
+    """Updates for each step of a lasting attack. Raise it to save time; 0 plays a whole attack
+    for every micro-batch, as FSDP2 requires."""
+    attack_share: float = Field(default=0.25, gt=0, le=1)
+    """Rows of an attack step for each safety row of a batch; 1 if batches have few safety rows."""
+    clean: float = Field(default=0.25, ge=0, lt=1)
+    """Share of updates at the weights themselves; raise it if refusals become badly worded."""
+    mixture: Literal["coin", "both"] = "coin"
+    """Gradient of an update: one of the two by a coin, or both, which lasts slightly longer and
+    takes more time."""
+    refuse: float = Field(default=3.0, ge=0)
+    """Weight of beginning to refuse restricted prompts; raise it if they are answered."""
+    comply: float = Field(default=10.0, ge=0)
+    """Weight of not beginning to refuse benign prompts; raise it if they are refused."""
+    benign: float = Field(default=4.0, gt=0)
+    """Weight of the benign rows; raise it if the model loses other abilities."""
+    control: Control = ""
+    """Ablation that removes information from the groups; empty for none."""
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
@@ -113,7 +114,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     in passes and one copy.
     """
 
-    Options: ClassVar[type[Any]] = HoldOptions
+    Options: ClassVar[type[Options]] = HoldOptions
     neutral: ClassVar[Mapping[str, Any]] = {
         "reach": 0.0,
         "benign": 1.0,
@@ -121,7 +122,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         "refuse": 0.0,
     }
     options: HoldOptions
-    per: ClassVar[str] = "micro_batch"
+    per: ClassVar[Literal["micro_batch"]] = "micro_batch"
 
     @property
     def adversary(self) -> GroupDroOptions:

@@ -34,10 +34,10 @@ The lens leaves out what an architecture does to its logits after the head (Gemm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -45,25 +45,24 @@ from torch.utils.checkpoint import checkpoint
 from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, rows_of
 from holdfast.methods._harmful import HarmfulTrainer
-from holdfast.methods.base import not_negative
 from holdfast.models.encoding import IGNORE
+from holdfast.options import Options
 
 KERNELS, FACTOR = 5, 2.0
 """How many Gaussians make up the kernel of MMD, and the ratio of neighbouring widths."""
 
 
-@dataclass(frozen=True)
-class RepNoiseOptions:
+class RepNoiseOptions(Options):
     """Options of RepNoise; alpha and beta are those of the authors' loss."""
 
-    alpha: float = field(default=1.0, metadata={"help": "Weight of the harmful rows' loss."})
-    beta: float = field(default=0.001, metadata={"help": "Weight of the distance to noise."})
-    tokens: int = field(default=256, metadata={"help": "Harmful answer tokens per micro-batch."})
+    owner: ClassVar[str] = "repnoise"
 
-    def __post_init__(self) -> None:
-        not_negative(self, "alpha", "beta")
-        if self.tokens < 1:
-            raise UsageError(f"tokens={self.tokens}: at least one answer token must be looked at")
+    alpha: float = Field(default=1.0, ge=0)
+    """Weight of the harmful rows' loss."""
+    beta: float = Field(default=0.001, ge=0)
+    """Weight of the distance to noise."""
+    tokens: int = Field(default=256, ge=1)
+    """Harmful response tokens used per micro-batch."""
 
 
 class RepNoise(HarmfulTrainer):
@@ -73,7 +72,7 @@ class RepNoise(HarmfulTrainer):
         UsageError: The model has no final norm by which its inner layers could be read out.
     """
 
-    Options: ClassVar[type[Any]] = RepNoiseOptions
+    Options: ClassVar[type[Options]] = RepNoiseOptions
     neutral: ClassVar[Mapping[str, Any]] = {"alpha": 0.0, "beta": 0.0}
     options: RepNoiseOptions
 

@@ -20,35 +20,36 @@ Dropout is drawn anew in the second pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.methods._perturbing import PER, Move, Part, WeightPerturbingTrainer
-from holdfast.methods.base import not_negative, one_of
+from holdfast.methods._perturbing import Move, Part, Per, WeightPerturbingTrainer
 from holdfast.models.weights import consumed, step_along
+from holdfast.options import Options
 
 
-@dataclass(frozen=True)
-class SamOptions:
+class SamOptions(Options):
     """Options of SAM; the defaults are the published ones."""
 
-    rho: float = field(default=0.05, metadata={"help": "Size of the perturbation; ASAM: 0.5."})
-    adaptive: bool = field(default=False, metadata={"help": "ASAM: in units of the weights."})
-    eta: float = field(default=0.01, metadata={"help": "ASAM: added to |theta|."})
-    per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
+    owner: ClassVar[str] = "sam"
 
-    def __post_init__(self) -> None:
-        not_negative(self, "rho", "eta")
-        one_of(self, "per", *PER)
+    rho: float = Field(default=0.05, ge=0)
+    """Size of the perturbation; ASAM was published with 0.5."""
+    adaptive: bool = False
+    """ASAM: measure the perturbation in units of the weights."""
+    eta: float = Field(default=0.01, ge=0)
+    """ASAM: constant added to |theta|."""
+    per: Per = "micro_batch"
+    """What a perturbation is made for: every micro-batch, or an update (one more copy)."""
 
 
 class Sam(WeightPerturbingTrainer):
     """SAM or ASAM; two backward passes over safety rows, one copy of the trained weights."""
 
-    Options: ClassVar[type[Any]] = SamOptions
+    Options: ClassVar[type[Options]] = SamOptions
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
     options: SamOptions
 

@@ -25,43 +25,42 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.methods._batches import Batch, Items, Stream
 from holdfast.methods._perturbing import PerturbingTrainer
-from holdfast.methods.base import not_negative
 from holdfast.models.attention import blocks, output_gradients, shifted
 from holdfast.models.modes import evaluating
 from holdfast.models.processes import world
 from holdfast.models.weights import frozen, global_norm, step_along, trainable
+from holdfast.options import Options
 
 
-@dataclass(frozen=True)
-class TVaccineOptions:
+class TVaccineOptions(Options):
     """Options of T-Vaccine; the defaults are the published ones."""
 
-    rho: float = field(default=3.0, metadata={"help": "Size of the drift, over drawn layers."})
-    layers: int = field(default=8, metadata={"help": "Layers trained at a time; all if fewer."})
-    measure_every: int = field(default=200, metadata={"help": "Steps between measurements of p."})
-    draw_every: int = field(default=20, metadata={"help": "Steps between draws of layers."})
+    owner: ClassVar[str] = "t_vaccine"
 
-    def __post_init__(self) -> None:
-        not_negative(self, "rho")
-        for name in ("layers", "measure_every", "draw_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+    rho: float = Field(default=3.0, ge=0)
+    """Size of the drift, over the drawn layers."""
+    layers: int = Field(default=8, ge=1)
+    """Layers trained at a time; all of them if the model has fewer."""
+    measure_every: int = Field(default=200, ge=1)
+    """Steps between measurements of the layers' probabilities."""
+    draw_every: int = Field(default=20, ge=1)
+    """Steps between draws of layers."""
 
 
 class TVaccine(PerturbingTrainer):
     """Vaccine on drawn layers; two backward passes, the first without weights, no copy of them."""
 
-    Options: ClassVar[type[Any]] = TVaccineOptions
+    Options: ClassVar[type[Options]] = TVaccineOptions
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0, "layers": 10**9}
     options: TVaccineOptions

@@ -38,47 +38,55 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, Stream, weighted
 from holdfast.methods._harmful import HarmfulTrainer
-from holdfast.methods.base import not_negative
 from holdfast.models.encoding import IGNORE
 from holdfast.models.weights import kept
+from holdfast.options import Options
 
 SPAN = 20.0
 """Ratio of the adversary's largest to its smallest learning rate, 4e-5 to 2e-6 as published."""
 
 
-@dataclass(frozen=True)
-class TarOptions:
+class TarOptions(Options):
     """Options of TAR, scaled to small models and runs."""
 
-    tamper: float = field(default=4.0, metadata={"help": "c_tr, weight of tamper resistance."})
-    retain: float = field(default=1.0, metadata={"help": "c_ret, weight of the ordinary loss."})
-    rep: float = field(default=0.0, metadata={"help": "Weight of staying at the start's states."})
-    inner_steps: int = field(default=8, metadata={"help": "K, steps of the adversary."})
-    every: int = field(default=2, metadata={"help": "Its steps between two looks at the loss."})
-    schedule: float = field(default=0.0625, metadata={"help": "Growth of w_k; 0 for equal ones."})
-    attack_lr: float = field(default=2e-4, metadata={"help": "Its largest learning rate."})
-    held_out: float = field(default=0.25, metadata={"help": "Share of rows that it never sees."})
+    owner: ClassVar[str] = "tar"
 
-    def __post_init__(self) -> None:
-        not_negative(self, "tamper", "retain", "rep", "schedule", "attack_lr")
-        if not 1 <= self.every <= self.inner_steps:
-            raise UsageError(
-                f"every={self.every} must lie between 1 and inner_steps={self.inner_steps}, "
-                "or the loss is never looked at"
+    tamper: float = Field(default=4.0, ge=0)
+    """Weight c_tr of tamper resistance."""
+    retain: float = Field(default=1.0, ge=0)
+    """Weight c_ret of the ordinary loss."""
+    rep: float = Field(default=0.0, ge=0)
+    """Weight of keeping the hidden states of the start."""
+    inner_steps: int = Field(default=8, ge=1)
+    """Steps K of the adversary."""
+    every: int = Field(default=2, ge=1)
+    """Steps of the adversary between evaluations of the tamper-resistance loss."""
+    schedule: float = Field(default=0.0625, ge=0)
+    """Growth of the weights w_k; 0 makes them equal."""
+    attack_lr: float = Field(default=2e-4, ge=0)
+    """Largest learning rate of the adversary."""
+    held_out: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the harmful rows that the adversary never sees."""
+
+    @model_validator(mode="after")
+    def _check_every(self) -> Self:
+        if self.every > self.inner_steps:
+            raise ValueError(
+                f"every={self.every} must be at most inner_steps={self.inner_steps}: otherwise the "
+                "loss is never evaluated"
             )
-        if not 0 < self.held_out < 1:
-            raise UsageError(f"held_out={self.held_out} is a share: it must lie between 0 and 1")
+        return self
 
 
 class Tar(HarmfulTrainer):
@@ -88,7 +96,7 @@ class Tar(HarmfulTrainer):
     before the attack, the adversary's gradient and its two moments. With rep, a frozen model too.
     """
 
-    Options: ClassVar[type[Any]] = TarOptions
+    Options: ClassVar[type[Options]] = TarOptions
     neutral: ClassVar[Mapping[str, Any]] = {"tamper": 0.0}
     options: TarOptions
 

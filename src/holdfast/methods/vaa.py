@@ -36,54 +36,56 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, weighted
-from holdfast.methods._perturbing import PER, Move, Part, WeightPerturbingTrainer
-from holdfast.methods.base import not_negative, one_of
+from holdfast.methods._perturbing import Move, Part, Per, WeightPerturbingTrainer
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions
 from holdfast.models.processes import is_sharded
 from holdfast.models.weights import consumed, step_along
+from holdfast.options import Options
 
 SMOOTHING = 0.9
 
 
-@dataclass(frozen=True)
 class VaaOptions(GroupDroOptions):
     """Options of VAA; the defaults are the published ones for Llama-2-7B."""
 
-    rho: float = field(default=0.4, metadata={"help": "Size of the perturbation."})
-    lam: float = field(default=1.0, metadata={"help": "Final share of the perturbed loss."})
-    curriculum: str = field(
-        default="linear", metadata={"help": "linear from 0, cosine, safety or constant."}
-    )
-    mixture: str = field(default="coin", metadata={"help": "coin (published) or both."})
-    perturbation: str = field(default="own_loss", metadata={"help": "own_loss or random."})
-    per: str = field(default="micro_batch", metadata={"help": "micro_batch or update."})
+    owner: ClassVar[str] = "vaa"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of(self, "curriculum", "linear", "cosine", "safety", "constant")
-        one_of(self, "mixture", "coin", "both")
-        one_of(self, "perturbation", "own_loss", "random")
-        one_of(self, "per", *PER)
-        not_negative(self, "rho")
-        if not 0 <= self.lam <= 1:
-            raise UsageError(f"lam={self.lam} is a probability: it must lie in [0, 1]")
+    rho: float = Field(default=0.4, ge=0)
+    """Size of the perturbation."""
+    lam: float = Field(default=1.0, ge=0, le=1)
+    """Final weight lambda of the perturbed loss."""
+    curriculum: Literal["linear", "cosine", "safety", "constant"] = "linear"
+    """Growth of lambda: linear from 0, along half a cosine, with the safety loss, or constant."""
+    mixture: Literal["coin", "both"] = "coin"
+    """Gradient of a step: one of the two by a coin (published), or both."""
+    perturbation: Literal["own_loss", "random"] = "own_loss"
+    """Direction of the perturbation: up the safety loss, or a random one as a control."""
+    per: Per = "micro_batch"
+    """What a perturbation is made for: every micro-batch, or an update (one more copy)."""
+
+    @model_validator(mode="after")
+    def _check_mixture(self) -> Self:
         if self.mixture == "both" and self.perturbation == "random":
-            raise UsageError("mixture=both is made of the ascent's gradient; random has none")
+            raise ValueError(
+                "mixture=both needs the gradient of the perturbation, and perturbation=random has "
+                "none: use mixture=coin"
+            )
+        return self
 
 
 class Vaa(WeightPerturbingTrainer, GroupDro):
     """Group DRO with a perturbation; 1 + lambda backward passes, one copy of the weights."""
 
-    Options: ClassVar[type[Any]] = VaaOptions
+    Options: ClassVar[type[Options]] = VaaOptions
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
     options: VaaOptions
 

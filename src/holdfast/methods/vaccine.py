@@ -22,32 +22,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
+from pydantic import Field
 from torch import nn
 
 from holdfast.methods._batches import Batch, Items
 from holdfast.methods._perturbing import PerturbingTrainer
-from holdfast.methods.base import not_negative
 from holdfast.models.attention import blocks, output_gradients, shifted
 from holdfast.models.weights import step_along
+from holdfast.options import Options
 
 
-@dataclass(frozen=True)
-class VaccineOptions:
+class VaccineOptions(Options):
     """Options of Vaccine; the default is the published one."""
 
-    rho: float = field(default=2.0, metadata={"help": "Size of the drift, over all layers."})
+    owner: ClassVar[str] = "vaccine"
 
-    def __post_init__(self) -> None:
-        not_negative(self, "rho")
+    rho: float = Field(default=2.0, ge=0)
+    """Size of the drift, over all layers."""
 
 
 class Vaccine(PerturbingTrainer):
     """Perturbed embeddings; two backward passes, the first without weights, no copy of them."""
 
-    Options: ClassVar[type[Any]] = VaccineOptions
+    Options: ClassVar[type[Options]] = VaccineOptions
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}
     options: VaccineOptions
 

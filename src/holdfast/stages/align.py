@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
+from holdfast.options import Options, option_fields
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.attacks import Schedule
 from holdfast.results.files import write_json
@@ -73,8 +75,8 @@ class AlignConfig(StageConfig):
         """
         from holdfast.methods._together import method
 
-        own = fields(method(self.method).Options)
-        defaults = {f.name: f.default for f in own if f.init and f.default is not MISSING}
+        own = method(self.method).Options
+        defaults = {k: f.get_default() for k, f in option_fields(own).items()}
         found = {k: v for k, v in super().keyed().items() if k != "knowledge"}
         return {**found, "options": {**defaults, **self.options}}
 
@@ -202,18 +204,15 @@ def _train(
 
 def _options(
     config: AlignConfig, method: type[AlignmentTrainer], work: Path, device: str
-) -> tuple[TrainingArguments, Any]:
-    """Part the options given into the Trainer's and the method's own."""
+) -> tuple[TrainingArguments, Options]:
+    """Split the options given into the Trainer's and the method's own."""
     from holdfast.methods import _refusals, base
 
-    own = {f.name for f in fields(method.Options) if f.init}
-    shared = {f.name for f in fields(base.AlignConfig) if f.init}
-    if unknown := sorted(set(config.options) - own - shared):
-        raise UsageError(
-            f"{config.method}: unknown option {unknown[0]!r}; it has "
-            f"{', '.join(sorted(own)) or 'none of its own'}, and those of "
-            "transformers.TrainingArguments"
-        )
+    arguments = [f.name for f in fields(base.MethodArguments) if f.init]
+    _check_known(config, method, arguments)
+    own = {k: v for k, v in config.options.items() if k not in arguments}
+    shared = {k: v for k, v in config.options.items() if k in arguments}
+    options = method.Options(**own)
     settings: dict[str, Any] = {
         "output_dir": str(work),
         "num_train_epochs": config.epochs,
@@ -233,40 +232,38 @@ def _options(
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
     }
-    hints = get_type_hints(base.AlignConfig) | get_type_hints(method.Options)
-    given = {
-        k: v if v is None else _coerced(config.method, k, v, _without_none(hints[k]))
-        for k, v in config.options.items()
-    }
-    chosen = {k: v for k, v in given.items() if k in own}
-    settings |= {k: v for k, v in given.items() if k not in own}
-    _refusals.refuse(settings)  # some of them would look for a package that is not there
+    settings |= _training_settings(config.method, shared, get_type_hints(base.MethodArguments))
+    _refusals.refuse(settings)  # some of them would look for a package that is not installed
     try:
-        return base.AlignConfig(**settings), method.Options(**chosen)
+        return base.MethodArguments(**settings), options
     except (TypeError, ValueError) as error:
         raise UsageError(f"{config.method}: {error}") from error
 
 
-def _coerced(name: str, key: str, value: Any, hint: Any) -> Any:
-    """Return an option's value as its type wants it.
-
-    Raises:
-        UsageError: It is of another type.
-    """
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError as error:
-            raise UsageError(f"{name}: {key}={value!r} is not a number") from error
-    if hint in (int, float, bool) and type(value) is not hint:
-        raise UsageError(f"{name}: {key}={value!r} must be {hint.__name__}")
-    return str(value) if hint is str else value
+def _check_known(
+    config: AlignConfig, method: type[AlignmentTrainer], arguments: Sequence[str]
+) -> None:
+    own = sorted(option_fields(method.Options))
+    for name in config.options:
+        if name not in own and name not in arguments:
+            close = difflib.get_close_matches(name, [*own, *arguments], n=1)
+            suggestion = f" Did you mean {close[0]}?" if close else ""
+            raise UsageError(
+                f"{config.method}: {name} is not an option.{suggestion} The options are "
+                f"{', '.join(own)}{' and ' if own else ''}those of transformers.TrainingArguments"
+            )
 
 
-def _without_none(hint: Any) -> Any:
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    optional = get_origin(hint) in (Union, UnionType) and len(kinds) == 1
-    return kinds[0] if optional else hint
+def _training_settings(
+    method: str, values: Mapping[str, Any], types: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return arguments of the Trainer, checked as all options are; None is left to the Trainer."""
+    given = {name: value for name, value in values.items() if value is not None}
+    fields: dict[str, Any] = {name: (types[name], ...) for name in given}
+    checked = create_model("TrainingSettings", __base__=Options, **fields)
+    checked.owner = method
+    settings = checked(**given)
+    return {name: getattr(settings, name) if name in given else None for name in values}
 
 
 def _per_process(rows: int) -> int:
