@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,8 @@ def test_published_defaults_are_those_of_the_method(name: str) -> None:
     text = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")
     sections = re.split(r"^#+ ", text, flags=re.MULTILINE)
     (section,) = (part for part in sections if f"Code: `methods/{name}.py`" in part)
-    fields = plugins.find("methods", name).Options.model_fields
-    known = {option: field.default for option, field in fields.items()}
+    options = plugins.find("methods", name).Options.model_fields
+    known = {option: field.default for option, field in options.items()}
     shown = {k: v for k, v in re.findall(r"\| `(\w+)` \| ([\w.]+)", section) if k in known}
     assert shown
     for option, value in shown.items():
