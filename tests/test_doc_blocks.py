@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -116,25 +117,40 @@ def write_judge_rows(path: Path) -> None:
 ALIGN = "holdfast align --model BASE --data alignment.jsonl --benign alpaca.jsonl --out runs/a"
 SHARED_RUN = (
     ALIGN,
-    f"{ALIGN} --seed 1",
     "holdfast score --model sft-s0 --base BASE --data alignment.jsonl --out runs/a",
     "holdfast group --data alignment.jsonl --out runs/a",
     f"{ALIGN} --method hold",
-    "holdfast train-judge --data labelled.jsonl --out judges/mine",
 )
 """What a reader of the how-tos has already, in a small form."""
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the files and the run that the documentation names."""
-    folder = tmp_path_factory.mktemp("docs")
-    write_files(folder)
+    """Return a folder with the files and the run that the documentation names.
+
+    Processes of one test session build it once.
+    """
+    from filelock import FileLock
+
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder = session / "docs"
+    with FileLock(session / "docs.lock"):
+        if not folder.exists():
+            build(folder)
+    return folder
+
+
+def build(folder: Path) -> None:
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir()
+    write_files(unfinished)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(folder)
+        monkeypatch.chdir(unfinished)
         for line in SHARED_RUN:
             assert invoke(small(line.split()), monkeypatch) == 0, line
-    return folder
+    unfinished.rename(folder)
 
 
 @pytest.fixture
