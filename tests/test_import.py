@@ -20,6 +20,12 @@ MODULES = sorted(
     if not m.name.endswith(".__main__")  # importing that one runs the program
 )
 HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "sklearn", "scipy", "matplotlib")
+# Modules that are nothing but computation with tensors or tables; whoever needs one imports it in
+# the function that does.
+COMPUTING = (
+    *("holdfast.analyses.", "holdfast.guards.", "holdfast.methods.", "holdfast.tuning."),
+    *(f"holdfast.models.{m}" for m in "attention generation losses processes weights".split()),
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -38,6 +44,22 @@ def test_the_package_and_its_command_line_import_nothing_heavy() -> None:
     )
     assert done.stdout.split() == []
     assert done.stderr == ""
+
+
+def test_what_is_not_computation_imports_nothing_heavy() -> None:
+    """Configurations of all stages, judges, estimators, run directories, statistics, reports."""
+    light = [name for name in MODULES if not name.startswith(COMPUTING)]
+    assert {"holdfast.stages.align", "holdfast.stages.attacking.config"} <= set(light)
+    code = (
+        "import importlib, sys\n"
+        f"for name in {light!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "    if heavy:\n"
+        "        sys.exit(f'{name} imports {heavy}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_public_names_can_be_looked_up() -> None:

@@ -1,4 +1,4 @@
-"""Who answers prompts: the model in this process, or vLLM."""
+"""Answers to prompts, by the model in this process or by vLLM."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 from holdfast.errors import UsageError
 from holdfast.models.checkpoints import resolve, tokenizer_of
 from holdfast.models.encoding import encode_prompts
-from holdfast.models.generation import Sampling, generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Answer = Callable[[Sequence[str], int, Sampling], list[str]]
-"""Called with prompts, the longest answer in tokens and how to sample; answers in their order."""
+    from holdfast.models.generation import Sampling
+
+    Answer = Callable[[Sequence[str], int, Sampling], list[str]]
+    """Called with prompts, the longest answer in tokens and the sampling; answers in their order."""
 
 
 def with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """Return what answers with a loaded model."""
+    """Return a function that answers with a loaded model."""
+    from holdfast.models.generation import generate
 
     def answer(prompts: Sequence[str], max_new_tokens: int, sampling: Sampling) -> list[str]:
         return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling)
@@ -27,7 +29,7 @@ def with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def with_vllm(source: str) -> Answer:
-    """Return what answers with vLLM, which must be installed.
+    """Return a function that answers with vLLM, which must be installed.
 
     Prompts are given as the same tokens as to transformers. Texts depend on vLLM's kernels and may
     differ from those of transformers and, in half precision, from one batch to another.
@@ -67,8 +69,8 @@ def with_vllm(source: str) -> Answer:
             )
             for prompt in prompts
         ]
-        asked = [{"prompt_token_ids": ids} for ids in encode_prompts(tokenizer, prompts)]
-        outputs = engine.generate(asked, parameters, use_tqdm=False) if asked else []
+        inputs = [{"prompt_token_ids": ids} for ids in encode_prompts(tokenizer, prompts)]
+        outputs = engine.generate(inputs, parameters, use_tqdm=False) if inputs else []
         answers = [list(output.outputs[0].token_ids) for output in outputs]
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]

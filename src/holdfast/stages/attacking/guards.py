@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.guards.base import Guard
 from holdfast.models import checkpoints
 from holdfast.results.attacks import NO_GUARD
 from holdfast.rows.text import prompt_text
 from holdfast.specs import parse
 from holdfast.stages.config import StageConfig
+
+if TYPE_CHECKING:
+    from holdfast.guards.base import Guard
 
 FIELDS = {"safety": "safety", "harmful": "known_harmful", "base": "base"}
 """What a guard may need -> the option of the stage that has it."""
@@ -65,6 +67,8 @@ def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str]]:
     Raises:
         UsageError: It is unknown, or lacks something.
     """
+    from holdfast.guards.base import Guard
+
     if spec == NO_GUARD:
         return Guard(), {}
     parsed = parse(spec)

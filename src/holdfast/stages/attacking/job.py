@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast import plugins
 from holdfast.contracts import Poison, Task
 from holdfast.errors import UsageError
-from holdfast.guards.base import Guard
 from holdfast.results.attacks import Attack
 from holdfast.results.files import sha256_json, to_json
 from holdfast.results.run_dir import key_of
@@ -20,6 +19,9 @@ from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.guards import guard_of
 from holdfast.stages.attacking.material import Material, task_hashes
 from holdfast.stages.subjects import Subject
+
+if TYPE_CHECKING:
+    from holdfast.guards.base import Guard
 
 
 @dataclass(frozen=True)
