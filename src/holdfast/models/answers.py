@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from holdfast.models.generation import Sampling
 
     Answer = Callable[[Sequence[str], int, Sampling], list[str]]
-    """Called with prompts, the longest answer in tokens and the sampling; answers in their order."""
+    """Called with prompts, the longest answer in tokens and the sampling; answers in order."""
 
 
 def with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
