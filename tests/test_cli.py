@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -22,10 +22,12 @@ from pydantic import Field
 
 from holdfast import stages as stage_modules
 from holdfast.cli import app, main, show
-from holdfast.cli.options import attributes, command, described, options_of
+from holdfast.cli.options import command, options_of
 from holdfast.cli.stages import STAGES, Stage
 from holdfast.contracts import Section
 from holdfast.errors import HoldfastError
+from holdfast.options import Flag, Options, describe
+from holdfast.plugins import KINDS
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
@@ -124,20 +126,37 @@ def test_every_field_is_an_option_or_has_a_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_help_is_what_the_docstrings_say(name: str) -> None:
-    """All of a section, put together again, is the section: nothing lost, nothing added."""
+def test_the_help_is_what_stands_under_the_field(name: str) -> None:
+    """Every help is the string under its field, and of a spec, where to look the plug-ins up."""
     config, _ = STAGES[name].load()
     params = flags(name)
-    said: dict[str, str] = {}
-    for cls in [c for c in reversed(config.__mro__) if issubclass(c, StageConfig)]:
-        own = [f for f in cls.model_fields if f in inspect.get_annotations(cls)]
-        words = described(cls)
-        section = (cls.__doc__ or "").partition("Attributes:")[2].split()
-        assert " ".join(f"{f}: {words[f]}" for f in own).split() == section
-        said |= {f: words[f] for f in own}
-    for field in set(params) - {"as_json", "estimate"}:
-        assert params[field].help == said[field]
-        assert said[field]
+    sources = " ".join(
+        " ".join(inspect.getsource(cls).split())
+        for cls in config.__mro__
+        if issubclass(cls, StageConfig)
+    )
+    for option in describe(config):
+        if option.name in STAGES[name].without:
+            continue
+        assert len(option.help.split()) >= 2, option.name
+        assert f'"""{option.help}' in sources, option.name
+        pointer = f" List: `holdfast plugins {option.kind}`." if option.kind else ""
+        assert params[option.name].help == option.help + pointer
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("score", {"estimators", "judges"}),
+        ("attack", {"tasks", "judges", "poisons", "guards"}),
+        ("adapt", {"tasks", "judges", "poisons"}),
+        ("evaluate", {"tasks", "judges"}),
+        ("analyze", {"analyses"}),
+    ],
+)
+def test_the_help_says_where_plug_ins_are_listed(name: str, kinds: set[str]) -> None:
+    words = " ".join(param.help or "" for param in flags(name).values())
+    assert set(re.findall(r"List: `holdfast plugins (\w+)`", words)) == kinds
 
 
 OPTIONS = {
@@ -162,34 +181,32 @@ def test_options_that_are_in_use_stay(name: str) -> None:
 
 
 class Every(StageConfig):
-    """One field of every kind.
-
-    Attributes:
-        text: A text,
-            on two lines.
-        share: Between bounds.
-        rate: Positive.
-        wanted (bool): On unless told otherwise.
-        kinds: Several.
-        properties: Several, of which one is a property.
-        choice: One of two.
-        maybe: Perhaps several.
-        numbers: Any values by name.
-        names: Texts by name.
-        place: Where.
-    """
+    """One field of every kind."""
 
     text: str
+    """A text,
+    on two lines.
+    """
     share: float = Field(default=0.25, ge=0.0, le=1.0)
+    """Between bounds."""
     rate: float = Field(default=1.0, gt=0)
+    """Positive."""
     wanted: bool = True
-    kinds: list[int] = Field(default=[1, 2])
-    properties: list[str] = Field(default_factory=list)
+    """On unless told otherwise."""
+    kinds: Annotated[list[int], Flag("kind")] = Field(default=[1, 2])
+    """Several."""
+    properties: Annotated[list[str], Flag("property")] = Field(default_factory=list)
+    """Several, of which one is a property."""
     choice: Literal["en", "ja"] = "en"
+    """One of two."""
     maybe: list[str] | None = None
-    numbers: dict[str, Any] = Field(default_factory=dict)
+    """Perhaps several."""
+    numbers: Annotated[dict[str, Any], Flag("number")] = Field(default_factory=dict)
+    """Any values by name."""
     names: dict[str, str] = {"a": "b"}
+    """Texts by name."""
     place: Path | None = None
+    """Where."""
 
 
 def every(config: Every) -> Every:
@@ -230,12 +247,12 @@ def test_every_kind_of_field_is_handed_over(every_kind: Callable[..., Done]) -> 
     [
         ("--share 1.5", "'--share'"),
         ("--share half", "'--share'"),
-        ("--rate 0", "--rate: Input should be greater than 0 (found 0.0)"),
+        ("--rate 0", "--rate=0.0 must be a number, above 0"),
         ("--kind one", "'--kind'"),
         ("--choice fr", "'--choice'"),
         ("--number lr", "--number 'lr' must be NAME=VALUE"),
         ("--number =3", "--number '=3' must be NAME=VALUE"),
-        ("--number a=[", "--number: the value '[' is not YAML"),
+        ("--number a=[", "--number '[': ']' is missing (character 2)"),
         ("--names a=b,c", "--names 'c' must be NAME=VALUE"),
         ("--limit 0", "'--limit'"),
         ("--columns a=b", "No such option: --columns"),
@@ -282,52 +299,38 @@ def test_required_options_come_first_and_common_ones_last() -> None:
     assert order[-5:] == ["seed", "device", "columns", "drop_invalid", "limit"]
 
 
-# ------------------------------------------------------------------------------------- docstrings
-
-
-def test_attributes_of_a_docstring() -> None:
-    doc = """A thing: not an attribute.
-
-    Attributes:
-        a: First: with a colon.
-        b (int): Second,
-            on two
-              lines.
-
-        c:
-            Below.
-
-    Raises:
-        d: Not an attribute.
-    """
-    expected = {"a": "First: with a colon.", "b": "Second, on two lines.", "c": "Below."}
-    assert attributes(doc) == expected
-    assert attributes("It is.\n\nAttributes:\n    a: One.") == {"a": "One."}
-    assert attributes("Nothing here.\n\nArgs:\n    a: One.") == {}
-    assert attributes("") == {}
+# ------------------------------------------------------------------------------------------- help
 
 
 def test_a_class_describes_what_it_inherits() -> None:
-    class Base:
-        """A base.
+    class Base(Options):
+        """A base."""
 
-        Attributes:
-            a: The base's.
-            b: The base's.
-        """
+        a: int = 1
+        """The base's."""
+        b: int = 2
+        """The base's."""
 
     class Silent(Base):
         pass
 
     class Derived(Silent):
-        """One of its own.
+        """One of its own."""
 
-        Attributes:
-            b: Its own.
+        b: int = 3
+        """Its own,
+        on two lines.
         """
 
-    found = described(Derived)
-    assert (found["a"], found["b"]) == ("The base's.", "Its own.")
+    found = {option.name: option.help for option in describe(Derived)}
+    assert found == {"a": "The base's.", "b": "Its own, on two lines."}
+
+
+def test_a_list_is_given_once_for_each_value_under_the_name_that_its_mark_says() -> None:
+    params = flags("attack")
+    assert params["models"].opts == ["--model"]
+    assert params["learning_rates"].opts == ["--lr"]
+    assert params["steps"].opts == ["--steps"]
 
 
 # ------------------------------------------------------------------------------ the real commands
@@ -549,7 +552,44 @@ def test_plugins_are_listed(holdfast: Holdfast) -> None:
     done = holdfast("plugins", "judges", "--json")
     assert {"refusal", "world"} <= {row["name"] for row in json.loads(done.out)}
     done = holdfast("plugins", "things")
-    assert (done.code, "'things' is none of estimators" in done.err) == (2, True)
+    assert (done.code, "'things' is not a kind of plug-in: use estimators, " in done.err) == (
+        2,
+        True,
+    )
+
+
+def test_the_options_of_a_plug_in_are_shown(holdfast: Holdfast) -> None:
+    shown = json.loads(holdfast("plugins", "estimators", "weight_noise", "--json").out)
+    options = {option["name"]: option for option in shown["options"]}
+    assert list(options) == ["quantity", "draws", "flip", "sample", "max_length"]
+    assert options["quantity"]["choices"] == ["margin", "loss", "first_token"]
+    assert (options["draws"]["type"], options["draws"]["range"]) == ("whole number", "at least 1")
+    assert (options["flip"]["range"], options["flip"]["default"]) == ("above 0 and below 1", "0.5")
+    assert options["sample"]["help"] == "Number of examples on which sigma is found."
+    lines = holdfast("plugins", "estimators", "weight_noise").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join("\n".join(lines).split())
+    for word in (
+        "Shake the weights",
+        "quantity",
+        "default: 0.5",
+        "Example: weight_noise,quantity=",
+    ):
+        assert word in text
+
+
+def test_the_options_of_ones_own_plug_in_are_shown(holdfast: Holdfast) -> None:
+    shown = json.loads(
+        holdfast("plugins", "judges", "holdfast.judges.refusal:Refusal", "--json").out
+    )
+    assert [option["name"] for option in shown["options"]] == ["others_harmful", "min_words"]
+
+
+def test_kinds_are_listed(holdfast: Holdfast) -> None:
+    assert [row["kind"] for row in json.loads(holdfast("plugins", "--json").out)] == list(KINDS)
+    done = holdfast("plugins", "judges", "refusel")
+    assert (done.code, done.out) == (2, "")
+    assert "'refusel' is not one of the judges: " in done.err
 
 
 # ------------------------------------------------------------------------------- what is told

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from scipy import stats as scipy_stats
 
 from holdfast.errors import DataError, MismatchError, UsageError
@@ -633,5 +632,5 @@ def test_the_stage_knows_every_rule(scored_run: tuple[Path, Path], rule: str) ->
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_the_stage_makes_two_groups_at_least(scored_run: tuple[Path, Path], wanted: int) -> None:
     out, data = scored_run
-    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+    with pytest.raises(UsageError, match=f"groups={wanted} must be a whole number, at least 2"):
         GroupConfig(out=out, data=str(data), groups=wanted)

@@ -22,8 +22,8 @@ methods: {{sam: {{options: }}}}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "out: Field required"),
-        ("vars:", "out: Field required"),
+        ("", "run configuration: out is required; model is required; data is required"),
+        ("vars:", "run configuration: out is required; model is required; data is required"),
         ("vars: [a, b]", r"vars: \['a', 'b'\] is no mapping of names to values"),
         ("vars: {A: '{b: c'}\nout: ${A}", "with its variables filled in no YAML"),
         ("- a list", "not a YAML mapping"),
@@ -57,7 +57,9 @@ def test_a_variable_that_is_misspelt_is_no_default(tmp_path: Path) -> None:
 def test_options_that_are_not_there_are_one_message(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(EMPTY.format(out=tmp_path))
-    with pytest.raises(UsageError, match="options: Input should be a valid dictionary"):
+    with pytest.raises(
+        UsageError, match="run.yaml: align: options=None must be a mapping of names to values"
+    ):
         pipeline.load(path)
 
 

@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
@@ -50,6 +51,19 @@ Supplied = Annotated[T, _SuppliedMarker()]
 
 
 @dataclass(frozen=True)
+class Flag:
+    """Marks a field whose option on the command line has another name.
+
+    A list is given once for each of its values and is called by one of them: `models` is --model.
+
+    Attributes:
+        name: Name of the option, without dashes in front.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Description:
     """What a person reads of an option.
 
@@ -61,6 +75,7 @@ class Description:
         required: Whether the option has no default.
         default: The default; None if `required`.
         help: What the option does.
+        kind: The kind of plug-in that a spec names; "" if the option is no spec.
     """
 
     name: str
@@ -70,6 +85,7 @@ class Description:
     required: bool
     default: Any
     help: str
+    kind: str = ""
 
     @property
     def default_text(self) -> str:
@@ -128,7 +144,8 @@ REQUIRED = "is required"
 class Options(BaseModel):
     """Base of everything that has options.
 
-    Values may be Python objects, the texts of a parsed spec or the content of a YAML file.
+    Values may be Python objects, the texts of a parsed spec or the content of a YAML file. A list
+    of one value may be given as the value.
 
     Raises:
         OptionError: An option is unknown, missing, ill-typed or out of range.
@@ -145,14 +162,19 @@ class Options(BaseModel):
     )
 
     owner: ClassVar[str] = ""
-    """What messages call these options; default: the name of the class."""
+    """What messages call these options; "" takes the name of the class."""
+
+    @classmethod
+    def owner_name(cls) -> str:
+        """Return what messages call these options."""
+        return cls.owner or cls.__name__
 
     def __init__(self, **values: Any) -> None:
         cls = type(self)
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise OptionError(cls.owner or cls.__name__, _problems(cls, error, values)) from error
+            raise OptionError(cls.owner_name(), _problems(cls, error, values)) from error
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with other values, checked as any."""
@@ -206,6 +228,7 @@ def _description(name: str, cls: type[Options]) -> Description:
         required=required,
         default=None if required else field.get_default(call_default_factory=True),
         help=" ".join((field.description or "").split()),
+        kind=option_type.kind,
     )
 
 
@@ -217,7 +240,7 @@ def _as_typed(value: Any, option_type: OptionType) -> Any:
     if isinstance(value, Bare) and value == NULL and option_type.nullable:
         return None
     if option_type.is_list:
-        items = (value,) if isinstance(value, (Bare, Spec)) else value
+        items = value if isinstance(value, (list, tuple, set, frozenset, NoneType)) else (value,)
         return _texts(items) if isinstance(items, tuple) else items
     if isinstance(value, Spec):
         return str(value)

@@ -15,6 +15,7 @@ Quotes are single or double; inside them a backslash stands before a quote or an
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,35 @@ def write(name: str, options: Mapping[str, Any]) -> str:
     return str(Spec(name, options))
 
 
+def parse_value(text: str) -> Value:
+    """Parse a value that stands by itself.
+
+    Raises:
+        UsageError: It does not follow the grammar.
+    """
+    return _Parser(text).whole_value()
+
+
+def untyped(value: Value) -> Any:
+    """Return a value as plain data where no option says its type.
+
+    A bare text is a number, true, false or None if it reads as one; specs are texts again.
+    """
+    if isinstance(value, Spec):
+        return str(value)
+    if isinstance(value, tuple):
+        return [untyped(item) for item in value]
+    if not isinstance(value, Bare):
+        return value
+    words = {NULL: None, "true": True, "false": False}
+    if value in words:
+        return words[value]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(value)
+    return str(value)
+
+
 def _name_text(name: str) -> str:
     return _quoted(name) if not name or _NEEDS_QUOTES.search(name) else name
 
@@ -116,6 +146,12 @@ class _Parser:
         if self.place < len(self.text):
             self.fail("a comma is missing")
         return spec
+
+    def whole_value(self) -> Value:
+        value = self.value(end="") if self.text[:1] in ("[", "(", "'", '"') else Bare(self.text)
+        if self.place < len(self.text) and not isinstance(value, Bare):
+            self.fail("nothing may follow the value")
+        return value
 
     def spec(self, end: str) -> Spec:
         name = self.text_until(end)

@@ -1,84 +1,33 @@
 """From a stage's configuration to the options of its command.
 
-A field is an option: its name, type, default and bounds are those of the field, its help is what
-the docstring says of it. So nothing is written twice, and a new field needs no line here.
+A field is an option: its name, type, default, bounds and help are those of the field. So nothing is
+written twice, and a new field needs no line here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
-import yaml
-from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from holdfast.cli import show
 from holdfast.cli.stages import Stage
 from holdfast.errors import UsageError
+from holdfast.options import Description, Flag, OptionError, Options, describe
+from holdfast.specs import parse_value, untyped
 
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
     from holdfast.stages.calls import Call
 
-NAMES = {
-    **{"analyses": "analysis", "learning_rate": "lr", "learning_rates": "lr"},
-    **{"steps": "steps", "epochs": "epochs"},
-}
-"""Fields whose option is called otherwise. Any other has its field's name, a list in the singular,
-since it is given once for each value: `models` is --model.
-"""
-
 REPEATABLE = "An option of type list or NAME=VALUE may be given several times."
-
-
-# ------------------------------------------------------------------------------------- docstrings
-
-
-def attributes(doc: str) -> dict[str, str]:
-    """Return attribute -> words from the `Attributes:` section of a Google-style docstring.
-
-    An entry is "name: words" or "name (type): words"; lines that are indented further go on with
-    it. Line breaks become spaces.
-    """
-    found: dict[str, str] = {}
-    name = ""
-    for line in _section(doc, "Attributes:"):
-        if line[0].isspace():
-            found[name] = f"{found[name]} {line.strip()}".strip()
-        else:
-            head, _, words = line.partition(":")
-            name = head.partition(" (")[0].strip()
-            found[name] = words.strip()
-    return found
-
-
-def _section(doc: str, heading: str) -> list[str]:
-    """Return the lines under a heading that are not blank, the section's own indent removed."""
-    lines: list[str] = []
-    inside = False
-    for line in inspect.cleandoc(doc).splitlines():
-        if line and not line[0].isspace():
-            inside = line.strip() == heading
-        elif inside and line.strip():
-            lines.append(line)
-    return textwrap.dedent("\n".join(lines)).splitlines()
-
-
-def described(cls: type[object]) -> dict[str, str]:
-    """Return what the docstrings of a class and of its bases say of their attributes."""
-    words: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        words |= attributes(base.__doc__ or "")
-    return words
 
 
 # ---------------------------------------------------------------------------------------- options
@@ -126,61 +75,74 @@ class Option:
         return given if self.read is None else self.read(self.flag, given)
 
 
-def options_of(config: type[BaseModel], without: Collection[str] = ()) -> list[Option]:
+def options_of(config: type[Options], without: Collection[str] = ()) -> list[Option]:
     """Return the options of a configuration: required ones first, inherited ones last.
 
     Args:
         config: A stage's configuration.
         without: Fields that are no option.
     """
-    words, own = described(config), inspect.get_annotations(config)
-    fields = {name: info for name, info in config.model_fields.items() if name not in without}
-    order = sorted(fields, key=lambda name: (not fields[name].is_required(), name not in own))
-    return [_option(name, fields[name], words.get(name, "")) for name in order]
+    own = inspect.get_annotations(config)
+    descriptions = [option for option in describe(config) if option.name not in without]
+    descriptions.sort(key=lambda option: (not option.required, option.name not in own))
+    return [_option(config.model_fields[option.name], option) for option in descriptions]
 
 
-def _option(name: str, info: FieldInfo, words: str) -> Option:
-    annotation = _without_none(info.annotation)
-    default = ... if info.is_required() else info.get_default(call_default_factory=True)
+def _option(field: FieldInfo, description: Description) -> Option:
+    annotation = _plain(field.annotation)
+    default = ... if description.required else description.default
+    option = Option(
+        description.name,
+        flag_of(description.name, field),
+        _help(description),
+        annotation,
+        default,
+        bounds=_bounds(field),
+    )
     if get_origin(annotation) is dict:
-        default = ... if info.is_required() else None
+        empty = ... if description.required else None
         if get_args(annotation)[1] is str:
-            return Option(name, _flag(name), words, str, default, "NAME=VALUE,...", read=_mapping)
-        flag = _flag(_one_of(name))
-        return Option(name, flag, words, list[str], default, "NAME=VALUE", read=_values)
-    once_each = get_origin(annotation) is list
-    flag = _flag(_one_of(name) if once_each else name)
-    # typer knows no lists of choices; what is no choice is refused by the configuration.
-    choices = once_each and get_origin(get_args(annotation)[0]) is Literal
-    parsed = list[str] if choices else info.annotation
-    return Option(name, flag, words, parsed, default, bounds=_bounds(info))
+            return replace(option, parsed=str, default=empty, form="NAME=VALUE,...", read=_mapping)
+        return replace(option, parsed=list[str], default=empty, form="NAME=VALUE", read=_values)
+    if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
+        # typer knows no lists of choices; what is no choice is refused by the configuration.
+        return replace(option, parsed=list[str])
+    return option
 
 
-def _flag(name: str) -> str:
-    return f"--{NAMES.get(name, name).replace('_', '-')}"
+def flag_of(name: str, field: FieldInfo) -> str:
+    """Return the flag of a field: its own name unless a `Flag` mark says otherwise."""
+    marks = [mark.name for mark in field.metadata if isinstance(mark, Flag)]
+    return f"--{(marks or [name])[0].replace('_', '-')}"
 
 
-def _one_of(name: str) -> str:
-    """Name one of several: what is given once for each value is called by one of them."""
-    if name in NAMES:
-        return name
-    return f"{name[:-3]}y" if name.endswith("ies") else name.removesuffix("s")
+def _help(description: Description) -> str:
+    if not description.kind:
+        return description.help
+    return f"{description.help} List: `holdfast plugins {description.kind}`."
 
 
-def _without_none(annotation: Any) -> Any:
-    given = [a for a in get_args(annotation) if a is not NoneType]
-    union = get_origin(annotation) in (Union, UnionType)
-    return given[0] if union and len(given) == 1 else annotation
+def _plain(annotation: Any) -> Any:
+    """Return an annotation without its marks and without None, which typer does not read."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(arguments[0])
+    if origin in (Union, UnionType):
+        kinds = [_plain(kind) for kind in arguments if kind is not NoneType]
+        return kinds[0] | None if len(kinds) < len(arguments) else kinds[0]
+    if origin is list:
+        return list[_plain(arguments[0])]  # type: ignore[misc]
+    return annotation
 
 
-def _bounds(info: FieldInfo) -> dict[str, float]:
+def _bounds(field: FieldInfo) -> dict[str, float]:
     # typer has no open bounds: those (gt, lt) are left to the configuration.
-    found = {}
-    for rule in info.metadata:
+    bounds = {}
+    for rule in field.metadata:
         for key, name in (("ge", "min"), ("le", "max")):
             if hasattr(rule, key):
-                found[name] = getattr(rule, key)
-    return found
+                bounds[name] = getattr(rule, key)
+    return bounds
 
 
 # ----------------------------------------------------------------------------------------- values
@@ -208,13 +170,9 @@ def pair(flag: str, text: str) -> tuple[str, str]:
 
 def _value(flag: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{flag}: the value {text!r} is not YAML; put it in quotes") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value
+        return untyped(parse_value(text))
+    except UsageError as error:
+        raise UsageError(f"{flag} {error}") from error
 
 
 # ---------------------------------------------------------------------------------------- command
@@ -246,7 +204,7 @@ def command(stage: Stage) -> TyperCommand:
     ]
     cast("Any", call).__signature__ = Signature(parameters)
     epilog = f"Example: holdfast {stage.example}"
-    if any(get_origin(_without_none(option.parsed)) is list for option in options):
+    if any(get_origin(option.parsed) is list for option in options):
         epilog += f"\n\n{REPEATABLE}"
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(help=stage.what, epilog=epilog)(call)
@@ -297,8 +255,8 @@ def _typed(context: typer.Context, name: str) -> bool:
 
 
 def configured(
-    config: type[BaseModel], options: Sequence[Option], given: Mapping[str, Any]
-) -> BaseModel:
+    config: type[Options], options: Sequence[Option], given: Mapping[str, Any]
+) -> Options:
     """Build the configuration; what was not given is left to its defaults.
 
     Raises:
@@ -307,18 +265,7 @@ def configured(
     values = {o.name: o.value(given[o.name]) for o in options if given.get(o.name) is not None}
     try:
         return config(**values)
-    except ValidationError as error:
+    except OptionError as error:
         flags = {option.name: option.flag for option in options}
-        raise UsageError("; ".join(_problems(error, flags))) from error
-
-
-def _problems(error: ValidationError, flags: Mapping[str, str]) -> list[str]:
-    """Say of each problem which option is wrong, and how."""
-    lines = []
-    for problem in error.errors():
-        name = str(next(iter(problem["loc"]), ""))
-        value = problem["input"]
-        shown = "" if isinstance(value, dict) else f" (found {value!r})"
-        place = flags.get(name, name)
-        lines.append(f"{place}: {problem['msg']}{shown}" if place else problem["msg"])
-    return lines
+        problems = [problem.text(flags.get(problem.option, "")) for problem in error.problems]
+        raise UsageError("; ".join(problems)) from error

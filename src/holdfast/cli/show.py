@@ -7,13 +7,14 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from holdfast.contracts import Section
@@ -34,15 +35,12 @@ FIRST = 5
 
 @contextlib.contextmanager
 def running(as_json: bool) -> Iterator[None]:
-    """Show progress on stderr, and turn a wrong option into a usage error.
+    """Show progress on stderr.
 
     Raises:
-        UsageError: A configuration was wrong.
         Interrupted: The user pressed Ctrl-C.
     """
-    from pydantic import ValidationError
-
-    from holdfast.errors import Interrupted, UsageError
+    from holdfast.errors import Interrupted
     from holdfast.results.run_dir import writes
     from holdfast.runtime import progress
 
@@ -54,10 +52,6 @@ def running(as_json: bool) -> Iterator[None]:
             stack.enter_context(progress.showing(_Lines(), _line_of))
         try:
             yield
-        except ValidationError as error:
-            from holdfast.stages.config import explain
-
-            raise UsageError(explain(error)) from error
         except KeyboardInterrupt as error:
             # typer would end without a word.
             raise Interrupted(
@@ -333,6 +327,15 @@ def tell(as_json: bool, value: Told) -> None:
     if wanted > console.width:
         table.padding = 0  # narrow before numbers are broken
     console.print(table)
+
+
+def page(parts: Iterable[RenderableType]) -> None:
+    """Print texts and tables that wrap at the terminal's width, at 80 columns without one."""
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    for part in parts:
+        console.print(part)
 
 
 def _facts(value: Mapping[str, Any]) -> Table:

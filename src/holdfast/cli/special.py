@@ -130,26 +130,29 @@ def train_judge(
     show.tell(as_json, {"judge": f"classifier,path={out}", **made})
 
 
-@app.command(epilog="Example: holdfast plugins estimators")
+@app.command(epilog="Example: holdfast plugins estimators attack_direction")
 def plugins(
     kind: Annotated[
-        str,
+        str | None,
         typer.Argument(help="estimators, methods, guards, judges, tasks, poisons or analyses."),
-    ],
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A plug-in: its name, or package.module:Class.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the plug-ins of a kind, with their first line of documentation."""
+    """List the kinds of plug-ins, the plug-ins of a kind, or the options of a plug-in."""
     with show.running(as_json):
-        from holdfast import plugins as lookup
-        from holdfast.errors import UsageError
+        from holdfast.cli import reference
 
-        if kind not in lookup.KINDS:
-            raise UsageError(f"{kind!r} is none of {', '.join(lookup.KINDS)}")
-        found = [
-            {"name": name, "what": (lookup.find(kind, name).__doc__ or "").splitlines()[0]}
-            for name in lookup.available(kind)
-        ]
-    show.tell(as_json, found)
+        if kind is None:
+            show.tell(as_json, reference.kinds())
+        elif name is None:
+            show.tell(as_json, reference.listing(kind))
+        elif as_json:
+            show.tell(as_json, reference.details(kind, name))
+        else:
+            show.page(reference.page(kind, name))
 
 
 @app.command(epilog="Example: holdfast power --share 0.1 --difference 0.03 --agreement 0.9")

@@ -48,8 +48,7 @@ class LossDrift(ProxyAttack, Estimator):
     It is not the count: a first token that is no refusal need not begin a harmful answer, and an
     example with m_i(0) < 0, which the reference calls never held, is scored like the others.
 
-    The options of the attacks are those of `proxy_attack.ProxyAttack`, of which max_length holds
-    for the alignment rows as well; besides them:
+    `max_length` holds for the alignment rows as well.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})

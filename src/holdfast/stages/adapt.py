@@ -14,17 +14,29 @@ from holdfast.contracts import Task
 from holdfast.errors import DiskFull, TrainingError, UsageError
 from holdfast.jobs.queue import summary
 from holdfast.results.artifacts import AttackResult
-from holdfast.results.attacks import NO_GUARD, PLAIN, Attack, Schedule, short_spec
+from holdfast.results.attacks import NO_GUARD, PLAIN, Attack, short_spec
 from holdfast.results.run_dir import NotDone
 from holdfast.results.searches import Adapted, Trial, Where, counted, worth
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
-from holdfast.stages.attacking.config import SHARED, AttackConfig, Ranks, Sizes
+from holdfast.stages.attacking.config import SHARED, AttackConfig
 from holdfast.stages.attacking.guards import guard_of
 from holdfast.stages.attacking.job import AttackJob
 from holdfast.stages.attacking.material import Material, check_rows, prepare, task_hashes
 from holdfast.stages.attacking.tuning import result_of
-from holdfast.stages.config import Rates, StageConfig
+from holdfast.stages.config import (
+    FurtherOptions,
+    JudgeSpecs,
+    Models,
+    PoisonSpecs,
+    Ranks,
+    Rates,
+    Schedules,
+    Shares,
+    Sizes,
+    StageConfig,
+    TaskSpec,
+)
 from holdfast.stages.subjects import Subject, subjects
 
 if TYPE_CHECKING:
@@ -36,43 +48,42 @@ CLEAN = 0.0
 
 
 class AdaptConfig(StageConfig):
-    """Options of the stage; the lists are what the attacker chooses from.
+    """Options of the stage; the lists are what the attacker chooses from."""
 
-    Attributes:
-        models: Models of the run by label, or others by directory or hub id.
-        task: What the customer fine-tunes for: name and options.
-        harmful: The attacker's rows.
-        test: Restricted prompts that are asked.
-        judges: Names and options; the first one's verdicts are what is searched for.
-        trials: Attacks that are tried on each model, the same number on all.
-        floor: Least accuracy on the task, as a share of that of the clean fine-tuning; 0 for none.
-        at: Where an attack counts: at its "end", or at its "worst" checkpoint above the floor.
-        learning_rates: The least and the greatest; anything in between may be chosen.
-        steps: Numbers of optimizer steps.
-        batch_size: Rows per step.
-        lora_rank: Ranks of LoRA; 0 trains all weights.
-        poison_ratios: Harmful shares of the fine-tuning rows.
-        schedules: How the learning rate goes: constant, linear, cosine.
-        poisons: What is made of the rows: names and options.
-        options: Other options of `holdfast attack`, e.g. rows=400 or guards=[lisa].
-    """
-
-    models: list[str] = Field(min_length=1)
-    task: str
+    models: Models = Field(min_length=1)
+    """Model to search attacks on: its label in the run, or a directory or hub id."""
+    task: TaskSpec
+    """Task that the customer fine-tunes for."""
     harmful: str
+    """The attacker's rows."""
     test: str
-    judges: list[str] = Field(default=["refusal"], min_length=1)
+    """Restricted prompts that are asked."""
+    judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
+    """Judge of the responses; the search looks for harm by the first one's verdicts."""
     trials: int = Field(default=30, ge=1)
+    """Number of attacks tried on each model."""
     floor: float = Field(default=0.9, ge=0)
+    """Least accuracy on the task, as a share of the accuracy after the clean fine-tuning; 0 for
+    none.
+    """
     at: Where = "end"
+    """Where an attack counts: at its end, or at its worst checkpoint above the floor."""
     learning_rates: Rates = Field(default=[1e-5, 1e-3], min_length=2, max_length=2)
+    """Least and greatest learning rate; the search chooses any in between."""
     steps: Sizes = Field(default=[50, 100, 200], min_length=1)
+    """Number of optimizer steps to choose from."""
     batch_size: Sizes = Field(default=[16], min_length=1)
+    """Number of rows per step to choose from."""
     lora_rank: Ranks = Field(default=[0, 8], min_length=1)
-    poison_ratios: list[float] = Field(default=[0.05, 0.1, 0.2], min_length=1)
-    schedules: list[Schedule] = Field(default=["constant", "linear", "cosine"], min_length=1)
-    poisons: list[str] = Field(default=[PLAIN, "paraphrased", "low_loss"], min_length=1)
-    options: dict[str, Any] = Field(default_factory=dict)
+    """Rank of LoRA to choose from; 0 trains all weights."""
+    poison_ratios: Shares = Field(default=[0.05, 0.1, 0.2], min_length=1)
+    """Harmful share of the fine-tuning rows to choose from."""
+    schedules: Schedules = Field(default=["constant", "linear", "cosine"], min_length=1)
+    """Course of the learning rate to choose from."""
+    poisons: PoisonSpecs = Field(default=[PLAIN, "paraphrased", "low_loss"], min_length=1)
+    """What is made of the attacker's rows, to choose from."""
+    options: FurtherOptions = Field(default_factory=dict)
+    """Further option of `holdfast attack`, for example rows=400 or guards=[lisa]."""
 
     def keyed(self) -> dict[str, Any]:
         """Leave out the models: each has a search of its own."""

@@ -21,7 +21,7 @@ from holdfast.results.files import write_json
 from holdfast.results.run_dir import Job, launched, writes
 from holdfast.rows.provenance import provenance_table
 from holdfast.rows.readers import mismatched
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import FurtherOptions, Rate, StageConfig
 from holdfast.stages.scored_rows import only
 
 if TYPE_CHECKING:
@@ -31,42 +31,42 @@ if TYPE_CHECKING:
 
 
 class AlignConfig(StageConfig):
-    """Options of the stage.
-
-    Attributes:
-        model: The model to align: "world", a directory, or a hub id.
-        data: Safety rows: restricted prompts with the answers that are wanted.
-        benign: Ordinary rows, mixed in.
-        harmful: Harmful rows, for methods that use them; "mismatched" for prompts of the safety
-            rows with answers of benign ones, for who has no harmful rows.
-        groups: Name of a grouping in the run, for methods that need one.
-        method: Name of a method, "module:Class", or a method with groups, "vaccine+group_dro".
-        options: The method's own options, e.g. {"rho": 0.4}.
-        name: Label of the result; the method's name if empty.
-        epochs: Passes over all rows.
-        learning_rate: Of AdamW.
-        schedule: How the learning rate goes: constant, or linear or cosine, to 0 at the last step.
-        batch_size: Rows per step, over all processes.
-        max_length: Tokens kept per row.
-        lora_rank: Rank of LoRA adapters, merged at the end; 0 trains all weights.
-        knowledge: What the defender knows of the attacker's rows, in a word for tables.
-    """
+    """Options of the stage."""
 
     model: str
+    """Model to align: "world", a directory or a hub id."""
     data: str
+    """Safety rows: restricted prompts with the wanted answers."""
     benign: str | None = None
+    """Ordinary rows, mixed in."""
     harmful: str | None = None
+    """Harmful rows, for methods that use them; "mismatched" pairs prompts of the safety rows with
+    answers of benign rows, if you have no harmful rows.
+    """
     groups: str | None = None
+    """Name of a grouping in the run, for methods that need one."""
     method: str = "sft"
-    options: dict[str, Any] = Field(default_factory=dict)
+    """Method: its name, "module:Class", or a method with groups such as vaccine+group_dro.
+    `holdfast plugins methods` lists them.
+    """
+    options: FurtherOptions = Field(default_factory=dict)
+    """Option of the method, for example rho=0.4; `holdfast plugins methods NAME` lists them."""
     name: str = ""
+    """Label of the result; empty takes the method's name."""
     epochs: float = Field(default=3.0, gt=0)
-    learning_rate: float = Field(default=5e-4, gt=0)
+    """Number of passes over all rows."""
+    learning_rate: Rate = Field(default=5e-4, gt=0)
+    """Learning rate of AdamW."""
     schedule: Schedule = "constant"
+    """Course of the learning rate: constant, or linear or cosine down to 0 at the last step."""
     batch_size: int = Field(default=16, ge=1)
+    """Number of rows per step, over all processes."""
     max_length: int = Field(default=256, ge=8)
+    """Number of tokens kept of each row."""
     lora_rank: int = Field(default=0, ge=0)
+    """Rank of LoRA adapters, merged at the end; 0 trains all weights."""
     knowledge: str = ""
+    """What the defender knows of the attacker's rows, in a word for tables."""
 
     def keyed(self) -> dict[str, Any]:
         """Leave out the word for tables; name the options that were not given as well.

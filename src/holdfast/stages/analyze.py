@@ -12,19 +12,16 @@ from holdfast.errors import UsageError
 from holdfast.reports.sections import load_section, save_section
 from holdfast.runtime import progress
 from holdfast.specs import parse
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import AnalysisSpecs, StageConfig
 
 logger = logging.getLogger(__name__)
 
 
 class AnalyzeConfig(StageConfig):
-    """Options of the stage.
+    """Options of the stage."""
 
-    Attributes:
-        analyses: Names and options; all that ship with holdfast and have what they need if empty.
-    """
-
-    analyses: list[str] = Field(default_factory=list)
+    analyses: AnalysisSpecs = Field(default_factory=list)
+    """Analysis to run; without any, all that ship with holdfast and have what they need."""
 
 
 def analyze(config: AnalyzeConfig) -> list[Section]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from holdfast.examples import Examples
+from holdfast.option_types import SpecOf
+from holdfast.options import Flag, Options
+from holdfast.results.attacks import Schedule
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import ReadOptions, read
 from holdfast.rows.text import prompt_text
@@ -17,47 +19,48 @@ from holdfast.rows.text import prompt_text
 logger = logging.getLogger(__name__)
 
 
-def at_least(least: int) -> AfterValidator:
-    """Return what refuses a list with a smaller number in it."""
+EstimatorSpec = Annotated[str, SpecOf("estimators")]
+JudgeSpec = Annotated[str, SpecOf("judges")]
+TaskSpec = Annotated[str, SpecOf("tasks")]
+AnalysisSpecs = Annotated[list[Annotated[str, SpecOf("analyses")]], Flag("analysis")]
+EstimatorSpecs = Annotated[list[EstimatorSpec], Flag("estimator")]
+GuardSpecs = Annotated[list[Annotated[str, SpecOf("guards")]], Flag("guard")]
+JudgeSpecs = Annotated[list[JudgeSpec], Flag("judge")]
+PoisonSpecs = Annotated[list[Annotated[str, SpecOf("poisons")]], Flag("poison")]
+TaskSpecs = Annotated[list[TaskSpec], Flag("task")]
 
-    def check(values: list[int]) -> list[int]:
-        if wrong := [value for value in values if value < least]:
-            raise ValueError(f"{wrong[0]} must be at least {least}")
-        return values
-
-    return AfterValidator(check)
-
-
-def _positive(values: list[float]) -> list[float]:
-    if wrong := [value for value in values if not 0 < value < math.inf]:
-        raise ValueError(f"{wrong[0]:g} must be above 0 and finite")
-    return values
+FurtherOptions = Annotated[dict[str, Any], Flag("option")]
+Models = Annotated[list[str], Flag("model")]
+Proxies = Annotated[list[str], Flag("proxy")]
+Ranks = list[Annotated[int, Field(ge=0)]]
+Rate = Annotated[float, Flag("lr")]
+Rates = Annotated[list[Annotated[float, Field(gt=0)]], Flag("lr")]
+Schedules = Annotated[list[Schedule], Flag("schedule")]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Flag("seed")]
+Shares = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Flag("poison-ratio")]
+Sizes = list[Annotated[int, Field(ge=1)]]
 
 
-Rates = Annotated[list[float], AfterValidator(_positive)]
-Seeds = Annotated[list[int], at_least(0)]
-
-
-class StageConfig(BaseModel):
-    """Options that every stage has.
-
-    Attributes:
-        out: The run directory.
-        seed: Seed of whatever is random in the stage.
-        device: auto, cpu, cuda or cuda:N.
-        columns: Wanted column -> column in the data files.
-        drop_invalid: Drop empty and repeated rows instead of stopping.
-        limit: Read only the first rows of every data file.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class StageConfig(Options):
+    """Options that every stage has."""
 
     out: Path
+    """Run directory."""
     seed: int = Field(default=0, ge=0)
+    """Random seed of the stage."""
     device: str = "auto"
+    """Where models run: auto, cpu, cuda or cuda:N."""
     columns: dict[str, str] = Field(default_factory=dict)
+    """Names of columns in the data files, as WANTED=COLUMN."""
     drop_invalid: bool = False
+    """Drop empty and repeated rows instead of stopping."""
     limit: int | None = Field(default=None, ge=1)
+    """Read only this number of rows of every data file."""
+
+    @classmethod
+    def owner_name(cls) -> str:
+        """Return the stage's name."""
+        return cls.__name__.removesuffix("Config").lower()
 
     @property
     def run(self) -> RunDir:
@@ -98,30 +101,19 @@ class StageConfig(BaseModel):
 
 
 class JobsConfig(StageConfig):
-    """Where the parts of a stage are done that do not depend on one another.
-
-    Attributes:
-        jobs: So many processes of this machine at the same time; each has its share of the cores.
-        scheduler: Address of a running dask cluster that does them, e.g. tcp://127.0.0.1:8786.
-        allow_remote: The scheduler may be on another machine, over a network that you trust: who is
-            on it can run code here and on the workers.
-    """
+    """Where the parts of a stage are done that do not depend on one another."""
 
     jobs: int = Field(default=1, ge=1)
+    """Number of processes that work at the same time on this machine; each gets its share of the
+    cores.
+    """
     scheduler: str = ""
+    """Address of a running dask cluster that does the work, for example tcp://127.0.0.1:8786."""
     allow_remote: bool = False
+    """Allow a scheduler on another machine, over a network that you trust: anybody on that network
+    can run code here and on the workers.
+    """
 
     def keyed(self) -> dict[str, Any]:
         """Leave out where it is done."""
         return {k: v for k, v in super().keyed().items() if k not in JobsConfig.__annotations__}
-
-
-def explain(error: ValidationError) -> str:
-    """Say in one line per problem which option is wrong, and how."""
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or error.title
-        value = problem.get("input")
-        shown = "" if isinstance(value, (dict, list)) else f" (found {value!r})"
-        lines.append(f"{error.title}: {place}: {problem['msg']}{shown}")
-    return "; ".join(lines)

@@ -15,27 +15,25 @@ from holdfast.models import checkpoints
 from holdfast.models.cost import Cost, metered
 from holdfast.options import option_fields
 from holdfast.specs import parse
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import JudgeSpec, Proxies, StageConfig
 from holdfast.stages.judgement import hashes_of
 
 
 class EstimatorConfig(StageConfig):
-    """What an estimator is given; each takes what it uses.
-
-    Attributes:
-        benign: Ordinary rows.
-        proxies: Ordinary rows of several kinds, instead of `benign`, for estimators that run a
-            proxy attack on each and average.
-        harmful: Harmful rows; not the attacker's.
-        base: The model before its alignment: "world", a directory, or a hub id.
-        judge: Name and options of the judge.
-    """
+    """What an estimator is given; each takes what it uses."""
 
     benign: str | None = None
-    proxies: list[str] = Field(default_factory=list)
+    """Ordinary rows."""
+    proxies: Proxies = Field(default_factory=list)
+    """Ordinary rows of one kind, instead of --benign, for estimators that run a proxy attack on
+    each kind and average.
+    """
     harmful: str | None = None
+    """Harmful rows; not the attacker's."""
     base: str | None = None
-    judge: str = "refusal"
+    """The model before its alignment: "world", a directory or a hub id."""
+    judge: JudgeSpec = "refusal"
+    """Judge of the responses."""
 
 
 def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, dict[str, str]]:

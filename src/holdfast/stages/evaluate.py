@@ -19,7 +19,7 @@ from holdfast.models import checkpoints
 from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
 from holdfast.results.files import sha256_file, sha256_json, to_json, write_text
 from holdfast.runtime import progress
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import JudgeSpecs, Models, StageConfig, TaskSpecs
 from holdfast.stages.judgement import (
     check_prompts,
     count,
@@ -40,45 +40,44 @@ Rounds = dict[str, list[list[Verdict]]]
 
 
 class EvaluateConfig(StageConfig):
-    """Options of the stage.
+    """Options of the stage."""
 
-    Attributes:
-        models: Models of the run by label, or others by directory or hub id.
-        test: Restricted prompts.
-        judges: Names and options.
-        over_refusal: Benign prompts that an over-careful model refuses.
-        tasks: Tasks whose test rows are asked.
-        task_rows: At most so many of them.
-        max_new_tokens: Length of the judged answers.
-        check_rows: Answers that are judged again under another's prompt, to see that the judges
-            look at it; 0 for none.
-        temperature: Of the judged answers; 0 is greedy. Tasks are always answered greedily.
-        top_p: Share of the probability that sampled tokens are taken from.
-        samples: Sampled answers to each prompt; harmful score and over-refusal are over all of
-            them.
-        backend: What generates: transformers, or vllm where it is installed.
-        general: Tasks of lm-evaluation-harness, where it is installed.
-        general_path: Folder of the files that describe these tasks.
-        general_rows: At most so many rows of each; 0 for all.
-        general_download: Take the harness's own tasks, and let it fetch their data.
-    """
-
-    models: list[str] = Field(min_length=1)
+    models: Models = Field(min_length=1)
+    """Model to evaluate: its label in the run, or a directory or hub id."""
     test: str
-    judges: list[str] = Field(default=["refusal"], min_length=1)
+    """Restricted prompts."""
+    judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
+    """Judge of the responses."""
     over_refusal: str | None = None
-    tasks: list[str] = Field(default_factory=list)
+    """Benign prompts that an over-cautious model refuses."""
+    tasks: TaskSpecs = Field(default_factory=list)
+    """Task whose test rows are asked."""
     task_rows: int = Field(default=200, ge=1)
+    """Most test rows of each task."""
     max_new_tokens: int = Field(default=32, ge=1)
+    """Length of the judged answers in tokens."""
     check_rows: int = Field(default=32, ge=0)
+    """Number of answers judged again under another answer's prompt, to see whether the judges look
+    at the prompt; 0 checks none.
+    """
     temperature: float = Field(default=0.0, ge=0)
+    """Temperature of the judged answers; 0 is greedy. Tasks are always answered greedily."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Share of the probability from which sampled tokens are drawn."""
     samples: int = Field(default=1, ge=1)
+    """Number of sampled answers to each prompt; harmful score and over-refusal are over all of
+    them.
+    """
     backend: Literal["transformers", "vllm"] = "transformers"
+    """What generates: transformers, or vllm where it is installed."""
     general: list[str] = Field(default_factory=list)
+    """Task of lm-evaluation-harness, where it is installed."""
     general_path: str | None = None
+    """Folder of the files that describe these tasks."""
     general_rows: int = Field(default=0, ge=0)
+    """Most rows of each of these tasks; 0 for all."""
     general_download: bool = False
+    """Use the harness's own tasks and let it download their data."""
 
     def keyed(self) -> dict[str, Any]:
         """Return what decides the results, options that came later only where they are used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,34 +18,32 @@ from holdfast.stages.scored_rows import scored_rows
 
 
 class GroupConfig(StageConfig):
-    """Options of the stage.
-
-    Attributes:
-        data: The alignment rows that were scored.
-        scores: Name of the scores in the run; the only ones if None.
-        rule: positive (score above 0), quantile, mass, otsu, gmm (mixture of Gaussians), knee, or
-            auto (whichever fits the scores, with the reason).
-        quantile: Share that counts as invulnerable under quantile.
-        mass: Share of the summed positive scores in the vulnerable group under mass.
-        groups: Number of groups by vulnerability; positive and knee know two only.
-        by: Provenance column that the groups are crossed with, e.g. category.
-        min_size: With by: smaller groups are merged.
-        csv: File for people to read and edit; it is never overwritten.
-        edited: Such a file with edits in the column "group", to be applied.
-        name: Label of the result; the scores' name if empty.
-    """
+    """Options of the stage."""
 
     data: str
+    """Alignment rows that were scored."""
     scores: str | None = None
-    rule: str = "otsu"
+    """Name of the scores in the run; null takes the only ones."""
+    rule: Literal["positive", "quantile", "mass", "otsu", "gmm", "knee", "auto"] = "otsu"
+    """Rule for the threshold: positive (score above 0), quantile, mass, otsu, gmm (mixture of
+    Gaussians), knee, or auto (the rule that fits the scores, with the reason).
+    """
     quantile: float = 0.6
+    """Share that counts as invulnerable, for rule quantile."""
     mass: float = 0.8
+    """Share of the summed positive scores in the vulnerable group, for rule mass."""
     groups: int = Field(default=2, ge=2)
+    """Number of groups by vulnerability; positive and knee allow two only."""
     by: str = ""
+    """Provenance column that the groups are crossed with, for example category."""
     min_size: int = 8
+    """With --by, groups smaller than this are merged."""
     csv: Path | None = None
+    """File for people to read and edit; it is never overwritten."""
     edited: Path | None = None
+    """File of this kind with edits in the column "group", which are applied."""
     name: str = ""
+    """Label of the result; empty takes the name of the scores."""
 
     def keyed(self) -> dict[str, Any]:
         """Leave out the tables: one is a copy, of the other the labels count, not the place."""

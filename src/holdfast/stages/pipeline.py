@@ -6,17 +6,18 @@ import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from holdfast.errors import UsageError
 from holdfast.jobs.queue import summary
+from holdfast.options import OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import apart
 from holdfast.stages.calls import Call, try_all
-from holdfast.stages.config import Seeds, StageConfig, explain
+from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
 from holdfast.stages.forecast import begin
 from holdfast.stages.subjects import label_of
 
@@ -26,82 +27,79 @@ SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
 
 
-class DataSpecs(BaseModel):
-    """Where the rows are: "world:NAME", files, or hub data sets.
+class DataSpecs(Options):
+    """Where the rows are: "world:NAME", files, or hub data sets."""
 
-    Attributes:
-        alignment: Restricted prompts with the answers that are wanted.
-        benign: Ordinary rows, mixed into the alignment.
-        harmful: The attacker's rows.
-        test: Restricted prompts that nobody trains on.
-        over_refusal: Benign prompts that an over-careful model refuses.
-        proxy: Ordinary rows of the proxy attack; the benign ones if None.
-        known_harmful: Harmful rows that the defender has, never the attacker's; None for none.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    owner: ClassVar[str] = "data"
 
     alignment: str
+    """Restricted prompts with the wanted answers."""
     harmful: str
+    """The attacker's rows."""
     test: str
+    """Restricted prompts that nobody trains on."""
     benign: str | None = None
+    """Ordinary rows, mixed into the alignment."""
     over_refusal: str | None = None
+    """Benign prompts that an over-cautious model refuses."""
     proxy: str | None = None
+    """Ordinary rows of the proxy attack; null takes the benign ones."""
     known_harmful: str | None = None
+    """Harmful rows that the defender has; never the attacker's."""
 
 
-class RunConfig(BaseModel):
+class RunConfig(Options):
     """A run: what to align, how, and how to attack it.
 
     The mappings under align, score, group, attack, evaluate and report are options of the stage of
     that name; `holdfast STAGE --help` explains them.
-
-    Attributes:
-        out: The run directory.
-        model: The model to align.
-        data: Where the rows are.
-        seeds: Every seed is a run of its own from alignment on; results are pooled.
-        device: auto, cpu, cuda or cuda:N.
-        judges: Names and options; the first defines the half-life.
-        columns: Wanted column -> column in the data files.
-        drop_invalid: Drop empty and repeated rows instead of stopping.
-        align: Options of every method.
-        methods: Label -> {"method", "options", and whatever differs from `align`}.
-        knowledge: What the defender may know of the attacker's rows, in a word -> such harmful
-            rows, or None for none. Every method that uses harmful rows is then aligned once for
-            each, as LABEL-WORD; with none it gets "mismatched" ones.
-        score: Label -> options of an estimator on the SFT-aligned model.
-        group: Options of the grouping; `scores` is a label of `score`.
-        attack: Options of the attacks on every method.
-        track: Track the alignment rows in attacks on the SFT-aligned model.
-        more_attacks: Name -> options in which further attacks differ from `attack`. Their
-            `methods` are the methods attacked, all if left out.
-        evaluate: Options of the evaluation.
-        analyses: Analyses; all that are possible if empty.
-        report: Title and language.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    owner: ClassVar[str] = "run configuration"
 
     out: Path
+    """Run directory."""
     model: str
+    """Model to align."""
     data: DataSpecs
+    """Where the rows are."""
     seeds: Seeds = Field(default=[0], min_length=1)
+    """Random seeds. Each is a run of its own from alignment on; results are pooled."""
     device: str = "auto"
-    judges: list[str] = Field(default=["refusal"], min_length=1)
+    """Where models run: auto, cpu, cuda or cuda:N."""
+    judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
+    """Judges of the responses; the first one's verdicts define the half-life."""
     columns: dict[str, str] = Field(default_factory=dict)
+    """Wanted column -> column in the data files."""
     drop_invalid: bool = False
+    """Drop empty and repeated rows instead of stopping."""
     align: dict[str, Any] = Field(default_factory=dict)
+    """Options of `holdfast align` for every method."""
     methods: dict[str, dict[str, Any]]
+    """Label -> method, options, and what differs from `align`."""
     knowledge: dict[str, str | None] = Field(default_factory=dict)
+    """What the defender may know of the attacker's rows, in a word -> such harmful rows, or null
+    for none. Every method that uses harmful rows is then aligned once for each, as LABEL-WORD; with
+    null it gets "mismatched" rows.
+    """
     score: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Label -> options of `holdfast score` on the SFT-aligned model."""
     group: dict[str, Any] = Field(default_factory=dict)
+    """Options of `holdfast group`; `scores` is a label of `score`."""
     attack: dict[str, Any] = Field(default_factory=dict)
+    """Options of `holdfast attack` on every model."""
     track: bool = True
+    """Track the alignment rows in attacks on the SFT-aligned model."""
     more_attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name -> options in which further attacks differ from `attack`. `methods` are the methods that
+    are attacked; without it, all.
+    """
     evaluate: dict[str, Any] = Field(default_factory=dict)
-    analyses: list[str] = Field(default_factory=list)
+    """Options of `holdfast evaluate`."""
+    analyses: AnalysisSpecs = Field(default_factory=list)
+    """Analyses; without any, all that are possible."""
     report: dict[str, Any] = Field(default_factory=dict)
+    """Options of `holdfast report`."""
 
 
 def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
@@ -144,10 +142,10 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
 def parse(raw: Mapping[str, Any], *, where: str) -> RunConfig:
     """Validate a configuration and every stage's options in it."""
     try:
-        config = RunConfig.model_validate(raw)
+        config = RunConfig(**raw)
         plan(config)
-    except ValidationError as error:
-        raise UsageError(f"{where}: {explain(error)}") from error
+    except OptionError as error:
+        raise UsageError(f"{where}: {error}") from error
     return config
 
 
@@ -155,8 +153,8 @@ def plan(config: RunConfig) -> list[Call]:
     """Return every stage of the run, in order: one seed from start to end, then the next.
 
     Raises:
-        ValidationError: A stage's option is wrong.
-        UsageError: There is no method to score, or the grouping names no scores.
+        UsageError: A stage's option is wrong, there is no method to score, or the grouping names
+            no scores.
     """
     methods = _by_knowledge(config)
     if config.score:

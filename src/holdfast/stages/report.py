@@ -13,17 +13,14 @@ from holdfast.stages.config import StageConfig
 
 
 class ReportConfig(StageConfig):
-    """Options of the stage.
-
-    Attributes:
-        title: Heading of the report.
-        language: "en" or "ja".
-        show_harmful: Show examples of harmful answers; they are withheld otherwise.
-    """
+    """Options of the stage."""
 
     title: str = "Does the safety alignment hold?"
+    """Heading of the report."""
     language: Literal["en", "ja"] = "en"
+    """Language of the report."""
     show_harmful: bool = False
+    """Show examples of harmful answers, which are otherwise withheld."""
 
 
 def report(config: ReportConfig) -> Path:

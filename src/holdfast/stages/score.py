@@ -19,6 +19,7 @@ from holdfast.results.artifacts import Scores
 from holdfast.results.files import sha256_json
 from holdfast.rows.provenance import provenance_table
 from holdfast.specs import parse
+from holdfast.stages.config import EstimatorSpec
 from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.subjects import Subject, subject
 from holdfast.stats.intervals import bootstrap
@@ -30,24 +31,22 @@ score on both models: a handful of ranks agrees by chance."""
 
 
 class ScoreConfig(EstimatorConfig):
-    """Options of the stage.
-
-    Attributes:
-        model: An aligned model: its label in the run, a directory, or a hub id.
-        data: The alignment rows to score.
-        estimator: Name and options, e.g. "attack_direction,variant=critical_step".
-        reuse: A file of scores of the same rows made on another model, to be kept if a quick check
-            finds that they hold on this one.
-        agreement: Rank correlation that the check's lower end must reach.
-        name: Label of the result; the estimator's name if empty.
-    """
+    """Options of the stage."""
 
     model: str
+    """Aligned model: its label in the run, a directory or a hub id."""
     data: str
-    estimator: str = "attack_direction"
+    """Alignment rows to score."""
+    estimator: EstimatorSpec = "attack_direction"
+    """Estimator that scores, for example attack_direction,variant=critical_step."""
     reuse: Path | None = None
+    """File of scores of the same rows made on another model. They are kept if a quick check finds
+    that they hold on this model.
+    """
     agreement: float = Field(default=0.7, ge=-1, le=1)
+    """Rank correlation that the lower end of the check's interval must reach."""
     name: str = ""
+    """Label of the result; empty takes the estimator's name."""
 
     @property
     def label(self) -> str:

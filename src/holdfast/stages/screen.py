@@ -23,6 +23,7 @@ from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import sha256_json, write_text
 from holdfast.rows.provenance import provenance_table
 from holdfast.screening.text_screener import Screen, ScreenedRow, place, screen_text
+from holdfast.stages.config import EstimatorSpec
 from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.scored_rows import only, scored_rows
 from holdfast.stages.subjects import subject
@@ -38,33 +39,34 @@ NO_REFUSAL = "its response does not begin as those of the scored rows do, and wa
 
 
 class ScreenConfig(EstimatorConfig):
-    """Options of the stage.
-
-    Attributes:
-        new: The rows to screen; rows without a response are judged by their prompt alone.
-        data: The alignment rows that were scored.
-        scores: Name of the scores in the run; the only ones if None.
-        coverage: Share of the time that a row's interval is meant to hold its rank.
-        groups: Name of a grouping of the scored rows in the run, to give each new row the
-            probability of the most vulnerable group; none if None.
-        model: An aligned model to run the full probe on: its label in the run, a directory, or a
-            hub id. Only the text is read if None.
-        estimator: The probe: name and options of an estimator.
-        sample: Scored rows probed beside the new ones, so that ranks can be compared; 0 for all.
-        name: Label of the result; taken from `new` if empty.
-        csv: File for a table of the result, most vulnerable rows first.
-    """
+    """Options of the stage."""
 
     new: str
+    """Rows to screen; rows without a response are judged by their prompt alone."""
     data: str
+    """Alignment rows that were scored."""
     scores: str | None = None
+    """Name of the scores in the run; null takes the only ones."""
     coverage: float = Field(default=0.9, gt=0, lt=1)
+    """Probability with which a row's interval should contain its rank."""
     groups: str | None = None
+    """Name of a grouping of the scored rows in the run: every new row gets its probability of the
+    most vulnerable group.
+    """
     model: str | None = None
-    estimator: str = "attack_direction"
+    """Aligned model to run the full probe on: its label in the run, a directory or a hub id.
+    Without it only the text is read.
+    """
+    estimator: EstimatorSpec = "attack_direction"
+    """Estimator that serves as the probe."""
     sample: int = Field(default=200, ge=0)
+    """Number of scored rows probed beside the new ones, so that ranks can be compared; 0 probes
+    all.
+    """
     name: str = ""
+    """Label of the result; empty takes it from --new."""
     csv: Path | None = None
+    """File for a table of the result, most vulnerable rows first."""
 
     def keyed(self) -> dict[str, Any]:
         """Leave out the table, which is a copy."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,7 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.cost import Cost
+from holdfast.options import Flag
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.files import sha256_json
 from holdfast.results.run_dir import Entry
@@ -26,6 +27,7 @@ from holdfast.rows.similarity import prompt_key
 from holdfast.rows.text import prompt_text
 from holdfast.runtime import progress
 from holdfast.specs import parse
+from holdfast.stages.config import EstimatorSpecs
 from holdfast.stages.estimation import (
     EstimatorConfig,
     check_base,
@@ -52,27 +54,26 @@ Tried = tuple[str, str, int]
 
 
 class ValidateConfig(EstimatorConfig):
-    """Options of the stage.
-
-    Attributes:
-        model: The aligned model that `holdfast attack --track` attacked: its label in the run, a
-            directory, or a hub id.
-        data: The alignment rows that were tracked.
-        estimators: Names and options of the estimators to judge.
-        vary: Options to vary one at a time, e.g. rows=8,16,64 or source=harmful,mismatched, on
-            every estimator that has the option.
-        seeds: Number of seeds: how stable are the scores?
-        examples: Numbers of examples: how would the answer look with fewer?
-        name: Label of the result; the model's label if empty.
-    """
+    """Options of the stage."""
 
     model: str
+    """Aligned model that `holdfast attack --track` attacked: its label in the run, a directory or a
+    hub id.
+    """
     data: str
-    estimators: list[str] = Field(default=["attack_direction"], min_length=1)
+    """Alignment rows that were tracked."""
+    estimators: EstimatorSpecs = Field(default=["attack_direction"], min_length=1)
+    """Estimator to validate."""
     vary: list[str] = Field(default=list(VARIED))
+    """Option to vary by itself on every estimator that has it, for example rows=8,16,64 or
+    source=harmful,mismatched.
+    """
     seeds: int = Field(default=3, ge=1)
-    examples: list[int] = Field(default=[50, 100, 200, 400])
+    """Number of seeds, which shows how stable the scores are."""
+    examples: Annotated[list[int], Flag("example")] = Field(default=[50, 100, 200, 400])
+    """Number of examples with which the answer is computed as well."""
     name: str = ""
+    """Label of the result; empty takes the model's label."""
 
 
 def validate(config: ValidateConfig) -> Validation:

@@ -13,7 +13,7 @@ from holdfast.models import checkpoints
 from holdfast.results.attacks import NO_GUARD
 from holdfast.rows.text import prompt_text
 from holdfast.specs import parse
-from holdfast.stages.config import StageConfig
+from holdfast.stages.config import GuardSpecs, StageConfig
 
 if TYPE_CHECKING:
     from holdfast.guards.base import Guard
@@ -23,19 +23,16 @@ FIELDS = {"safety": "safety", "harmful": "known_harmful", "base": "base"}
 
 
 class GuardConfig(StageConfig):
-    """What a provider has to guard a fine-tuning with.
+    """What a provider has to guard a fine-tuning with."""
 
-    Attributes:
-        guards: What the provider does about it: names and options, "none" for nothing.
-        safety: Restricted prompts with the answers that are wanted, for guards that use them.
-        known_harmful: Harmful rows that the provider has, never the attacker's.
-        base: The model before its alignment: "world", a directory, or a hub id.
-    """
-
-    guards: list[str] = Field(default=[NO_GUARD], min_length=1)
+    guards: GuardSpecs = Field(default=[NO_GUARD], min_length=1)
+    """What the provider does about the fine-tuning; none for nothing."""
     safety: str | None = None
+    """Restricted prompts with the wanted answers, for guards that use them."""
     known_harmful: str | None = None
+    """Harmful rows that the provider has; never the attacker's."""
     base: str | None = None
+    """The model before its alignment: "world", a directory or a hub id."""
 
     def keyed(self) -> dict[str, Any]:
         """Leave out the guards and what they are given: each attack has its own guard's."""

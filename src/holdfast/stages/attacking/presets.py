@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict
 
 from holdfast.errors import UsageError
+from holdfast.options import OptionError, Options
 
 if TYPE_CHECKING:
     from holdfast.stages.attacking.config import AttackConfig
@@ -35,22 +36,19 @@ SAME = ({"steps", "epochs"},)
 """Options that say the same: one of them given takes the other's place too."""
 
 
-class Preset(BaseModel):
-    """A file of presets/, or one like it.
+class Preset(Options):
+    """A file of presets/, or one like it."""
 
-    Attributes:
-        what: One sentence.
-        source: Where it comes from.
-        needs: Options that the user must give for it.
-        grid: Option of the attack -> value.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore")
 
     what: str = ""
+    """One sentence about the grid."""
     source: str = ""
+    """Where it comes from."""
     needs: list[str] = []
+    """Options that the user must give for it."""
     grid: dict[str, Any]
+    """Option of the attack -> value."""
 
 
 def names() -> list[str]:
@@ -80,8 +78,8 @@ def load(name: str) -> Preset:
                 f"{name}: the search found no attack that keeps the floor; search again with "
                 "other options, or with a lower --floor"
             )
-        found = Preset.model_validate(raw)
-    except (yaml.YAMLError, ValidationError) as error:
+        found = Preset(**raw)
+    except (yaml.YAMLError, TypeError, OptionError) as error:
         raise UsageError(
             f"{name}: not a preset: {str(error).splitlines()[0]}; it is a mapping with a `grid`, "
             "e.g. {grid: {poison_ratios: [0.1]}}"
@@ -133,8 +131,6 @@ def _filled(config: AttackConfig, spec: str) -> AttackConfig:
         # It ends attacks at different checkpoints, and what is tracked is counted over the same.
         cleared["track"] = None
     try:
-        return type(config).model_validate({**own, **grid, **cleared})
-    except ValidationError as error:
-        from holdfast.stages.config import explain
-
-        raise UsageError(f"preset {spec!r}: {explain(error)}") from error
+        return type(config)(**{**own, **grid, **cleared})
+    except OptionError as error:
+        raise error.of(f"preset {spec!r}") from error

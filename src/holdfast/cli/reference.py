@@ -1,0 +1,172 @@
+"""What there is to choose from: kinds of plug-ins, plug-ins, and the options of each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from holdfast import plugins
+from holdfast.errors import UsageError
+from holdfast.options import Description, Options, describe
+from holdfast.specs import value_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+KIND_HELP = {
+    "estimators": "predict how soon each alignment row is forgotten",
+    "methods": "train an alignment",
+    "guards": "what a provider does about a customer's fine-tuning",
+    "judges": "decide whether a response is harmful",
+    "tasks": "what a customer fine-tunes for",
+    "poisons": "what an attacker makes of the rows",
+    "analyses": "chapters of the report",
+}
+
+
+def kinds() -> list[dict[str, Any]]:
+    """Return a row for each kind of plug-in."""
+    return [
+        {"kind": kind, "what": KIND_HELP[kind], "plug-ins": len(plugins.available(kind))}
+        for kind in plugins.KINDS
+    ]
+
+
+def check_kind(kind: str) -> None:
+    """Refuse an unknown kind.
+
+    Raises:
+        UsageError: The message lists the kinds.
+    """
+    if kind not in plugins.KINDS:
+        raise UsageError(f"{kind!r} is not a kind of plug-in: use {', '.join(plugins.KINDS)}")
+
+
+def listing(kind: str) -> list[dict[str, Any]]:
+    """Return a row for each plug-in of a kind."""
+    check_kind(kind)
+    return [
+        {"name": name, "what": plugins.first_line(plugins.find(kind, name))}
+        for name in plugins.available(kind)
+    ]
+
+
+def options_class(kind: str, name: str) -> type[Options]:
+    """Return the class whose fields are a plug-in's options; a method's are a class of their own.
+
+    Raises:
+        UsageError: There is no such plug-in, or its options cannot be described.
+    """
+    check_kind(kind)
+    cls = plugins.find(kind, name)
+    options = getattr(cls, "Options", cls)
+    if not issubclass(options, Options):
+        raise UsageError(
+            f"{name}: {options.__name__} does not derive from holdfast.options.Options"
+        )
+    return options
+
+
+def details(kind: str, name: str) -> dict[str, Any]:
+    """Return all there is to know of a plug-in, as plain data."""
+    options = describe(options_class(kind, name))
+    cls = plugins.find(kind, name)
+    return {
+        "kind": kind,
+        "name": name,
+        "what": inspect.cleandoc(cls.__doc__ or ""),
+        "needs": sorted(getattr(cls, "needs", ())),
+        "accepts": sorted(getattr(cls, "accepts", ())),
+        "options": [_plain(option) for option in options],
+    }
+
+
+def _plain(option: Description) -> dict[str, Any]:
+    return {**asdict(option), "default": option.default_text}
+
+
+def page(kind: str, name: str) -> Iterator[RenderableType]:
+    """Yield what a terminal shows of a plug-in, readable at 80 columns."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    options = describe(options_class(kind, name))
+    cls = plugins.find(kind, name)
+    for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"):
+        yield Text(_reflowed(paragraph))
+        yield Text()
+    if not options:
+        yield Text("It has no options.")
+        return
+    table = Table(header_style="bold", show_lines=True, expand=False)
+    table.add_column("option", no_wrap=True)
+    table.add_column("type and default", max_width=26)
+    table.add_column("what it does", ratio=1, overflow="fold")
+    for option in options:
+        kind = escape(_type_and_default(option))
+        table.add_row(f"[bold]{option.name}[/]", kind, escape(option.help))
+    yield table
+    yield Text(f"Example: {example(name, options)}")
+
+
+def _reflowed(paragraph: str) -> str:
+    """Join the lines of a paragraph of prose; formulas and lists keep theirs."""
+    lines = paragraph.splitlines()
+    prose = not any(line.startswith((" ", "- ")) for line in lines)
+    return " ".join(lines) if prose else paragraph
+
+
+def _type_and_default(option: Description) -> str:
+    kind = _type(option)
+    default = "required" if option.required else f"default: {option.default_text}"
+    return f"{kind}\n{default}"
+
+
+def _type(option: Description) -> str:
+    return ", ".join(part for part in (option.type, option.range) if part)
+
+
+def example(name: str, options: list[Description]) -> str:
+    """Return a spec of a plug-in that sets what must be set, or the first option."""
+    required = [f"{option.name}=..." for option in options if option.required]
+    first = [f"{option.name}={value_text(option.default)}" for option in options[:1]]
+    return ",".join([name, *(required or first)])
+
+
+def markdown() -> str:
+    """Return the reference page of the documentation: every plug-in with its options."""
+    lines = [
+        "# Plug-ins and their options",
+        "",
+        "Generated from the code; `holdfast plugins KIND NAME` shows the same in a terminal.",
+        "An option follows the plug-in's name: `name,option=value,...`.",
+    ]
+    for kind in plugins.KINDS:
+        lines += ["", f"## {kind.capitalize()}", "", f"{_sentence(KIND_HELP[kind])}"]
+        for name in plugins.available(kind):
+            lines += _section(kind, name)
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _section(kind: str, name: str) -> list[str]:
+    options = describe(options_class(kind, name))
+    lines = ["", f"### {name}", "", plugins.first_line(plugins.find(kind, name))]
+    if not options:
+        return [*lines, "", "It has no options."]
+    lines += ["", "| option | type | default | what it does |", "|---|---|---|---|"]
+    for option in options:
+        cells = (
+            f"`{option.name}`",
+            _type(option),
+            "required" if option.required else f"`{option.default_text or ' '}`",
+            option.help,
+        )
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return lines
