@@ -137,7 +137,7 @@ def test_one_message_with_value_rule_and_way_out(options: str, message: str) -> 
         ({"count": True}, "count=True must be a whole number, at least 1"),
         ({"flag": 1}, "flag=1 must be true or false"),
         ({"source": 7}, "source=7 must be text"),
-        ({"sizes": 4}, "sizes=4 must be a list of whole numbers, each at least 1"),
+        ({"sizes": 0}, "sizes=0 must be a list of whole numbers, each at least 1"),
     ],
 )
 def test_python_values_are_checked_alike(options: dict[str, Any], message: str) -> None:
@@ -221,3 +221,9 @@ def test_values_are_plain_data() -> None:
     assert values["path"] == "b"
     assert values["sizes"] == [8, 16]
     assert set(values) == {option.name for option in describe(Toy)}
+
+
+def test_a_list_of_one_may_be_given_as_its_value() -> None:
+    assert Toy(source="a", sizes=4, judges="refusal") == Toy(  # type: ignore[arg-type]
+        source="a", sizes=(4,), judges=["refusal"]
+    )

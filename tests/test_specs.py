@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import UsageError
-from holdfast.specs import Bare, Spec, parse, write
+from holdfast.specs import Bare, Spec, parse, parse_value, untyped, write
 
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12) | st.text(
@@ -111,3 +111,19 @@ def test_a_spec_that_does_not_parse(text: str, problem: str, position: int) -> N
     assert str(caught.value) == (
         f"{text!r}: {problem} (character {position}); a spec is name,key=value,key=value"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1), ("0.4", 0.4), ("1e-3", 0.001), ("true", True), ("null", None), ("me", "me"),
+        ("'1'", "1"), ("a=b,c", "a=b,c"), ("[lisa,2]", ["lisa", 2]), ("(a,b=1)", "a,b=1"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_value_whose_type_nobody_says(text: str, value: Any) -> None:
+    assert untyped(parse_value(text)) == value
+
+
+def test_a_value_by_itself_ends_where_it_ends() -> None:
+    with pytest.raises(UsageError, match=r"nothing may follow the value \(character 4\)"):
+        parse_value("[a]b")

@@ -94,7 +94,8 @@ def type_of(annotation: Any, metadata: Sequence[Any] = ()) -> OptionType:
     kinds = [mark.kind for mark in marks if isinstance(mark, SpecOf)]
     if kinds:
         option_type = replace(option_type, name="spec", plural="specs", article=True, kind=kinds[0])
-    return replace(option_type, range=_range(marks) or option_type.range)
+    ranges = [words for words in (option_type.range, _range(marks)) if words]
+    return replace(option_type, range=", ".join(ranges))
 
 
 def _parts(mark: Any) -> Sequence[Any]:
