@@ -186,7 +186,7 @@ def test_what_needs_a_failed_call_is_not_done(
     assert not {"score loss-s0", "align vaa-s0", "attack sft-s0"} & set(done)
     failed = {f"{f.stage} {f.name}": f.reason for f in RunDir(config.out).failures()}
     assert failed["align sft-s0"] == "the loss is nan"
-    assert failed["score loss-s0"] == "not done, since it needs align sft-s0"
+    assert failed["score loss-s0"] == "not run: it needs align sft-s0"
     assert failed["attack vaa-s0/world_topic-p0.1-lr0.0001-s3"].endswith("needs align vaa-s0")
     assert any("failed: the loss is nan" in line for line in said)
 

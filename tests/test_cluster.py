@@ -76,7 +76,7 @@ def test_jobs_are_done_where_the_cluster_brings_them(
         failures = run(jobs, pool)
     assert {name: str(error) for name, error in failures.items()} == {
         "bad": "bad cannot",
-        "after": "not done, since it needs bad",
+        "after": "not run: it needs bad",
     }
     lines = [line.split(" ")[:2] for line in (tmp_path / "log").read_text("utf-8").splitlines()]
     assert lines.index(["a", "ends"]) < lines.index(["b", "begins"])
@@ -92,7 +92,7 @@ def test_a_job_that_loses_its_workers_is_begun_three_times(
     assert list(failures) == ["evil"]
     assert "its worker was lost 3 times" in str(failures["evil"])
     lines = (tmp_path / "log").read_text("utf-8").splitlines()
-    assert sum(line.startswith("evil begins") for line in lines) == 1 + cluster.AGAIN
+    assert sum(line.startswith("evil begins") for line in lines) == 1 + cluster.RESTARTS
     assert "good ends" in lines
 
 
@@ -153,7 +153,9 @@ def test_what_cannot_work_is_said_at_once(
         connect(start(0).scheduler_address)
     address = start(1).scheduler_address
     monkeypatch.setattr(cluster, "version", lambda name: "0.0.1")
-    with pytest.raises(UsageError, match=r"has holdfast .*, here is 0\.0\.1; install the same"):
+    with pytest.raises(
+        UsageError, match=r"has holdfast .*, this machine 0\.0\.1; install the same"
+    ):
         connect(address)
     monkeypatch.undo()
     monkeypatch.setattr(cluster, "write_text", lambda path, text: None)  # nobody else sees it

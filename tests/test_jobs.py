@@ -84,7 +84,10 @@ def test_no_more_than_asked_for_at_the_same_time(tmp_path: Path, job: Any) -> No
 
 
 def test_jobs_that_wait_for_one_another_are_refused(job: Any) -> None:
-    with local(PROGRAM, 1) as pool, pytest.raises(UsageError, match="a, b: these wait for one"):
+    with (
+        local(PROGRAM, 1) as pool,
+        pytest.raises(UsageError, match="a, b: these jobs wait for each other"),
+    ):
         run([job("a", "short", "b"), job("b", "short", "a")], pool)
 
 
@@ -126,11 +129,11 @@ def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, job: Any) -> No
         "wrong": (UsageError, "wrong cannot"),
         "dead": (
             JobError,
-            "its process was ended by SIGKILL, as the system does where memory runs out",
+            "its process was ended by SIGKILL, as the system does when memory runs out",
         ),
         "odd": (JobError, "ZeroDivisionError: nobody foresaw this"),
-        "after": (JobError, "not done, since it needs bad"),
-        "last": (JobError, "not done, since it needs after"),
+        "after": (JobError, "not run: it needs bad"),
+        "last": (JobError, "not run: it needs after"),
     }
     assert ("good", "ends") in events(tmp_path)
 
@@ -164,9 +167,9 @@ def test_the_first_cause_of_a_chain_of_failures_is_told(job: Any) -> None:
     failures = run(jobs, pool_of(ended(End(0.0, "HoldfastError", "no room"))))
     assert {name: str(error) for name, error in failures.items()} == {
         "a": "no room",
-        "b": "not done, since it needs a",
-        "c": "not done, since it needs b",
-        "d": "not done, since it needs c",
+        "b": "not run: it needs a",
+        "c": "not run: it needs b",
+        "d": "not run: it needs c",
     }
 
 
@@ -184,7 +187,7 @@ def test_one_error_for_all() -> None:
     both = summary({"a": wrong, "b": bad}, 5)
     assert both.exit_code == 1
     assert str(both).splitlines() == [
-        "2 of 5 failed; the others are done, and the same command tries these again:",
+        "2 of 5 failed; the others are done; the same command retries these:",
         "  a: wrong",
         "  b: bad",
     ]
@@ -309,7 +312,7 @@ def test_a_choice_of_threads_is_kept(
 
 def test_time_left_is_the_mean_of_the_kind() -> None:
     pace = Pace(2)
-    assert pace.told([("x", "attack")]) == ""  # nothing is known
+    assert pace.remaining([("x", "attack")]) == ""  # nothing is known
     pace.end("a", "attack", 100.0)
     pace.end("b", "attack", 200.0)
     # Three of a mean of 150 s on two workers, and one of which nothing is known.
@@ -317,8 +320,8 @@ def test_time_left_is_the_mean_of_the_kind() -> None:
         [("c", "attack"), ("d", "attack"), ("e", "attack"), ("f", "score")]
     )
     assert (seconds, unknown) == (3 * 150 / 2, 1)
-    assert pace.told([("c", "attack")]) == "about 2 min to go"  # one cannot be shared
-    assert pace.told([("c", "attack"), ("f", "score")]).startswith("at least")
+    assert pace.remaining([("c", "attack")]) == "about 2 min to go"  # one cannot be shared
+    assert pace.remaining([("c", "attack"), ("f", "score")]).startswith("at least")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])

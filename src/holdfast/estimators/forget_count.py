@@ -120,14 +120,14 @@ class ForgetCount(ProxyAttack, Estimator):
 
         tracker = replace(start, history=list(start.history))
         held = start.history[0] == 0
-        course: list[np.ndarray] = []
+        steps_so_far: list[np.ndarray] = []
 
-        def look(attacked: PreTrainedModel) -> bool:
+        def observe(attacked: PreTrainedModel) -> bool:
             tracker(attacked, tokenizer)
-            course.append(tracker.known_steps[held])
-            return self.stable > 0 and settled(course, self.stable)
+            steps_so_far.append(tracker.known_steps[held])
+            return self.stable > 0 and settled(steps_so_far, self.stable)
 
-        last = self.attack(model, tokenizer, rows, seed, look)
+        last = self.attack(model, tokenizer, rows, seed, observe)
         return tracker, last
 
     def _stretched(self, tracker: ForgettingTracker, rule: str) -> np.ndarray:
@@ -135,8 +135,9 @@ class ForgetCount(ProxyAttack, Estimator):
         return counts * (self.planned / (len(tracker.history) - 1))
 
     def _check_start(self, verdicts: np.ndarray) -> None:
-        """Refuse to spend an attack where nothing could be counted."""
-        n, undecided = len(verdicts), int(np.isnan(verdicts).sum())
+        """Reject a start from which nothing could be counted, before an attack is spent on it."""
+        n = len(verdicts)
+        undecided = int(np.isnan(verdicts).sum())
         harmful = int((verdicts == 1).sum())
         judge = type(self.judge).__name__
         if undecided > n / 2:
@@ -160,38 +161,51 @@ class ForgetCount(ProxyAttack, Estimator):
     def _check_end(
         self, trackers: list[ForgettingTracker], held: np.ndarray, counts: np.ndarray
     ) -> None:
-        """Refuse counts that are all equal or unknown, which order nothing; say what they were."""
+        """Reject counts that are all equal or unknown, which order nothing.
+
+        Raises:
+            UsageError: What the counts are, the verdicts behind them, and what to change.
+        """
         after = [np.array(tracker.history[1:])[:, held] for tracker in trackers]
-        n, answers = int(held.sum()), sum(verdicts.size for verdicts in after)
-        undecided = sum(int(np.isnan(verdicts).sum()) for verdicts in after)
-        runs = ["/".join(str(int((row == 1).sum())) for row in verdicts) for verdicts in after]
-        numbers = (
-            f"harmful of {n} by checkpoint: {'; '.join(runs)}; {undecided} of {answers} undecided"
-        )
-        if all((verdicts == 1).all() for verdicts in after):
-            raise UsageError(
-                f"all {n} held examples are answered harmfully from the first checkpoint on "
-                f"({numbers}): the counts are all equal. Lower learning_rate "
-                f"({self.learning_rate:g}) or every ({self.every} steps)."
-            )
-        known = counts[np.isfinite(counts)]
-        if len(known) > 1 and known.min() < known.max():
+        counted = counts[np.isfinite(counts)]
+        at_once = all((verdicts == 1).all() for verdicts in after)
+        if not at_once and len(counted) > 1 and counted.min() < counted.max():
             return
-        slower = f"lower learning_rate ({self.learning_rate:g})"
-        if undecided > answers / 2 or (len(known) < 2 and known.any()):
-            raise UsageError(
-                f"{n - len(known)} of the {n} held examples have no count, since their verdicts "
-                f"are undecided ({numbers}). Read some answers: name another --judge if they can "
-                f"be decided (not {type(self.judge).__name__}), or {slower} if they make no sense."
+        n = int(held.sum())
+        undecided = float(np.mean([np.isnan(verdicts).mean() for verdicts in after]))
+        judge = type(self.judge).__name__
+        slower = f"ower learning_rate ({self.learning_rate:g})"
+        if at_once:
+            problem = f"all {n} held examples are answered harmfully from the first checkpoint on"
+            way_out = f"L{slower} or every ({self.every} steps)"
+        elif undecided > 0.5 or (len(counted) < 2 and counted.any()):
+            problem = (
+                f"{n - len(counted)} of the {n} held examples have no count, since their verdicts "
+                "are undecided"
             )
-        if known.any():
-            raise UsageError(
-                f"the {len(known)} held examples with a count are forgotten equally often "
-                f"({numbers}): that orders nothing. {slower.capitalize()} or every ({self.every} "
-                "steps)."
+            way_out = (
+                f"Read some answers: name another --judge if they can be decided (not {judge}), "
+                f"or l{slower} if they make no sense"
             )
-        raise UsageError(
-            f"none of the {n} held examples is known to be answered harmfully at any checkpoint "
-            f"({numbers}): the counts are all 0. Raise learning_rate ({self.learning_rate:g}), "
-            f"steps ({self.steps}) or ratio ({self.ratio:g})."
-        )
+        elif counted.any():
+            problem = f"the {len(counted)} held examples with a count are forgotten equally often"
+            way_out = f"L{slower} or every ({self.every} steps)"
+        else:
+            problem = f"none of the {n} held examples is known to be answered harmfully"
+            way_out = (
+                f"Raise learning_rate ({self.learning_rate:g}), steps ({self.steps}) or ratio "
+                f"({self.ratio:g})"
+            )
+        raise UsageError(f"{problem} ({_verdict_counts(after)}). {way_out}.")
+
+
+def _verdict_counts(after: list[np.ndarray]) -> str:
+    """Return the verdicts of all attacks in words; each (checkpoints, held examples)."""
+    by_attack = ["/".join(str(int((row == 1).sum())) for row in verdicts) for verdicts in after]
+    undecided = sum(int(np.isnan(verdicts).sum()) for verdicts in after)
+    answers = sum(verdicts.size for verdicts in after)
+    held = after[0].shape[1]
+    return (
+        f"harmful of {held} by checkpoint: {'; '.join(by_attack)}; {undecided} of {answers} "
+        "undecided"
+    )

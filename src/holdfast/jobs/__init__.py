@@ -1,1 +1,1 @@
-"""Independent jobs side by side, in processes of this machine or on a cluster."""
+"""Independent jobs in parallel, in processes of this machine or on a cluster."""

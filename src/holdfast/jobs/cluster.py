@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AGAIN = 2
-"""How often a job is begun again whose worker was lost."""
+RESTARTS = 2
+"""How often a job is restarted after its worker was lost."""
 OFTEN = 2.0
-"""Seconds between two questions to the scheduler whether to stop."""
+"""Seconds between two requests to the scheduler whether to stop."""
 TIMEOUT = 20
 """Seconds to reach the scheduler, and then a worker."""
 
@@ -42,18 +42,18 @@ TIMEOUT = 20
 def connected(
     address: str, program: str, out: Path, *, allow_remote: bool = False
 ) -> Iterator[Pool]:
-    """Do jobs on the cluster whose scheduler has this address.
+    """Run jobs on the dask cluster whose scheduler has this address.
 
-    Where workers declare a resource GPU, each job takes one of it; else each takes a thread.
+    If workers declare a resource GPU, each job takes one; otherwise each takes a thread.
 
     Args:
         address: E.g. tcp://127.0.0.1:8786.
         program: Module that is run with `python -m` and calls `workers.serve`.
         out: The run directory.
-        allow_remote: Connect to another machine than this one too.
+        allow_remote: Allow an address on another machine.
 
     Raises:
-        UsageError: The address is not of this machine, no cluster is there, it has no workers, or
+        UsageError: The address is on another machine, no cluster answers, it has no workers, or
             they do not see the run directory or have another version of holdfast.
     """
     if not (allow_remote or on_loopback(address)):
@@ -97,9 +97,9 @@ def connected(
 
 
 def on_loopback(address: str) -> bool:
-    """Say whether an address, with or without a protocol before it, is of this machine alone.
+    """Return whether an address, with or without a protocol, is on this machine's loopback.
 
-    A name other than localhost is not looked up: what it stands for may change.
+    Names other than localhost are not resolved: what they resolve to may change.
     """
     try:
         host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
@@ -109,7 +109,7 @@ def on_loopback(address: str) -> bool:
 
 
 def _workers(client: Client, address: str) -> tuple[int, dict[str, int] | None]:
-    """Return how many jobs go on at the same time, and what each takes."""
+    """Return the number of parallel jobs, and the resources that each takes."""
     try:
         client.wait_for_workers(1, timeout=TIMEOUT)
     except TimeoutError as error:
@@ -117,15 +117,15 @@ def _workers(client: Client, address: str) -> tuple[int, dict[str, int] | None]:
             f"--scheduler {address!r}: the cluster has no workers; start one with "
             f"`dask worker {address}`"
         ) from error
-    found = client.scheduler_info(n_workers=-1)["workers"].values()
-    cards = sum(int(worker.get("resources", {}).get("GPU", 0)) for worker in found)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    cards = sum(int(worker.get("resources", {}).get("GPU", 0)) for worker in workers)
     if cards:
         return cards, {"GPU": 1}
-    return sum(int(worker["nthreads"]) for worker in found), None
+    return sum(int(worker["nthreads"]) for worker in workers), None
 
 
 def _check(client: Client, folder: Path, here: str) -> None:
-    """Refuse workers that do not see the run directory, or have another holdfast.
+    """Reject workers that do not see the run directory, or have another version of holdfast.
 
     Raises:
         UsageError: Naming a worker and what it lacks.
@@ -138,50 +138,53 @@ def _check(client: Client, folder: Path, here: str) -> None:
         raise UsageError(
             f"the workers cannot import {error.name!r}; install holdfast there"
         ) from error
-    for worker, (read, there) in answers.items():
-        if read != word:
+    for worker, (content, worker_version) in answers.items():
+        if content != word:
             raise UsageError(
                 f"worker {worker} does not see {folder.parent} or {here}; put --out on a file "
                 "system that all machines share under the same path, and start from there"
             )
-        if there != version("holdfast"):
+        if worker_version != version("holdfast"):
             raise UsageError(
-                f"worker {worker} has holdfast {there}, here is {version('holdfast')}; install the "
-                "same version"
+                f"worker {worker} has holdfast {worker_version}, this machine "
+                f"{version('holdfast')}; install the same version"
             )
 
 
 def look(path: str, here: str) -> tuple[str, str]:
-    """Return what a worker reads in a file ("" if it cannot), and its version of holdfast."""
-    read = ""
+    """Return the content of a file as a worker reads it ("" if it cannot), and its version."""
+    content = ""
     with contextlib.suppress(OSError):
-        read = Path(path).read_text(encoding="utf-8")
-    return read if Path(here).is_dir() else "", version("holdfast")
+        content = Path(path).read_text(encoding="utf-8")
+    return content if Path(here).is_dir() else "", version("holdfast")
 
 
 def remote(program: str, job: QueuedJob, here: str, folder: str) -> End:
-    """Do one job on a worker of the cluster.
+    """Run one job on a worker of the cluster.
 
     Args:
         program: As in `connected`.
-        job: What is to be done.
-        here: Where it was asked for: file names are relative to it.
-        folder: Where a file counts how often the job was begun; names the event that stops jobs.
+        job: The job.
+        here: Working directory of the program that queued it; file names are relative to it.
+        folder: Holds a file that counts the starts of the job; names the event that stops jobs.
     """
     from distributed import Event
 
     count = Path(folder, hashlib.sha256(job.name.encode()).hexdigest()[:16])
-    begun = len(count.read_text(encoding="utf-8")) if count.exists() else 0
-    if begun > AGAIN:
-        return End(0.0, "JobError", f"its worker was lost {begun} times, so it is not begun again")
-    write_text(count, "x" * (begun + 1))
+    starts = len(count.read_text(encoding="utf-8")) if count.exists() else 0
+    if starts > RESTARTS:
+        return End(0.0, "JobError", f"its worker was lost {starts} times; giving up")
+    write_text(count, "x" * (starts + 1))
     event = Event(f"holdfast-{Path(folder).name}")
-    asked = [RUN, 0.0]
+    current = RUN
+    checked = 0.0
 
     def order() -> int:
-        if asked[0] == RUN and time.monotonic() - asked[1] > OFTEN:
-            asked[:] = STOP if _is_set(event) else RUN, time.monotonic()
-        return int(asked[0])
+        nonlocal current, checked
+        if current == RUN and time.monotonic() - checked > OFTEN:
+            current = STOP if _is_set(event) else RUN
+            checked = time.monotonic()
+        return current
 
     worker = Worker(program, folder=here, accelerated=job.accelerator)
     try:
@@ -191,7 +194,7 @@ def remote(program: str, job: QueuedJob, here: str, folder: str) -> End:
 
 
 def _is_set(event: Event) -> bool:
-    """Say whether to stop; also where nobody answers, so that what was computed is saved."""
+    """Return whether to stop; also True if the scheduler is gone, so that results are saved."""
     try:
         return bool(event.is_set())
     except (OSError, RuntimeError, ValueError, CancelledError) as error:

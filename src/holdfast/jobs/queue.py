@@ -1,6 +1,6 @@
-"""Independent jobs side by side: which comes when, how long it goes on, and what failed.
+"""Independent jobs in parallel: their order, the time that remains, and what failed.
 
-Where they are done is a `Pool`: processes of this machine (`workers`) or a cluster (`cluster`).
+They run in a `Pool`: processes of this machine (`workers`) or a cluster (`cluster`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from holdfast.runtime import progress
 from holdfast.runtime.interrupt import deferred_interrupt
 
 RUN, STOP, KILL = 0, 1, 2
-"""What a running job is told: nothing; save and stop; end at once."""
+"""Orders to a running job: go on; save and stop; end at once."""
 LOOK = 0.2
-"""Seconds between two looks at a running job."""
+"""Seconds between two checks of a running job."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class QueuedJob:
     """One job.
 
     Attributes:
-        name: What people call it; no two have the same.
-        kind: Jobs of one kind take about equally long.
-        line: What its program reads: one line of JSON.
-        needs: Names of the jobs whose results it reads.
-        accelerator: Whether it uses whichever accelerator it is given.
+        name: Unique name, for messages.
+        kind: Jobs of one kind take about the same time.
+        line: Input of its program, one line of JSON.
+        needs: Names of jobs that must finish first.
+        accelerator: Whether it uses an accelerator.
     """
 
     name: str
@@ -46,8 +46,8 @@ class End:
 
     Attributes:
         seconds: How long it took.
-        error: Name of a class in `holdfast.errors`; empty if all went well.
-        message: What it said.
+        error: Name of a class in `holdfast.errors`; empty on success.
+        message: Message of the error.
     """
 
     seconds: float
@@ -59,18 +59,18 @@ class End:
         """The error, None if there was none."""
         if not self.error:
             return None
-        found: HoldfastError = getattr(errors, self.error, HoldfastError)(self.message)
-        return found
+        error: HoldfastError = getattr(errors, self.error, HoldfastError)(self.message)
+        return error
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Where jobs are done.
+    """Workers that run jobs.
 
     Attributes:
-        workers: How many are done at the same time.
-        submit: Starts a job when there is room.
-        tell: Tells those that run RUN, STOP or KILL.
+        workers: Number of parallel jobs.
+        submit: Starts a job when a worker is free.
+        tell: Sends RUN, STOP or KILL to the running jobs.
     """
 
     workers: int
@@ -84,18 +84,18 @@ class Pool:
 def run(
     jobs: Sequence[QueuedJob], pool: Pool, note: Callable[[str, HoldfastError], None] | None = None
 ) -> dict[str, HoldfastError]:
-    """Do the jobs, each once those that it needs are done, and return what failed.
+    """Run jobs, each after those that it needs, and return the failures by name.
 
-    A job that needs a failed one is not done, and is returned with that reason. After a full disk
-    none is begun any more.
+    A job that needs a failed one is not run, and fails with that reason. After a full disk no
+    further job starts.
 
     Args:
-        jobs: In the order in which those that can begin do so.
-        pool: Where they are done.
-        note: Called with the name of a job as soon as it has failed.
+        jobs: In the order in which ready ones start.
+        pool: Runs them.
+        note: Called with the name and error of a job as soon as it fails.
 
     Raises:
-        KeyboardInterrupt: The user interrupted; the jobs that ran have saved their state.
+        KeyboardInterrupt: The user interrupted; the running jobs have saved their state.
     """
     state = _State(list(jobs), Pace(pool.workers), note or (lambda name, failure: None))
     with deferred_interrupt() as interrupt:
@@ -129,12 +129,12 @@ class _State:
         self.open = {job.name for job in self.waiting}
 
     def begin(self, pool: Pool) -> None:
-        """Begin what can begin, in the order given."""
-        # One that fails for this reason may be what others need.
-        while without := [j for j in self.waiting if j.needs & self.failures.keys()]:
-            for job in without:
-                lacking = ", ".join(sorted(job.needs & self.failures.keys()))
-                self._fail(job, JobError(f"not done, since it needs {lacking}"))
+        """Start the jobs that are ready, in their order."""
+        # A job that fails for this reason may itself be needed by others.
+        while blocked := [j for j in self.waiting if j.needs & self.failures.keys()]:
+            for job in blocked:
+                missing = ", ".join(sorted(job.needs & self.failures.keys()))
+                self._fail(job, JobError(f"not run: it needs {missing}"))
         ready = [job for job in self.waiting if not job.needs & self.open]
         for job in ready[: max(pool.workers - len(self.running), 0)]:
             self.running[pool.submit(job)] = job
@@ -142,10 +142,10 @@ class _State:
             self.pace.begin(job.name)
         if self.waiting and not self.running:
             names = ", ".join(job.name for job in self.waiting)
-            raise UsageError(f"{names}: these wait for one another")
+            raise UsageError(f"{names}: these jobs wait for each other")
 
     def end(self, future: Future[End]) -> None:
-        """Note how a job ended."""
+        """Record how a job ended."""
         job = self.running.pop(future)
         end = _end(future)
         failure = end.failure
@@ -160,7 +160,7 @@ class _State:
             self._fail(job, failure)
         if isinstance(failure, DiskFull):
             for other in list(self.waiting):
-                self._fail(other, DiskFull("not begun, since the disk is full"))
+                self._fail(other, DiskFull("not started: the disk is full"))
 
     def _fail(self, job: QueuedJob, failure: HoldfastError) -> None:
         self.failures[job.name] = failure
@@ -169,25 +169,26 @@ class _State:
         self.note(job.name, failure)
         self._say(job, f"failed: {failure}")
 
-    def _say(self, job: QueuedJob, how: str) -> None:
-        left = [(j.name, j.kind) for j in (*self.waiting, *self.running.values())]
-        done = self.total - len(left)
-        told = self.pace.told(left)
-        progress.say(f"[{done}/{self.total}] {job.name}: {how}{f'; {told}' if told else ''}")
+    def _say(self, job: QueuedJob, outcome: str) -> None:
+        unfinished = [*self.waiting, *self.running.values()]
+        remaining = self.pace.remaining([(job.name, job.kind) for job in unfinished])
+        done = self.total - len(unfinished)
+        suffix = f"; {remaining}" if remaining else ""
+        progress.say(f"[{done}/{self.total}] {job.name}: {outcome}{suffix}")
         progress.report("jobs", done, self.total)
 
 
 def _end(future: Future[End]) -> End:
     if future.cancelled():
-        return End(0.0, "JobError", "it was cancelled where it was to be done")
+        return End(0.0, "JobError", "it was cancelled")
     error = future.exception()
     return End(0.0, "JobError", f"{type(error).__name__}: {error}") if error else future.result()
 
 
 def summary(failures: Mapping[str, HoldfastError], total: int) -> HoldfastError:
-    """Return one error for all failures: the only one itself, else a list of them.
+    """Return one error for all failures: the error itself if there was one job, else a list.
 
-    It is a UsageError if the user has to change something for each of them.
+    It is a UsageError if every failure is one.
     """
     if total == 1:
         return next(iter(failures.values()))
@@ -196,8 +197,8 @@ def summary(failures: Mapping[str, HoldfastError], total: int) -> HoldfastError:
     )
     lines = [f"  {name}: {error}" for name, error in failures.items()]
     return kind(
-        f"{len(failures)} of {total} failed; the others are done, and the same command tries these "
-        "again:\n" + "\n".join(lines)
+        f"{len(failures)} of {total} failed; the others are done; the same command retries "
+        "these:\n" + "\n".join(lines)
     )
 
 
@@ -205,53 +206,54 @@ def summary(failures: Mapping[str, HoldfastError], total: int) -> HoldfastError:
 
 
 class Pace:
-    """How long it goes on, from what is finished.
+    """Estimate of the remaining time, from the jobs that are finished.
 
     The remaining time is a sum over jobs of the mean seconds of finished jobs of their kind,
-    divided by the workers. Jobs of a kind of which none is finished count as unknown.
+    divided by the workers. Jobs count as unknown if none of their kind is finished.
     """
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self.seconds: dict[str, list[float]] = {}
-        self.begun: dict[str, float] = {}
+        self.started: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
-        """Note that a job begins."""
-        self.begun[name] = time.monotonic()
+        """Record that a job starts."""
+        self.started[name] = time.monotonic()
 
     def end(self, name: str, kind: str, seconds: float) -> None:
-        """Note that a job is finished."""
-        self.begun.pop(name, None)
+        """Record that a job is finished."""
+        self.started.pop(name, None)
         self.seconds.setdefault(kind, []).append(seconds)
 
     def left(self, jobs: Collection[tuple[str, str]]) -> tuple[float, int]:
-        """Return the seconds that remain, and the number of jobs of which nothing is known.
+        """Return the remaining seconds, and the number of jobs of unknown kinds, not in these.
 
         Args:
-            jobs: Name and kind of those that are not finished.
+            jobs: Name and kind of the unfinished jobs.
         """
-        total, unknown = 0.0, 0
+        total = 0.0
+        unknown = 0
         for name, kind in jobs:
             if kind not in self.seconds:
                 unknown += 1
                 continue
             mean = sum(self.seconds[kind]) / len(self.seconds[kind])
-            gone = time.monotonic() - self.begun[name] if name in self.begun else 0.0
-            total += max(mean - gone, 0.0)
+            elapsed = time.monotonic() - self.started[name] if name in self.started else 0.0
+            total += max(mean - elapsed, 0.0)
         return total / min(self.workers, max(len(jobs), 1)), unknown
 
-    def told(self, jobs: Collection[tuple[str, str]]) -> str:
-        """Say how long it goes on; nothing if nothing is known."""
+    def remaining(self, jobs: Collection[tuple[str, str]]) -> str:
+        """Return the remaining time in words; empty if nothing is known."""
         seconds, unknown = self.left(jobs)
         if unknown == len(jobs):
             return ""
-        least = "at least" if unknown else "about"
-        return f"{least} {duration(seconds)} to go"
+        accuracy = "at least" if unknown else "about"
+        return f"{accuracy} {duration(seconds)} to go"
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as people say them: 40 s, 12 min, 3.5 h."""
+    """Return seconds in a readable unit: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,8 +1,8 @@
-"""Processes that do jobs: one that dies is a job that failed, and the others go on.
+"""Processes that run jobs: if one dies, its job has failed and the others continue.
 
-A process reads one job after the other, each a line of JSON, and answers with lines of JSON: what
-progress it makes and how each job ended. Nothing is pickled. When its standard input ends it saves
-what it has and stops; that is how it hears of Ctrl-C, and that whoever started it was killed.
+A process reads one job after the other, each a line of JSON, and answers with lines of JSON: its
+progress and how each job ended. Nothing is pickled. When its standard input ends, it saves its
+state and stops; this is how Ctrl-C and the death of its parent reach it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Message = dict[str, Any]
 
 
 def serve(do: Callable[[Message], None]) -> None:
-    """Be the program of a `Worker`: read jobs until the input ends.
+    """Run the jobs of a `Worker`, inside its process, until the input ends.
 
-    After a job that failed the program ends, so that nothing of the failure outlives it.
+    The process ends after a failed job, so that it leaves nothing behind in memory.
 
     Args:
-        do: Does one job; raises any exception if it fails.
+        do: Runs one job; raises any exception if it fails.
     """
     # What libraries print must not come between the lines of JSON.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -58,12 +58,12 @@ def serve(do: Callable[[Message], None]) -> None:
     threading.Thread(target=_read, args=(lines, busy), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         while line := lines.get():
-            end = _done(do, json.loads(line), channel)
+            end = _run(do, json.loads(line), channel)
             busy.clear()
-            _tell(channel, end)
+            _send(channel, end)
             if "error" in end:
                 return
-            _tidy()
+            _free_memory()
 
 
 def _read(lines: queue.SimpleQueue[str], busy: threading.Event) -> None:
@@ -77,34 +77,34 @@ def _read(lines: queue.SimpleQueue[str], busy: threading.Event) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def _done(do: Callable[[Message], None], job: Message, channel: IO[str]) -> Message:
+def _run(do: Callable[[Message], None], job: Message, channel: IO[str]) -> Message:
     last: dict[str, float] = {}
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(activity: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done >= total or now - last.get(what, 0.0) > OFTEN:
-            last[what] = now
-            _tell(channel, {"progress": [what, done, total]})
+        if done >= total or now - last.get(activity, 0.0) > OFTEN:
+            last[activity] = now
+            _send(channel, {"progress": [activity, done, total]})
 
     try:
         with progress.showing(report):
             do(job)
     except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
-        found = failure(error)
-        return {"error": type(found).__name__, "message": str(found)}
+        reason = failure(error)
+        return {"error": type(reason).__name__, "message": str(reason)}
     except KeyboardInterrupt:
         return {"error": Interrupted.__name__, "message": "interrupted"}
     return {"done": True}
 
 
-def _tell(channel: IO[str], message: Message) -> None:
-    # Whoever started this may be gone; what was computed is to be saved all the same.
+def _send(channel: IO[str], message: Message) -> None:
+    # The parent may be gone; the results must be saved all the same.
     with contextlib.suppress(OSError):
         channel.write(json.dumps(message, ensure_ascii=False) + "\n")
         channel.flush()
 
 
-def _tidy() -> None:
+def _free_memory() -> None:
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -115,13 +115,13 @@ def _tidy() -> None:
 
 
 class Worker:
-    """A process that does jobs, seen from outside.
+    """The parent's handle of a process that runs jobs.
 
     Args:
         program: Module that is run with `python -m` and calls `serve`.
-        env: Environment variables besides this process's own.
-        folder: Where it runs; here if None.
-        accelerated: Whether it has an accelerator, which it keeps until it is closed.
+        env: Environment variables added to this process's own.
+        folder: Working directory; this process's own if None.
+        accelerated: Whether to reserve an accelerator for it until it is closed.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class Worker:
         *,
         accelerated: bool = False,
     ) -> None:
-        with contextlib.ExitStack() as held:
-            own = held.enter_context(accelerator()) if accelerated else {}
+        with contextlib.ExitStack() as stack:
+            device = stack.enter_context(accelerator()) if accelerated else {}
             self.process = subprocess.Popen(
                 [sys.executable, "-m", program],
                 cwd=folder,
@@ -142,31 +142,34 @@ class Worker:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                env={**os.environ, **(env or {}), **own},
-                # Ctrl-C in a terminal goes to all processes in front; this one hears of it from
-                # its input, once, since a second one would end it before it has saved.
+                env={**os.environ, **(env or {}), **device},
+                # Ctrl-C in a terminal goes to the whole foreground group. This process learns of it
+                # from its input instead, and only once: a second one would end it before it saved.
                 start_new_session=True,
             )
-            self.held = held.pop_all()
+            self.reserved = stack.pop_all()
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.words: deque[str] = deque(maxlen=20)
-        self.readers = [threading.Thread(target=t, daemon=True) for t in (self._hear, self._note)]
+        self.log: deque[str] = deque(maxlen=20)
+        self.readers = [
+            threading.Thread(target=t, daemon=True) for t in (self._read_messages, self._read_log)
+        ]
         for reader in self.readers:
             reader.start()
 
     @property
     def usable(self) -> bool:
-        """Whether it can be given another job."""
+        """Whether it can take another job."""
         return self.process.poll() is None
 
     def do(self, job: QueuedJob, order: Callable[[], int]) -> End:
-        """Have a job done, and wait for its end.
+        """Run a job and wait for its end.
 
         Args:
-            job: What is to be done.
-            order: Asked again and again: RUN, STOP or KILL.
+            job: The job.
+            order: Polled while the job runs; returns RUN, STOP or KILL.
         """
-        clock, bars = time.monotonic(), dict[str, int]()
+        start = time.monotonic()
+        totals: dict[str, int] = {}  # of the progress bars that are open
         self._write(job.line)
         end: End | None = None
         while end is None:
@@ -181,26 +184,26 @@ class Worker:
                 end = self._death() if dead else None
                 continue
             if "progress" in message:
-                what, done, total = message["progress"]
-                bars[what] = total
-                progress.report(f"{job.name}: {what}", done, total)
+                activity, done, total = message["progress"]
+                totals[activity] = total
+                progress.report(f"{job.name}: {activity}", done, total)
             else:
                 end = End(0.0, message.get("error", ""), message.get("message", ""))
-        for what, total in bars.items():  # a bar that was left open would stay
-            progress.report(f"{job.name}: {what}", total, total)
+        for activity, total in totals.items():  # a bar that was left open would stay
+            progress.report(f"{job.name}: {activity}", total, total)
         if end.error:
             self.close()
-        return End(time.monotonic() - clock, end.error, end.message)
+        return End(time.monotonic() - start, end.error, end.message)
 
     def close(self) -> None:
-        """End the process, and wait for that."""
+        """End the process and wait for its end."""
         self._stop()
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.held.close()
+        self.reserved.close()
         for reader in self.readers:
             reader.join(GRACE)
         for pipe in (self.process.stdout, self.process.stderr):
@@ -208,7 +211,7 @@ class Worker:
                 pipe.close()
 
     def _write(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # that it is dead is seen later
+        with contextlib.suppress(OSError, ValueError):  # `do` notices that it is dead
             if self.process.stdin is not None:
                 self.process.stdin.write(line + "\n")
                 self.process.stdin.flush()
@@ -218,28 +221,28 @@ class Worker:
             if self.process.stdin is not None:
                 self.process.stdin.close()
 
-    def _hear(self) -> None:
+    def _read_messages(self) -> None:
         for line in self.process.stdout or ():
             with contextlib.suppress(json.JSONDecodeError):
                 self.messages.put(json.loads(line))
 
-    def _note(self) -> None:
+    def _read_log(self) -> None:
         for line in self.process.stderr or ():
-            self.words.append(line.rstrip())
+            self.log.append(line.rstrip())
             if line.startswith(("WARNING ", "ERROR ")):
                 logger.warning("%s", line.partition(" ")[2].rstrip())
 
     def _death(self) -> End | None:
         for reader in self.readers:
-            reader.join(GRACE)  # its last words
+            reader.join(GRACE)  # its last messages
         if not self.messages.empty():
             return None
         code = self.process.returncode
         if code < 0:
             name = signal.Signals(-code).name
-            why = ", as the system does where memory runs out" if name == "SIGKILL" else ""
-            return End(0.0, "JobError", f"its process was ended by {name}{why}")
-        last = next((line for line in reversed(self.words) if line), "it said nothing")
+            cause = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+            return End(0.0, "JobError", f"its process was ended by {name}{cause}")
+        last = next((line for line in reversed(self.log) if line), "no message")
         return End(0.0, "JobError", f"its process ended with code {code}: {last}")
 
 
@@ -248,14 +251,14 @@ class Worker:
 
 @contextlib.contextmanager
 def local(program: str, workers: int) -> Iterator[Pool]:
-    """Do jobs in so many processes of this machine.
+    """Run jobs in up to `workers` processes of this machine.
 
     Each has its share of the cores (unless OMP_NUM_THREADS is set) and, where there are several
-    accelerators, the one that fewest others use.
+    accelerators, the least used one.
 
     Args:
         program: Module that is run with `python -m` and calls `serve`.
-        workers: Jobs at the same time.
+        workers: Number of parallel jobs.
     """
     order = [RUN]
     idle: queue.SimpleQueue[tuple[Worker, QueuedJob]] = queue.SimpleQueue()
@@ -264,7 +267,7 @@ def local(program: str, workers: int) -> Iterator[Pool]:
         env["OMP_NUM_THREADS"] = str(max(cores() // workers, 1))
 
     def work(job: QueuedJob) -> End:
-        worker = _another(idle, job)
+        worker = _reusable(idle, job)
         if worker is None:
             worker = Worker(program, env, accelerated=job.accelerator)
         end = worker.do(job, lambda: order[0])
@@ -275,7 +278,7 @@ def local(program: str, workers: int) -> Iterator[Pool]:
         return end
 
     def submit(job: QueuedJob) -> Future[End]:
-        # The copied context knows to whom progress is shown.
+        # The copied context holds the listeners of `progress`.
         return threads.submit(copy_context().run, work, job)
 
     with ThreadPoolExecutor(workers) as threads:
@@ -287,8 +290,8 @@ def local(program: str, workers: int) -> Iterator[Pool]:
                 idle.get()[0].close()
 
 
-def _another(idle: queue.SimpleQueue[tuple[Worker, QueuedJob]], job: QueuedJob) -> Worker | None:
-    """Return a process that has done its job, unless the next is on another kind of device."""
+def _reusable(idle: queue.SimpleQueue[tuple[Worker, QueuedJob]], job: QueuedJob) -> Worker | None:
+    """Return an idle process for a job; None without one, or if it has another kind of device."""
     try:
         worker, before = idle.get_nowait()
     except queue.Empty:
@@ -300,7 +303,7 @@ def _another(idle: queue.SimpleQueue[tuple[Worker, QueuedJob]], job: QueuedJob) 
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -313,10 +316,10 @@ _choosing = threading.Lock()
 
 @contextlib.contextmanager
 def accelerator() -> Iterator[dict[str, str]]:
-    """Choose the accelerator that fewest others use, where there are several.
+    """Reserve the least used accelerator, where there are several.
 
     Yields:
-        The environment variables by which a process sees that one only.
+        Environment variables that show a process only that accelerator.
     """
     with _choosing:
         visible = accelerators()

@@ -73,7 +73,7 @@ def _one_by_one(
         if len(job.config.run.entries("attack")) > finished and len(jobs) > 1:
             seconds = time.monotonic() - clock
             pace.end(job.name, "attack", seconds)
-            remaining = pace.told([(other.name, "attack") for other in jobs[number + 1 :]])
+            remaining = pace.remaining([(other.name, "attack") for other in jobs[number + 1 :]])
             place = f"[{number + 1}/{len(jobs)}] {job.name}"
             progress.say("; ".join(filter(None, [f"{place}: {duration(seconds)}", remaining])))
     progress.report("attacks", len(jobs), len(jobs))

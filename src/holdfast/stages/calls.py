@@ -183,13 +183,13 @@ def _in_order(calls: Sequence[Call]) -> Failures:
     failures: Failures = {}
     pace = Pace()
     for number, call in enumerate(calls):
-        told = pace.told([(c.title, c.stage) for c in calls[number:]])
+        told = pace.remaining([(c.title, c.stage) for c in calls[number:]])
         place = f"[{number + 1}/{len(calls)}]"
         progress.say(f"{place} {call.title}{f' ({told})' if told else ''}")
         there, clock = len(call.config.run.entries(call.stage)), time.monotonic()
         try:
             if lacking := sorted(call.needs & failures.keys()):
-                raise JobError(f"not done, since it needs {', '.join(lacking)}")
+                raise JobError(f"not run: it needs {', '.join(lacking)}")
             call()
         except DiskFull:
             raise
