@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast import specs
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.results.files import write_json
 from holdfast.results.run_dir import git_commit, hardware, versions
@@ -94,6 +95,11 @@ AS_PUBLISHED: dict[str, Any] = {
     "more_attacks": {},
 }
 """How the world's results were made, where `holdfast demo` takes less time instead."""
+QUICK_ALIGN: dict[str, dict[str, Any]] = {
+    "world": {"limit": 160, "learning_rate": 1e-3},
+    "text": {"limit": 160},
+}
+"""By setting. On the world's few rows the base learns to refuse only at a higher rate."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,12 @@ def _with(config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
         merge = isinstance(value, Mapping) and key not in ("methods", "score", "more_attacks")
         raw[key] = {**raw[key], **value} if merge else value
     return raw
+
+
+def with_options(spec: str, options: Mapping[str, Any]) -> str:
+    """Return a spec with options added; those that it has already are replaced."""
+    parsed = specs.parse(spec)
+    return specs.write(parsed.name, {**parsed.options, **options})
 
 
 def walk(config: RunConfig, stages: Sequence[str]) -> None:

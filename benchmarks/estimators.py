@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
+from common import (
+    QUICK_ALIGN,
+    Row,
+    Setting,
+    add_setting,
+    configured,
+    folder,
+    main,
+    parser,
+    setting,
+    walk,
+    with_options,
+    write,
+)
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import Scores
 from holdfast.results.files import write_json
@@ -96,10 +109,16 @@ TEXT_TASKS = (
     "alpaca,train={files}/instructions.json,"
     "test={shared}/data/alpaca/alpaca_eval.json,limit=2500,max_words=35",
 )
-QUICK_ATTACK = {"steps": 30, "every": 10, "rows": 150, "task_rows": 0}
-QUICK_COUNT = "steps=30,every=10,rows=150"
+QUICK_ATTACK = {
+    "learning_rates": [5e-5, 1e-4],
+    "steps": 30,
+    "every": 10,
+    "rows": 150,
+    "task_rows": 0,
+}
+QUICK_COUNT = {"steps": 30, "every": 10, "rows": 150, "learning_rate": 1e-4}
 # The reference as the paper makes it, with ten checkpoints; on text it has four, for time.
-FULL_COUNT = "steps=100,every=10,rows=400"
+FULL_COUNT = {"steps": 100, "every": 10, "rows": 400}
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,7 @@ def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunC
             **limit,
             **(QUICK_ATTACK if options.quick else {}),
         },
-        "align": limit,
+        "align": QUICK_ALIGN[base.name] if options.quick else {},
         "track": True,
     }
     return configured(base, options, out, changes)
@@ -178,7 +197,7 @@ def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     reference, probe = base.config.score[REFERENCE], base.config.score["attack_direction"]
     count = reference["estimator"]
     if quick or base.name == "world":
-        count = f"{count},{QUICK_COUNT if quick else FULL_COUNT}"
+        count = with_options(count, QUICK_COUNT if quick else FULL_COUNT)
     length = probe["estimator"].partition(",")[2]
     found: dict[str, dict[str, Any]] = {
         FREE: {"estimator": _spec("loss", "quantity=margin", length)},
@@ -194,9 +213,8 @@ def _estimators(base: Setting, quick: bool) -> dict[str, dict[str, Any]]:
     for label, source, words in ABLATIONS:
         spec = _spec(probe["estimator"], f"source={source}", words)
         found[label] = {"estimator": spec, **_harmful(base, source)}
-    drift = count.replace(REFERENCE, "loss_drift", 1)
-    drift = ",".join(part for part in drift.split(",") if not part.startswith("max_new_tokens"))
-    found["loss_drift"] = {**reference, "estimator": drift}
+    options = {k: v for k, v in parse(count).options.items() if k != "max_new_tokens"}
+    found["loss_drift"] = {**reference, "estimator": write_spec("loss_drift", options)}
     for label, names in (("ensemble", MEMBERS), ("ensemble-harmless", HARMLESS)):
         members = [parse(_spec(name, length)) for name in names]
         found[label] = {"estimator": write_spec("ensemble", {"members": members})}

@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
+from common import (
+    QUICK_ALIGN,
+    Row,
+    Setting,
+    add_setting,
+    configured,
+    folder,
+    main,
+    parser,
+    setting,
+    walk,
+    write,
+)
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
@@ -111,7 +123,7 @@ def made(base: Setting, options: argparse.Namespace, work: Path, name: str) -> M
         "methods": {"sft": {}},
         "score": {"direction": {"estimator": ESTIMATOR, **quick}},
         "group": {"scores": "direction", **quick},
-        "align": quick,
+        "align": QUICK_ALIGN[base.name] if options.quick else {},
         "attack": attack,
         "track": True,
     }

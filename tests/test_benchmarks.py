@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,7 +39,7 @@ def bench() -> SimpleNamespace:
     sys.path.insert(0, str(FOLDER))
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
-        names += ("kept", "tune", "figures", "worst", "levelling", "unseen")
+        names += ("kept", "tune", "figures", "worst", "levelling", "unseen", "before")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -59,6 +60,7 @@ def bench() -> SimpleNamespace:
         ("worst", ["--run", "--methods", "--trials"]),
         ("levelling", ["--setting", "--methods", "--tuned"]),
         ("unseen", ["--setting", "--runs"]),
+        ("before", ["--setting", "--methods", "--tuned", "--run"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -1081,3 +1083,49 @@ def test_another_judge_of_the_same_attack(bench: SimpleNamespace) -> None:
     assert (other.judge, other.half_life.steps, other.half_life.censored) == ("k", 5.0, False)
     with pytest.raises(UsageError, match="'x' did not see this attack; j, k did"):
         bench.defenses.judged_by(seen, "x")
+
+
+# ------------------------------------------------------------------------------- every --quick
+
+
+def run_quick(script: str, *arguments: str) -> str:
+    """Run a benchmark as `make bench` does, with far less work, and return its table."""
+    command = [sys.executable, str(FOLDER / f"{script}.py"), "--quick", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script", ["step_time", "generation", "transfer", "tune", "levelling", "before"]
+)
+def test_benchmarks_that_stand_alone_run_quickly(script: str) -> None:
+    assert run_quick(script).strip()
+
+
+@pytest.mark.slow
+def test_estimators_and_what_reads_their_run_run_quickly(tmp_path: Path) -> None:
+    work = str(tmp_path / "estimators")
+    assert "first_flips-base" in run_quick("estimators", "--work", work)
+    assert "probe" in run_quick("unseen", "--runs", work)
+
+
+@pytest.mark.slow
+def test_defenses_and_what_reads_their_run_run_quickly(tmp_path: Path) -> None:
+    work, result = tmp_path / "defenses", tmp_path / "defenses.json"
+    shared = ["--work", str(work), "--json", str(result)]
+    some = ["--attacker", "some", "--asked", "attacked"]
+    assert "tar-other" in run_quick("defenses", "--methods", "categories", *some, *shared)
+    chosen = ["--methods", "sft,hold", "--seeds", "1"]
+    assert "hold" in run_quick("worst", "--run", str(work / "run"), *chosen)
+    assert "hold" in run_quick("levelling", "--kept", str(result.with_suffix(".jsonl")))
+    assert "hold" in run_quick("before", "--run", str(work / "run"))
+
+
+@pytest.mark.slow
+def test_defenses_run_quickly_with_all_main_methods() -> None:
+    assert "hold-harmful" in run_quick("defenses")
