@@ -58,6 +58,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/tune.py --work $(WORK)/tune --json $(RESULTS)/tune-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 5 --methods main --work $(WORK)/defenses \
 		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/defenses-world.json
+	$(BIN)/python benchmarks/before.py --seeds 5 --work $(WORK)/before \
+		--tuned $(RESULTS)/tune-world.json --json $(RESULTS)/before-world.json
 	$(BIN)/python benchmarks/defenses.py --seeds 3 --methods categories --attacker some \
 		--asked attacked --work $(WORK)/categories --tuned $(RESULTS)/tune-world.json \
 		--json $(RESULTS)/categories-world.json
