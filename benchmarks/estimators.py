@@ -146,7 +146,7 @@ class Cell:
 
 def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunConfig:
     """Return the run: SFT, all estimators on it, attacks whose forgetting is tracked."""
-    limit = {"limit": 160} if options.quick else {}
+    limit = {"limit": 96} if options.quick else {}
     changes: dict[str, Any] = {
         "methods": {"sft": {}},
         "score": {k: {**v, **limit} for k, v in _wanted(base, options).items()},

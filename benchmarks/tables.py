@@ -98,6 +98,15 @@ COLUMNS = {
         ("rank correlation of the scores", "between"),
         ("re-use allowed", "reuse"),
     ),
+    "before": (
+        ("method", "method"),
+        ("HS", "hs"),
+        ("undecided", "undecided"),
+        ("over-refusal", "over_refusal"),
+        ("general ability", "general"),
+        ("n", "n"),
+        ("seeds", "seeds"),
+    ),
     "train_text_base": (
         ("step", "step"),
         ("tokens", "tokens"),
