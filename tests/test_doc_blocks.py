@@ -20,6 +20,7 @@ from doc_blocks import PAGES, ROOT, Block, blocks, commands, prose, small
 from holdfast.cli import app, main
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+WORLD = ROOT / "src" / "holdfast" / "world" / "base"
 LANGUAGES = {"python", "sh", "yaml", "json", "text", "mermaid"}
 SLOW = {
     "alignment.md",
@@ -166,6 +167,7 @@ def workplace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL sets options that are to be renamed
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_the_blocks_of_a_page_run_in_order(
     page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,7 +180,7 @@ def test_the_blocks_of_a_page_run_in_order(
         if block.reason or block.module:
             continue
         if block.language == "python":
-            code = block.code.replace('"BASE"', '"world"')
+            code = block.code.replace('"BASE"', repr(str(WORLD)))
             exec(compile(code, str(block), "exec"), names)  # noqa: S102 - the page's own code
         elif block.language == "sh":
             run_shell(block, monkeypatch)
