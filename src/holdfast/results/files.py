@@ -187,14 +187,14 @@ class Artifact:
         write_json(path, {"kind": self.kind, "schema": SCHEMA, **_dumped(self)})
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path | str) -> Self:
         """Read a file written by `save`.
 
         Raises:
             UsageError: Missing file, or not JSON.
             MismatchError: Another kind or schema, a missing or unknown key, or a wrong type.
         """
-        raw = read_json(path, cls.kind, cls.remedy)
+        raw = read_json(Path(path), cls.kind, cls.remedy)
         for name in (field.name for field in fields(cls)):
             if name not in raw:
                 raise MismatchError(f"{path}: {name}: this key is missing; {cls.remedy}")
