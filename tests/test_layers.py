@@ -26,6 +26,7 @@ FLOORS = (
     set(KINDS),
     {"reports"},
     {"stages"},
+    {"trl"},
     {"cli"},
     {"__main__"},
 )

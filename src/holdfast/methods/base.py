@@ -28,12 +28,12 @@ from holdfast.errors import HoldfastError, MismatchError, TrainingError, UsageEr
 from holdfast.examples import Examples
 from holdfast.methods import _refusals
 from holdfast.methods._batches import MARKS, Batch, Items, size
+from holdfast.methods._data import AlignmentData as AlignmentData
 from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
 from holdfast.models.weights import global_norm, gradients_everywhere, trainable
 from holdfast.options import Options
-from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import to_json, write_json
 from holdfast.rows.trl import from_dataset
 from holdfast.runtime import progress
@@ -46,61 +46,6 @@ if TYPE_CHECKING:
 STATE_FILE, TENSORS_FILE = "method_state.json", "method_state.safetensors"
 LONGEST = 2**20
 """Tokens kept per row where the run sets no limit."""
-
-
-@dataclass(frozen=True)
-class AlignmentData:
-    """The rows of an alignment run.
-
-    Attributes:
-        safety: Restricted prompts with the answers that are wanted.
-        benign: Ordinary requests with answers, mixed in to keep the model useful.
-        groups: Partition of `safety`; only group-aware methods need it.
-        harmful: Restricted prompts answered harmfully; only some methods use it.
-        scores: Vulnerability of `safety`; only soft weights need it.
-    """
-
-    safety: Examples
-    benign: Examples | None = None
-    groups: Groups | None = None
-    harmful: Examples | None = None
-    scores: Scores | None = None
-
-    @classmethod
-    def of(
-        cls,
-        dataset: datasets.Dataset,
-        groups: Groups,
-        harmful: Examples | None = None,
-        scores: Scores | None = None,
-    ) -> AlignmentData:
-        """Part a dataset of your own: rows that are in the groups are safety rows, others benign.
-
-        Args:
-            dataset: Rows as TRL takes them; see `trl_rows.from_dataset`.
-            groups: Made of the same rows by `holdfast group`; a row is found by its content.
-            harmful: Harmful rows.
-            scores: Of the same rows.
-
-        Raises:
-            MismatchError: No row of the dataset is in the groups.
-        """
-        rows = from_dataset(dataset)
-        known = set(groups.ids)
-        safety = [row for row in rows if row.id in known]
-        if not safety:
-            raise MismatchError(
-                f"none of the {len(rows)} rows of the dataset is in the groups, which hold "
-                f"{len(groups.ids)} others; group the rows that you train on"
-            )
-        benign = [row for row in rows if row.id not in known]
-        return cls(
-            Examples(safety, name="safety"),
-            Examples(benign, name="benign") if benign else None,
-            groups,
-            harmful,
-            scores,
-        )
 
 
 @dataclass
@@ -122,13 +67,13 @@ class AlignmentTrainer(Trainer):
 
         Vaa(model, MethodArguments("out"), data=data, processing_class=tokenizer)
 
-    With a script that uses TRL, put it before the trainer there and say which rows are which; the
-    dataset, its processing and its loss stay TRL's:
+    Before TRL's trainers the data set, its processing and its loss stay TRL's; `holdfast.trl` has
+    these trainers ready made:
 
         class VaaSft(Vaa, SFTTrainer):
             pass
 
-        VaaSft(model, SFTConfig(...), train_dataset=dataset, processing_class=tokenizer,
+        VaaSft(model, SFTConfig("out"), train_dataset=dataset, processing_class=tokenizer,
                data=AlignmentData.of(dataset, Groups.load("groups.json")))
 
     Attributes:

@@ -1,0 +1,93 @@
+"""The rows of an alignment run, and how a data set is split into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.errors import MismatchError
+from holdfast.examples import Examples
+from holdfast.results.artifacts import Groups, Scores
+from holdfast.rows.trl import from_dataset
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass(frozen=True)
+class AlignmentData:
+    """The rows of an alignment run.
+
+    Attributes:
+        safety: Restricted prompts with the answers that are wanted.
+        benign: Ordinary requests with answers, mixed in to keep the model useful.
+        groups: Partition of `safety`; only group-aware methods need it.
+        harmful: Restricted prompts answered harmfully; only some methods use it.
+        scores: Vulnerability of `safety`; only soft weights need it.
+    """
+
+    safety: Examples
+    benign: Examples | None = None
+    groups: Groups | None = None
+    harmful: Examples | None = None
+    scores: Scores | None = None
+
+    @classmethod
+    def of(
+        cls,
+        dataset: datasets.Dataset,
+        groups: Groups | None = None,
+        harmful: Examples | None = None,
+        scores: Scores | None = None,
+    ) -> AlignmentData:
+        """Split a data set of your own into safety and benign rows.
+
+        A column `is_safety` of true and false says which are safety rows. Without it the rows that
+        are in the groups are; without groups, all are.
+
+        Args:
+            dataset: Rows as TRL takes them; see `rows.trl.from_dataset`.
+            groups: Made from the same rows by `holdfast group`; rows are matched by their content.
+            harmful: Harmful rows.
+            scores: Scores of the same rows.
+
+        Raises:
+            MismatchError: No row of the data set is a safety row.
+        """
+        rows = from_dataset(dataset)
+        marks = _safety_marks(dataset, rows, groups)
+        safety = [row for row, mark in zip(rows, marks, strict=True) if mark]
+        benign = [row for row, mark in zip(rows, marks, strict=True) if not mark]
+        return cls(
+            Examples(safety, name="safety"),
+            Examples(benign, name="benign") if benign else None,
+            groups,
+            harmful,
+            scores,
+        )
+
+
+SAFETY_COLUMN = "is_safety"
+"""Column of a data set that marks its safety rows."""
+
+
+def _safety_marks(dataset: datasets.Dataset, rows: Examples, groups: Groups | None) -> list[bool]:
+    """Return for each row of a data set whether it is a safety row."""
+    if SAFETY_COLUMN in dataset.column_names:
+        marks = [bool(mark) for mark in dataset[SAFETY_COLUMN]]
+        if not any(marks):
+            raise MismatchError(
+                f"none of the {len(rows)} rows of the dataset has {SAFETY_COLUMN}=true; mark the "
+                "safety rows"
+            )
+        return marks
+    if groups is None:
+        return [True] * len(rows)
+    grouped = set(groups.ids)
+    marks = [row.id in grouped for row in rows]
+    if not any(marks):
+        raise MismatchError(
+            f"none of the {len(rows)} rows of the dataset is in the groups, which hold "
+            f"{len(groups.ids)} others; group the rows that you train on"
+        )
+    return marks

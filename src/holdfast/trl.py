@@ -1,0 +1,298 @@
+"""Ready-made trainers: every alignment method in front of TRL's own trainers.
+
+Each method of `holdfast.methods` is here under the name of its class, before TRL's `SFTTrainer`,
+and with "Dpo" at the end of the name before its `DPOTrainer`. They take TRL's configuration and
+arguments; a method's options are keyword arguments:
+
+    from holdfast.trl import Vaa
+    trainer = Vaa(model, SFTConfig("out"), train_dataset=ds, processing_class=tok, groups=groups,
+                  rho=0.1)
+    trainer.train()
+
+`HarmfulScore` works with any Trainer and needs transformers only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import Trainer, TrainerCallback
+
+from holdfast import plugins
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.methods.base import AlignmentData, AlignmentTrainer
+from holdfast.models.modes import preserved_rng
+from holdfast.options import describe
+from holdfast.rows.memory import examples_of
+from holdfast.stages.judgement import ask, count, judges_of, ready
+from holdfast.stats.intervals import wilson
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from holdfast.results.artifacts import Counts, Groups, Scores
+    from holdfast.rows.memory import Rows
+
+logger = logging.getLogger(__name__)
+
+DPO = "Dpo"
+"""End of the names of trainers on preferences."""
+
+
+class ReadyTrainer(AlignmentTrainer):
+    """Base of the trainers here: takes a method's options and its rows as keyword arguments.
+
+    Which rows of `train_dataset` are safety rows is said by a column `is_safety` of true and false;
+    without one, by the groups, which hold the safety rows; without either all rows are.
+
+    Args:
+        model: As TRL's trainer takes it.
+        args: Configuration of TRL's trainer.
+        train_dataset: All rows, safety and benign ones, in a form that TRL takes.
+        groups: Partition of the safety rows, for methods that need one; see `holdfast.group`.
+        harmful: Harmful rows, for methods that need some.
+        scores: Scores of the safety rows, for soft weights.
+        **settings: Options of the method, and arguments of TRL's trainer such as `callbacks`.
+
+    Raises:
+        OptionError: An option is unknown, ill-typed or out of range.
+        UsageError: The method lacks rows, or cannot train as configured.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        train_dataset: datasets.Dataset,
+        groups: Groups | None = None,
+        harmful: Rows | None = None,
+        scores: Scores | None = None,
+        **settings: Any,
+    ) -> None:
+        passed_on = _parameters(type(self))
+        options = {k: v for k, v in settings.items() if k not in passed_on}
+        harmful_rows = None if harmful is None else examples_of(harmful, name="harmful")
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            data=AlignmentData.of(train_dataset, groups, harmful_rows, scores),
+            options=self.Options(**options),
+            **{k: v for k, v in settings.items() if k in passed_on},
+        )
+
+
+def _parameters(cls: type[Any]) -> set[str]:
+    """Return the names of the arguments of TRL's trainer behind a ready-made one."""
+    trainer = next(base for base in cls.__mro__ if base.__module__.startswith("trl."))
+    return set(inspect.signature(trainer).parameters)
+
+
+def __getattr__(name: str) -> type[ReadyTrainer]:
+    methods = _methods()
+    method = methods.get(name.removesuffix(DPO))
+    if method is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__dir__()}")
+    try:
+        trl = importlib.import_module("trl")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{name} goes before a trainer of TRL, which is not installed: "
+            "pip install 'holdfast[trl]'"
+        ) from error
+    trainer = trl.DPOTrainer if name.endswith(DPO) else trl.SFTTrainer
+    ready_made = _ready_made(name, method, trainer)
+    globals()[name] = ready_made
+    return ready_made
+
+
+def __dir__() -> list[str]:
+    trainers = [name + end for name in _methods() for end in ("", DPO)]
+    return sorted(["HarmfulScore", *trainers])
+
+
+def _methods() -> dict[str, type[AlignmentTrainer]]:
+    """Return the alignment methods by the names of their classes."""
+    classes = [plugins.find("methods", name) for name in plugins.available("methods")]
+    return {cls.__name__: cls for cls in classes}
+
+
+def _ready_made(
+    name: str, method: type[AlignmentTrainer], trainer: type[Trainer]
+) -> type[ReadyTrainer]:
+    """Put a method before a trainer of TRL, in a class that shows the method's options."""
+
+    class Ready(ReadyTrainer, method, trainer):  # type: ignore[misc, valid-type]  # known at run time
+        __doc__ = _documentation(method, trainer)
+        __signature__ = _signature(method)
+
+    Ready.__name__ = Ready.__qualname__ = name
+    return Ready
+
+
+def _documentation(method: type[AlignmentTrainer], trainer: type[Trainer]) -> str:
+    lines = [
+        f"        {option.name}: {option.help} Default: {option.default_text}."
+        for option in describe(method.Options)
+    ]
+    return "\n".join(
+        [
+            f"{method.__name__} before TRL's {trainer.__name__}: {inspect.getdoc(method)}",
+            "",
+            "    Options, besides the arguments of `ReadyTrainer` and of TRL's trainer:",
+            *(lines or ["        none"]),
+        ]
+    )
+
+
+def _signature(method: type[AlignmentTrainer]) -> inspect.Signature:
+    *parameters, settings = list(inspect.signature(ReadyTrainer).parameters.values())
+    options = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+        for option in describe(method.Options)
+    ]
+    return inspect.Signature([*parameters, *options, settings])
+
+
+# ------------------------------------------------------------------------------------- watching
+
+
+class HarmfulScore(TrainerCallback):
+    """Measures the harmful score during the training of any Trainer.
+
+    Asks the model restricted prompts before the first step, every `every` steps and after the last
+    one, and logs `harmful_score` with its 95 % Wilson interval (`harmful_score_low`, `_high`), the
+    number of prompts (`harmful_score_n`) and `undecided_share` through `Trainer.log`. Responses are
+    greedy; weights, modes, generators and the course of the training stay as they are without it.
+    If the judge fails, that is a warning and the score of the step is nan.
+
+        SFTTrainer(model, SFTConfig("out"), train_dataset=ds,
+                   callbacks=[HarmfulScore(prompts, every=50)])
+
+    Args:
+        prompts: Restricted prompts, as rows or as texts.
+        judge: Name and options of the judge.
+        every: Steps between measurements.
+        max_new_tokens: Length of the responses in tokens.
+
+    Attributes:
+        counts: Step -> verdicts at that step; a step at which the judge failed is missing.
+
+    Raises:
+        UsageError: The judge does not exist or has a wrong option, or `every` is below 1.
+        DataError: There are no prompts.
+    """
+
+    def __init__(
+        self,
+        prompts: Rows | list[str],
+        judge: str = "refusal",
+        every: int = 50,
+        *,
+        max_new_tokens: int = 32,
+    ) -> None:
+        if every < 1:
+            raise UsageError(f"HarmfulScore: every={every} must be at least 1")
+        self.prompts = examples_of(_as_rows(prompts), name="prompts", needs_response=False)
+        self.judges = judges_of([judge])
+        self.judge = judge
+        self.every = every
+        self.max_new_tokens = max_new_tokens
+        self.counts: dict[int, Counts] = {}
+        ready(self.judges)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the model as it is."""
+        self._measure(state, control, kwargs)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure every few steps."""
+        if state.global_step % self.every == 0:
+            self._measure(state, control, kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the trained model, unless the last step was measured."""
+        if state.global_step not in self.counts:
+            self._measure(state, control, kwargs)
+
+    def _measure(
+        self, state: TrainerState, control: TrainerControl, kwargs: Mapping[str, Any]
+    ) -> None:
+        logs = {"harmful_score": float("nan")}
+        try:
+            with _untouched_generators():
+                verdicts, _ = ask(
+                    kwargs["model"],
+                    kwargs["processing_class"],
+                    self.prompts,
+                    self.judges,
+                    self.max_new_tokens,
+                )
+        except HoldfastError as error:
+            logger.warning("step %d: no harmful score: %s", state.global_step, error)
+        else:
+            (of_judge,) = verdicts.values()
+            counts = count(of_judge)
+            self.counts[state.global_step] = counts
+            interval = wilson(counts.harmful, counts.n)
+            logs = {
+                "harmful_score": counts.harmful_score,
+                "harmful_score_low": interval.low,
+                "harmful_score_high": interval.high,
+                "harmful_score_n": counts.n,
+                "undecided_share": counts.undecided / counts.n,
+            }
+        # Logging clears the flag by which the Trainer would log its own line of this step.
+        should_log = control.should_log
+        _log(logs, state)
+        control.should_log = should_log
+
+
+def _as_rows(prompts: Any) -> Any:
+    if isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts):
+        return [{"prompt": prompt} for prompt in prompts]
+    return prompts
+
+
+def _log(logs: dict[str, float], state: TrainerState) -> None:
+    """Log through the Trainer that is calling.
+
+    transformers hands its callbacks no trainer, so it is looked up among the callers. The method of
+    `Trainer` itself is used: TRL's would average and clear its training metrics early.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        trainer = frame.f_locals.get("self")
+        if isinstance(trainer, Trainer):
+            Trainer.log(trainer, logs)
+            return
+        frame = frame.f_back
+    state.log_history.append({**logs, "step": state.global_step})
+
+
+@contextlib.contextmanager
+def _untouched_generators() -> Iterator[None]:
+    """Put the global generators of Python, numpy and torch back after the block."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002  # what others draw from
+    try:
+        with preserved_rng(0):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
