@@ -23,7 +23,6 @@ from pydantic import Field
 from holdfast import stages as stage_modules
 from holdfast.cli import app, main, show
 from holdfast.cli.options import command, options_of
-from holdfast.cli.stages import STAGES, Stage
 from holdfast.contracts import Section
 from holdfast.errors import HoldfastError
 from holdfast.options import Flag, Options, describe
@@ -35,6 +34,7 @@ from holdfast.rows.readers import ReadOptions, read
 from holdfast.stages import pipeline
 from holdfast.stages.config import StageConfig
 from holdfast.stages.report import ReportConfig
+from holdfast.stages.table import STAGES, Stage
 from made_lives import life
 
 
@@ -79,8 +79,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return stage
 
     for name, stage in STAGES.items():
-        module, _, function = stage.home
-        monkeypatch.setattr(f"{module}.{function}", replacement(name))
+        monkeypatch.setattr(stage.function.replace(":", "."), replacement(name))
     return seen
 
 
@@ -107,7 +106,9 @@ def test_every_stage_is_a_command() -> None:
             and not value.__subclasses__()  # what several stages share is no stage
             and value.__module__.startswith("holdfast.stages.")
         }
-    assert found == {stage.load()[0] for stage in STAGES.values()}, "give it an entry in cli/stages"
+    assert found == {stage.load()[0] for stage in STAGES.values()}, (
+        "give it an entry in stages/table"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,14 +214,20 @@ def every(config: Every) -> Every:
     return config
 
 
+def dumped(config: Every) -> dict[str, Any]:
+    return config.model_dump()
+
+
 @pytest.fixture
 def every_kind(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Return a runner of a stage of this file, whose entry in the table is all there is of it."""
     stage = Stage(
-        "Do everything.",
-        (__name__, "Every", "every"),
+        name="analyze",
+        what="Do everything.",
+        config=f"{__name__}:Every",
+        function=f"{__name__}:every",
         example="every --text a --out b",
-        told=lambda config: config.model_dump(),
+        shown=f"{__name__}:dumped",
         without={"columns": "not asked for", "drop_invalid": "not asked for"},
     )
     monkeypatch.setitem(STAGES, "analyze", stage)
@@ -415,7 +422,7 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
     code = (
         "import sys\nfrom holdfast.cli import main\nsys.argv = ['holdfast', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('pydantic', 'numpy', 'yaml', 'torch', 'holdfast.stages',"
+        "heavy = ('pydantic', 'numpy', 'yaml', 'torch', 'holdfast.stages.config',"
         "'holdfast.results.artifacts')\n"
         "print(*[m for m in heavy if m in sys.modules], file=sys.stderr)"
     )

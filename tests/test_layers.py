@@ -119,3 +119,14 @@ def test_files_and_functions_are_short(path: Path) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= LONGEST_FUNCTION, f"{path}:{node.lineno}: {node.name}"
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    # The SVG charts share names with the figures that replace them.
+    for name, path in ((n, p) for n, p in MODULES.items() if n != "charts.charts"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    twins = {name: places for name, places in homes.items() if len(places) > 1}
+    assert twins == {}

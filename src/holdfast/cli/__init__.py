@@ -1,6 +1,6 @@
 """The command line: one command per stage, and `run`, `demo` and `verify` over all of them.
 
-`stages.py` is the table of the stages; `options.py` turns a stage's configuration into options;
+`holdfast.stages.table` lists the stages; `options.py` turns a stage's configuration into options;
 `special.py` holds the commands that are no stage; `show.py` prints progress and results.
 """
 
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from holdfast.cli import special
-from holdfast.cli.stages import STAGES
+from holdfast.stages.table import STAGES
 
 app = typer.Typer(
     help="Keep a language model's safety alignment through fine-tuning.",
@@ -84,8 +84,8 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(
-            f"{where}{error.strerror or error}; what is finished is kept: mend this and give the "
-            "same command again",
+            f"{where}{error.strerror or error}; what is finished is kept: fix this and rerun the "
+            "same command",
             1,
         )
 

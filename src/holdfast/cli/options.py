@@ -17,10 +17,10 @@ import typer
 from pydantic.fields import FieldInfo
 
 from holdfast.cli import show
-from holdfast.cli.stages import Stage
 from holdfast.errors import UsageError
 from holdfast.options import Description, Flag, OptionError, Options, describe
 from holdfast.specs import parse_value, untyped
+from holdfast.stages.table import Stage
 
 if TYPE_CHECKING:
     from typer.core import TyperCommand
@@ -235,8 +235,7 @@ def _begin(stage: Stage, config: Any) -> None:
 def _call(stage: Stage, config: Any) -> Call:
     from holdfast.stages.calls import Call
 
-    name: Any = stage.home[2]
-    return Call(name, "all", config)
+    return Call(stage.name, "all", config)
 
 
 def _json() -> Parameter:

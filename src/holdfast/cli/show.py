@@ -211,6 +211,31 @@ def sections(results: Sequence[Section]) -> list[Row]:
     return [{"section": s.title, "findings": list(s.findings)} for s in results]
 
 
+def aligned(path: Path) -> Row:
+    """Tell where the model is."""
+    return {"model": str(path)}
+
+
+def report(path: Path) -> Row:
+    """Tell where the report is."""
+    return {"report": str(path)}
+
+
+def attacks(results: Sequence[AttackResult]) -> list[Row]:
+    """Tell how long models held."""
+    return [attack(result) for result in results]
+
+
+def evaluations(results: Sequence[Evaluation]) -> list[Row]:
+    """Tell where models stand."""
+    return [evaluation(result) for result in results]
+
+
+def searches(results: Sequence[Adapted]) -> list[Row]:
+    """Tell the worst attacks that were found."""
+    return [adapted(result) for result in results]
+
+
 def evaluation(result: Evaluation) -> Row:
     """Tell where a model stands."""
     from holdfast.reports.facts import share
@@ -262,23 +287,23 @@ def adapted(result: Adapted) -> Row:
     }
 
 
-def end_of_run(as_json: bool, out: Path, report: Path) -> None:
+def end_of_run(as_json: bool, out: Path, page: Path) -> None:
     """Print the table that a run ends with, and where its report is."""
     from holdfast.results.artifacts import AttackResult, Evaluation
     from holdfast.results.run_dir import RunDir
 
     directory = RunDir(out)
-    evaluations = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
-    attacks = [AttackResult.load(directory.result(e)) for e in directory.entries("attack")]
+    standings = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
+    results = [AttackResult.load(directory.result(e)) for e in directory.entries("attack")]
     if as_json:
-        rows = [evaluation(e) for e in evaluations]
-        hits = [attack(a) for a in attacks]
-        tell(True, {"evaluations": rows, "attacks": hits, "report": str(report)})
+        rows = evaluations(standings)
+        hits = attacks(results)
+        tell(True, {"evaluations": rows, "attacks": hits, "report": str(page)})
         return
-    tell(False, [_line(e, [a for a in attacks if a.model == e.model]) for e in evaluations])
+    tell(False, [_line(e, [a for a in results if a.model == e.model]) for e in standings])
     typer.echo("HS: harmful score. Half-life: attack steps until half of all answers are harmful.")
     typer.echo("Refuses: attack steps until half of all answers are no refusals any more.")
-    typer.echo(f"Report: {report}")
+    typer.echo(f"Report: {page}")
 
 
 def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:

@@ -7,8 +7,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
 from holdfast.jobs import queue as engine
@@ -20,6 +19,7 @@ from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.config import StageConfig
 from holdfast.stages.subjects import label_of
+from holdfast.stages.table import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,19 @@ class Call:
     """One stage with its options.
 
     Attributes:
-        stage: Name of the stage: of its module, and of the function in it.
+        stage: Name of the stage, see `stages.table`.
         name: Name of the result within the stage, where there is one result.
         config: Its options.
     """
 
-    stage: Literal["align", "score", "group", "evaluate", "attack", "analyze", "report"]
+    stage: str
     name: str
     config: StageConfig
 
     def __call__(self) -> Any:
         """Run the stage."""
-        return getattr(import_module(f"holdfast.stages.{self.stage}"), self.stage)(self.config)
+        _, function = STAGES[self.stage].load()
+        return function(self.config)
 
     @property
     def title(self) -> str:
@@ -60,9 +61,8 @@ class Call:
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Call:
         """Read a call from what `line` holds."""
-        stage = raw["stage"]
-        config = getattr(import_module(f"holdfast.stages.{stage}"), f"{stage.title()}Config")
-        return cls(stage, raw["name"], config.model_validate(raw["config"]))
+        config = STAGES[raw["stage"]].load_config()
+        return cls(raw["stage"], raw["name"], config.model_validate(raw["config"]))
 
     @property
     def needs(self) -> frozenset[str]:

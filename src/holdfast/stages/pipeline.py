@@ -6,7 +6,7 @@ import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import Field
@@ -198,7 +198,7 @@ def run(
     Raises:
         HoldfastError: Some calls failed. The others are done, and the report says which.
     """
-    reader = StageConfig(**_common(config))
+    reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
         apart(reader.read_if(spec), reader.read(config.data.harmful), f"knowledge {word!r}")
     calls = plan(config)
@@ -251,13 +251,18 @@ def _check_attacks(calls: Sequence[Call]) -> None:
                     checked(one)
 
 
-def _common(config: RunConfig) -> dict[str, Any]:
-    return {
+C = TypeVar("C", bound=StageConfig)
+
+
+def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
+    """Return a stage's options: what the run has for all stages, and the stage's own."""
+    common: dict[str, Any] = {
         "out": config.out,
         "device": config.device,
         "columns": config.columns,
         "drop_invalid": config.drop_invalid,
     }
+    return cls(**(common | options))
 
 
 def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> Call:
@@ -268,79 +273,73 @@ def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) 
     needs = method(merged["method"]).needs
     if "groups" in needs and not config.score:
         raise UsageError(f"methods.{name} needs groups: name an estimator under `score`")
-    settings = AlignConfig(
-        **{
-            **_common(config),
-            "model": config.model,
-            "data": config.data.alignment,
-            "benign": config.data.benign,
-            "harmful": config.data.known_harmful,
-            "seed": seed,
-            "name": name,
-            "groups": f"groups-s{seed}" if "groups" in needs else None,
-            **merged,
-        }
-    )
+    defaults = {
+        "model": config.model,
+        "data": config.data.alignment,
+        "benign": config.data.benign,
+        "harmful": config.data.known_harmful,
+        "seed": seed,
+        "name": name,
+        "groups": f"groups-s{seed}" if "groups" in needs else None,
+    }
+    settings = _stage_config(AlignConfig, config, **(defaults | merged))
     return Call("align", settings.label, settings)
 
 
 def _scores(config: RunConfig, seed: int) -> list[Call]:
-    from holdfast.stages.group import GroupConfig
+    """Return the scores of the SFT model of a seed, and the groups made from one of them."""
+    if not config.score:
+        return []
+    return [*(_score(config, name, seed) for name in config.score), _group(config, seed)]
+
+
+def _score(config: RunConfig, name: str, seed: int) -> Call:
     from holdfast.stages.score import ScoreConfig
 
-    model = str(config.out / "models" / f"{SCORED}-s{seed}")
-    calls = []
-    for name, options in config.score.items():
-        settings = ScoreConfig(
-            **{
-                **_common(config),
-                "model": model,
-                "data": config.data.alignment,
-                "benign": config.data.proxy or config.data.benign,
-                "harmful": config.data.known_harmful,
-                "base": config.model,
-                "judge": config.judges[0],
-                "seed": seed,
-                "name": f"{name}-s{seed}",
-                "estimator": name,
-                **options,
-            }
+    defaults = {
+        "model": str(config.out / "models" / f"{SCORED}-s{seed}"),
+        "data": config.data.alignment,
+        "benign": config.data.proxy or config.data.benign,
+        "harmful": config.data.known_harmful,
+        "base": config.model,
+        "judge": config.judges[0],
+        "seed": seed,
+        "name": f"{name}-s{seed}",
+        "estimator": name,
+    }
+    settings = _stage_config(ScoreConfig, config, **(defaults | config.score[name]))
+    return Call("score", settings.label, settings)
+
+
+def _group(config: RunConfig, seed: int) -> Call:
+    from holdfast.stages.group import GroupConfig
+
+    options = dict(config.group)
+    scores = options.pop("scores", next(iter(config.score)))
+    if scores not in config.score:
+        raise UsageError(
+            f"group.scores: {scores!r} is not one of the scores: {', '.join(config.score)}"
         )
-        calls.append(Call("score", settings.label, settings))
-    if config.score:
-        group = dict(config.group)
-        scores = group.pop("scores", next(iter(config.score)))
-        if scores not in config.score:
-            raise UsageError(
-                f"group.scores: {scores!r} is not one of the scores: {', '.join(config.score)}"
-            )
-        settings_ = GroupConfig(
-            **{
-                **_common(config),
-                "data": config.data.alignment,
-                "scores": f"{scores}-s{seed}",
-                "name": f"groups-s{seed}",
-                "seed": seed,
-                **group,
-            }
-        )
-        calls.append(Call("group", settings_.name, settings_))
-    return calls
+    defaults = {
+        "data": config.data.alignment,
+        "scores": f"{scores}-s{seed}",
+        "name": f"groups-s{seed}",
+        "seed": seed,
+    }
+    settings = _stage_config(GroupConfig, config, **(defaults | options))
+    return Call("group", settings.name, settings)
 
 
 def _evaluate(config: RunConfig, model: str) -> Call:
     from holdfast.stages.evaluate import EvaluateConfig
 
-    settings = EvaluateConfig(
-        **{
-            **_common(config),
-            "models": [model],
-            "test": config.data.test,
-            "judges": config.judges,
-            "over_refusal": config.data.over_refusal,
-            **config.evaluate,
-        }
-    )
+    defaults = {
+        "models": [model],
+        "test": config.data.test,
+        "judges": config.judges,
+        "over_refusal": config.data.over_refusal,
+    }
+    settings = _stage_config(EvaluateConfig, config, **(defaults | config.evaluate))
     return Call("evaluate", label_of(model), settings)
 
 
@@ -360,18 +359,15 @@ def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.presets import expanded
 
-    settings = AttackConfig(
-        **{
-            **_common(config),
-            "harmful": config.data.harmful,
-            "test": config.data.test,
-            "judges": config.judges,
-            "safety": config.data.alignment,
-            "known_harmful": config.data.known_harmful,
-            "base": config.model,
-            **options,
-        }
-    )
+    defaults = {
+        "harmful": config.data.harmful,
+        "test": config.data.test,
+        "judges": config.judges,
+        "safety": config.data.alignment,
+        "known_harmful": config.data.known_harmful,
+        "base": config.model,
+    }
+    settings = _stage_config(AttackConfig, config, **(defaults | dict(options)))
     expanded(settings)  # an unknown preset is refused before the alignment, not after it
     return Call("attack", name, settings)
 

@@ -1,0 +1,155 @@
+"""The table of the stages: one entry makes a stage a command, a job and a public name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.stages.config import StageConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage. Names of code are "module:name" and imported when they are used.
+
+    Attributes:
+        name: Name of the stage: of its command, and of its jobs in the manifest.
+        what: One sentence: what the stage does.
+        config: The class of its configuration, whose fields are the command's options.
+        function: The function that takes a configuration.
+        example: A command line that works, without "holdfast".
+        shown: The function that turns a result into what the command prints: a row, or rows.
+        without: Field -> why it is not an option of the command.
+        long: Whether the command has --estimate, which says what it costs.
+    """
+
+    name: str
+    what: str
+    config: str
+    function: str
+    example: str
+    shown: str
+    without: Mapping[str, str] = field(default_factory=dict)
+    long: bool = False
+
+    def load(self) -> tuple[type[StageConfig], Callable[[Any], Any]]:
+        """Import the configuration and the function."""
+        return self.load_config(), imported(self.function)
+
+    def load_config(self) -> type[StageConfig]:
+        """Import the class of the configuration."""
+        config: type[StageConfig] = imported(self.config)
+        return config
+
+    def told(self, result: Any) -> Any:
+        """Return what the command prints of a result."""
+        return imported(self.shown)(result)
+
+
+def imported(reference: str) -> Any:
+    """Import what "module:name" refers to."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+READS_NO_ROWS = dict.fromkeys(
+    ("columns", "drop_invalid", "limit"), "the stage reads results of the run, no rows"
+)
+
+_STAGES = (
+    Stage(
+        name="score",
+        what="Score how vulnerable every alignment example is in an aligned model.",
+        config="holdfast.stages.score:ScoreConfig",
+        function="holdfast.stages.score:score",
+        example="score --model runs/a/models/sft-s0 --base base --data rows.jsonl --out runs/a",
+        shown="holdfast.cli.show:scores",
+    ),
+    Stage(
+        name="group",
+        what="Split the scored examples into groups by vulnerability.",
+        config="holdfast.stages.group:GroupConfig",
+        function="holdfast.stages.group:group",
+        example="group --data rows.jsonl --out runs/a --rule otsu",
+        shown="holdfast.cli.show:groups",
+    ),
+    Stage(
+        name="validate-estimator",
+        what="Find out how well estimators foresee what attacks made a model forget.",
+        config="holdfast.stages.validate:ValidateConfig",
+        function="holdfast.stages.validate:validate",
+        example="validate-estimator --model sft-s0 --data rows.jsonl --base base "
+        "--vary source=base,mismatched --out runs/a",
+        shown="holdfast.cli.show:validation",
+    ),
+    Stage(
+        name="screen",
+        what="Say how vulnerable new examples would be, before anything is trained on them.",
+        config="holdfast.stages.screen:ScreenConfig",
+        function="holdfast.stages.screen:screen",
+        example="screen --new new.jsonl --data rows.jsonl --csv screened.csv --out runs/a",
+        shown="holdfast.cli.show:screened",
+    ),
+    Stage(
+        name="align",
+        what="Align a model with a method.",
+        config="holdfast.stages.align:AlignConfig",
+        function="holdfast.stages.align:align",
+        example="align --model base --data rows.jsonl --benign alpaca.jsonl "
+        "--method vaa --option rho=0.4 --out runs/a",
+        shown="holdfast.cli.show:aligned",
+    ),
+    Stage(
+        name="attack",
+        what="Fine-tune models on a task with harmful rows mixed in; measure how long they hold.",
+        config="holdfast.stages.attacking.config:AttackConfig",
+        function="holdfast.stages.attack:attack",
+        example="attack --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
+        "--harmful pool.jsonl --test prompts.jsonl --out runs/a",
+        shown="holdfast.cli.show:attacks",
+        without={"seed": "--seed is `seeds`; nothing else in an attack is random"},
+        long=True,
+    ),
+    Stage(
+        name="adapt",
+        what="Search for the worst attack on models that leaves their use on the task as it is.",
+        config="holdfast.stages.adapt:AdaptConfig",
+        function="holdfast.stages.adapt:adapt",
+        example="adapt --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
+        "--harmful pool.jsonl --test prompts.jsonl --trials 30 --out runs/a",
+        shown="holdfast.cli.show:searches",
+    ),
+    Stage(
+        name="evaluate",
+        what="Measure harmful score, over-refusal and task accuracy of models, with intervals.",
+        config="holdfast.stages.evaluate:EvaluateConfig",
+        function="holdfast.stages.evaluate:evaluate",
+        example="evaluate --model sft-s0 --test prompts.jsonl --judge refusal "
+        "--over-refusal xstest.jsonl --out runs/a",
+        shown="holdfast.cli.show:evaluations",
+    ),
+    Stage(
+        name="analyze",
+        what="Say what the results of a run mean.",
+        config="holdfast.stages.analyze:AnalyzeConfig",
+        function="holdfast.stages.analyze:analyze",
+        example="analyze --out runs/a --analysis overlap",
+        shown="holdfast.cli.show:sections",
+        without=READS_NO_ROWS,
+    ),
+    Stage(
+        name="report",
+        what="Write the report of a run: one HTML file.",
+        config="holdfast.stages.report:ReportConfig",
+        function="holdfast.stages.report:report",
+        example="report --out runs/a --language ja",
+        shown="holdfast.cli.show:report",
+        without=READS_NO_ROWS,
+    ),
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
+"""Name -> stage, in the order of `holdfast --help`."""
