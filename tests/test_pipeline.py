@@ -120,3 +120,34 @@ def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
     assert broken == ["sft-s0", "vaa-s0", "hold-s0"]
     assert [name for name, attack in attacks.items() if attack.track] == ["sft-s0-tracked"]
     assert len({call.title for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("sead: [1]", "run configuration: sead is not an option. Did you mean seeds? The options "
+         "are align, analyses, attack, "),
+        ("score: {loss: {estimater: loss}}", "score: estimater is not an option. Did you mean "
+         "estimator? The options are agreement, "),
+        ("attack: {tasks: [world_topic], stepz: 3}", "attack: stepz is not an option. Did you mean "
+         "steps?"),
+        ("evaluate: {samples: 0}", "evaluate: samples=0 must be a whole number, at least 1"),
+        ("report: {language: fr}", "report: language='fr' must be one of 'en', 'ja'"),
+        ("seeds: []", "run configuration: seeds=[] must be a list of whole numbers, each at least "
+         "0, at least 1 of them"),
+        ("data: {alignment: a, harmful: b, test: c, tests: d}", "data: tests is not an option. Did "
+         "you mean test? The options are alignment, benign, harmful, "),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_or_value_says_where_and_what_exists(
+    lines: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    whole = {"out": "o", "model": "world", "methods": "{sft: {}}",
+             "data": "{alignment: 'world:alignment', harmful: 'world:harmful', test: 'world:test'}",
+             "attack": "{tasks: [world_topic]}"}  # fmt: skip
+    given = lines.partition(":")[0]
+    path.write_text("\n".join([*(f"{k}: {v}" for k, v in whole.items() if k != given), lines]))
+    with pytest.raises(UsageError) as caught:
+        pipeline.load(path)
+    assert str(caught.value).startswith(f"{path}: {message}")

@@ -1,4 +1,4 @@
-"""What there is to choose from: kinds of plug-ins, plug-ins, and the options of each."""
+"""Plug-ins and their options in a terminal: kinds, plug-ins of a kind, options of a plug-in."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def page(kind: str, name: str) -> Iterator[RenderableType]:
         kind = escape(_type_and_default(option))
         table.add_row(f"[bold]{option.name}[/]", kind, escape(option.help))
     yield table
-    yield Text(f"Example: {example(name, options)}")
+    yield Text(f"Example: {example(kind, name, options)}")
 
 
 def _reflowed(paragraph: str) -> str:
@@ -120,53 +120,21 @@ def _reflowed(paragraph: str) -> str:
 
 
 def _type_and_default(option: Description) -> str:
-    kind = _type(option)
+    kind = type_text(option)
     default = "required" if option.required else f"default: {option.default_text}"
     return f"{kind}\n{default}"
 
 
-def _type(option: Description) -> str:
+def type_text(option: Description) -> str:
+    """Return the type of an option with its range."""
     return ", ".join(part for part in (option.type, option.range) if part)
 
 
-def example(name: str, options: list[Description]) -> str:
-    """Return a spec of a plug-in that sets what must be set, or the first option."""
-    required = [f"{option.name}=..." for option in options if option.required]
-    first = [f"{option.name}={value_text(option.default)}" for option in options[:1]]
-    return ",".join([name, *(required or first)])
-
-
-def markdown() -> str:
-    """Return the reference page of the documentation: every plug-in with its options."""
-    lines = [
-        "# Plug-ins and their options",
-        "",
-        "Generated from the code; `holdfast plugins KIND NAME` shows the same in a terminal.",
-        "An option follows the plug-in's name: `name,option=value,...`.",
-    ]
-    for kind in plugins.KINDS:
-        lines += ["", f"## {kind.capitalize()}", "", f"{_sentence(KIND_HELP[kind])}"]
-        for name in plugins.available(kind):
-            lines += _section(kind, name)
-    return "\n".join(lines) + "\n"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _section(kind: str, name: str) -> list[str]:
-    options = describe(options_class(kind, name))
-    lines = ["", f"### {name}", "", plugins.first_line(plugins.find(kind, name))]
-    if not options:
-        return [*lines, "", "It has no options."]
-    lines += ["", "| option | type | default | what it does |", "|---|---|---|---|"]
-    for option in options:
-        cells = (
-            f"`{option.name}`",
-            _type(option),
-            "required" if option.required else f"`{option.default_text or ' '}`",
-            option.help,
-        )
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return lines
+def example(kind: str, name: str, options: list[Description]) -> str:
+    """Return what is typed for a plug-in to set what must be set, or the first option."""
+    settings = [f"{option.name}=..." for option in options if option.required]
+    if not settings:
+        settings = [f"{option.name}={value_text(option.default)}" for option in options[:1]]
+    if kind == "methods":
+        return " ".join([f"--method {name}", *(f"--option {setting}" for setting in settings)])
+    return ",".join([name, *settings])
