@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from holdfast import plugins
 from holdfast.cli.options import options_of
 from holdfast.cli.reference import KIND_HELP, example, options_class, type_text
-from holdfast.cli.stages import STAGES, Stage
 from holdfast.options import Description, describe
+from holdfast.stages.table import STAGES, Stage
 
 
 def pages() -> dict[str, str]:
@@ -33,7 +33,7 @@ def commands_page() -> str:
 
 
 def _command_table(stage: Stage) -> Iterator[str]:
-    config, _ = stage.load()
+    config = stage.load_config()
     flags = {option.name: option.flag for option in options_of(config, stage.without)}
     options = {option.name: option for option in describe(config)}
     yield from _table((flag, options[name]) for name, flag in flags.items())
