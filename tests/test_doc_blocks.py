@@ -66,6 +66,18 @@ def write_rows(path: Path, rows: Any) -> None:
     path.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
 
 
+def write_chat(path: Path, rows: Any) -> None:
+    """Write rows in the conversational form that TRL takes."""
+    records = [
+        {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.response}],
+        }
+        for row in rows
+    ]
+    path.write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
+
+
 def write_files(folder: Path) -> None:
     """Write the files that the documentation names, with rows of the embedded world."""
     from holdfast import world
@@ -73,6 +85,8 @@ def write_files(folder: Path) -> None:
 
     write_rows(folder / "alignment.jsonl", world.rows("alignment")[:48])
     write_rows(folder / "alpaca.jsonl", world.rows("benign")[:48])
+    chat = [*world.rows("alignment")[:48], *world.rows("benign")[:48]]
+    write_chat(folder / "chat.jsonl", chat)
     write_rows(folder / "borderline.jsonl", world.rows("borderline")[:16])
     write_rows(folder / "pool.jsonl", world.rows("harmful")[:48])
     write_rows(folder / "prompts.jsonl", world.rows("test")[:16])
