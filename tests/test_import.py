@@ -23,6 +23,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "sklearn", "scip
 # Modules that are nothing but computation with tensors or tables; whoever needs one imports it in
 # the function that does.
 COMPUTING = (
+    "holdfast.trl",
     *("holdfast.analyses.", "holdfast.guards.", "holdfast.methods.", "holdfast.tuning."),
     *(f"holdfast.models.{m}" for m in "attention generation losses processes weights".split()),
 )
