@@ -113,10 +113,10 @@ QUICK_ATTACK = {
     "learning_rates": [5e-5, 1e-4],
     "steps": 30,
     "every": 10,
-    "rows": 150,
+    "rows": 100,
     "task_rows": 0,
 }
-QUICK_COUNT = {"steps": 30, "every": 10, "rows": 150, "learning_rate": 1e-4}
+QUICK_COUNT = {"steps": 30, "every": 10, "rows": 100, "learning_rate": 1e-4}
 # The reference as the paper makes it, with ten checkpoints; on text it has four, for time.
 FULL_COUNT = {"steps": 100, "every": 10, "rows": 400}
 
