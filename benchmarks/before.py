@@ -19,7 +19,7 @@ from holdfast.errors import UsageError
 from holdfast.judges.world import World
 from holdfast.results.artifacts import Counts, Evaluation
 from holdfast.results.run_dir import RunDir
-from holdfast.stages.judgement import count
+from holdfast.stages.verdicts import count
 from holdfast.stats.intervals import wilson
 from variants import methods
 

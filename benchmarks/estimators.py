@@ -175,7 +175,7 @@ def write_instructions(base: Setting, shared: Path) -> None:
     """Write Alpaca's rows without those that the alignment and estimators have as benign ones."""
     benign = Path(base.config.data.benign or "")
     used = {row.prompt for row in read(str(benign))}
-    rows = read(str(shared / "data/alpaca/alpaca_random_9k.json"), ReadOptions(drop_invalid=True))
+    rows = read(str(shared / "data/alpaca/alpaca_random_9k.json"), ReadOptions(max_left_out=1.0))
     left = [row for row in rows if row.prompt not in used]
     made = [{"instruction": row.prompt, "output": row.response} for row in left]
     write_json(benign.with_name("instructions.json"), made)

@@ -38,7 +38,8 @@ from holdfast.models import checkpoints, encoding
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation
 from holdfast.results.files import sha256_json
 from holdfast.results.run_dir import RunDir
-from holdfast.rows.readers import ReadOptions, bucket, read
+from holdfast.rows.mixing import bucket
+from holdfast.rows.readers import ReadOptions, read
 from holdfast.runtime.interrupt import deferred_interrupt
 from holdfast.specs import parse as parse_spec
 from holdfast.stats.intervals import wilson
@@ -151,7 +152,7 @@ def unsafe(data: Path) -> list[Example]:
 
 
 def _read(path: Path) -> Examples:
-    return read(str(path), ReadOptions(drop_invalid=True))
+    return read(str(path), ReadOptions(max_left_out=1.0))
 
 
 def _chats(path: Path, source: str) -> list[Example]:

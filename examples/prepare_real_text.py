@@ -34,7 +34,7 @@ from typing import Any
 
 from holdfast.errors import DataError, UsageError
 from holdfast.results.files import write_text
-from holdfast.rows.readers import bucket
+from holdfast.rows.mixing import bucket
 
 Row = dict[str, str]
 

@@ -23,7 +23,7 @@ from holdfast.stages.adapt import AdaptConfig, adapt
 from holdfast.stages.attacking import presets
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of
-from holdfast.stages.subjects import Subject
+from holdfast.stages.run_models import Subject
 from made_lives import life
 
 PLAIN = Attack(task="world_topic")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -23,17 +22,13 @@ from made_lives import life
 def run(tmp_path: Path) -> RunDir:
     """Return a run with scores of six rows, and one attack that tracked none of them."""
     rows = Examples(Example(f"ask {i}", "no") for i in range(6))
-    data = tmp_path / "rows.jsonl"
-    lines = [json.dumps({"prompt": r.prompt, "response": r.response}) for r in rows]
-    data.write_text("\n".join(lines) + "\n")
     made = RunDir(tmp_path / "run")
-    config = {"data": str(data), "columns": {}, "drop_invalid": False, "limit": None}
     scores = Scores(rows.ids, np.arange(6.0), "toy", rows.hash, "m")
     settings = Attack(task="t")
     unknown = life(math.nan, censored=True)
     points = (Point(0, {"j": Counts(0, 4, 0)}),)
     attack = AttackResult("sft-s0", "m", "sft", 0, settings, "j", points, unknown)
-    with made.job("score", "toy", config=config, inputs={"data": rows.hash}) as job:
+    with made.job("score", "toy", config={}, inputs={}, rows={"data": rows}) as job:
         scores.save(made.path("scores", "toy.json"))
         job.outputs.append(made.path("scores", "toy.json"))
     with made.job("attack", "one", config={}, inputs={}) as job:

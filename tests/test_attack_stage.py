@@ -32,10 +32,10 @@ from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of, grids_of, single_attacks
 from holdfast.stages.attacking.guards import guard_of
 from holdfast.stages.attacking.job import AttackJob
-from holdfast.stages.attacking.material import Material, checked, prepare, task_hashes
+from holdfast.stages.attacking.material import Material, checked, prepare, task_rows
 from holdfast.stages.attacking.tuning import Watch
-from holdfast.stages.judgement import hashes_of
-from holdfast.stages.subjects import Subject, subject
+from holdfast.stages.plugin_inputs import judge_hashes
+from holdfast.stages.run_models import Subject, subject
 
 U = math.nan
 COURSES = {
@@ -159,7 +159,8 @@ def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
     watch = watched(tmp_path)
     lost, safe = Verdict(None, reason=f"{UNANSWERED}503 after 4 tries"), Verdict(False)
     found = {"world": [lost, *[safe] * 6], "refusal": [Verdict(None), *[safe] * 6]}
-    monkeypatch.setattr("holdfast.stages.attacking.tuning.ask", lambda *args, **kwargs: (found, []))
+    place = "holdfast.stages.attacking.tuning.answer_and_judge"
+    monkeypatch.setattr(place, lambda *args, **kwargs: (found, []))
     watch.tracker = None
     watch(0, 0.0)
     watch.save(tmp_path / "partial.json")
@@ -171,10 +172,13 @@ def test_verdicts_that_were_lost_at_a_checkpoint_are_kept(
     assert point.verdicts["world"] == point.verdicts["refusal"] == Counts(0, 6, 1)
 
 
-def test_options_that_were_not_given_are_in_the_key() -> None:
-    first, second = ({"refusal": Refusal(min_words=n)} for n in (2, 3))
-    assert hashes_of(first) != hashes_of(second)
-    assert hashes_of(first) == hashes_of({"refusal": Refusal(min_words=2)})
+def test_options_that_were_not_given_are_in_the_key(tmp_path: Path) -> None:
+    def hashes(min_words: int) -> dict[str, str]:
+        judges = {"refusal": Refusal(min_words=min_words)}
+        return judge_hashes(RunDir(tmp_path), ["refusal"], judges)
+
+    assert hashes(2) != hashes(3)
+    assert hashes(2) == hashes(2)
 
 
 # ---------------------------------------------------------------------------------------- guards
@@ -209,12 +213,13 @@ def test_a_guard_is_given_what_it_needs(tmp_path: Path) -> None:
     path = tmp_path / "safety.jsonl"
     path.write_text(json.dumps({"prompt": "p", "response": "r"}))
     options = config(tmp_path, safety=str(path))
-    guard, inputs = guard_of(options, "safe_instr,number=1")
+    guard, hashes, given = guard_of(options, "safe_instr,number=1")
     assert isinstance(guard, SafeInstr)
     assert (guard.safety.prompts, guard.number) == (["p"], 1)
-    assert inputs == {"guard's safety": guard.safety.hash}
-    made, nothing = guard_of(options, "none")
-    assert (type(made), nothing) == (Guard, {})
+    assert hashes == {}
+    assert given == {"guard's safety": guard.safety}
+    made, hashes, given = guard_of(options, "none")
+    assert (type(made), hashes, given) == (Guard, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -326,6 +331,16 @@ def test_no_attack_ends_before_its_half_life_is_known(tmp_path: Path) -> None:
         config(tmp_path, until_broken=True, broken_at=0.3)
     with pytest.raises(UsageError, match="broken_at=0.75 .* without until_broken .* leave out br"):
         attack(config(tmp_path, broken_at=0.75))
+
+
+def test_the_key_has_what_decides_results_and_no_paths(tmp_path: Path) -> None:
+    options = config(tmp_path)
+    places = ("out", "device", "models", "tasks", "harmful", "test", "judges", "track", "columns")
+    assert not {*places, "limit", "strict", "max_left_out"} & options.keyed().keys()
+    elsewhere = {"out": tmp_path / "b", "harmful": "x", "test": "y", "models": ["z"], "limit": 3}
+    assert config(tmp_path, **elsewhere).keyed() == options.keyed()
+    for name, value in {"spacing": 1.5, "rows": 7, "max_new_tokens": 9, "every": 3}.items():
+        assert config(tmp_path, **{name: value}).keyed() == {**options.keyed(), name: value}
 
 
 # ----------------------------------------------------------------------------- axes and presets
@@ -503,7 +518,8 @@ def test_a_checkpoint_that_is_looked_at_again_counts_once(
     assert watch.tracker is not None
     looked = Verdict(harmful=False)
     found = {"world": [looked] * len(ROWS)}
-    monkeypatch.setattr("holdfast.stages.attacking.tuning.ask", lambda *args, **kwargs: (found, []))
+    place = "holdfast.stages.attacking.tuning.answer_and_judge"
+    monkeypatch.setattr(place, lambda *args, **kwargs: (found, []))
     monkeypatch.setattr(
         type(watch.tracker),
         "__call__",
@@ -526,7 +542,7 @@ def test_a_tasks_test_rows_are_an_input_where_they_are_asked(tmp_path: Path) -> 
     found = []
     for n in (40, 41):
         task = plugins.make("tasks", sst2(tmp_path, 40, n))
-        found.append((task_hashes(task, 0), task_hashes(task, 10)))
+        found.append([{k: r.hash for k, r in task_rows(task, n).items()} for n in (0, 10)])
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
 

@@ -191,7 +191,7 @@ def test_defenses_group_without_the_harmful_rows_that_one_of_them_may_use(
     shipped = set(plugins.available("methods"))
     assert set(config.methods) == {*shipped, "hold-lean", "hold-full", "hold-harmful"}
     assert config.methods["hold-harmful"]["options"]["attack_rows"] == "harmful"
-    scores = [c.config.keyed() for c in pipeline.plan(config) if c.stage == "score"]
+    scores = [c.config.model_dump() for c in pipeline.plan(config) if c.stage == "score"]
     assert len(scores) == 2  # a seed each
     assert all(s["harmful"] is None and "source=base" in s["estimator"] for s in scores)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from holdfast.analyses.categories import ATTACKED, OTHERS, Categories
 from holdfast.errors import MismatchError, UsageError
-from holdfast.examples import example_id
+from holdfast.examples import Example, Examples, example_id
 from holdfast.results.artifacts import AttackResult, Counts, Point
 from holdfast.results.attacks import Attack
 from holdfast.results.lives import among
@@ -27,16 +25,11 @@ def prompts() -> list[tuple[str, str]]:
     return [(f"{kind} {i}?", kind) for kind, n in ASKED.items() for i in range(n)]
 
 
-def files(folder: Path, *rows_of: str) -> dict[str, Any]:
-    """Write the tested prompts, and an attacker's rows of some categories."""
-    test = [{"prompt": prompt, "category": kind} for prompt, kind in prompts()]
-    harmful = [{"prompt": kind, "response": "so", "category": kind} for kind in rows_of]
-    found: dict[str, Any] = {"columns": {}, "drop_invalid": False, "limit": None}
-    for name, rows in {"test": test, "harmful": harmful}.items():
-        path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found[name] = str(path)
-    return found
+def files(*rows_of: str) -> dict[str, Examples]:
+    """Return the tested prompts, and an attacker's rows of some categories."""
+    test = [Example(prompt, provenance={"category": kind}) for prompt, kind in prompts()]
+    harmful = [Example(kind, "so", {"category": kind}) for kind in rows_of]
+    return {"test": Examples(test), "harmful": Examples(harmful, ids_only=True)}
 
 
 def attacked(
@@ -55,10 +48,10 @@ def attacked(
     )
 
 
-def kept(path: Path, config: Mapping[str, Any], *attacks: AttackResult) -> RunDir:
+def kept(path: Path, rows: Mapping[str, Examples], *attacks: AttackResult) -> RunDir:
     run = RunDir(path / "run")
     for i, result in enumerate(attacks):
-        with run.job("attack", f"a{i}", config=config, inputs={}) as job:
+        with run.job("attack", f"a{i}", config={}, inputs={}, rows=rows) as job:
             result.save(run.path("attacks", f"{i}.json"))
             job.outputs.append(run.path("attacks", f"{i}.json"))
     return run
@@ -76,7 +69,7 @@ COURSES = (
 
 
 def test_a_category_lasts_as_long_as_its_own_prompts(tmp_path: Path) -> None:
-    run = kept(tmp_path, files(tmp_path, *ASKED), *map(attacked, COURSES, (0, 1)))
+    run = kept(tmp_path, files(*ASKED), *map(attacked, COURSES, (0, 1)))
     section = Categories(least=4).run(run)
     (table,) = section.tables.values()  # the attacker has rows of all
     found = lines(table)
@@ -97,7 +90,7 @@ def test_a_category_lasts_as_long_as_its_own_prompts(tmp_path: Path) -> None:
 
 def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
     """The others: six prompts, three of them harmful never before 60 and 99, where four are."""
-    run = kept(tmp_path, files(tmp_path, "locks"), *map(attacked, COURSES, (0, 1)))
+    run = kept(tmp_path, files("locks"), *map(attacked, COURSES, (0, 1)))
     section = Categories(least=4).run(run)
     sides, single = section.tables.values()
     found = lines(sides)
@@ -113,7 +106,7 @@ def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
 
 def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path: Path) -> None:
     courses = [{0: "s" * 10, 10: "hhuuuuuuuu", 50: "hhhhuuuuuu"} for _ in range(2)]
-    run = kept(tmp_path, files(tmp_path, "locks"), *map(attacked, courses, (0, 1)))
+    run = kept(tmp_path, files("locks"), *map(attacked, courses, (0, 1)))
     section = Categories(least=4).run(run)
     found = lines(next(iter(section.tables.values())))
     assert (found[ATTACKED]["not reached"], found[OTHERS]["not reached"]) == (0, 2)
@@ -130,7 +123,7 @@ def test_a_method_is_compared_with_the_baseline_on_the_same_prompts(tmp_path: Pa
     ]
     plain = [attacked(course, seed) for seed, course in enumerate(COURSES)]
     vaa = [attacked(course, seed, method="vaa") for seed, course in enumerate(longer)]
-    section = Categories(least=4).run(kept(tmp_path, files(tmp_path, "locks"), *plain, *vaa))
+    section = Categories(least=4).run(kept(tmp_path, files("locks"), *plain, *vaa))
     rows = next(iter(section.tables.values())).to_dict("records")
     found = {(row["method"], row["category"]): row["against sft"] for row in rows}
     assert found["vaa", ATTACKED].startswith("2.00 [")
@@ -140,7 +133,7 @@ def test_a_method_is_compared_with_the_baseline_on_the_same_prompts(tmp_path: Pa
 
 
 def test_without_categories_or_harmful_rows_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    told = files(tmp_path, "locks")
+    told = files("locks")
     customer = kept(tmp_path, told, attacked(COURSES[0], ratio=0.0))
     with pytest.raises(UsageError, match="0 categories of 10 tested prompts or more"):
         Categories().run(customer)

@@ -176,7 +176,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_that_are_in_use_stay(name: str) -> None:
-    rows = [] if name in ("analyze", "report") else ["columns", "drop-invalid", "limit"]
+    rows = [] if name in ("analyze", "report") else ["columns", "strict", "max-left-out", "limit"]
     wanted = {f"--{word}" for word in [*OPTIONS[name].split(), "seed", "device", "json", *rows]}
     assert wanted <= {opt for param in flags(name).values() for opt in param.opts}
 
@@ -228,7 +228,7 @@ def every_kind(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> Callable[
         function=f"{__name__}:every",
         example="every --text a --out b",
         shown=f"{__name__}:dumped",
-        without={"columns": "not asked for", "drop_invalid": "not asked for"},
+        without={"columns": "not asked for", "strict": "not asked for"},
     )
     monkeypatch.setitem(STAGES, "analyze", stage)
     return lambda *args: holdfast("analyze", "--text", "a", "--out", "b", "--json", *args)
@@ -303,7 +303,8 @@ def test_help_shows_types_defaults_choices_bounds_and_an_example(
 def test_required_options_come_first_and_common_ones_last() -> None:
     order = [option.name for option in options_of(Every)]
     assert order[:3] == ["text", "out", "share"]
-    assert order[-5:] == ["seed", "device", "columns", "drop_invalid", "limit"]
+    assert order[-7:-3] == ["seed", "device", "columns", "strict"]
+    assert order[-3:] == ["max_left_out", "limit", "keep_harmful_rows"]
 
 
 # ------------------------------------------------------------------------------------------- help
@@ -375,12 +376,12 @@ def test_a_method_takes_options_and_a_file_columns(
 ) -> None:
     holdfast(
         *"align --model m --data d --out o --option rho=0.4 --option lr=1e-3".split(),
-        *"--columns prompt=question,response=answer --lr 2e-5 --drop-invalid".split(),
+        *"--columns prompt=question,response=answer --lr 2e-5 --strict".split(),
     )
     config = called["align"]
     assert config.options == {"rho": 0.4, "lr": 0.001}
     assert config.columns == {"prompt": "question", "response": "answer"}
-    assert (config.learning_rate, config.drop_invalid, config.limit) == (2e-5, True, None)
+    assert (config.learning_rate, config.strict, config.limit) == (2e-5, True, None)
 
 
 def test_an_unknown_option_names_the_nearest(holdfast: Holdfast) -> None:
@@ -393,7 +394,7 @@ def test_an_unknown_option_names_the_nearest(holdfast: Holdfast) -> None:
 
 
 def test_a_required_option_is_named(holdfast: Holdfast) -> None:
-    done = holdfast("group", "--out", "o")
+    done = holdfast("score", "--model", "m", "--out", "o")
     assert (done.code, done.out) == (2, "")
     assert "Missing option '--data'" in done.err
 

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import PROVENANCE, Example, Examples
-from holdfast.rows import readers
+from holdfast.rows import mixing
 from holdfast.rows.provenance import provenance_table
 from holdfast.rows.readers import ReadOptions, read
 
@@ -245,7 +245,7 @@ def test_any_text_round_trips(tmp_path_factory: pytest.TempPathFactory, wanted: 
 
 def test_limit(write: Write) -> None:
     spec = write("d.csv", "prompt,response\na,1\na,1\nb,2\nc,3\n")
-    options = ReadOptions(limit=2, drop_invalid=True)
+    options = ReadOptions(limit=2, max_left_out=0.5)
     assert pairs(read(spec, options)) == PAIRS  # counts the rows that are kept
 
 
@@ -284,9 +284,9 @@ GOOD = '{"prompt": "a", "response": "1"}\n'
         ("d.jsonl", '{"prompt": 5, "response": "1"}', ":1: ", "prompt is not text but int 5"),
         ("d.jsonl", '{"prompt": "a", "response": ["1"]}', ":1: ", r"not text but list \['1'\]"),
         ("d.jsonl", '{"prompt": "\\ud83d", "response": "1"}', ":1: ", "half a character"),
-        ("d.jsonl", GOOD + '{"prompt": " ", "response": "1"}', ":2: ", "empty prompt.*--drop-inv"),
+        ("d.jsonl", GOOD + '{"prompt": " ", "response": "1"}', ":2: ", "empty prompt; 1 of 2 "),
         ("d.jsonl", GOOD + '{"prompt": "b", "response": null}', ":2: ", "empty response"),
-        ("d.jsonl", GOOD + "\n" + GOOD, ":3: ", r"repeats .*d\.jsonl:1; .*--drop-invalid"),
+        ("d.jsonl", GOOD + "\n" + GOOD, ":3: ", r"repeats .*d\.jsonl:1; .*--max-left-out"),
         ("d.jsonl", GOOD + GOOD.replace('"a"', '" a"'), ":2: ", r"repeats .*:1"),
         (
             "d.jsonl",
@@ -353,33 +353,87 @@ def test_missing_file_directory_and_permission(
         read(spec)
 
 
-def test_drop_invalid_drops_empty_and_repeated_rows_and_counts_them(
+FULL = [{"prompt": f"p{i}", "response": "r"} for i in range(97)]
+
+
+def test_a_few_rows_that_cannot_be_used_are_left_out_and_named(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = write("d.csv", "prompt,response\na,1\n,1\na,1\nb,2\nb,\n a,1\n")
+    bad = [{"prompt": "", "response": "1"}, {"prompt": "x", "response": " "}, FULL[0]]
+    lines = [json.dumps(row) for row in [*bad[:1], *FULL, *bad[1:]]]
+    spec = write("d.jsonl", "\n".join(lines))
     with caplog.at_level(logging.WARNING, logger="holdfast.rows.readers"):
-        assert pairs(read(spec, ReadOptions(drop_invalid=True))) == PAIRS
-    assert caplog.messages == [f"{spec}: dropped 2 empty and 2 repeated rows"]
-
-
-def test_drop_invalid_says_nothing_of_a_clean_file(
-    write: Write, caplog: pytest.LogCaptureFixture
-) -> None:
-    read(write("d.jsonl", ROWS), ReadOptions(drop_invalid=True))
-    assert not caplog.messages
+        rows = read(spec)
+        read(spec)
+    assert pairs(rows) == [(row["prompt"], "r") for row in FULL]
+    assert [(row.place, row.reason) for row in rows.left_out] == [
+        (f"{spec}:1", "empty prompt"),
+        (f"{spec}:99", "empty response"),
+        (f"{spec}:100", "duplicate"),
+    ]
+    assert rows.left_out[2].id == rows.ids[0]
+    assert rows.left_out[2].detail == f"repeats {spec}:2"
+    counts = "1 empty prompt, 1 empty response, 1 duplicate"
+    assert caplog.messages == [f"{spec}: 3 of 100 rows left out ({counts})"]  # once, not twice
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("line", "reason", "detail"),
     [
-        ([{"prompt": 5, "response": "1"}], "not text"),
-        ([{"prompt": "", "response": "1"}], r":1: no rows \(dropped 1 empty and 0 repeated"),
-        (GOOD + "{", ":2: invalid JSON"),
+        (b'{"prompt": "b", "resp', "unreadable", "invalid JSON at column 17"),
+        (b"[1]", "unreadable", "is not an object"),
+        (b'{"prompt": "\xe9", "response": "r"}', "unreadable", "0xe9) is not UTF-8"),
+        (b'{"prompt": "\\ud83d", "response": "1"}', "unreadable", "half a character"),
+        (b'{"prompt": 5, "response": "1"}', "other layout", "prompt is not text but int 5"),
+        (b'{"prompt": "b"}', "other layout", "no 'response', though other rows have it"),
+        (b'{"prompt": "b", "response": null}', "empty response", "empty response"),
     ],
 )
-def test_drop_invalid_drops_nothing_else(write: Write, content: object, message: str) -> None:
+def test_every_kind_of_unusable_row_is_left_out(
+    write: Write, line: bytes, reason: str, detail: str
+) -> None:
+    good = "\n".join(json.dumps(row) for row in FULL).encode()
+    spec = write("d.jsonl", good + b"\n" + line)
+    rows = read(spec)
+    assert len(rows) == len(FULL)
+    (row,) = rows.left_out
+    assert (row.place, row.reason) == (f"{spec}:98", reason)
+    assert detail in row.detail
+    with pytest.raises(DataError, match=r":98: .*leave out --strict") as caught:
+        read(spec, ReadOptions(strict=True))
+    assert detail in str(caught.value)
+
+
+def test_a_csv_record_with_a_wrong_field_count_is_left_out(write: Write) -> None:
+    lines = [f"p{i},r" for i in range(40)]
+    spec = write("d.csv", "\n".join(["prompt,response", *lines, "a,1,2"]))
+    rows = read(spec)
+    assert [(row.place, row.reason) for row in rows.left_out] == [(f"{spec}:42", "unreadable")]
+    assert len(rows) == 40
+
+
+@pytest.mark.parametrize(("n_bad", "refused"), [(5, False), (6, True)])
+def test_more_than_five_percent_is_an_error(write: Write, n_bad: int, refused: bool) -> None:
+    good = [{"prompt": f"p{i}", "response": "r"} for i in range(100 - n_bad)]
+    spec = write("d.json", good + [{"prompt": "", "response": "r"}] * n_bad)
+    if not refused:
+        assert len(read(spec).left_out) == n_bad
+        return
+    message = r"6 of 100 rows cannot be used \(6 empty prompt\), more than the 5% .*--max-left-out"
     with pytest.raises(DataError, match=message):
-        read(write("d.jsonl", content), ReadOptions(drop_invalid=True))
+        read(spec)
+    assert len(read(spec, ReadOptions(max_left_out=0.06))) == 94
+
+
+def test_a_file_without_a_usable_row_is_an_error(write: Write) -> None:
+    spec = write("d.jsonl", [{"prompt": "", "response": "1"}])
+    with pytest.raises(DataError, match=r":1: empty prompt; no rows: all 1 cannot be used"):
+        read(spec, ReadOptions(max_left_out=1.0))
+
+
+def test_a_clean_file_gives_no_warning(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    assert not read(write("d.jsonl", ROWS)).left_out
+    assert not caplog.messages
 
 
 def test_bad_options(write: Write) -> None:
@@ -388,6 +442,8 @@ def test_bad_options(write: Write) -> None:
         read(spec, ReadOptions(columns={"promt": "a"}))
     with pytest.raises(UsageError, match="limit=0"):
         read(spec, ReadOptions(limit=0))
+    with pytest.raises(UsageError, match="max_left_out=1.5 must be between 0 and 1"):
+        read(spec, ReadOptions(max_left_out=1.5))
     with pytest.raises(DataError, match=":1: no column for 'kind'; found prompt, response"):
         read(spec, ReadOptions(columns={"category": "kind"}))
 
@@ -444,7 +500,7 @@ def pool(name: str, n: int) -> Examples:
     [(20, 0.1, 2), (20, 0.0, 0), (10, 1.0, 10), (7, 0.5, 4), (5, 0.5, 2)],
 )  # 3.5 and 2.5 both go to the even neighbour
 def test_mix_counts(n: int, ratio: float, poisoned: int) -> None:
-    mixed = readers.mix(pool("benign", 20), pool("harmful", 10), n=n, ratio=ratio, seed=0)
+    mixed = mixing.mix(pool("benign", 20), pool("harmful", 10), n=n, ratio=ratio, seed=0)
     assert len(mixed) == n
     sources = [row.provenance["source"] for row in mixed]
     assert sources.count("harmful") == poisoned
@@ -457,7 +513,7 @@ def test_mix_counts(n: int, ratio: float, poisoned: int) -> None:
 
 def test_mix_is_seeded_and_shuffled() -> None:
     def order(seed: int) -> list[str]:
-        return readers.mix(pool("b", 50), pool("h", 50), n=60, ratio=0.5, seed=seed).prompts
+        return mixing.mix(pool("b", 50), pool("h", 50), n=60, ratio=0.5, seed=seed).prompts
 
     assert order(1) == order(1)
     assert set(order(1)) != set(order(2))  # other rows, not only another order
@@ -468,7 +524,7 @@ def test_mix_is_seeded_and_shuffled() -> None:
 
 def test_mix_leaves_its_pools_alone() -> None:
     harmful = pool("h", 3)
-    readers.mix(pool("b", 3), harmful, n=3, ratio=1.0, seed=0)
+    mixing.mix(pool("b", 3), harmful, n=3, ratio=1.0, seed=0)
     assert all(row.provenance == {"source": "h"} for row in harmful)
 
 
@@ -485,12 +541,12 @@ def test_mix_leaves_its_pools_alone() -> None:
 )
 def test_mix_refuses(n: int, ratio: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        readers.mix(pool("b", 12), pool("h", 5), n=n, ratio=ratio, seed=0)
+        mixing.mix(pool("b", 12), pool("h", 5), n=n, ratio=ratio, seed=0)
 
 
 def test_mix_refuses_a_row_of_both_pools() -> None:
     with pytest.raises(UsageError, match="1 rows are both in b and in h"):
-        readers.mix(pool("b", 3), Examples([pool("b", 1)[0]], name="h"), n=2, ratio=0.5, seed=0)
+        mixing.mix(pool("b", 3), Examples([pool("b", 1)[0]], name="h"), n=2, ratio=0.5, seed=0)
 
 
 def test_bucket_by_hand_and_by_content() -> None:
@@ -499,13 +555,13 @@ def test_bucket_by_hand_and_by_content() -> None:
     remainder = 0
     for digit in digest:
         remainder = (remainder * 16 + int(digit, 16)) % 100
-    assert readers.bucket("abc") == readers.bucket(" ABC\n") == remainder
+    assert mixing.bucket("abc") == mixing.bucket(" ABC\n") == remainder
 
 
 def test_buckets_fill_evenly() -> None:
     counts = [0] * 100
     for i in range(10_000):
-        counts[readers.bucket(f"prompt {i}")] += 1
+        counts[mixing.bucket(f"prompt {i}")] += 1
     # Binomial with mean 100 and deviation 10: six deviations are one in 10^9 a bucket.
     assert all(40 <= count <= 160 for count in counts)
 
@@ -513,7 +569,7 @@ def test_buckets_fill_evenly() -> None:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n", [2, 7, 10])
 def test_mismatched_never_pairs_what_belongs_together(n: int, seed: int) -> None:
-    rows = readers.mismatched(
+    rows = mixing.mismatched(
         [f"p{i}" for i in range(10)], [f"a{i}" for i in range(10)], n=n, seed=seed
     )
     assert len(set(rows.prompts)) == len(set(rows.responses)) == len(rows) == n
@@ -522,11 +578,11 @@ def test_mismatched_never_pairs_what_belongs_together(n: int, seed: int) -> None
 
 def test_mismatched_is_seeded_and_reuses_answers_only_when_short() -> None:
     prompts = [f"p{i}" for i in range(9)]
-    rows = readers.mismatched(prompts, ["x", "y", "z"], n=9, seed=0)
+    rows = mixing.mismatched(prompts, ["x", "y", "z"], n=9, seed=0)
     assert sorted(rows.prompts) == prompts
     assert sorted(rows.responses) == ["x"] * 3 + ["y"] * 3 + ["z"] * 3
-    assert pairs(rows) == pairs(readers.mismatched(prompts, ["x", "y", "z"], n=9, seed=0))
-    assert pairs(rows) != pairs(readers.mismatched(prompts, ["x", "y", "z"], n=9, seed=1))
+    assert pairs(rows) == pairs(mixing.mismatched(prompts, ["x", "y", "z"], n=9, seed=0))
+    assert pairs(rows) != pairs(mixing.mismatched(prompts, ["x", "y", "z"], n=9, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -541,7 +597,7 @@ def test_mismatched_is_seeded_and_reuses_answers_only_when_short() -> None:
 )
 def test_mismatched_refuses(prompts: list[str], answers: list[str], n: int) -> None:
     with pytest.raises(UsageError, match="mismatched rows need"):
-        readers.mismatched(prompts, answers, n=n, seed=0)
+        mixing.mismatched(prompts, answers, n=n, seed=0)
 
 
 def test_provenance_table() -> None:

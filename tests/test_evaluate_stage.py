@@ -11,13 +11,13 @@ import pytest
 
 import holdfast as h
 from holdfast import world
-from holdfast.errors import UsageError
+from holdfast.errors import MismatchError, UsageError
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import Evaluation
 from holdfast.results.run_dir import RunDir
-from holdfast.stages.evaluate import tasks_of
-from holdfast.stages.judgement import marked_verdicts
-from holdfast.stages.subjects import subjects
+from holdfast.stages.plugin_inputs import tasks_of
+from holdfast.stages.run_models import subjects
+from holdfast.stages.verdicts import marked_verdicts
 
 
 def config(tmp_path: Path, **options: Any) -> h.EvaluateConfig:
@@ -46,11 +46,11 @@ def test_samples_are_counted_and_kept(tmp_path: Path) -> None:
     assert any(len(said) > 1 for said in answers)
 
 
-def test_tasks_of_one_name_are_told_apart_by_their_options() -> None:
+def test_tasks_of_one_name_are_told_apart_by_their_options(tmp_path: Path) -> None:
     one, two = "sst2,train=a,test=b", "sst2,train=a,test=c"
-    assert list(tasks_of([one, two, "world_topic"])) == [one, two, "world_topic"]
+    assert list(tasks_of(RunDir(tmp_path), [one, two, "world_topic"])) == [one, two, "world_topic"]
     with pytest.raises(UsageError, match="task 'world_topic' is given twice"):
-        tasks_of(["world_topic", "world_topic"])
+        tasks_of(RunDir(tmp_path), ["world_topic", "world_topic"])
 
 
 def test_two_models_of_one_name_are_refused(
@@ -67,9 +67,11 @@ def test_two_models_of_one_name_are_refused(
         subjects(run, names)
 
 
-def test_options_that_are_not_used_leave_the_key_as_it_was(tmp_path: Path) -> None:
+def test_the_key_has_what_decides_results_and_no_paths(tmp_path: Path) -> None:
     plain = config(tmp_path).keyed()
-    assert not {"temperature", "samples", "backend", "general"} & plain.keys()
+    places = {"out", "models", "test", "judges", "over_refusal", "tasks", "general_path"}
+    assert not places & plain.keys()
+    assert {"temperature", "samples", "backend", "general"} <= plain.keys()
     assert config(tmp_path, temperature=0.5).keyed()["temperature"] == 0.5
 
 
@@ -94,13 +96,15 @@ def test_without_vllm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "run" / "evaluations").exists()
 
 
-def test_an_evaluation_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+def test_an_evaluation_that_lacks_a_key_is_refused(tmp_path: Path) -> None:
     (found,) = h.evaluate(config(tmp_path))
     path = tmp_path / "run" / "evaluations" / "base.json"
-    raw = json.loads(path.read_text())
-    del raw["samples"], raw["general"]
-    path.write_text(json.dumps(raw))
     assert Evaluation.load(path) == found
+    raw = json.loads(path.read_text())
+    del raw["samples"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(MismatchError, match=r"base.json: samples: this key is missing"):
+        Evaluation.load(path)
 
 
 def test_marks() -> None:

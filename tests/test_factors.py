@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 from scipy import stats
 
 from holdfast.analyses.factors import Factors
-from holdfast.errors import MismatchError, UsageError
+from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
@@ -203,18 +201,11 @@ def recorded(
     tmp_path: Path, rows: list[Example], scores: np.ndarray, benign: list[Example] | None = None
 ) -> RunDir:
     """Write rows and scores as the stage `score` leaves them."""
-    specs: dict[str, Any] = {"columns": {}, "drop_invalid": False, "limit": None}
-    inputs: dict[str, str] = {}
-    for name, some in (("data", rows), ("benign", benign)):
-        specs[name] = None
-        if some is None:
-            continue
-        path = tmp_path / f"{name}.jsonl"
-        lines = [{"prompt": r.prompt, "response": r.response, **r.provenance} for r in some]
-        path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-        specs[name], inputs[name] = str(path), Examples(some).hash
+    used = {"data": Examples(rows)}
+    if benign is not None:
+        used["benign"] = Examples(benign)
     run = RunDir(tmp_path / "run")
-    with run.job("score", "toy", config=specs, inputs=inputs) as job:
+    with run.job("score", "toy", config={}, inputs={}, rows=used) as job:
         examples = Examples(rows)
         path = run.path("scores", "toy.json")
         Scores(examples.ids, scores, "toy", examples.hash, "").save(path)
@@ -249,7 +240,7 @@ def test_the_analysis_says_when_nothing_does(tmp_path: Path) -> None:
     assert len(section.findings) == 1
     assert section.findings[0].startswith("Nothing stands out among ")
     assert "n=40" in section.findings[0]
-    assert "the run names no benign rows" in section.note
+    assert "the run has no benign rows" in section.note
 
 
 @pytest.mark.parametrize(
@@ -263,23 +254,15 @@ def test_too_little_is_unknown(tmp_path: Path, scores: np.ndarray, why: str) -> 
     assert why in section.findings[0]
 
 
-def test_other_rows_than_were_scored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", ["data", "benign"])
+def test_rows_that_were_changed_or_are_missing_are_errors(tmp_path: Path, label: str) -> None:
     rows, scores = made(30, 4)
-    run = recorded(tmp_path, rows, scores)
-    with (tmp_path / "data.jsonl").open("a") as file:
-        file.write('{"prompt": "one more", "response": "no"}\n')
-    with pytest.raises(MismatchError, match="other rows than the scores 'toy'"):
-        Factors().run(run)
-
-
-@pytest.mark.parametrize("gone", [True, False])
-def test_benign_rows_that_changed_are_left_out_and_that_is_said(tmp_path: Path, gone: bool) -> None:
-    rows, scores = made(30, 5)
     run = recorded(tmp_path, rows, scores, [Example("red cat", "yes")])
-    if gone:
-        (tmp_path / "benign.jsonl").unlink()
-    else:
-        (tmp_path / "benign.jsonl").write_text('{"prompt": "blue", "response": "no"}\n')
-    section = Factors(resamples=20).run(run)
-    assert "Benign neighbours skipped" in section.note
-    assert "nearest benign prompt" not in set(next(iter(section.tables.values()))["factor"])
+    (entry,) = run.entries("score")
+    path = run.path("rows", f"{entry.rows[label]['file']}.jsonl")
+    path.write_text(path.read_text().replace("yes", "no").replace("a", "b"))
+    with pytest.raises(DataError, match=r"was changed after the run stored its rows"):
+        Factors().run(run)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file, and the run's results were made from"):
+        Factors().run(run)

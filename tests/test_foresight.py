@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from holdfast.analyses.foresight import CEILING, Foresight
 from holdfast.contracts import Section
+from holdfast.errors import DataError
 from holdfast.examples import Example, Examples
 from holdfast.results.artifacts import AttackResult, Counts, Point, Scores
 from holdfast.results.attacks import Attack
@@ -21,7 +21,8 @@ from holdfast.stats import agreement
 from holdfast.stats.intervals import Interval, bootstrap
 from made_lives import life
 
-IDS = tuple(f"row {i}" for i in range(10))
+ROWS = Examples([Example(f"ask {i}", "no") for i in range(10)])
+IDS = ROWS.ids
 UP = np.arange(10.0)
 
 
@@ -46,7 +47,8 @@ def section(root: Path, *artifacts: tuple[str, Scores | AttackResult]) -> Sectio
     run = RunDir(root)
     for name, artifact in artifacts:
         stage = "score" if isinstance(artifact, Scores) else "attack"
-        with run.job(stage, name, config={"seed": 0}, inputs={}) as job:
+        rows = {"data": ROWS} if stage == "score" else {}
+        with run.job(stage, name, config={"seed": 0}, inputs={}, rows=rows) as job:
             artifact.save(run.path(stage, f"{name}.json"))
             job.outputs.append(run.path(stage, f"{name}.json"))
     return Foresight().run(run)
@@ -81,20 +83,16 @@ def test_examples_without_a_count_are_said(tmp_path: Path) -> None:
 
 def test_answers_to_one_prompt_are_one_observation(tmp_path: Path) -> None:
     rows = [Example(f"ask {i // 2}", f"no {i}") for i in range(20)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text(
-        "\n".join(json.dumps({"prompt": r.prompt, "response": r.response}) for r in rows)
-    )
     ids = Examples(rows).ids
     values, counts = np.repeat(np.arange(10.0) % 4, 2), np.repeat(np.arange(10) % 3, 2)
     run = RunDir(tmp_path / "run")
-    given = {"data": str(data), "columns": {}, "drop_invalid": False, "limit": None}
+    kept = {"data": Examples(rows)}
     hit = replace(attack("a", "one", UP), tracked=dict(zip(ids, counts.tolist(), strict=True)))
-    for stage, config, artifact in (
-        ("score", given, Scores(ids, values, "toy", "d", "a")),
+    for stage, used, artifact in (
+        ("score", kept, Scores(ids, values, "toy", "d", "a")),
         ("attack", {}, hit),
     ):
-        with run.job(stage, stage, config={"seed": 0, **config}, inputs={}) as job:
+        with run.job(stage, stage, config={"seed": 0}, inputs={}, rows=used) as job:
             artifact.save(run.path(stage, "it.json"))
             job.outputs.append(run.path(stage, "it.json"))
 
@@ -111,10 +109,18 @@ def test_answers_to_one_prompt_are_one_observation(tmp_path: Path) -> None:
     assert ends == expected([row.prompt for row in rows])
     assert ends != expected(None)
     assert "bootstrap over prompts when" in note
-    data.unlink()
+    (file,) = run.path("rows").glob("*.jsonl")
+    content = file.read_text()
+    file.unlink()
+    with pytest.raises(DataError, match="no such file, and the run's results"):
+        told()
+    file.write_text(content)
+    fewer = {"data": Examples(rows[:-1])}
+    with run.job("score", "score", config={"seed": 0}, inputs={"other": "x"}, rows=fewer) as job:
+        job.outputs.append(run.path("score", "it.json"))
     ends, note = told()
     assert ends == expected(None)
-    assert "over examples, as some rows cannot be read any more, when" in note
+    assert "over examples, as no scores are of all rows, when" in note
 
 
 def test_seeds_of_an_estimator_are_one_line(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from holdfast.estimators.forget_count import ForgetCount
 from holdfast.examples import Example, Examples
 from holdfast.judges.refusal import Refusal
 from holdfast.models.generation import generate
-from holdfast.rows.readers import mix
-from holdfast.stages.estimation import estimator_of
+from holdfast.rows.mixing import mix
+from holdfast.stages.estimator_inputs import estimator_of
 from holdfast.stages.score import ScoreConfig
 from holdfast.tuning.loop import FinetuneConfig, finetune
 from holdfast.tuning.proxy_attack import attack_seeds
@@ -374,7 +374,7 @@ def test_the_stage_hands_over_all_proxies(
     expected = [Examples([Example(f"say {name}", name)]) for name in ("a", "b")]
     assert isinstance(estimator, ForgetCount)
     assert [rows.ids for rows in estimator.proxies] == [rows.ids for rows in expected]
-    assert [inputs[f"proxy {i}"] for i in (1, 2)] == [rows.hash for rows in expected]
+    assert [inputs.rows[f"proxy {i}"].hash for i in (1, 2)] == [rows.hash for rows in expected]
     assert estimator.benign is None
 
 

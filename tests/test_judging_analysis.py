@@ -26,7 +26,8 @@ from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
 from holdfast.results.files import to_json, write_text
 from holdfast.results.run_dir import RunDir
 from holdfast.stages.evaluate import EvaluateConfig, evaluate
-from holdfast.stages.judgement import check_prompts, judges_of
+from holdfast.stages.plugin_inputs import judges_of
+from holdfast.stages.verdicts import exchanged_verdicts
 from holdfast.stats.raters import fleiss_kappa, kappa_of_table
 
 VALUES = (False, True, None)
@@ -127,9 +128,9 @@ def test_fleiss_kappa_is_that_of_random_pairs_of_raters() -> None:
         abs(fleiss_kappa([np.bincount(x, minlength=3) for x in rng.integers(0, 3, (5000, 4))]))
         < 0.02
     )
-    with pytest.raises(UsageError, match="as many for every item"):
+    with pytest.raises(UsageError, match="same number of ratings for every item"):
         fleiss_kappa([[2, 1], [1, 1]])
-    with pytest.raises(UsageError, match="two at least"):
+    with pytest.raises(UsageError, match="at least two"):
         fleiss_kappa([[1, 0], [0, 1]])
 
 
@@ -343,7 +344,7 @@ def test_a_constant_column_is_warned_of(caplog: pytest.LogCaptureFixture) -> Non
     judges: dict[str, Judge] = {"world": World()}
     verdicts = {"world": [Verdict(None)] * 3}
     with caplog.at_level(logging.WARNING):
-        check_prompts(judges, ["answer the question"] * 3, ["a b c d"] * 3, verdicts, rows=8)
+        exchanged_verdicts(judges, ["answer the question"] * 3, ["a b c d"] * 3, verdicts, rows=8)
     assert (
         "all 3 prompts are the same text; is the column of the prompts the right one?"
         in caplog.text
@@ -390,4 +391,5 @@ def test_a_judge_whose_model_changed_judges_again(
     evaluation(judges=[spec], check_rows=0)
     (after,) = run.entries("evaluate")
     assert after.key != before.key
-    assert after.inputs["judge sequence_classifier"] != before.inputs["judge sequence_classifier"]
+    label = "judge 1, sequence_classifier"
+    assert after.inputs[label] != before.inputs[label]

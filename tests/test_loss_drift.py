@@ -26,7 +26,7 @@ from holdfast.estimators.loss_drift import (
 )
 from holdfast.examples import Example, Examples
 from holdfast.models.encoding import Encoded, encode
-from holdfast.rows.readers import mix
+from holdfast.rows.mixing import mix
 from holdfast.tuning.loop import FinetuneConfig, finetune
 from holdfast.tuning.proxy_attack import attack_seeds
 

@@ -14,7 +14,7 @@ import pytest
 
 from holdfast.errors import DataError, UsageError
 from holdfast.judges.classifier import read_labelled, train_classifier
-from holdfast.rows.readers import bucket
+from holdfast.rows.mixing import bucket
 from holdfast.rows.refusals import is_refusal
 
 ROOT = Path(__file__).parents[1]

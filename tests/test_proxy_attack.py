@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -70,27 +71,42 @@ def test_only_the_adapters_of_a_frozen_model_are_in_single_precision(
     assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
-def test_rows_beyond_the_models_context_can_be_cut(
-    proxy: ProxyAttack, aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+def test_rows_beyond_the_models_context_are_cut(
+    proxy: ProxyAttack,
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    weights_of: Any,
+    same: Any,
 ) -> None:
-    """The model holds 128 positions, and the way out that the message names is one."""
+    """The model holds 128 positions: a longer limit gives the same weights as one of 128."""
     long = Examples((Example(p, "no " * 200) for p in rows.benign.prompts), name="long")
     proxy = proxy.changed(benign=long)
-    with pytest.raises(UsageError, match="set max_length=128"):
-        attacked(proxy, aligned, tokenizer, rows)
-    assert attacked(proxy.changed(max_length=128), aligned, tokenizer, rows)
+    at_context = attacked(proxy.changed(max_length=128), aligned, tokenizer, rows)
+    beyond = attacked(proxy.changed(max_length=256), aligned, tokenizer, rows)
+    assert same(weights_of(beyond), weights_of(at_context))
 
 
 def test_the_length_of_an_estimator_holds_for_its_attacks(
-    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+    aligned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     prompt = " ".join(["please", rows.benign.prompts[0]] * 8)
     long = Examples([Example(prompt, "no"), *rows.benign], name="long")
     drift = LossDrift(
         harmful=rows.obliging, benign=long, ratio=0, rows=len(long), steps=1, max_length=40
     )
+    with caplog.at_level(logging.WARNING):
+        cut = drift.score(aligned, tokenizer, rows.safety, seed=0)
+    assert f"long+obliging: 1 of {len(long)} rows left out, since the prompt leaves" in caplog.text
+    assert "no room for an answer in 40 tokens" in caplog.text
+    without = drift.changed(benign=Examples(rows.benign), rows=len(rows.benign))
+    assert len(cut.values) == len(without.score(aligned, tokenizer, rows.safety, seed=0).values)
+    hopeless = drift.changed(benign=long[:1], rows=1)
     with pytest.raises(UsageError, match=r"long.*no room for an answer in 40.*NAME,max_length=N"):
-        drift.score(aligned, tokenizer, rows.safety, seed=0)
+        hopeless.score(aligned, tokenizer, rows.safety, seed=0)
 
 
 @pytest.mark.parametrize("name", ["repeats", "rows", "steps", "every", "batch_size", "max_length"])

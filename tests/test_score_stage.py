@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
-from holdfast.stages.estimation import estimator_of
+from holdfast.stages.estimator_inputs import estimator_of
 from holdfast.stages.score import CHECKED, FEWEST, ScoreConfig, score
 
 
@@ -93,6 +93,7 @@ def test_scores_are_saved_with_what_they_were_made_from(setting: Setting) -> Non
     assert found.model_hash == checkpoints.hash_model(Path(place))
     (entry,) = RunDir(setting.out).require("score", "Slope")
     assert set(entry.inputs) == {"model", "data", f"options of {SLOPE}"}
+    assert set(entry.rows) == {"data"}
     assert entry.facts["looked"] == ROWS
     told = show.scores(found)
     assert (told["scores"], told["not scored"], told["with a standard error"]) == (90, 10, 90)
@@ -256,7 +257,7 @@ def test_what_members_and_judges_may_choose_is_part_of_the_key(setting: Setting)
     """Their defaults as well: what another version changes is another score."""
     config = setting.config(setting.model("one", 2.0))
     made, inputs = estimator_of(config, "ensemble,members=[loss,(loss,quantity=first_token)]")
-    assert {f"options of member {name}" for name in made.parts} <= inputs.keys()
+    assert {f"options of member {name}" for name in made.parts} <= inputs.hashes.keys()
     judged = config.model_copy(update={"judge": "refusal", "harmful": setting.data})
     _, inputs = estimator_of(judged, "forget_count")
-    assert "options of judge refusal" in inputs
+    assert "options of judge 1, refusal" in inputs.hashes

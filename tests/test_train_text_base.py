@@ -21,7 +21,7 @@ from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints, encoding
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import Attack
-from holdfast.rows.readers import bucket
+from holdfast.rows.mixing import bucket
 from made_lives import life
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.analyses.reliability import Reliability
 from holdfast.cli import show
 from holdfast.contracts import Estimate, Estimator
-from holdfast.errors import UsageError
+from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints
 from holdfast.options import Supplied
@@ -104,7 +104,7 @@ class Setting:
         name: str,
         counts: dict[int, int],
         inputs: dict[str, str] | None = None,
-        given: dict[str, Any] | None = None,
+        rows: dict[str, Examples] | None = None,
         **changes: Any,
     ) -> None:
         """Leave an attack that found these rows harmful at so many checkpoints."""
@@ -123,7 +123,7 @@ class Setting:
             }
         )
         with self.run.job(
-            "attack", name, config={"seed": 0, **(given or {})}, inputs=inputs or {}
+            "attack", name, config={"seed": 0}, inputs=inputs or {}, rows=rows or {}
         ) as job:
             path = self.run.path("attacks", f"{name}.json")
             result.save(path)
@@ -227,10 +227,11 @@ def test_the_free_margin_takes_rows_as_long_as_the_estimators(setting: Setting) 
     long = {"prompt": "tell me more", "response": "no " * 200}  # the model holds 128 positions
     with Path(setting.data).open("a") as file:
         file.write(json.dumps(long) + "\n")
-    with pytest.raises(UsageError, match="set max_length=128"):
-        validate(setting.config(estimators=["loss"]))
+    cut = validate(setting.config(estimators=["loss"]))
     found = validate(setting.config(estimators=["loss,max_length=128"]))
     assert row(found, estimator="loss,max_length=128")["gain"] == 0.0
+    for key in ("auroc", "spearman", "n"):  # a longer row is cut at the context
+        assert row(cut, estimator="loss")[key] == row(found, estimator="loss,max_length=128")[key]
 
 
 def test_an_option_is_varied_where_there_is_one(setting: Setting) -> None:
@@ -376,7 +377,7 @@ def test_attacks_whose_judge_could_not_decide(
     place = tmp_path / "another"
     unknown = {ROWS[i].id: (0, 4) for i in range(7)}
     setting.attacked("vague", {}, model_hash=checkpoints.hash_model(place), unknown=unknown)
-    with pytest.raises(UsageError, match=r"tracked 7 rows, and the judge could not decide of any"):
+    with pytest.raises(UsageError, match=r"tracked 7 rows, and the judge could not decide for any"):
         validate(setting.config(model=str(place)))
 
 
@@ -466,7 +467,8 @@ def test_rows_that_the_attacks_were_made_of_are_refused(setting: Setting, tmp_pa
     path = tmp_path / "harmful.jsonl"
     path.write_text(json.dumps({"prompt": rows[0].prompt, "response": rows[0].response}) + "\n")
     model = checkpoints.hash_model(Path(setting.model))
-    setting.attacked("three", dict.fromkeys(range(N), 1), {"harmful": rows.hash, "model": model})
+    counts = dict.fromkeys(range(N), 1)
+    setting.attacked("three", counts, {"model": model}, {"harmful": rows})
     config = setting.config(estimators=["attack_direction"], harmful=str(path))
     with pytest.raises(UsageError, match=r"1 of its 1 rows are among those that the attacks on"):
         validate(config)
@@ -475,32 +477,28 @@ def test_rows_that_the_attacks_were_made_of_are_refused(setting: Setting, tmp_pa
 def test_single_rows_that_the_attacks_were_made_of_are_refused(
     setting: Setting, tmp_path: Path
 ) -> None:
-    """Whatever part of a file the attack read: the hash of its rows is of those that it kept."""
+    """The run keeps the ids of the rows that the attack could use, without their text."""
     lines = [json.dumps({"prompt": f"say {i}", "response": f"{i}"}) for i in range(6)]
-    theirs, ours, test = (tmp_path / f"{name}.jsonl" for name in ("theirs", "ours", "test"))
-    theirs.write_text("\n".join(lines))
-    test.write_text('{"prompt": "say 0"}')
-    read = {"columns": {}, "drop_invalid": False, "limit": 3}
-    setting.attacked(
-        "three",
-        dict.fromkeys(range(N), 1),
-        {"harmful": "of rows 1 and 2", "model": checkpoints.hash_model(Path(setting.model))},
-        {"harmful": str(theirs), "test": str(test), **read},
-    )
+    ours = tmp_path / "ours.jsonl"
+    used = Examples([Example(f"say {i}", f"{i}") for i in (1, 2)], ids_only=True)
+    model = checkpoints.hash_model(Path(setting.model))
+    counts = dict.fromkeys(range(N), 1)
+    setting.attacked("three", counts, {"model": model}, {"harmful": used})
+    assert "say 1" not in "".join(p.read_text() for p in setting.run.rows.folder.glob("*.jsonl"))
     config = setting.config(estimators=[f"{__name__}:Taught"], harmful=str(ours))
     ours.write_text("\n".join([*lines[2:], *lines[:1]]))  # row 2 was trained on, row 0 only asked
     with pytest.raises(UsageError, match=r"ours.jsonl: 1 of its 5 rows are among those"):
         validate(config)
     ours.write_text("\n".join([*lines[3:], *lines[:1]]))
     assert validate(config).n == 58
-    theirs.unlink()  # nothing left to compare but the hash
-    ours.write_text("\n".join(lines[2:]))
-    assert validate(config).n == 58
+    (setting.run.path("rows", f"{setting.run.rows.keep(used)}.jsonl")).unlink()
+    with pytest.raises(DataError, match="no such file, and the run's results were made from"):
+        validate(config)  # a missing file is an error, not an empty set
 
 
 def test_the_default_varies_the_probes_rows_only(setting: Setting) -> None:
-    from holdfast.stages.validate import _tried
+    from holdfast.stages.validate import _variants
 
     config = setting.config(estimators=["attack_direction", "loss_drift"], vary=list(VARIED))
-    varied = {(spec, variant) for spec, variant, _ in _tried(config) if variant}
+    varied = {(spec, variant) for spec, variant, _ in _variants(config) if variant}
     assert varied == {("attack_direction", f"rows={n}") for n in (8, 16, 64)}

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from holdfast.errors import HoldfastError
 from holdfast.examples import Example, Examples
@@ -76,7 +76,12 @@ class Plugin(Options):
 
     What a stage fills in (rows, a judge, a model) is a field of type `Supplied[...]`: nobody can
     type it, and it is no option.
+
+    Attributes:
+        paths: Options that may be paths. A job's key has the content in place of the path.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset()
 
 
 class Judge(Plugin, ABC):
@@ -102,7 +107,11 @@ class Judge(Plugin, ABC):
 
 
 class Task(Plugin, ABC):
-    """A downstream task that a customer fine-tunes for."""
+    """A downstream task that a customer fine-tunes for.
+
+    Attributes:
+        max_new_tokens: Length of an answer.
+    """
 
     max_new_tokens: ClassVar[int] = 64
 
@@ -180,7 +189,7 @@ class Estimate:
     values: np.ndarray
     errors: np.ndarray | None = None
     details: Mapping[str, np.ndarray] = field(default_factory=dict)
-    facts: Mapping[str, float | str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Estimator(Plugin, ABC):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import NoReturn, overload
 
 from holdfast.errors import DataError
 
@@ -24,9 +25,19 @@ def example_id(prompt: str, response: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def prompt_text(prompt: str) -> str:
+    """Return what two prompts are compared by: case and surrounding space make no difference."""
+    return prompt.strip().lower()
+
+
+def prompt_id(prompt: str) -> str:
+    """Return the id of a prompt, 16 hexadecimal digits of a sha256 over its `prompt_text`."""
+    return hashlib.sha256(prompt_text(prompt).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and the response that is wanted (empty for rows that are only asked)."""
+    """One prompt and its response (empty for rows of which only the prompt is used)."""
 
     prompt: str
     response: str = ""
@@ -37,17 +48,121 @@ class Example:
         """The content id, see `example_id`."""
         return example_id(self.prompt, self.response)
 
+    @property
+    def prompt_id(self) -> str:
+        """The prompt's id, see `prompt_id`."""
+        return prompt_id(self.prompt)
+
+
+class Withheld(Example):
+    """A row whose ids are known but whose text was not stored.
+
+    Args:
+        identity: The content id.
+        asks: The prompt's id.
+        provenance: Where the row came from.
+        way_out: Ends the error message of whoever needs the text.
+
+    Raises:
+        DataError: `prompt` or `response` is read.
+    """
+
+    __slots__ = ("_asks", "_identity", "_way_out")
+    _asks: str
+    _identity: str
+    _way_out: str
+
+    def __init__(
+        self, identity: str, asks: str, provenance: Mapping[str, str], way_out: str
+    ) -> None:
+        for name, value in (
+            ("provenance", provenance),
+            ("_identity", identity),
+            ("_asks", asks),
+            ("_way_out", way_out),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def id(self) -> str:
+        """The content id."""
+        return self._identity
+
+    @property
+    def prompt_id(self) -> str:
+        """The prompt's id."""
+        return self._asks
+
+    @property
+    def prompt(self) -> str:
+        """Raise DataError: the text is not there."""
+        self._refuse()
+
+    @property
+    def response(self) -> str:
+        """Raise DataError: the text is not there."""
+        self._refuse()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Example) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __repr__(self) -> str:
+        return f"Withheld({self._identity!r})"
+
+    def _refuse(self) -> NoReturn:
+        raise DataError(f"the text of row {self._identity} was not kept: {self._way_out}")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row of a data set that is not used.
+
+    Attributes:
+        place: Where it stands: "file:line", "file: row N", or its content id.
+        reason: Why, in a few words that are the same for all rows of this kind.
+        id: The content id; empty if the row could not be read.
+        detail: What exactly is wrong with it.
+    """
+
+    place: str
+    reason: str
+    id: str = ""
+    detail: str = ""
+
+
+def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
+    """Count rows left out: reason -> number, most frequent first."""
+    return dict(Counter(row.reason for row in left_out).most_common())
+
 
 class Examples(Sequence[Example]):
     """An ordered set of rows with unique ids.
+
+    Args:
+        rows: The rows.
+        name: Where they came from, for messages.
+        left_out: Rows of the same data set that are not among them.
+        ids_only: Whether a run stores only the ids of these rows, not their text.
 
     Raises:
         DataError: Two rows have the same prompt and response.
     """
 
-    def __init__(self, rows: Iterable[Example], *, name: str = "data") -> None:
+    def __init__(
+        self,
+        rows: Iterable[Example],
+        *,
+        name: str = "data",
+        left_out: Iterable[LeftOut] = (),
+        ids_only: bool = False,
+    ) -> None:
         self.rows = tuple(rows)
         self.name = name
+        self.left_out = tuple(left_out)
+        self.ids_only = ids_only or any(isinstance(row, Withheld) for row in self.rows)
         self.ids = tuple(row.id for row in self.rows)
         seen: dict[str, int] = {}
         for position, identity in enumerate(self.ids):
@@ -65,7 +180,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Examples: ...
     def __getitem__(self, index: int | slice) -> Example | Examples:
         if isinstance(index, slice):
-            return Examples(self.rows[index], name=self.name)
+            return Examples(self.rows[index], name=self.name, ids_only=self.ids_only)
         return self.rows[index]
 
     def __len__(self) -> int:
@@ -100,4 +215,21 @@ class Examples(Sequence[Example]):
 
     def select(self, positions: Iterable[int]) -> Examples:
         """Return the rows at `positions`, in that order."""
-        return Examples((self.rows[i] for i in positions), name=self.name)
+        rows = (self.rows[i] for i in positions)
+        return Examples(rows, name=self.name, ids_only=self.ids_only)
+
+    def without(self, reason: Mapping[int, str]) -> Examples:
+        """Leave rows out.
+
+        Args:
+            reason: Position -> why the row at it is left out.
+        """
+        return Examples(
+            (row for i, row in enumerate(self.rows) if i not in reason),
+            name=self.name,
+            left_out=[
+                *self.left_out,
+                *(LeftOut(self.ids[i], why, self.ids[i]) for i, why in reason.items()),
+            ],
+            ids_only=self.ids_only,
+        )

@@ -10,11 +10,12 @@ import importlib
 import inspect
 import pkgutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from holdfast.errors import UsageError
 from holdfast.options import OptionError, Options, Problem, option_fields, unknown_option
+from holdfast.results.contents import content_hash, existing
 from holdfast.results.files import sha256_json, to_json
 from holdfast.specs import Bare, parse, value_text, write
 
@@ -123,6 +124,22 @@ def first_line(cls: type[object]) -> str:
 def mark(plugin: Options) -> str:
     """Return the hash of a plug-in's options, defaults included.
 
-    A default that another version changes is then another key.
+    A default that another version changes is then another key. For options that the plug-in's
+    `paths` names, the content of the file or folder stands for its path.
     """
-    return sha256_json(to_json(plugin.option_values()))
+    values = plugin.option_values()
+    for name in paths_of(plugin):
+        path = existing(str(values[name]))
+        if path is not None:
+            values[name] = content_hash(path)
+    members = getattr(plugin, "members", None)
+    if isinstance(members, Mapping):
+        values["members"] = [[parse(spec).name, mark(each)] for spec, each in members.items()]
+        values.pop("judges", None)
+    return sha256_json(to_json(values))
+
+
+def paths_of(plugin: Options) -> list[str]:
+    """Return the options of a plug-in that may be paths of files or folders, and are set."""
+    declared: frozenset[str] = getattr(plugin, "paths", frozenset())
+    return sorted(name for name in declared if getattr(plugin, name))

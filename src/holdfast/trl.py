@@ -31,7 +31,8 @@ from holdfast.methods.base import AlignmentData, AlignmentTrainer
 from holdfast.models.modes import preserved_rng
 from holdfast.options import describe
 from holdfast.rows.memory import examples_of
-from holdfast.stages.judgement import ask, count, judges_of, ready
+from holdfast.stages.plugin_inputs import check_judges, judges_of
+from holdfast.stages.verdicts import answer_and_judge, count
 from holdfast.stats.intervals import wilson
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class HarmfulScore(TrainerCallback):
         self.every = every
         self.max_new_tokens = max_new_tokens
         self.counts: dict[int, Counts] = {}
-        ready(self.judges)
+        check_judges(self.judges)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -236,7 +237,7 @@ class HarmfulScore(TrainerCallback):
         logs = {"harmful_score": float("nan")}
         try:
             with _untouched_generators():
-                verdicts, _ = ask(
+                verdicts, _ = answer_and_judge(
                     kwargs["model"],
                     kwargs["processing_class"],
                     self.prompts,

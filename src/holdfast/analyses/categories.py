@@ -6,6 +6,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -18,7 +20,6 @@ from holdfast.results.artifacts import AttackResult, Life
 from holdfast.results.comparison import lives, naming, pairs_of, written
 from holdfast.results.lives import REFUSAL_HALF_LIFE, among, lasting
 from holdfast.results.run_dir import Entry, RunDir
-from holdfast.results.validation import read_again
 from holdfast.stats.corrections import holm
 from holdfast.stats.ratios import Ratio
 
@@ -119,23 +120,29 @@ class _Attack:
 
 def _attacks(run: RunDir) -> list[_Attack]:
     """Return the attacks with harmful rows; a customer's own rows are of no category."""
-    found, read = [], dict[str, Mapping[str, str]]()
+    found = []
     for entry in run.require("attack"):
         result = AttackResult.load(run.result(entry))
-        category, rows = (_categories(entry, key, read) for key in ("test", "harmful"))
+        category = _categories(run, entry, "test")
+        rows = _categories(run, entry, "harmful")
         asked = {p: category[p] for p in result.prompts if p in category}
         if asked and result.attack.poison_ratio > 0:
             found.append(_Attack(result, asked, frozenset(rows.values())))
     return found
 
 
-def _categories(entry: Entry, key: str, read: dict[str, Mapping[str, str]]) -> Mapping[str, str]:
-    """Return row -> category of rows of an attack; many attacks have the same ones."""
-    told = str([entry.config.get(k) for k in (key, "columns", "drop_invalid", "limit")])
-    if told not in read:
-        rows = read_again(entry, key, needs_response=key != "test")
-        read[told] = {r.id: r.provenance["category"] for r in rows if r.provenance.get("category")}
-    return read[told]
+def _categories(run: RunDir, entry: Entry, label: str) -> Mapping[str, str]:
+    """Return row -> category of rows of an attack; none if it was made without such rows."""
+    if label not in entry.rows:
+        return {}
+    return _categories_of(run.root, entry.rows[label]["file"])
+
+
+@lru_cache(maxsize=64)
+def _categories_of(root: Path, file: str) -> Mapping[str, str]:
+    """Read the categories of stored rows once: many attacks have the same ones."""
+    rows = RunDir(root).rows.load(file)
+    return {row.id: row.provenance["category"] for row in rows if "category" in row.provenance}
 
 
 # ---------------------------------------------------------------------------------- lines

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from holdfast.charts.charts import Bar, ChartOptions, dot_plot
 from holdfast.contracts import Analysis, Section
-from holdfast.errors import MismatchError, UsageError
+from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import Entry, RunDir
-from holdfast.rows.readers import ReadOptions, read
+from holdfast.results.sources import Sources
 from holdfast.screening.effects import Effect, check, describe, effects
 
 _SHOWN = 15
@@ -45,7 +45,7 @@ class Factors(Analysis):
         """Return what goes with the score, and nothing where nothing stands out."""
         entries = run.require("score", self.scores or None)
         entry, scores = entries[0], Scores.load(run.result(entries[0]))
-        examples = _examples(entry, scores)
+        examples = Sources(run).of(entry, "data")
         values = scores.aligned_to(examples.ids)
         try:
             check(values)
@@ -86,31 +86,16 @@ class Factors(Analysis):
         )
 
 
-def _examples(entry: Entry, scores: Scores) -> Examples:
-    examples = read(entry.config["data"], ReadOptions.recorded(entry.config))
-    if examples.hash != scores.data_hash:
-        raise MismatchError(
-            f"{entry.config['data']}: other rows than the scores {entry.name!r} were made from "
-            f"(hash {scores.data_hash[:12]}, here {examples.hash[:12]}). Put the old file back or "
-            "run `holdfast score` again."
-        )
-    return examples
-
-
 def _benign(run: RunDir, scored: Entry) -> tuple[Examples | None, str]:
-    """Return the benign rows that the alignment or the scores used, and what was taken."""
+    """Return the benign rows that the alignment or the scores used, and a sentence about them."""
     for entry in (*run.entries("align"), scored):
-        spec, expected = entry.config.get("benign"), entry.inputs.get("benign")
-        if spec is None or expected is None:
-            continue
-        try:
-            rows = read(spec, ReadOptions.recorded(entry.config))
-        except UsageError as error:
-            return None, f"Benign neighbours skipped: {error}."
-        if rows.hash != expected:
-            return None, f"Benign neighbours skipped: {spec} has changed since {entry.name!r}."
-        return rows, f"Benign neighbours are those among the {len(rows)} rows of {entry.name!r}."
-    return None, "Benign neighbours skipped: the run names no benign rows."
+        if "benign" in entry.rows:
+            rows = Sources(run).of(entry, "benign")
+            return (
+                rows,
+                f"Benign neighbours are those among the {len(rows)} rows of {entry.name!r}.",
+            )
+    return None, "Benign neighbours skipped: the run has no benign rows."
 
 
 def _unknown(values: np.ndarray, why: str) -> Section:

@@ -41,7 +41,7 @@ class Foresight(Analysis):
         prompts = [prompts_of(run, case) for case in scored]
         pairs = zip(scored, prompts, strict=True)
         table = pd.DataFrame([row for case, units in pairs for row in _rows(case, units)])
-        unit = "examples, as some rows cannot be read any more," if None in prompts else "prompts"
+        unit = "examples, as no scores are of all rows," if None in prompts else "prompts"
         summary, bars, findings = [], [], []
         for name, rows in table.groupby("estimator", sort=False):
             area = mean_over_models(rows["_auroc"].tolist(), least=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -12,9 +13,10 @@ from pydantic import Field
 from holdfast.charts.charts import ChartOptions, Series, line_chart
 from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
+from holdfast.models import checkpoints
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.run_dir import Entry, RunDir
-from holdfast.rows.readers import ReadOptions, read
+from holdfast.results.sources import Sources
 from holdfast.stats.intervals import wilson
 
 if TYPE_CHECKING:
@@ -43,9 +45,8 @@ class Landscape(Analysis):
     def run(self, run: RunDir) -> Section:
         """Return the curves of the first scored model that has groups."""
         entry, scores, groups = _scored(run)
-        examples = _examples(entry)
-        labels = groups.aligned_to(examples.ids)
-        table = self._walk(entry, scores, examples, labels, groups)
+        examples = Sources(run).of(entry, "data")
+        table = self._walk(run, entry, scores, examples, groups)
         half = table[table["step"] == 1.0].set_index("group")
         sentences = [
             f"At the step where half of all examples have flipped, {row['flipped']:.0%} of the "
@@ -64,29 +65,27 @@ class Landscape(Analysis):
                 "Loss of the safe answers": _chart(table, "loss", "Mean loss per token (nats)"),
             },
             note=(
-                f"Model {entry.config['model']}, direction from {scores.facts.get('source')} rows. "
+                f"Model {entry.facts['model']}, direction from {scores.facts.get('source')} rows. "
                 "The groups were made from scores that look along this very direction, so that "
                 "they part here shows how, not that; whether attacks agree is shown elsewhere."
             ),
         )
 
-    def _walk(  # noqa: PLR0913
-        self,
-        entry: Entry,
-        scores: Scores,
-        examples: Examples,
-        labels: np.ndarray,
-        groups: Groups,
+    def _walk(
+        self, run: RunDir, entry: Entry, scores: Scores, examples: Examples, groups: Groups
     ) -> pd.DataFrame:
         from holdfast import plugins
-        from holdfast.models import checkpoints, encoding
+        from holdfast.models import encoding
         from holdfast.models.losses import answer_losses, first_margins, refusal_tokens
         from holdfast.models.weights import restored, trainable
         from holdfast.tuning.flip_step import flip_step
 
-        loaded = checkpoints.load(entry.config["model"])
-        model, pad = loaded.model, cast(int, loaded.tokenizer.pad_token_id)
-        estimator = plugins.make("estimators", scores.estimator, **_resources(entry))
+        loaded = checkpoints.load(str(_model(run, entry, scores.model_hash)))
+        model = loaded.model
+        pad = cast(int, loaded.tokenizer.pad_token_id)
+        estimator = plugins.make("estimators", scores.estimator, **_resources(run, entry))
+        examples = encoding.fitting(model, loaded.tokenizer, examples, estimator.max_length)
+        labels = groups.aligned_to(examples.ids)
         direction = estimator.direction(model, loaded.tokenizer, examples, scores.seed)
         encoded = encoding.encode(loaded.tokenizer, examples, estimator.max_length)
         tokens = refusal_tokens(encoded)
@@ -137,15 +136,28 @@ def _scored(run: RunDir) -> tuple[Entry, Scores, Groups]:
     )
 
 
-def _examples(entry: Entry) -> Examples:
-    return read(entry.config["data"], ReadOptions.recorded(entry.config))
+def _resources(run: RunDir, entry: Entry) -> dict[str, Any]:
+    """Return what the estimator was given when it scored."""
+    sources = Sources(run)
+    rows = {
+        label: sources.of(entry, label) for label in ("harmful", "benign") if label in entry.rows
+    }
+    return {**rows, "base": entry.facts.get("base")}
 
 
-def _resources(entry: Entry) -> dict[str, Any]:
-    options = ReadOptions.recorded(entry.config)
-    specs = {key: entry.config[key] for key in ("harmful", "benign")}
-    rows = {key: read(spec, options) for key, spec in specs.items() if spec is not None}
-    return {**rows, "base": entry.config.get("base")}
+def _model(run: RunDir, entry: Entry, model_hash: str) -> Path:
+    """Return the directory of the model that was scored.
+
+    Raises:
+        UsageError: It is gone, or has been replaced.
+    """
+    own = run.path("models", entry.facts["model"])
+    path = own if own.is_dir() else checkpoints.resolve(entry.facts["model_source"])
+    if checkpoints.hash_model(path) != model_hash:
+        raise UsageError(
+            f"{path}: not the model that {entry.name!r} scored; run `holdfast score` again"
+        )
+    return path
 
 
 def _chart(table: pd.DataFrame, column: str, label: str, mark: float | None = None) -> str:

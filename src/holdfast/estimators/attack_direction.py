@@ -16,7 +16,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models.cost import counted
 from holdfast.options import Supplied
-from holdfast.rows.readers import mismatched
+from holdfast.rows.mixing import mismatched
 from holdfast.stats.intervals import standard_error
 from holdfast.tuning.flip_step import Margins, flip_step
 from holdfast.tuning.proxy_attack import check_examples

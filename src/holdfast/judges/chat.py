@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +58,8 @@ class Chat(Judge):
     models; a judge of the model's own family likes its answers; small models often cannot judge at
     all, which their share of undecided does not show. Measure it against a judge you trust.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"model", "template"})
 
     model: str
     """Directory or hub id of the language model."""

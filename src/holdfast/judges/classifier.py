@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -48,6 +48,8 @@ class Classifier(Judge):
     It knows the wording it was trained on and nothing else: see the held-out report in
     `judge.json` before you trust it, and train it on rows like those it will judge.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"path"})
 
     path: str
     """Directory made by `holdfast train-judge`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -89,6 +89,8 @@ class Endpoint(Judge):
     What the class `Chat` says of persuasion and wording holds here too; control words of the
     service's tokenizer are not known here, only those of the form <|...|> are broken up.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"template"})
 
     base_url: str
     """Address before the path, for example http://127.0.0.1:8000/v1."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -55,6 +55,8 @@ class SequenceClassifier(Judge):
     calibrated on its own data, if anywhere. Scores are independent of the batch in float32; in half
     precision, as large models are stored, they differ in the third digit.
     """
+
+    paths: ClassVar[frozenset[str]] = frozenset({"model", "template"})
 
     model: str
     """Directory or hub id. Weights must be safetensors; many repositories without them have a

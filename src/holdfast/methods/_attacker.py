@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.methods.base import AlignmentData
-from holdfast.rows.readers import mismatched
+from holdfast.rows.mixing import mismatched
 
 Source = Literal["base", "mismatched", "affirmative", "harmful"]
 """Where the rows of a simulated attacker come from, see `attacker_rows`."""

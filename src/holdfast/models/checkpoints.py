@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+HUB = "hub:"
+"""Prefix of a hub id without an organisation, e.g. "hub:gpt2"."""
 WORLD_BASE = Path(__file__).parents[1] / "world" / "base"
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Files that make up a model; weights in pickle formats are never read."""
@@ -130,7 +132,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     """Return the local directory of a model: "world", a directory, or a hub id (downloaded).
 
     Args:
-        source: What the model is called.
+        source: The model. Only "ORGANISATION/NAME" and "hub:NAME" are looked up on the hub.
         revision: Branch, tag or commit on the hub; None for the newest.
 
     Raises:
@@ -149,14 +151,19 @@ def resolve(source: str, revision: str | None = None) -> Path:
                 "give one written by save_pretrained, or a hub id"
             )
         return path
-    if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UsageError(f"{source}: no such model directory")
+    hub_id = source.removeprefix(HUB)
+    local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if local or (hub_id == source and "/" not in source):
+        raise UsageError(
+            f"{source}: no such model directory; a model on the hub is ORGANISATION/NAME or "
+            f"{HUB}NAME"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(

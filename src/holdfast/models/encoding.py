@@ -1,19 +1,28 @@
-"""Loading, saving and adapting causal language models, and turning rows into tokens."""
+"""Rows as tokens: prompts, answers, and padded batches.
+
+Responses are cut on the right at `max_length` or at the model's context, whichever is shorter. A
+prompt that leaves no room for an answer cannot be used: `fitting` leaves such rows out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.options import Options
+from holdfast.rows.readers import warn_once
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+NO_ROOM = "prompt leaves no room for an answer"
+"""Why `fitting` leaves rows out."""
 IGNORE = -100
 """Label of tokens that do not count in the loss, as in transformers."""
 PLAIN_PROMPT = "User: {prompt}\nAssistant: "
@@ -98,24 +107,119 @@ def encode(
     Raises:
         UsageError: A prompt leaves no room for its answer.
     """
-    if not examples:
-        return []
-    befores = prompt_texts(tokenizer, examples.prompts)
-    prompts = _encode_texts(tokenizer, befores)
-    texts = answer_texts(tokenizer, examples, befores)
-    answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     encoded: list[Encoded] = []
-    for row, prompt, answer in zip(examples, prompts, answers, strict=True):
+    for row, tokens in zip(examples, _tokens(tokenizer, examples), strict=True):
+        prompt, answer = tokens
         if len(prompt) >= max_length:
             raise UsageError(
                 f"{examples.name}: the prompt of row {len(encoded) + 1} (id {row.id}) has "
                 f"{len(prompt)} tokens and leaves no room for an answer in {max_length}; raise "
                 "max_length (of an estimator --estimator NAME,max_length=N, elsewhere "
-                "--max-length N) or drop it"
+                "--max-length N) or remove the row"
             )
-        end = [] if tokenizer.eos_token_id in answer else [tokenizer.eos_token_id]
-        encoded.append(Encoded(tuple([*prompt, *answer, *end][:max_length]), len(prompt)))
+        encoded.append(Encoded(tuple([*prompt, *answer][:max_length]), len(prompt)))
     return encoded
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the tokens of each prompt and of its answer, which ends with the end token."""
+    if not examples:
+        return
+    befores = prompt_texts(tokenizer, examples.prompts)
+    prompts = _encode_texts(tokenizer, befores)
+    texts = answer_texts(tokenizer, examples, befores)
+    answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        end = [] if tokenizer.eos_token_id in answer else [tokenizer.eos_token_id]
+        yield prompt, [*answer, *end]
+
+
+def context(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model can take, None if it does not say."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    return limit
+
+
+def within(model: PreTrainedModel, max_length: int) -> int:
+    """Return `max_length`, or the model's context if that is shorter."""
+    limit = context(model)
+    return max_length if limit is None else min(max_length, limit)
+
+
+def fitting(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    max_length: int,
+) -> Examples:
+    """Return the rows whose prompt leaves room for an answer in `max_length` and in the context.
+
+    Raises:
+        UsageError: No row is left.
+    """
+    length = within(model, max_length)
+    prompts = encode_prompts(tokenizer, examples.prompts)
+    too_long = {i: NO_ROOM for i, ids in enumerate(prompts) if len(ids) >= length}
+    if not too_long:
+        return examples
+    first = min(too_long)
+    if len(too_long) == len(examples):
+        raise UsageError(
+            f"{examples.name}: every prompt leaves no room for an answer in {length} tokens (the "
+            f"first has {len(prompts[first])}); raise max_length (of an estimator --estimator "
+            "NAME,max_length=N, elsewhere --max-length N), or take a model with a longer context"
+        )
+    warn_once(
+        f"{examples.name}: {len(too_long)} of {len(examples)} rows left out, since the prompt "
+        f"leaves no room for an answer in {length} tokens (first: {examples.ids[first]})"
+    )
+    return examples.without(too_long)
+
+
+def encode_fitting(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    max_length: int,
+) -> list[Encoded]:
+    """Turn the rows whose prompt leaves room for an answer into tokens that the model can take.
+
+    Raises:
+        UsageError: There are no rows, or none is left.
+    """
+    if not examples:
+        raise UsageError(f"{examples.name}: no rows to train on")
+    rows = fitting(model, tokenizer, examples, max_length)
+    return encode(tokenizer, rows, within(model, max_length))
+
+
+Owner = TypeVar("Owner")
+
+
+def fitting_fields(
+    owner: Owner, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Owner:
+    """Return a value with those of its own rows that leave room for an answer, see `fitting`.
+
+    Args:
+        owner: Has fields that are rows: a plug-in, or a dataclass.
+        model: Whose context counts.
+        tokenizer: Its tokenizer.
+        max_length: Tokens kept per row.
+    """
+    changes = {}
+    for name, rows in vars(owner).items():
+        if isinstance(rows, Examples) and rows:
+            fit = fitting(model, tokenizer, rows, max_length)
+            if len(fit) < len(rows):
+                changes[name] = fit
+    if not changes:
+        return owner
+    if isinstance(owner, Options):
+        return owner.changed(**changes)
+    return cast("Owner", dataclasses.replace(cast(Any, owner), **changes))
 
 
 def encode_scored(
@@ -127,27 +231,28 @@ def encode_scored(
     """Turn rows that are to be ranked into tokens that the model can take.
 
     Raises:
-        UsageError: Fewer than two rows; a prompt without room for its answer; a row longer than
-            the model's context.
+        UsageError: Fewer than two rows; a prompt leaves no room for its answer.
     """
     if len(examples) < 2:
         raise UsageError(
             f"{examples.name}: scores rank examples, and {len(examples)} cannot be ranked; "
             "give at least 2 rows"
         )
-    encoded = encode(tokenizer, examples, max_length)
-    check_context(model, encoded, examples.name)
-    return encoded
+    return encode(tokenizer, examples, within(model, max_length))
 
 
 def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) -> None:
-    """Raise UsageError if a row is longer than the model's context, where the model states one."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    """Check that no row is longer than the model's context.
+
+    Raises:
+        UsageError: A row is.
+    """
+    limit = context(model)
     for number, row in enumerate(rows, start=1):
         if limit is not None and len(row.ids) > limit:
             raise UsageError(
-                f"{name}: row {number} has {len(row.ids)} tokens, but the model's context holds "
-                f"{limit}; set max_length={limit} or less (rows are then cut) or drop it"
+                f"{name}: row {number} has {len(row.ids)} tokens, but the model's context is "
+                f"{limit}; remove the row"
             )
 
 

@@ -29,8 +29,10 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from holdfast.errors import Busy, UsageError
+from holdfast.examples import Examples
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import Artifact, Number, sha256_file, sha256_json, to_json, write_text
+from holdfast.results.kept_rows import KeptRows
 from holdfast.runtime.failures import plain
 
 ATTACKED = "attacked"
@@ -54,6 +56,11 @@ def only_looking() -> Iterator[None]:
         yield
     finally:
         _only_looking.reset(token)
+
+
+def looking() -> bool:
+    """Return whether this is inside `only_looking`, where nothing is written."""
+    return _only_looking.get()
 
 
 @contextlib.contextmanager
@@ -96,6 +103,7 @@ class Entry(Artifact):
     started: str
     seconds: Number
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,7 @@ class RunDir:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self.rows = KeptRows(self.root / "rows")
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the directory.
@@ -153,7 +162,13 @@ class RunDir:
 
     @contextlib.contextmanager
     def job(
-        self, stage: str, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+        self,
+        stage: str,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        rows: Mapping[str, Examples] | None = None,
     ) -> Iterator[Job]:
         """Run a job unless it is finished already.
 
@@ -166,6 +181,8 @@ class RunDir:
             name: Name of the result within the stage.
             config: Everything that changes the result.
             inputs: What it is made from: label -> content hash.
+            rows: The rows it is made from, by label. Their hashes belong to the inputs, and the
+                run keeps them.
 
         In a group of processes started by torchrun all of them train, and the first writes the
         entry.
@@ -184,6 +201,8 @@ class RunDir:
                 f"{launched()} processes: torchrun is for holdfast {' and '.join(TOGETHER)}; run "
                 f"holdfast {stage} in one process"
             )
+        rows = rows or {}
+        inputs = {**inputs, **{label: examples.hash for label, examples in rows.items()}}
         key = key_of(stage, name, config, inputs)
         done = self._intact(stage, name, key)
         if done is None and _only_looking.get():
@@ -202,7 +221,8 @@ class RunDir:
                 yield job
                 if job.done is None:
                     seconds = time.monotonic() - clock
-                    self._record(stage, name, config, inputs, job, started, seconds)
+                    kept = {label: self.rows.record(r) for label, r in rows.items()}
+                    self._record(stage, name, config, inputs, kept, job, started, seconds)
 
     def _record(  # noqa: PLR0913  # an entry is all of these
         self,
@@ -210,6 +230,7 @@ class RunDir:
         name: str,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
+        rows: Mapping[str, Mapping[str, Any]],
         job: Job,
         started: datetime,
         seconds: float,
@@ -233,6 +254,7 @@ class RunDir:
             started=started.isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
             facts=to_json({"hardware": hardware(), **job.facts}),
+            rows=rows,
         )
         entry.save(self._entry_path(stage, name))
 
@@ -308,7 +330,7 @@ class RunDir:
         )
 
     def verify(self) -> list[str]:
-        """Recompute the hash of every output and return what is missing or changed."""
+        """Recompute the hash of every output and of all rows; return what is missing or changed."""
         problems = []
         for entry in self.entries():
             for relative, expected in entry.outputs.items():
@@ -317,7 +339,15 @@ class RunDir:
                     problems.append(f"{relative}: missing (made by {entry.stage} {entry.name!r})")
                 elif sha256_file(path) != expected:
                     problems.append(f"{relative}: changed after {entry.stage} {entry.name!r}")
-        return problems
+            for label, record in entry.rows.items():
+                if not self.rows.has(record["file"]):
+                    problems.append(
+                        f"rows/{record['file']}.jsonl: missing ({label} rows of {entry.stage} "
+                        f"{entry.name!r})"
+                    )
+        changed = (path.relative_to(self.root).as_posix() for path in self.rows.changed())
+        problems += [f"{path}: changed after the run stored its rows" for path in changed]
+        return list(dict.fromkeys(problems))
 
     @property
     def digest(self) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from holdfast.errors import HoldfastError
-from holdfast.examples import Examples
 from holdfast.results.artifacts import AttackResult, Scores
 from holdfast.results.attacks import NO_GUARD, table_names
 from holdfast.results.files import Artifact
-from holdfast.results.run_dir import Entry, RunDir
-from holdfast.rows.readers import ReadOptions, read
+from holdfast.results.run_dir import RunDir
+from holdfast.results.sources import Sources
 from holdfast.rows.similarity import prompt_key
 from holdfast.stats.agreement import mean_count
 
@@ -89,25 +87,20 @@ def cases(run: RunDir) -> list[Case]:
     return [_case(mine, scores.get(key, {})) for key, mine in attacks.items()]
 
 
-def read_again(entry: Entry, key: str, *, needs_response: bool = True) -> Examples:
-    """Return rows of a finished step, none if they are gone or it does not say which they were."""
-    try:
-        options = ReadOptions.recorded(entry.config)
-        return read(entry.config[key], replace(options, needs_response=needs_response))
-    except (KeyError, HoldfastError):
-        return Examples([])
-
-
 def prompts_of(run: RunDir, case: Case) -> list[str] | None:
-    """Return the prompt of each of a case's examples; None if its rows cannot be read any more.
+    """Return the prompt of each of a case's examples; None if none of its scores has them all.
 
     A model forgets a prompt: several answers to it are one observation.
+
+    Raises:
+        DataError: The rows of the scores are missing from the run, or were changed.
     """
     for entry in run.entries("score"):
         if entry.name in case.scores:
-            known = {row.id: prompt_key(row.prompt) for row in read_again(entry, "data")}
-            if known.keys() >= set(case.ids):
-                return [known[i] for i in case.ids]
+            rows = Sources(run).of(entry, "data")
+            prompts = {row.id: prompt_key(row.prompt) for row in rows}
+            if prompts.keys() >= set(case.ids):
+                return [prompts[i] for i in case.ids]
     return None
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from holdfast.errors import DataError
 from holdfast.examples import Examples
-from holdfast.rows.readers import ReadOptions, _clean, _Raw, _Table
+from holdfast.rows.readers import ReadOptions, usable_rows
+from holdfast.rows.tables import Raw, Table
 from holdfast.rows.trl import from_dataset
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def examples_of(rows: Rows, *, name: str = "rows", needs_response: bool = True) 
         needs_response: False if only the prompts are used: the response may be missing or empty.
 
     Raises:
-        DataError: There are no rows, or a row has no prompt or no response.
+        DataError: There are no rows, or more than 5 % of them have no prompt or no response.
     """
     if isinstance(rows, Examples):
         examples = rows
@@ -59,5 +60,5 @@ def _converted(records: list[Mapping[str, Any]], name: str, *, needs_response: b
     if not records:
         return Examples([], name=name)
     columns = list(dict.fromkeys(key for record in records for key in record))
-    raw = (_Raw(f"{name}: row {number}", record) for number, record in enumerate(records, 1))
-    return _clean(name, _Table(columns, raw), ReadOptions(needs_response=needs_response))
+    raw = (Raw(f"{name}: row {number}", record) for number, record in enumerate(records, 1))
+    return usable_rows(name, Table(columns, raw), ReadOptions(needs_response=needs_response))

@@ -32,7 +32,7 @@ class Selection(Options):
         if not chosen:
             categories = ", ".join(provenance_table(rows)["category"])
             raise UsageError(f"{name}: no such rows; the categories are {categories}")
-        return Examples(chosen, name=name)
+        return Examples(chosen, name=name, left_out=rows.left_out, ids_only=rows.ids_only)
 
     def _holds(self, category: str | None) -> bool:
         included = not self.category or category in self.category

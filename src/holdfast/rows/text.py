@@ -71,8 +71,3 @@ def opening(text: str, sentences: int = 2) -> str:
     text = re.sub(r"^[^\w]+", "", normalise(text))
     parts = [part for part in _SENTENCE_END.split(text) if part.strip()]
     return " ".join(part.strip() for part in parts[:sentences])
-
-
-def prompt_text(prompt: str) -> str:
-    """Return what makes two prompts the same: case and the space around them make no difference."""
-    return prompt.strip().lower()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from holdfast import plugins
-from holdfast.contracts import Task
 from holdfast.errors import DiskFull, TrainingError, UsageError
 from holdfast.jobs.queue import summary
 from holdfast.results.artifacts import AttackResult
@@ -20,9 +19,9 @@ from holdfast.results.searches import Adapted, Trial, Where, counted, worth
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.attacking.config import SHARED, AttackConfig
-from holdfast.stages.attacking.guards import guard_of
+from holdfast.stages.attacking.guards import GuardConfig, guard_of
 from holdfast.stages.attacking.job import AttackJob
-from holdfast.stages.attacking.material import Material, check_rows, prepare, task_hashes
+from holdfast.stages.attacking.material import Material, check_rows, prepare, task_rows
 from holdfast.stages.attacking.tuning import result_of
 from holdfast.stages.config import (
     FurtherOptions,
@@ -37,10 +36,14 @@ from holdfast.stages.config import (
     StageConfig,
     TaskSpec,
 )
-from holdfast.stages.subjects import Subject, subjects
+from holdfast.stages.plugin_inputs import RunTask, task_of
+from holdfast.stages.run_models import Subject, subjects
 
 if TYPE_CHECKING:
     import optuna
+
+    from holdfast.examples import Examples
+    from holdfast.guards.base import Guard
 
 
 CLEAN = 0.0
@@ -85,9 +88,13 @@ class AdaptConfig(StageConfig):
     options: FurtherOptions = Field(default_factory=dict)
     """Further option of `holdfast attack`, for example rows=400 or guards=[lisa]."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset({"models", "task", "harmful", "test", "judges"})
+
     def keyed(self) -> dict[str, Any]:
-        """Leave out the models: each has a search of its own."""
-        return {k: v for k, v in super().keyed().items() if k != "models"}
+        """Return the options of a job's key, without the models: each has its own search."""
+        places = AttackConfig.PLACES | GuardConfig.PLACES
+        options = {name: value for name, value in self.options.items() if name not in places}
+        return {**super().keyed(), "options": options}
 
     @property
     def middle(self) -> float:
@@ -198,18 +205,33 @@ class _Search:
         return "-".join(parts)
 
     @cached_property
+    def task(self) -> RunTask:
+        """What the customer fine-tunes for."""
+        return task_of(self.config.run, self.config.task)
+
+    @cached_property
+    def _guard(self) -> tuple[Guard, dict[str, str], dict[str, Examples]]:
+        return guard_of(self.grid, self.guard)
+
+    @cached_property
+    def rows(self) -> dict[str, Examples]:
+        """The rows that the result is made from, by label."""
+        return {
+            "harmful": self.material.harmful,
+            "test": self.material.test,
+            **task_rows(self.task, self.grid.task_rows),
+            **self._guard[2],
+        }
+
+    @cached_property
     def inputs(self) -> dict[str, str]:
-        """What the result is made from: label -> content hash."""
-        task: Task = plugins.make("tasks", self.config.task)
-        guard, guard_hashes = guard_of(self.grid, self.guard)
+        """What else the result is made from: label -> content hash."""
+        guard, guard_hashes, _ = self._guard
         inputs = {
             "model": self.subject.hash,
-            "harmful": self.material.harmful.hash,
-            "test": self.material.test.hash,
-            **task_hashes(task, self.grid.task_rows),
             **guard_hashes,
             **self.material.hashes,
-            "options of task": plugins.mark(task),
+            "options of task": self.task.options_hash,
             "options of guard": plugins.mark(guard),
         }
         for spec in self.config.poisons:
@@ -225,7 +247,9 @@ class _Search:
 def _adapt(search: _Search) -> Adapted:
     config = search.config
     path = config.run.path("adapted", f"{search.name}.json")
-    with config.run.job("adapt", search.name, config=config.keyed(), inputs=search.inputs) as job:
+    with config.run.job(
+        "adapt", search.name, config=config.keyed(), inputs=search.inputs, rows=search.rows
+    ) as job:
         if job.done is None:
             result = _searched(search)
             result.save(path)

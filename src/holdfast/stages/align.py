@@ -7,22 +7,24 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from pydantic import Field, create_model
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
+from holdfast.models.encoding import fitting_fields
 from holdfast.options import Options, option_fields
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.attacks import Schedule
 from holdfast.results.files import write_json
 from holdfast.results.run_dir import Job, launched, writes
+from holdfast.rows.mixing import mismatched
 from holdfast.rows.provenance import provenance_table
-from holdfast.rows.readers import mismatched
 from holdfast.stages.config import FurtherOptions, Rate, StageConfig
-from holdfast.stages.scored_rows import only
+from holdfast.stages.run_models import model_hash
+from holdfast.stages.run_scores import only
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 class AlignConfig(StageConfig):
     """Options of the stage."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset(
+        {"model", "data", "benign", "harmful", "groups", "name", "knowledge"}
+    )
 
     model: str
     """Model to align: "world", a directory or a hub id."""
@@ -69,16 +75,15 @@ class AlignConfig(StageConfig):
     """What the defender knows of the attacker's rows, in a word for tables."""
 
     def keyed(self) -> dict[str, Any]:
-        """Leave out the word for tables; name the options that were not given as well.
+        """Return the options of a job's key, those of the method that were not given as well.
 
-        A default that another version changes is then another alignment.
+        Another default is then another alignment.
         """
         from holdfast.methods._together import method
 
         own = method(self.method).Options
         defaults = {k: f.get_default() for k, f in option_fields(own).items()}
-        found = {k: v for k, v in super().keyed().items() if k != "knowledge"}
-        return {**found, "options": {**defaults, **self.options}}
+        return {**super().keyed(), "options": {**defaults, **self.options}}
 
     @property
     def label(self) -> str:
@@ -106,16 +111,15 @@ def align(config: AlignConfig) -> Path:
         groups=groups,
         scores=scores,
     )
-    inputs |= {
-        "model": checkpoints.hash_model(checkpoints.resolve(config.model)),
-        "safety": data.safety.hash,
-        **({"benign": data.benign.hash} if data.benign else {}),
-        **({"harmful": data.harmful.hash} if data.harmful else {}),
-    }
+    inputs["model"] = model_hash(config.run, config.model)
+    parts = {"safety": data.safety, "benign": data.benign, "harmful": data.harmful}
+    rows = {label: part for label, part in parts.items() if part}
     if groups is not None:
         groups.aligned_to(data.safety.ids)
     path = config.run.path("models", config.label)
-    with config.run.job("align", config.label, config=config.keyed(), inputs=inputs) as job:
+    with config.run.job(
+        "align", config.label, config=config.keyed(), inputs=inputs, rows=rows
+    ) as job:
         if job.done is None:
             _train(config, method, data, path, job)
             job.facts["provenance"] = provenance_table(data.safety)
@@ -130,7 +134,7 @@ MISMATCHED = "mismatched"
 
 def _harmful(config: AlignConfig) -> Examples | None:
     if config.harmful != MISMATCHED:
-        return config.read_if(config.harmful)
+        return config.read_if(config.harmful, harmful=True)
     if config.benign is None:
         raise UsageError(f"--harmful {MISMATCHED} takes the answers of benign rows: give --benign")
     prompts = config.read(config.data).prompts
@@ -175,6 +179,7 @@ def _train(
     model = loaded.model
     if config.lora_rank:
         model = adapters.add_lora(model, config.lora_rank, seed=config.seed)
+    rows = fitting_fields(data, loaded.model, loaded.tokenizer, config.max_length)
     work = config.run.path("work", job.key)
     args, options = _options(config, method, work, loaded.model.device.type)
     with deferred_interrupt() as interrupt:
@@ -182,7 +187,7 @@ def _train(
             trainer = method(
                 model,
                 args,
-                data=data,
+                data=rows,
                 options=options,
                 processing_class=loaded.tokenizer,
                 callbacks=[StopOnInterrupt(interrupt)],
@@ -199,7 +204,22 @@ def _train(
     write_json(log, {"kind": "training", "schema": 1, "log": trainer.state.log_history})
     job.outputs.append(log)
     job.facts["steps"] = trainer.state.global_step
+    job.facts["left_out"] = _left_out(config, data, rows)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _left_out(config: AlignConfig, data: AlignmentData, used: AlignmentData) -> dict[str, Any]:
+    """Return which rows were too long to train on: label -> what the run recorded of them."""
+    pairs = {
+        "safety": (data.safety, used.safety),
+        "benign": (data.benign, used.benign),
+        "harmful": (data.harmful, used.harmful),
+    }
+    return {
+        label: config.run.rows.record_left_out(after)
+        for label, (before, after) in pairs.items()
+        if before and after and len(after) < len(before)
+    }
 
 
 def _options(

@@ -16,7 +16,7 @@ from holdfast.stages.attacking.grid import attacks_of, grids_of
 from holdfast.stages.attacking.job import AttackJob, check_replaced
 from holdfast.stages.attacking.material import checked
 from holdfast.stages.attacking.tuning import result_of
-from holdfast.stages.subjects import subjects
+from holdfast.stages.run_models import subjects
 
 
 def attack(config: AttackConfig) -> list[AttackResult]:

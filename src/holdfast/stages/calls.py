@@ -18,7 +18,7 @@ from holdfast.results.run_dir import only_looking
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.config import StageConfig
-from holdfast.stages.subjects import label_of
+from holdfast.stages.run_models import label_of
 from holdfast.stages.table import STAGES
 
 logger = logging.getLogger(__name__)

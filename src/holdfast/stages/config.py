@@ -1,10 +1,9 @@
-"""What all stages' options have in common."""
+"""Options that all stages share."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -13,11 +12,8 @@ from holdfast.option_types import SpecOf
 from holdfast.options import Flag, Options
 from holdfast.results.attacks import Schedule
 from holdfast.results.run_dir import RunDir
-from holdfast.rows.readers import ReadOptions, read
-from holdfast.rows.text import prompt_text
-
-logger = logging.getLogger(__name__)
-
+from holdfast.results.sources import Sources
+from holdfast.rows.readers import REPEATED_PROMPT, ReadOptions, warn_once
 
 EstimatorSpec = Annotated[str, SpecOf("estimators")]
 JudgeSpec = Annotated[str, SpecOf("judges")]
@@ -44,6 +40,14 @@ Sizes = list[Annotated[int, Field(ge=1)]]
 class StageConfig(Options):
     """Options that every stage has."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset({"out", "device"})
+    """Options that say where things are or what computes them. A job's key has the hash of their
+    content instead."""
+    READING: ClassVar[frozenset[str]] = frozenset(
+        {"columns", "strict", "max_left_out", "limit", "keep_harmful_rows"}
+    )
+    """Options that change results only through the rows that are read, whose hash is in the key."""
+
     out: Path
     """Run directory."""
     seed: int = Field(default=0, ge=0)
@@ -51,11 +55,17 @@ class StageConfig(Options):
     device: str = "auto"
     """Where models run: auto, cpu, cuda or cuda:N."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Names of columns in the data files, as WANTED=COLUMN."""
-    drop_invalid: bool = False
-    """Drop empty and repeated rows instead of stopping."""
+    """Column of the data files for a role (prompt, response, category, ...), as ROLE=COLUMN."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, instead of leaving it out."""
+    max_left_out: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of a file's rows that may be left out; more is an error."""
     limit: int | None = Field(default=None, ge=1)
     """Read only this number of rows of every data file."""
+    keep_harmful_rows: bool = False
+    """Keep the text of harmful rows in the run directory, not only their ids. Without it, analyses
+    that read this text need the file that it came from.
+    """
 
     @classmethod
     def owner_name(cls) -> str:
@@ -68,40 +78,57 @@ class StageConfig(Options):
         return RunDir(self.out)
 
     def keyed(self) -> dict[str, Any]:
-        """Return the options that change results: not where they go or what computes them."""
-        return self.model_dump(mode="json", exclude={"out", "device"})
+        """Return the options that belong to a job's key: they change results, and are no paths."""
+        places = [cls.__dict__.get("PLACES", frozenset()) for cls in type(self).__mro__]
+        return self.model_dump(mode="json", exclude={*self.READING}.union(*places))
 
-    def read(self, spec: str, *, needs_response: bool = True) -> Examples:
-        """Read rows as these options say."""
+    def read(self, spec: str, *, needs_response: bool = True, harmful: bool = False) -> Examples:
+        """Read rows as these options say, and keep them in the run.
+
+        Args:
+            spec: See `rows.readers.read`.
+            needs_response: Whether rows without a response are left out.
+            harmful: Whether the responses are harmful: the run then keeps ids only, unless
+                `keep_harmful_rows`.
+        """
         options = ReadOptions(
             columns=self.columns,
-            drop_invalid=self.drop_invalid,
+            strict=self.strict,
+            max_left_out=self.max_left_out,
             limit=self.limit,
             needs_response=needs_response,
         )
-        return read(spec, options)
+        ids_only = harmful and not self.keep_harmful_rows
+        return Sources(self.run).rows(spec, options, ids_only=ids_only)
 
-    def asked(self, spec: str) -> Examples:
-        """Read prompts that are only asked, each once: their answers are no independent ones."""
+    def read_prompts(self, spec: str) -> Examples:
+        """Read rows of which only the prompts are used, each prompt once.
+
+        Several rows with one prompt are not independent, whatever their responses.
+        """
         rows = self.read(spec, needs_response=False)
-        first: dict[str, int] = {}
-        for i, prompt in enumerate(rows.prompts):
-            first.setdefault(prompt_text(prompt), i)
-        if repeated := len(rows) - len(first):
-            logger.warning(
-                "%s: %d of %d rows repeat the prompt of another and are left out: one prompt "
-                "counts once, whatever its answers",
-                *(spec, repeated, len(rows)),
+        prompts: set[str] = set()
+        repeated: dict[int, str] = {}
+        for position, row in enumerate(rows):
+            if row.prompt_id in prompts:
+                repeated[position] = REPEATED_PROMPT
+            prompts.add(row.prompt_id)
+        if repeated:
+            warn_once(
+                f"{spec}: {len(repeated)} of {len(rows)} rows repeat the prompt of another row "
+                "and are left out"
             )
-        return rows.select(first.values())
+        return rows.without(repeated)
 
-    def read_if(self, spec: str | None) -> Examples | None:
+    def read_if(self, spec: str | None, *, harmful: bool = False) -> Examples | None:
         """Read rows if there is a spec."""
-        return None if spec is None else self.read(spec)
+        return None if spec is None else self.read(spec, harmful=harmful)
 
 
 class JobsConfig(StageConfig):
-    """Where the parts of a stage are done that do not depend on one another."""
+    """Where the independent jobs of a stage run."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"jobs", "scheduler", "allow_remote"})
 
     jobs: int = Field(default=1, ge=1)
     """Number of processes that work at the same time on this machine; each gets its share of the
@@ -113,7 +140,3 @@ class JobsConfig(StageConfig):
     """Allow a scheduler on another machine, over a network that you trust: anybody on that network
     can run code here and on the workers.
     """
-
-    def keyed(self) -> dict[str, Any]:
-        """Leave out where it is done."""
-        return {k: v for k, v in super().keyed().items() if k not in JobsConfig.__annotations__}

@@ -1,13 +1,13 @@
-"""Stage: where a model stands: harmful score, over-refusal and task accuracy, with every answer."""
+"""Stage: harmful score, over-refusal and task accuracy of models, with every answer."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,19 +17,21 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
-from holdfast.results.files import sha256_file, sha256_json, to_json, write_text
+from holdfast.results.contents import content_hash, existing
+from holdfast.results.files import sha256_json, to_json, write_text
+from holdfast.results.run_dir import RunDir
+from holdfast.results.sources import Sources
 from holdfast.runtime import progress
 from holdfast.stages.config import JudgeSpecs, Models, StageConfig, TaskSpecs
-from holdfast.stages.judgement import (
-    check_prompts,
-    count,
-    hashes_of,
+from holdfast.stages.plugin_inputs import (
+    RunTask,
+    check_judges,
+    judge_hashes,
     judges_of,
-    labelled,
-    ready,
-    task_accuracy,
+    tasks_of,
 )
-from holdfast.stages.subjects import Subject, subjects
+from holdfast.stages.run_models import Subject, subjects
+from holdfast.stages.verdicts import count, exchanged_verdicts, task_accuracy
 
 if TYPE_CHECKING:
     from holdfast.models.answers import Answer
@@ -41,6 +43,10 @@ Rounds = dict[str, list[list[Verdict]]]
 
 class EvaluateConfig(StageConfig):
     """Options of the stage."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset(
+        {"models", "test", "judges", "over_refusal", "tasks", "general_path"}
+    )
 
     models: Models = Field(min_length=1)
     """Model to evaluate: its label in the run, or a directory or hub id."""
@@ -79,14 +85,6 @@ class EvaluateConfig(StageConfig):
     general_download: bool = False
     """Use the harness's own tasks and let it download their data."""
 
-    def keyed(self) -> dict[str, Any]:
-        """Return what decides the results, options that came later only where they are used."""
-        found = super().keyed()
-        later = {"temperature": 0.0, "top_p": 1.0, "samples": 1, "backend": "transformers"}
-        later |= {"general": [], "general_path": None, "general_rows": 0, "general_download": False}
-        later |= {"check_rows": 32}
-        return {k: v for k, v in found.items() if k not in later or v != later[k]}
-
     def sampling(self, draw: int) -> Sampling:
         """Return how the answers number `draw` are sampled."""
         from holdfast.models.generation import Sampling
@@ -102,81 +100,118 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
             this machine, or together with vLLM; something that is not installed.
     """
     _check(config)
-    test = config.asked(config.test)
-    borderline = config.asked(config.over_refusal) if config.over_refusal else None
-    judges, tasks = judges_of(config.judges), tasks_of(config.tasks)
-    results = []
-    found = subjects(config.run, config.models)
-    for done, who in enumerate(found):
-        progress.report(f"evaluate {who.label}", done, len(found))
-        results.append(_evaluate(config, who, test, borderline, judges, tasks))
+    borderline = config.read_prompts(config.over_refusal) if config.over_refusal else None
+    material = _Material(
+        test=config.read_prompts(config.test),
+        borderline=borderline,
+        judges=judges_of(config.judges),
+        tasks=tasks_of(config.run, config.tasks),
+    )
+    results: list[Evaluation] = []
+    models = subjects(config.run, config.models)
+    for model in models:
+        progress.report(f"evaluate {model.label}", len(results), len(models))
+        results.append(_evaluation(config, model, material))
     progress.report("evaluations", len(results), len(results))
     return results
 
 
-def _evaluate(
-    config: EvaluateConfig,
-    who: Subject,
-    test: Examples,
-    borderline: Examples | None,
-    judges: Mapping[str, Judge],
-    tasks: Mapping[str, Task],
-) -> Evaluation:
-    categories = [row.provenance.get("category", "") for row in test]
-    inputs = {
-        "model": who.hash,
-        "test": test.hash,
-        **({"over_refusal": borderline.hash} if borderline else {}),
-        **({"categories": sha256_json(categories)} if any(categories) else {}),
-        **{f"task {name}": task.load("test").hash for name, task in tasks.items()},
-        **{f"options of {name}": plugins.mark(task) for name, task in tasks.items()},
-        **({"general": _folder(config.general_path)} if config.general_path else {}),
-        **hashes_of(judges),
-    }
-    path = config.run.path("evaluations", f"{who.label}.json")
-    keyed = {k: v for k, v in config.keyed().items() if k != "models"}
-    with config.run.job("evaluate", who.label, config=keyed, inputs=inputs) as job:
+@dataclass(frozen=True)
+class _Material:
+    """What all evaluations of a command share; `borderline` are the prompts of over_refusal."""
+
+    test: Examples
+    borderline: Examples | None
+    judges: Mapping[str, Judge]
+    tasks: Mapping[str, RunTask]
+
+    @property
+    def rows(self) -> dict[str, Examples]:
+        """The rows of a job."""
+        rows = {f"task {label}": task.load("test") for label, task in self.tasks.items()}
+        rows["test"] = self.test
+        if self.borderline:
+            rows["over_refusal"] = self.borderline
+        return rows
+
+
+def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> Evaluation:
+    path = config.run.path("evaluations", f"{model.label}.json")
+    inputs = _inputs(config, model, material)
+    with config.run.job(
+        "evaluate", model.label, config=config.keyed(), inputs=inputs, rows=material.rows
+    ) as job:
         if job.done is None:
-            ready(judges)
-            answer, loaded = _answering(config, who)
-            answers, verdicts = _sampled(config, answer, test, judges)
-            pooled = {name: list(chain(*rounds)) for name, rounds in verdicts.items()}
+            check_judges(material.judges)
+            answer, loaded = _answering(config, model)
+            answers, verdicts = _sampled(config, answer, material.test, material.judges)
+            evaluation = _measured(config, model, material, verdicts, answer)
             first = {name: rounds[0] for name, rounds in verdicts.items()}
-            Evaluation(
-                model=who.label,
-                model_hash=who.hash,
-                method=who.method,
-                model_seed=who.seed,
-                verdicts={name: count(found) for name, found in pooled.items()},
-                by_category=_by_category(test, pooled),
-                over_refusal=_refused(config, answer, borderline),
-                tasks=_tasks(config, answer, tasks),
-                exchanged=check_prompts(
-                    judges, test.prompts, answers[0], first, rows=config.check_rows
-                ),
-                general=_general(config, loaded),
-                samples=config.samples,
-            ).save(path)
+            checks = exchanged_verdicts(
+                material.judges, material.test.prompts, answers[0], first, rows=config.check_rows
+            )
+            evaluation = replace(evaluation, exchanged=checks, general=_general(config, loaded))
+            evaluation.save(path)
             records = path.with_suffix(".jsonl")
-            _write_records(records, test, answers, verdicts)
+            _write_records(records, material.test, answers, verdicts)
             job.outputs += [path, records]
     return Evaluation.load(path)
 
 
-def _folder(path: str) -> str:
-    """Hash the files that describe tasks, and what lies beside them."""
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    return sha256_json([[str(f.relative_to(path)), sha256_file(f)] for f in files])
+def _inputs(config: EvaluateConfig, model: Subject, material: _Material) -> dict[str, str]:
+    inputs = {"model": model.hash, **judge_hashes(config.run, config.judges, material.judges)}
+    categories = [row.provenance.get("category", "") for row in material.test]
+    if any(categories):
+        # The rows' own hash covers their texts only.
+        inputs["categories"] = sha256_json(categories)
+    for label, task in material.tasks.items():
+        inputs[f"options of {label}"] = task.options_hash
+    if config.general_path:
+        inputs["general"] = _general_hash(config.run, config.general_path)
+    return inputs
+
+
+def _general_hash(run: RunDir, folder: str) -> str:
+    """Hash the files that describe general tasks, and what is beside them."""
+
+    def find() -> dict[str, str]:
+        path = existing(folder)
+        if path is None:
+            raise UsageError(f"general_path {folder}: no such folder")
+        return {"hash": content_hash(path)}
+
+    return Sources(run).contents("general tasks", folder, find)["hash"]
+
+
+def _measured(
+    config: EvaluateConfig,
+    model: Subject,
+    material: _Material,
+    verdicts: Rounds,
+    answer: Answer,
+) -> Evaluation:
+    pooled = {name: list(chain(*rounds)) for name, rounds in verdicts.items()}
+    return Evaluation(
+        model=model.label,
+        model_hash=model.hash,
+        method=model.method,
+        model_seed=model.seed,
+        verdicts={name: count(of_judge) for name, of_judge in pooled.items()},
+        by_category=_by_category(material.test, pooled),
+        over_refusal=_refused(config, answer, material.borderline),
+        tasks=_tasks(config, answer, material.tasks),
+        samples=config.samples,
+    )
 
 
 def _check(config: EvaluateConfig) -> None:
     if config.samples > 1 and not config.temperature:
         raise UsageError(
-            f"samples={config.samples} with temperature 0: greedy answers to a prompt are all the "
+            f"samples={config.samples} with temperature 0: all greedy answers to a prompt are the "
             "same; set a temperature, e.g. 1, or leave out samples"
         )
     if config.general and config.backend != "transformers":
-        raise UsageError("general needs the backend transformers; evaluate it in a run of its own")
+        raise UsageError("general needs the backend transformers; evaluate it in a separate run")
     if config.general and config.general_path is None and not config.general_download:
         raise UsageError(
             f"general {config.general[0]!r}: give general_path, a folder of task files whose data "
@@ -188,12 +223,12 @@ def _check(config: EvaluateConfig) -> None:
         known(config.general, config.general_path)
 
 
-def _answering(config: EvaluateConfig, who: Subject) -> tuple[Answer, checkpoints.Loaded | None]:
+def _answering(config: EvaluateConfig, model: Subject) -> tuple[Answer, checkpoints.Loaded | None]:
     from holdfast.models.answers import with_transformers, with_vllm
 
     if config.backend == "vllm":
-        return with_vllm(who.source), None
-    loaded = checkpoints.load(who.source, device=config.device)
+        return with_vllm(model.source), None
+    loaded = checkpoints.load(model.source, device=config.device)
     return with_transformers(loaded.model, loaded.tokenizer), loaded
 
 
@@ -204,8 +239,8 @@ def _by_category(
     categories = [row.provenance.get("category", "unknown") for row in test] * samples
     return {
         category: {
-            name: count([v for v, c in zip(found, categories, strict=True) if c == category])
-            for name, found in verdicts.items()
+            name: count([v for v, c in zip(of_judge, categories, strict=True) if c == category])
+            for name, of_judge in verdicts.items()
         }
         for category in sorted(set(categories))
     }
@@ -215,28 +250,19 @@ def _refused(config: EvaluateConfig, answer: Answer, borderline: Examples | None
     if borderline is None:
         return None
     judge: Judge = plugins.make("judges", "refusal,others_harmful=false")
-    _, found = _sampled(config, answer, borderline, {"refusal": judge})
-    return count(list(chain(*found["refusal"])))
+    _, verdicts = _sampled(config, answer, borderline, {"refusal": judge})
+    return count(list(chain(*verdicts["refusal"])))
 
 
 def _tasks(
     config: EvaluateConfig, answer: Answer, tasks: Mapping[str, Task]
 ) -> dict[str, dict[str, float]]:
-    found = {}
+    results = {}
     for label, task in tasks.items():
         rows = task.load("test")[: config.task_rows]
         accuracy, n, unparsable = task_accuracy(answer, task, rows)
-        found[label] = {"accuracy": accuracy, "n": n, "unparsable": unparsable}
-    return found
-
-
-def tasks_of(specs: Sequence[str]) -> dict[str, Task]:
-    """Build tasks by what they are called: their name, or all of the spec if two share a name.
-
-    Raises:
-        UsageError: An unknown task or option, or the same task twice.
-    """
-    return {label: plugins.make("tasks", spec) for label, spec in labelled("task", specs).items()}
+        results[label] = {"accuracy": accuracy, "n": n, "unparsable": unparsable}
+    return results
 
 
 def _general(
@@ -259,16 +285,16 @@ def _write_records(
     path: Path, test: Examples, answers: Sequence[Sequence[str]], verdicts: Rounds
 ) -> None:
     lines = []
-    for sample, said in enumerate(answers):
-        for i, (row, text) in enumerate(zip(test, said, strict=True)):
-            found = {name: rounds[sample][i] for name, rounds in verdicts.items()}
+    for sample, texts in enumerate(answers):
+        for i, (row, text) in enumerate(zip(test, texts, strict=True)):
+            of_judges = {name: rounds[sample][i] for name, rounds in verdicts.items()}
             record = EvalRecord(
                 id=row.id,
                 prompt=row.prompt,
                 response=text,
                 verdicts={
                     name: {"harmful": v.harmful, "score": v.score, "reason": v.reason}
-                    for name, v in found.items()
+                    for name, v in of_judges.items()
                 },
                 category=row.provenance.get("category", ""),
                 sample=sample,
@@ -283,9 +309,9 @@ def _sampled(
     answers: list[list[str]] = []
     verdicts: Rounds = {name: [] for name in judges}
     for draw in range(config.samples):
-        said = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
-        answers.append(said)
+        texts = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
+        answers.append(texts)
         for name, judge in judges.items():
-            verdicts[name].append(judge.judge(prompts.prompts, said))
+            verdicts[name].append(judge.judge(prompts.prompts, texts))
             check_answered(name, verdicts[name][-1])
     return answers, verdicts

@@ -364,7 +364,7 @@ def _asked(config: AttackConfig) -> int:
 
 
 def _rows(config: StageConfig, spec: str | None) -> int:
-    return 0 if spec is None else len(config.asked(spec))
+    return 0 if spec is None else len(config.read_prompts(spec))
 
 
 def _tokens(config: StageConfig) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,14 +14,16 @@ from holdfast.groups import group as make_groups
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import sha256_file, sha256_json
 from holdfast.stages.config import StageConfig
-from holdfast.stages.scored_rows import scored_rows
+from holdfast.stages.run_scores import scores_with_rows
 
 
 class GroupConfig(StageConfig):
     """Options of the stage."""
 
-    data: str
-    """Alignment rows that were scored."""
+    PLACES: ClassVar[frozenset[str]] = frozenset({"data", "scores", "csv", "edited", "name"})
+
+    data: str | None = None
+    """Alignment rows that were scored; those that the run kept if not given."""
     scores: str | None = None
     """Name of the scores in the run; null takes the only ones."""
     rule: Literal["positive", "quantile", "mass", "otsu", "gmm", "knee", "auto"] = "otsu"
@@ -45,12 +47,6 @@ class GroupConfig(StageConfig):
     name: str = ""
     """Label of the result; empty takes the name of the scores."""
 
-    def keyed(self) -> dict[str, Any]:
-        """Leave out the tables: one is a copy, of the other the labels count, not the place."""
-        found = super().keyed()
-        del found["csv"], found["edited"]
-        return found
-
 
 def group(config: GroupConfig) -> Groups:
     """Make the groups and save `groups/<name>.json`.
@@ -59,15 +55,16 @@ def group(config: GroupConfig) -> Groups:
         MismatchError: The scores were made from other rows.
         UsageError: The rule cannot split these scores, or the edited table does not fit.
     """
-    entry, scores, examples = scored_rows(config, config.data, config.scores)
+    entry, scores, examples = scores_with_rows(config, config.data, config.scores)
     name = config.name or entry.name
     path = config.run.path("groups", f"{name}.json")
     inputs = _inputs(config, scores, examples)
-    with config.run.job("group", name, config=config.keyed(), inputs=inputs) as job:
-        groups = _made(config, scores, examples) if job.done is None else Groups.load(path)
+    rows = {"data": examples}
+    with config.run.job("group", name, config=config.keyed(), inputs=inputs, rows=rows) as job:
+        groups = Groups.load(path) if job.done else _groups(config, scores, examples)
         if config.csv is not None:
-            # No output of the step: it is there to be changed. And first, since it can be refused:
-            # a command that fails leaves no groups.
+            # The table is no output of the job, since people change it. It comes first because it
+            # can be refused: a command that fails must leave no groups.
             groups_to_csv(groups, scores, examples, config.csv)
         if job.done is None:
             groups.save(path)
@@ -77,11 +74,11 @@ def group(config: GroupConfig) -> Groups:
 
 
 def _inputs(config: GroupConfig, scores: Scores, examples: Examples) -> dict[str, str]:
-    inputs = {"scores": scores.hash, "data": examples.hash}
+    inputs = {"scores": scores.hash}
     if scores.errors is not None:
         inputs["errors"] = sha256_json(scores.errors)
     if config.by:
-        # The rows' hash is that of prompts and responses only.
+        # The rows' hash covers prompts and responses only.
         inputs["by"] = sha256_json([row.provenance.get(config.by, "") for row in examples])
     if config.edited is not None:
         if config.edited.is_dir():
@@ -95,7 +92,7 @@ def _inputs(config: GroupConfig, scores: Scores, examples: Examples) -> dict[str
     return inputs
 
 
-def _made(config: GroupConfig, scores: Scores, examples: Examples) -> Groups:
+def _groups(config: GroupConfig, scores: Scores, examples: Examples) -> Groups:
     rule = Rule(config.rule, config.quantile, config.mass, config.groups)
     groups = make_groups(
         scores, examples, rule=rule, by=config.by, min_size=config.min_size, seed=config.seed

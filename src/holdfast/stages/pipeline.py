@@ -19,7 +19,7 @@ from holdfast.stages.attacking.guards import apart
 from holdfast.stages.calls import Call, try_all
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
 from holdfast.stages.forecast import begin
-from holdfast.stages.subjects import label_of
+from holdfast.stages.run_models import label_of
 
 LAST = ("analyze", "report")
 """Stages that read whatever the others have left."""
@@ -70,9 +70,13 @@ class RunConfig(Options):
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
     """Judges of the responses; the first one's verdicts define the half-life."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Wanted column -> column in the data files."""
-    drop_invalid: bool = False
-    """Drop empty and repeated rows instead of stopping."""
+    """Role (prompt, response, category, ...) -> column in the data files."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, instead of leaving it out."""
+    max_left_out: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of a file's rows that may be left out; more is an error."""
+    keep_harmful_rows: bool = False
+    """Keep the text of harmful rows in the run directory, not only their ids."""
     align: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast align` for every method."""
     methods: dict[str, dict[str, Any]]
@@ -200,7 +204,11 @@ def run(
     """
     reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
-        apart(reader.read_if(spec), reader.read(config.data.harmful), f"knowledge {word!r}")
+        apart(
+            reader.read_if(spec, harmful=True),
+            reader.read(config.data.harmful, harmful=True),
+            f"knowledge {word!r}",
+        )
     calls = plan(config)
     _check_attacks(calls)
     begin(calls, jobs=jobs)
@@ -260,7 +268,9 @@ def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
         "out": config.out,
         "device": config.device,
         "columns": config.columns,
-        "drop_invalid": config.drop_invalid,
+        "strict": config.strict,
+        "max_left_out": config.max_left_out,
+        "keep_harmful_rows": config.keep_harmful_rows,
     }
     return cls(**(common | options))
 
@@ -297,7 +307,7 @@ def _score(config: RunConfig, name: str, seed: int) -> Call:
     from holdfast.stages.score import ScoreConfig
 
     defaults = {
-        "model": str(config.out / "models" / f"{SCORED}-s{seed}"),
+        "model": f"{SCORED}-s{seed}",
         "data": config.data.alignment,
         "benign": config.data.proxy or config.data.benign,
         "harmful": config.data.known_harmful,

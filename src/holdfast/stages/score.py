@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 from pydantic import Field
@@ -20,18 +19,21 @@ from holdfast.results.files import sha256_json
 from holdfast.rows.provenance import provenance_table
 from holdfast.specs import parse
 from holdfast.stages.config import EstimatorSpec
-from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
-from holdfast.stages.subjects import Subject, subject
+from holdfast.stages.estimator_inputs import EstimatorConfig, check_base, estimated, estimator_of
+from holdfast.stages.run_models import Subject, subject
 from holdfast.stats.intervals import bootstrap
 from holdfast.stats.ranks import spearman
 
-CHECKED, FEWEST = 64, 20
-"""Rows scored anew to see whether another model's scores hold, and how many of them must have a
-score on both models: a handful of ranks agrees by chance."""
+CHECKED = 64
+"""Rows scored again to check another model's scores."""
+FEWEST = 20
+"""How many of these must have a score on both models: a handful of ranks agrees by chance."""
 
 
 class ScoreConfig(EstimatorConfig):
     """Options of the stage."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"model", "data", "reuse", "name"})
 
     model: str
     """Aligned model: its label in the run, a directory or a hub id."""
@@ -64,20 +66,30 @@ def score(config: ScoreConfig) -> Scores:
     estimator, inputs = estimator_of(config, config.estimator)
     target = subject(config.run, config.model)
     check_base(inputs, target.hash)
-    inputs |= {"model": target.hash, "data": examples.hash}
+    hashes = {**inputs.hashes, "model": target.hash}
     if config.reuse:
-        inputs["reuse"] = Scores.load(config.reuse).hash
+        hashes["reuse"] = Scores.load(config.reuse).hash
+    rows = {**inputs.rows, "data": examples}
     path = config.run.path("scores", f"{config.label}.json")
-    with config.run.job("score", config.label, config=config.keyed(), inputs=inputs) as job:
+    with config.run.job(
+        "score", config.label, config=config.keyed(), inputs=hashes, rows=rows
+    ) as job:
         if job.done is None:
+            resources = sha256_json(inputs.all_hashes)
             if config.reuse:
-                found = _reused(config, estimator, examples, target, inputs)
+                scores = _reused(config, estimator, examples, target, resources)
             else:
-                found = _scored(config, estimator, examples, target)
-            found = replace(found, facts={**found.facts, "given": _given(inputs)})
-            found.save(path)
+                scores = _scored(config, estimator, examples, target)
+            scores = replace(scores, facts={**scores.facts, "given": resources})
+            scores.save(path)
             job.outputs.append(path)
-            job.facts |= {**found.facts, "provenance": provenance_table(examples)}
+            job.facts |= {
+                **scores.facts,
+                "provenance": provenance_table(examples),
+                "model": target.label,
+                "model_source": target.source,
+                "base": config.base,
+            }
     return Scores.load(path)
 
 
@@ -85,11 +97,11 @@ def _scored(
     config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
     loaded = checkpoints.load(target.source, device=config.device)
-    estimate, cost = estimated(estimator, loaded, examples, config.seed)
+    estimate, cost = estimated(config.run, estimator, loaded, examples, config.seed)
     if np.isnan(estimate.values).all():
         raise HoldfastError(
             f"{config.estimator} could score none of the {len(examples)} examples: all its values "
-            "are nan. Are the model's weights finite, and can the judge, if it asks one, decide?"
+            "are nan. Check that the model's weights are finite and that the judge can decide."
         )
     return Scores(
         ids=examples.ids,
@@ -104,23 +116,25 @@ def _scored(
     )
 
 
-def _given(inputs: Mapping[str, str]) -> str:
-    """Hash what an estimator was given besides the rows, the model and other scores."""
-    return sha256_json({k: v for k, v in inputs.items() if k not in ("model", "data", "reuse")})
-
-
 def _reused(
     config: ScoreConfig,
     estimator: Estimator,
     examples: Examples,
     target: Subject,
-    inputs: Mapping[str, str],
+    resources: str,
 ) -> Scores:
-    """Return another model's scores, if a sample scored anew orders the same way.
+    """Return another model's scores, if a sample scored on this model has the same order.
+
+    Args:
+        config: Options of the stage.
+        estimator: The estimator.
+        examples: The rows.
+        target: The model.
+        resources: Hash of all that the estimator is given.
 
     Raises:
-        MismatchError: They are of other rows or by another estimator, or that was given other rows.
-        HoldfastError: They do not hold on this model.
+        MismatchError: They are of other rows, by another estimator, or it was given other rows.
+        HoldfastError: The check did not confirm them.
     """
     old = Scores.load(cast(Path, config.reuse))
     if old.data_hash != examples.hash or old.estimator != config.estimator:
@@ -129,47 +143,46 @@ def _reused(
             f"{config.estimator!r} of {examples.hash[:12]}: only the same may be used again. "
             "Score this model without --reuse."
         )
-    given = old.facts.get("given")
-    if given is not None and given != _given(inputs):
+    if old.facts.get("given", resources) != resources:
         raise MismatchError(
             f"{config.reuse}: made with other options, rows, base or judge than are given here: "
             "only the same may be used again. Give those, or score this model without --reuse."
         )
-    # Scores that were reused before say where they come from; drift must not be lost in a chain.
+    # Reused scores name the model they were made on; drift must not be lost in a chain.
     made_on = old.facts.get("reused_from", old.model_hash)
     if old.model_hash == target.hash:
         return replace(old, facts={**old.facts, "reused_from": made_on})
     values = old.aligned_to(examples.ids)
-    known = np.flatnonzero(np.isfinite(values))
+    scored = np.flatnonzero(np.isfinite(values))
     rng = np.random.default_rng(config.seed)
-    chosen = np.sort(rng.choice(known, min(CHECKED, len(known)), replace=False))
-    fresh = _scored(config, estimator, examples.select(chosen.tolist()), target)
+    sample = np.sort(rng.choice(scored, min(CHECKED, len(scored)), replace=False))
+    fresh = _scored(config, estimator, examples.select(sample.tolist()), target)
     facts = {
         "reused_from": made_on,
-        "drift_check": _held(config, values[chosen], fresh.values),
+        "drift_check": _agreement(config, values[sample], fresh.values),
         **{field.name: fresh.facts[field.name] for field in fields(Cost)},
     }
     return replace(old, model_hash=target.hash, errors=None, details={}, facts=facts)
 
 
-def _held(config: ScoreConfig, old: np.ndarray, fresh: np.ndarray) -> str:
+def _agreement(config: ScoreConfig, old: np.ndarray, fresh: np.ndarray) -> str:
     """Return the rank correlation of old and fresh scores of the rows checked, in words.
 
     Raises:
-        HoldfastError: It is too low, or too few rows could be scored anew to tell.
+        HoldfastError: It is too low, or too few rows could be scored again to tell.
     """
     both = np.isfinite(fresh)
     way_out = "Score this model without --reuse."
     if both.sum() < FEWEST:
         raise HoldfastError(
             f"the scores of {config.reuse} cannot be checked on {config.model}: of {len(old)} rows "
-            f"{int(both.sum())} could be scored anew, and {FEWEST} are needed. {way_out}"
+            f"{int(both.sum())} could be scored again, and {FEWEST} are needed. {way_out}"
         )
-    found = bootstrap(spearman, old[both], fresh[both], seed=config.seed)
-    if not found.low >= config.agreement:
+    correlation = bootstrap(spearman, old[both], fresh[both], seed=config.seed)
+    if not correlation.low >= config.agreement:
         raise HoldfastError(
-            f"the scores of {config.reuse} do not hold on {config.model}: on {found.n} rows "
-            f"scored anew the ranks correlate at {found}, and the lower end must reach "
+            f"the scores of {config.reuse} do not hold on {config.model}: on {correlation.n} rows "
+            f"scored again the ranks correlate at {correlation}, and the lower end must reach "
             f"{config.agreement:g}. {way_out}"
         )
-    return str(found)
+    return str(correlation)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -24,9 +24,9 @@ from holdfast.results.files import sha256_json, write_text
 from holdfast.rows.provenance import provenance_table
 from holdfast.screening.text_screener import Screen, ScreenedRow, place, screen_text
 from holdfast.stages.config import EstimatorSpec
-from holdfast.stages.estimation import EstimatorConfig, check_base, estimated, estimator_of
-from holdfast.stages.scored_rows import only, scored_rows
-from holdfast.stages.subjects import subject
+from holdfast.stages.estimator_inputs import EstimatorConfig, check_base, estimated, estimator_of
+from holdfast.stages.run_models import subject
+from holdfast.stages.run_scores import only, scores_with_rows
 from holdfast.stats.intervals import bootstrap
 from holdfast.stats.ranks import spearman
 
@@ -41,10 +41,14 @@ NO_REFUSAL = "its response does not begin as those of the scored rows do, and wa
 class ScreenConfig(EstimatorConfig):
     """Options of the stage."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset(
+        {"new", "data", "scores", "groups", "model", "name", "csv"}
+    )
+
     new: str
     """Rows to screen; rows without a response are judged by their prompt alone."""
-    data: str
-    """Alignment rows that were scored."""
+    data: str | None = None
+    """Alignment rows that were scored; those that the run kept if not given."""
     scores: str | None = None
     """Name of the scores in the run; null takes the only ones."""
     coverage: float = Field(default=0.9, gt=0, lt=1)
@@ -67,10 +71,6 @@ class ScreenConfig(EstimatorConfig):
     """Label of the result; empty takes it from --new."""
     csv: Path | None = None
     """File for a table of the result, most vulnerable rows first."""
-
-    def keyed(self) -> dict[str, Any]:
-        """Leave out the table, which is a copy."""
-        return {key: value for key, value in super().keyed().items() if key != "csv"}
 
     @property
     def label(self) -> str:
@@ -109,30 +109,34 @@ def screen(config: ScreenConfig) -> Screen:
     """
     new = config.read(config.new, needs_response=False)
     scored, inputs = _scored(config)
-    probe: _Probe | None = None
-    inputs |= {"new": new.hash, "new categories": _categories(new)}
+    inputs["new categories"] = _categories(new)
     inputs["categories"] = _categories(scored.examples)
+    rows = {"new": new, "data": scored.examples}
+    probe: _Probe | None = None
     if config.model is not None:
         estimator, used = estimator_of(config, config.estimator)
         target = subject(config.run, config.model)
         check_base(used, target.hash)
         probe = _Probe(estimator, target.source)
-        inputs |= {**used, "model": target.hash}
+        inputs |= {**used.hashes, "model": target.hash}
+        rows |= used.rows
     path = config.run.path("screens", f"{config.label}.json")
-    with config.run.job("screen", config.label, config=config.keyed(), inputs=inputs) as job:
+    with config.run.job(
+        "screen", config.label, config=config.keyed(), inputs=inputs, rows=rows
+    ) as job:
         if job.done is None:
-            found = _screen(config, new, scored, probe, inputs)
-            found.save(path)
+            screen = _screen(config, new, scored, probe, inputs)
+            screen.save(path)
             job.outputs.append(path)
-            job.facts |= {"counts": found.counts, "provenance": provenance_table(new)}
-            job.facts["honesty"] = [str(one) for one in found.honesty]
-    found = Screen.load(path)
+            job.facts |= {"counts": screen.counts, "provenance": provenance_table(new)}
+            job.facts["honesty"] = [str(measure) for measure in screen.honesty]
+    screen = Screen.load(path)
     if config.csv is not None:
-        write_text(config.csv, as_csv(found))
-    return found
+        write_text(config.csv, as_csv(screen))
+    return screen
 
 
-def as_csv(found: Screen) -> str:
+def as_csv(screen: Screen) -> str:
     """Return a table, most vulnerable rows first; unknown numbers are empty cells.
 
     Rows are named by their number in the new data (1 is the first) and by their content id: a
@@ -142,7 +146,7 @@ def as_csv(found: Screen) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("row", "id", *columns, "basis", "note"))
-    for position, row in found.ranked:
+    for position, row in screen.ranked:
         numbers = [getattr(row, column) for column in columns]
         cells = ["" if math.isnan(number) else f"{number:.4f}" for number in numbers]
         writer.writerow((position + 1, row.id, *cells, row.basis, row.note))
@@ -156,16 +160,16 @@ def _screen(
     probe: _Probe | None,
     inputs: Mapping[str, str],
 ) -> Screen:
-    known = set(np.array(scored.examples.ids)[np.isfinite(scored.values)].tolist())
+    with_score = set(np.array(scored.examples.ids)[np.isfinite(scored.values)].tolist())
     probed: dict[str, ScreenedRow] = {}
     facts: dict[str, Any] = {}
     strange: set[str] = set()
-    unknown = [i for i, identity in enumerate(new.ids) if identity not in known]
+    unknown = [i for i, identity in enumerate(new.ids) if identity not in with_score]
     if probe is not None and unknown:
-        asked = new.select([i for i in unknown if new[i].response.strip()])
-        probed, facts = _probe(config, asked, scored, probe)
+        answered = new.select([i for i in unknown if new[i].response.strip()])
+        probed, facts = _probe(config, answered, scored, probe)
         facts["model_hash"] = inputs["model"]
-        strange = set(asked.ids) - probed.keys()
+        strange = set(answered.ids) - probed.keys()
     placed = {identity for identity, row in probed.items() if not math.isnan(row.rank)}
     rows, honesty = screen_text(
         new.select([i for i, identity in enumerate(new.ids) if identity not in placed]),
@@ -214,10 +218,11 @@ def _probe(
     loaded = checkpoints.load(probe.source, device=config.device)
     new = _alike(loaded, new, beside)
     together = Examples([*new, *beside], name="new and scored rows")
-    estimate, _ = estimated(probe.estimator, loaded, together, config.seed)
+    estimate, _ = estimated(config.run, probe.estimator, loaded, together, config.seed)
     values = estimate.values
-    mine, theirs = values[: len(new)], values[len(new) :]
-    finite = np.isfinite(theirs)
+    of_new = values[: len(new)]
+    of_scored = values[len(new) :]
+    finite = np.isfinite(of_scored)
     if finite.sum() < FEWEST_PROBED:
         raise UsageError(
             f"the probe could score {int(finite.sum())} of {len(sample)} scored rows beside the "
@@ -225,7 +230,7 @@ def _probe(
             "model."
         )
     agreement = bootstrap(
-        spearman, scored.values[sample][finite], theirs[finite], seed=config.seed, resamples=500
+        spearman, scored.values[sample][finite], of_scored[finite], seed=config.seed, resamples=500
     )
     if not agreement.high > 0:
         raise UsageError(
@@ -234,7 +239,7 @@ def _probe(
             "scored, or leave --model out to judge by the text."
         )
     note = "" if agreement.low > 0 else DISAGREES
-    places = place(mine, theirs[finite], config.coverage).tolist()
+    places = place(of_new, of_scored[finite], config.coverage).tolist()
     rows = {
         identity: ScreenedRow(identity, rank, low, high, "probe", note)
         for identity, (rank, low, high) in zip(new.ids, places, strict=True)
@@ -259,32 +264,33 @@ def _alike(loaded: checkpoints.Loaded, new: Examples, scored: Examples) -> Examp
     def encoded(rows: Examples) -> list[encoding.Encoded]:
         return encoding.encode(loaded.tokenizer, rows, LONGEST)
 
-    known = encoded(scored)
-    if len(refusal_tokens(known, coverage=0.95)) > MOST_TOKENS:
+    scored_tokens = encoded(scored)
+    if len(refusal_tokens(scored_tokens, coverage=0.95)) > MOST_TOKENS:
         return new
-    tokens = set(refusal_tokens(known).tolist())
-    found = [i for i, row in enumerate(encoded(new)) if row.ids[row.start] in tokens]
-    if not found:
+    openings = set(refusal_tokens(scored_tokens).tolist())
+    alike = [i for i, row in enumerate(encoded(new)) if row.ids[row.start] in openings]
+    if not alike:
         raise UsageError(
             f"none of the {len(new)} new responses begins as those of the scored rows do: they are "
             "no refusals, or worded otherwise. Leave --model out to judge by the text."
         )
-    return new.select(found)
+    return new.select(alike)
 
 
 def _sample(config: ScreenConfig, scored: _Scored) -> list[int]:
-    known = np.flatnonzero(np.isfinite(scored.values))
-    if config.sample and config.sample < len(known):
-        known = np.random.default_rng(config.seed).choice(known, config.sample, replace=False)
-    return sorted(known.tolist())
+    positions = np.flatnonzero(np.isfinite(scored.values))
+    if config.sample and config.sample < len(positions):
+        rng = np.random.default_rng(config.seed)
+        positions = rng.choice(positions, config.sample, replace=False)
+    return sorted(positions.tolist())
 
 
 # ---------------------------------------------------------------------------------------- inputs
 
 
 def _scored(config: ScreenConfig) -> tuple[_Scored, dict[str, str]]:
-    entry, scores, examples = scored_rows(config, config.data, config.scores)
-    inputs = {"scores": scores.hash, "data": examples.hash}
+    entry, scores, examples = scores_with_rows(config, config.data, config.scores)
+    inputs = {"scores": scores.hash}
     vulnerable = None
     if config.groups is not None:
         groups = Groups.load(config.run.result(only(config, "group", config.groups)))
@@ -306,5 +312,5 @@ def _scored(config: ScreenConfig) -> tuple[_Scored, dict[str, str]]:
 
 
 def _categories(rows: Examples) -> str:
-    """Hash the one provenance column that is read: the rows' own hash is of their texts only."""
+    """Hash the one provenance column that is read: the rows' own hash covers their texts only."""
     return sha256_json(sorted([row.id, row.provenance.get("category", "")] for row in rows))

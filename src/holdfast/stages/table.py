@@ -56,7 +56,8 @@ def imported(reference: str) -> Any:
 
 
 READS_NO_ROWS = dict.fromkeys(
-    ("columns", "drop_invalid", "limit"), "the stage reads results of the run, no rows"
+    ("columns", "strict", "max_left_out", "limit", "keep_harmful_rows"),
+    "the stage reads results of the run, no rows",
 )
 
 _STAGES = (

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import combinations
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -21,21 +21,21 @@ from holdfast.models.cost import Cost
 from holdfast.options import Flag
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.files import sha256_json
-from holdfast.results.run_dir import Entry
-from holdfast.results.validation import Case, Validation, cases, read_again
+from holdfast.results.sources import Sources
+from holdfast.results.validation import Case, Validation, cases
 from holdfast.rows.similarity import prompt_key
-from holdfast.rows.text import prompt_text
 from holdfast.runtime import progress
 from holdfast.specs import parse
 from holdfast.stages.config import EstimatorSpecs
-from holdfast.stages.estimation import (
+from holdfast.stages.estimator_inputs import (
     EstimatorConfig,
+    Inputs,
     check_base,
     estimated,
     estimator_of,
     options_of,
 )
-from holdfast.stages.subjects import subject
+from holdfast.stages.run_models import subject
 from holdfast.stats.agreement import Agreement, agreement, auroc_gain, ceilings
 from holdfast.stats.intervals import mean_interval
 from holdfast.stats.ranks import spearman
@@ -49,12 +49,14 @@ VARIED = ("rows=8,16,64",)
 """Varied unless told otherwise, on `PROBE`: elsewhere the rows are a whole attack's."""
 PROBE = "attack_direction"
 
-Tried = tuple[str, str, int]
+Variant = tuple[str, str, int]
 """Estimator, the option that is varied ("" for none), and seed."""
 
 
 class ValidateConfig(EstimatorConfig):
     """Options of the stage."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"model", "data", "name"})
 
     model: str
     """Aligned model that `holdfast attack --track` attacked: its label in the run, a directory or a
@@ -85,53 +87,58 @@ def validate(config: ValidateConfig) -> Validation:
         UsageError: The model was not attacked with these rows tracked, the attacks order none of
             them, an estimator lacks what it needs, or an option is varied that none of them has.
     """
-    tried = _tried(config)
+    variants = _variants(config)
     examples = config.read(config.data)
     target = subject(config.run, config.model)
     case = _case(config, target.hash, examples)
     _check_ordered(config, case)
     name = config.name or target.label
     path = config.run.path("validations", f"{name}.json")
-    inputs = {"model": target.hash, "data": examples.hash}
-    inputs |= {f"attack {k}": sha256_json([case.ids, v]) for k, v in case.attacks.items()}
-    made: dict[Tried, Estimator] = {}
-    for spec, variant, seed in tried:
-        # All are built before the first is run: a wrong value is said at once.
-        made[spec, variant, seed], used = estimator_of(config, _full(spec, variant))
+    inputs = Inputs({"model": target.hash}, {"data": examples})
+    inputs |= Inputs(
+        {f"attack {label}": sha256_json([case.ids, v]) for label, v in case.attacks.items()}
+    )
+    estimators: dict[Variant, Estimator] = {}
+    for spec, option, seed in variants:
+        # All are built before the first one runs, so that a wrong value is reported at once.
+        estimators[spec, option, seed], used = estimator_of(config, _full(spec, option))
         check_base(used, target.hash)
         inputs |= used
-    if "harmful" in inputs:
-        _check_apart(config, case)
-    with config.run.job("validate-estimator", name, config=config.keyed(), inputs=inputs) as job:
+    if "harmful" in inputs.rows:
+        _check_apart(config, case, inputs.rows["harmful"])
+    with config.run.job(
+        "validate-estimator", name, config=config.keyed(), inputs=inputs.hashes, rows=inputs.rows
+    ) as job:
         if job.done is None:
             loaded = checkpoints.load(target.source, device=config.device)
-            found = _validation(config, case, examples, loaded, made)
-            found.save(path)
+            validation = _validation(config, case, examples, loaded, estimators)
+            validation.save(path)
             job.outputs.append(path)
-            job.facts |= {"ceiling": found.ceiling, "stability": found.stability}
+            job.facts |= {"ceiling": validation.ceiling, "stability": validation.stability}
     return Validation.load(path)
 
 
 def _case(config: ValidateConfig, model_hash: str, examples: Examples) -> Case:
-    found = [case for case in cases(config.run) if case.model_hash == model_hash]
-    known = set(examples.ids)
-    if not (found and found[0].ids) and (lost := _undecided(config, model_hash)):
+    of_model = [case for case in cases(config.run) if case.model_hash == model_hash]
+    tracked = of_model[0].ids if of_model else ()
+    undecided = 0 if tracked else _undecided(config, model_hash)
+    if undecided:
         raise UsageError(
-            f"{config.out}: attacks on {config.model} tracked {lost} rows, and the judge could not "
-            "decide of any how often it was forgotten: attack with fewer steps, a lower rate, or "
-            "another --track-judge"
+            f"{config.out}: attacks on {config.model} tracked {undecided} rows, and the judge "
+            "could not decide for any of them how often it was forgotten: attack with fewer "
+            "steps, a lower rate, or another --track-judge"
         )
-    if not found or not found[0].ids or not known.issuperset(found[0].ids):
+    if not tracked or not set(examples.ids).issuperset(tracked):
         raise UsageError(
             f"{config.out}: no attack on {config.model} tracked the rows of {config.data}; run "
             f"`holdfast attack --model {config.model} --track {config.data}` first, with tasks, "
             "ratios, seeds or rates that the estimator does not use itself"
         )
-    return found[0]
+    return of_model[0]
 
 
 def _check_ordered(config: ValidateConfig, case: Case) -> None:
-    """Refuse attacks that forgot all rows alike: no score can agree with an order that is none."""
+    """Refuse attacks that forgot all rows equally often: there is no order to agree with."""
     if len(case.ids) < 2 or case.mean.min() < case.mean.max():
         return
     attacks = f"{config.out}: {config.model} attacked with {', '.join(case.attacks)}"
@@ -147,32 +154,20 @@ def _check_ordered(config: ValidateConfig, case: Case) -> None:
     )
 
 
-def _check_apart(config: ValidateConfig, case: Case) -> None:
-    """Refuse harmful rows that the attacks trained on: scores made of them foresee too well.
-
-    Of an attack whose rows cannot be read any more only the hash of all its rows is compared.
-    """
-    rows = config.read_if(config.harmful) or Examples([])
-    attacks = {
-        entry.inputs["harmful"]: entry
-        for entry in config.run.entries("attack")
-        if entry.inputs.get("model") == case.model_hash and "harmful" in entry.inputs
-    }
-    theirs = {i for entry in attacks.values() for i in _attacked_with(entry)}
-    both = len(rows) if rows.hash in attacks else len(theirs.intersection(rows.ids))
-    if both:
+def _check_apart(config: ValidateConfig, case: Case, harmful: Examples) -> None:
+    """Refuse harmful rows that the attacks trained on: scores made from them foresee too well."""
+    sources = Sources(config.run)
+    attackers: set[str] = set()
+    for entry in config.run.entries("attack"):
+        if entry.inputs.get("model") == case.model_hash and "harmful" in entry.rows:
+            attackers.update(sources.of(entry, "harmful").ids)
+    shared = attackers.intersection(harmful.ids)
+    if shared:
         raise UsageError(
-            f"--harmful {config.harmful}: {both} of its {len(rows)} rows are among those that the "
-            f"attacks on {config.model} were made of, and scores made of them would be too good. "
-            "Give harmful rows that no attack had."
+            f"--harmful {config.harmful}: {len(shared)} of its {len(harmful)} rows are among those "
+            f"that the attacks on {config.model} were made of, and scores made of them would be "
+            "too good. Give harmful rows that no attack had."
         )
-
-
-def _attacked_with(entry: Entry) -> list[str]:
-    """Return the ids of the harmful rows of an attack, which has none that ask its test prompts."""
-    tested = set(map(prompt_text, read_again(entry, "test", needs_response=False).prompts))
-    harmful = read_again(entry, "harmful")
-    return [row.id for row in harmful if prompt_text(row.prompt) not in tested]
 
 
 def _unknown_cost() -> dict[str, float]:
@@ -190,22 +185,10 @@ def _validation(
     case: Case,
     examples: Examples,
     loaded: checkpoints.Loaded,
-    made: Mapping[Tried, Estimator],
+    estimators: Mapping[Variant, Estimator],
 ) -> Validation:
-    values: dict[Tried, np.ndarray] = {}
-    costs: dict[Tried, Mapping[str, Any]] = {}
-    free, _ = _score(_free(made), case, examples, loaded, 0)
-    for done, (key, estimator) in enumerate(made.items()):
-        progress.report("validate", done, len(made))
-        try:
-            values[key], costs[key] = _score(estimator, case, examples, loaded, key[2])
-        except HoldfastError as error:
-            if not key[1]:
-                raise
-            # One variant that cannot score must not take the others' results with it.
-            logger.warning("%s, %s: %s", key[0], key[1], error)
-            values[key], costs[key] = np.full(len(case.ids), np.nan), _unknown_cost()
-    progress.report("validate", len(made), len(made))
+    free, _ = _score(config, _free(estimators), case, examples, loaded)
+    values, costs = _all_scores(config, case, examples, loaded, estimators)
     prompts = {row.id: prompt_key(row.prompt) for row in examples}
     units = [prompts[i] for i in case.ids]
     first = {spec: values[spec, "", config.seed] for spec in config.estimators}
@@ -217,37 +200,64 @@ def _validation(
         n=len(case.ids),
         unknown=case.unknown,
         ceiling=_ceiling(case),
-        rows=tuple(_row(case, key, values[key], free, costs[key], units) for key in made),
+        rows=tuple(_row(case, key, values[key], free, costs[key], units) for key in estimators),
         stability={spec: _stability(values, spec) for spec in config.estimators},
         categories=tuple(_categories(case, examples, first, units)),
         sizes=tuple(_sizes(case, config, first, units)),
     )
 
 
-def _free(made: Mapping[Tried, Estimator]) -> Estimator:
-    """Return the free margin; it takes rows as long as the estimators that it is held against."""
-    lengths = [n for one in made.values() if (n := getattr(one, "max_length", None)) is not None]
-    spec = f"{FREE},max_length={max(lengths)}" if lengths else FREE
-    found: Estimator = plugins.make("estimators", spec)
-    return found
+def _all_scores(
+    config: ValidateConfig,
+    case: Case,
+    examples: Examples,
+    loaded: checkpoints.Loaded,
+    estimators: Mapping[Variant, Estimator],
+) -> tuple[dict[Variant, np.ndarray], dict[Variant, Mapping[str, Any]]]:
+    """Return the scores of the case's examples by every estimator, and what they cost."""
+    values: dict[Variant, np.ndarray] = {}
+    costs: dict[Variant, Mapping[str, Any]] = {}
+    for key, estimator in estimators.items():
+        spec, option, seed = key
+        progress.report("validate", len(values), len(estimators))
+        try:
+            values[key], costs[key] = _score(config, estimator, case, examples, loaded, seed)
+        except HoldfastError as error:
+            if not option:
+                raise
+            # One variant that cannot score must not discard the others' results.
+            logger.warning("%s, %s: %s", spec, option, error)
+            values[key] = np.full(len(case.ids), np.nan)
+            costs[key] = _unknown_cost()
+    progress.report("validate", len(estimators), len(estimators))
+    return values, costs
 
 
-def _tried(config: ValidateConfig) -> list[Tried]:
-    """List what is tried, the plain estimators first.
+def _free(estimators: Mapping[Variant, Estimator]) -> Estimator:
+    """Return the free margin, with rows as long as those of the estimators it is compared with."""
+    lengths = [getattr(estimator, "max_length", None) for estimator in estimators.values()]
+    longest = max((length for length in lengths if length is not None), default=None)
+    spec = FREE if longest is None else f"{FREE},max_length={longest}"
+    estimator: Estimator = plugins.make("estimators", spec)
+    return estimator
+
+
+def _variants(config: ValidateConfig) -> list[Variant]:
+    """List what is compared, the plain estimators first.
 
     Raises:
         UsageError: An estimator is unknown, --vary cannot be read, or no estimator has the option.
     """
     options = {spec: options_of(spec) for spec in config.estimators}
     varied = [_varied(text, options) for text in config.vary]
-    found: list[Tried] = []
+    variants: list[Variant] = []
     for spec in options:
-        found += [(spec, "", config.seed + i) for i in range(config.seeds)]
+        variants += [(spec, "", config.seed + i) for i in range(config.seeds)]
         for text, (option, values) in zip(config.vary, varied, strict=True):
-            ours = text not in VARIED or parse(spec).name == PROBE
-            if ours and option in options[spec]:
-                found += [(spec, f"{option}={value}", config.seed) for value in values]
-    return list(dict.fromkeys(found))
+            applies = text not in VARIED or parse(spec).name == PROBE
+            if applies and option in options[spec]:
+                variants += [(spec, f"{option}={value}", config.seed) for value in values]
+    return list(dict.fromkeys(variants))
 
 
 def _varied(text: str, options: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
@@ -256,7 +266,7 @@ def _varied(text: str, options: Mapping[str, Sequence[str]]) -> tuple[str, list[
     option = option.strip()
     if not option or not values:
         raise UsageError(f"--vary {text!r} must be OPTION=VALUE,VALUE,...")
-    if text not in VARIED and not any(option in mine for mine in options.values()):
+    if text not in VARIED and not any(option in names for names in options.values()):
         raise UsageError(
             f"--vary {text!r}: {' and '.join(options)} {'have' if len(options) > 1 else 'has'} no "
             f"option {option!r}; there is "
@@ -270,56 +280,61 @@ def _full(spec: str, variant: str) -> str:
 
 
 def _score(
-    estimator: Estimator, case: Case, examples: Examples, loaded: checkpoints.Loaded, seed: int
+    config: ValidateConfig,
+    estimator: Estimator,
+    case: Case,
+    examples: Examples,
+    loaded: checkpoints.Loaded,
+    seed: int = 0,
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
     """Return the scores of the case's examples, and what they cost."""
-    estimate, cost = estimated(estimator, loaded, examples, seed)
-    known = dict(zip(examples.ids, estimate.values.tolist(), strict=True))
-    return np.array([known[i] for i in case.ids]), asdict(cost)
+    estimate, cost = estimated(config.run, estimator, loaded, examples, seed)
+    by_id = dict(zip(examples.ids, estimate.values.tolist(), strict=True))
+    return np.array([by_id[i] for i in case.ids]), asdict(cost)
 
 
 def _row(
     case: Case,
-    key: Tried,
+    key: Variant,
     values: np.ndarray,
     free: np.ndarray,
     cost: Mapping[str, Any],
     units: Sequence[str],
 ) -> dict[str, Any]:
-    found = agreement(values, case.mean, seed=key[2], units=units)
+    measured = agreement(values, case.mean, seed=key[2], units=units)
     return {
         "estimator": key[0],
         "variant": key[1],
         "seed": key[2],
-        **_shown(found),
+        **_fields(measured),
         **auroc_gain(values, free, case.mean, seed=key[2], units=units).fields("gain"),
         **cost,
     }
 
 
-def _shown(found: Agreement) -> dict[str, Any]:
+def _fields(measured: Agreement) -> dict[str, Any]:
     return {
-        **found.spearman.fields("spearman"),
-        **found.auroc.fields("auroc"),
-        **found.auprc.fields("auprc"),
-        "base_rate": found.base_rate,
-        "n": found.n,
+        **measured.spearman.fields("spearman"),
+        **measured.auroc.fields("auroc"),
+        **measured.auprc.fields("auprc"),
+        "base_rate": measured.base_rate,
+        "n": measured.n,
     }
 
 
 def _ceiling(case: Case) -> dict[str, float]:
     if len(case.attacks) < 2:
         return {"spearman": np.nan, "auroc": np.nan}
-    found = ceilings(list(case.attacks.values()))
+    agreements = ceilings(list(case.attacks.values()))
     return {
-        "spearman": mean_interval([one.spearman.value for one in found]).value,
-        "auroc": mean_interval([one.auroc.value for one in found]).value,
+        "spearman": mean_interval([each.spearman.value for each in agreements]).value,
+        "auroc": mean_interval([each.auroc.value for each in agreements]).value,
     }
 
 
-def _stability(values: Mapping[Tried, np.ndarray], spec: str) -> float:
-    mine = [v for (name, variant, _), v in values.items() if name == spec and not variant]
-    return mean_interval([spearman(a, b) for a, b in combinations(mine, 2)]).value
+def _stability(values: Mapping[Variant, np.ndarray], spec: str) -> float:
+    of_seeds = [v for (name, option, _), v in values.items() if name == spec and not option]
+    return mean_interval([spearman(a, b) for a, b in combinations(of_seeds, 2)]).value
 
 
 def _categories(
@@ -329,11 +344,13 @@ def _categories(
     categories = np.array([of[i] for i in case.ids])
     for spec, values in first.items():
         for category in sorted(set(categories.tolist())):
-            mine = categories == category
-            if mine.sum() >= SMALLEST:
-                prompts = [unit for unit, here in zip(units, mine, strict=True) if here]
-                found = agreement(values[mine], case.mean[mine], resamples=200, units=prompts)
-                yield {"estimator": spec, "category": category, **_shown(found)}
+            members = categories == category
+            if members.sum() >= SMALLEST:
+                prompts = [unit for unit, member in zip(units, members, strict=True) if member]
+                measured = agreement(
+                    values[members], case.mean[members], resamples=200, units=prompts
+                )
+                yield {"estimator": spec, "category": category, **_fields(measured)}
 
 
 def _sizes(
@@ -341,10 +358,10 @@ def _sizes(
 ) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(config.seed)
     order = rng.permutation(len(case.ids))
-    wanted: Sequence[int] = sorted({n for n in config.examples if SMALLEST <= n < len(case.ids)})
+    sizes = sorted({n for n in config.examples if SMALLEST <= n < len(case.ids)})
     for spec, values in first.items():
-        for n in wanted:
-            some = order[:n]
-            prompts = [units[i] for i in some]
-            found = agreement(values[some], case.mean[some], units=prompts)
-            yield {"estimator": spec, "examples": n, **_shown(found)}
+        for n in sizes:
+            sample = order[:n]
+            prompts = [units[i] for i in sample]
+            measured = agreement(values[sample], case.mean[sample], units=prompts)
+            yield {"estimator": spec, "examples": n, **_fields(measured)}

@@ -50,6 +50,7 @@ class AGNews(Task):
     vocabulary.
     """
 
+    paths: ClassVar[frozenset[str]] = frozenset({"train", "test"})
     max_new_tokens: ClassVar[int] = 8
 
     def load(self, split: Split) -> Examples:

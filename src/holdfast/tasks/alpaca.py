@@ -35,6 +35,7 @@ class Alpaca(Task):
     max_words: int = Field(default=0, ge=0)
     """Rows with a longer prompt are left out, for models with a short context; 0 keeps all."""
 
+    paths: ClassVar[frozenset[str]] = frozenset({"train", "test"})
     max_new_tokens: ClassVar[int] = 128
 
     def load(self, split: Split) -> Examples:

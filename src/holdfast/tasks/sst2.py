@@ -27,6 +27,7 @@ class SST2(Task):
     limit: int = Field(default=0, ge=0)
     """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
 
+    paths: ClassVar[frozenset[str]] = frozenset({"train", "test"})
     max_new_tokens: ClassVar[int] = 8
 
     def load(self, split: Split) -> Examples:

@@ -14,7 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.models.encoding import IGNORE, Encoded, check_context, collate, encode, encode_prompts
+from holdfast.models.encoding import (
+    IGNORE,
+    Encoded,
+    check_context,
+    collate,
+    encode,
+    encode_prompts,
+    within,
+)
 from holdfast.models.losses import chunks, first_logits
 from holdfast.models.weights import Geometry, step_along, trainable
 from holdfast.tuning.loop import FinetuneConfig, finetune
@@ -41,8 +49,7 @@ def descent(
     Gradients that were accumulated in `.grad` are put back. How many rows go at a time changes
     nothing but rounding and memory.
     """
-    encoded = encode(tokenizer, rows, max_length)
-    check_context(model, encoded, rows.name)
+    encoded = encode(tokenizer, rows, within(model, max_length))
     pad = cast(int, tokenizer.pad_token_id)
     total = sum(len(row.ids) - row.start for row in encoded)
 

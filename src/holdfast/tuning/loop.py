@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from holdfast.errors import TrainingError, UsageError
+from holdfast.errors import TrainingError
 from holdfast.examples import Examples
-from holdfast.models.encoding import Encoded, collate, encode
+from holdfast.models.encoding import Encoded, collate, encode, encode_fitting, within
 from holdfast.models.modes import preserved_rng
 from holdfast.models.weights import replaced, trainable
 from holdfast.results.attacks import Schedule
@@ -163,10 +163,9 @@ def finetune(
         TrainingError: The loss is not finite.
         KeyboardInterrupt: The user interrupted; the state is in `resume`.
     """
-    if not rows:
-        raise UsageError(f"{rows.name}: no rows to train on")
     guard = config.guard
-    encoded = encode(tokenizer, guard.rows(rows, seed=config.seed), config.max_length)
+    rows = guard.rows(rows, seed=config.seed) if rows else rows
+    encoded = encode_fitting(model, tokenizer, rows, config.max_length)
     tuning = Tuning(model, tokenizer, config, trainable(model))
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
@@ -220,8 +219,9 @@ def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Opt
     config = tuning.config
     for group in optimizer.param_groups:
         group["lr"] = config.rate(tuning.done)
+    length = within(tuning.model, config.max_length)
     for extra in config.guard.extra(tuning):
-        _step(tuning, encode(tuning.tokenizer, extra, config.max_length), optimizer)
+        _step(tuning, encode(tuning.tokenizer, extra, length), optimizer)
     loss = _step(tuning, rows, optimizer)
     tuning.done += 1
     return loss

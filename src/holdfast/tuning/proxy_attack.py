@@ -13,7 +13,7 @@ from pydantic import Field
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.options import Options, Supplied
-from holdfast.rows.readers import mix
+from holdfast.rows.mixing import mix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,10 +90,8 @@ class ProxyAttack(Options):
         Returns:
             The optimizer steps done: fewer than `steps` where a look ended it.
         """
-        from holdfast.models.encoding import check_context, encode
         from holdfast.tuning.loop import FinetuneConfig, finetune
 
-        check_context(model, encode(tokenizer, rows, self.max_length), rows.name)
         attacked, last = copy.deepcopy(model), 0
         if not hasattr(attacked, "merge_and_unload"):  # peft keeps adapters in float32 itself
             attacked.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack

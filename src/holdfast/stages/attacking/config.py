@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -25,6 +25,10 @@ from holdfast.stages.config import (
 
 class AttackConfig(GuardConfig, JobsConfig):
     """Options of the stage; every combination of the lists is one attack."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset(
+        {"models", "tasks", "harmful", "test", "judges", "track", "preset", "replay"}
+    )
 
     models: Models = Field(min_length=1)
     """Model to attack: its label in the run, or a directory or hub id."""
@@ -102,7 +106,7 @@ class AttackConfig(GuardConfig, JobsConfig):
 
         The lists of the grid are left out, so a longer list later does not run an attack again.
         """
-        choice = {"models", "preset", "replay", "epochs", "only", "replace"}
+        choice = {"epochs", "only", "replace"}
         left_out = choice | set(SHARED) | set(AXES.values())
         return {key: value for key, value in super().keyed().items() if key not in left_out}
 

@@ -10,7 +10,7 @@ from holdfast.errors import UsageError
 from holdfast.results.attacks import Attack
 from holdfast.stages.attacking.config import AXES, SHARED, AttackConfig
 from holdfast.stages.attacking.presets import expanded
-from holdfast.stages.subjects import label_of
+from holdfast.stages.run_models import label_of
 
 
 def grids_of(config: AttackConfig) -> list[AttackConfig]:

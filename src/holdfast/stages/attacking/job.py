@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast import plugins
-from holdfast.contracts import Poison, Task
+from holdfast.contracts import Poison
 from holdfast.errors import UsageError
+from holdfast.examples import Examples
 from holdfast.results.attacks import Attack
 from holdfast.results.files import sha256_json, to_json
 from holdfast.results.run_dir import key_of
 from holdfast.runtime import progress
+from holdfast.specs import parse
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.guards import guard_of
-from holdfast.stages.attacking.material import Material, task_hashes
-from holdfast.stages.subjects import Subject
+from holdfast.stages.attacking.material import Material, task_rows
+from holdfast.stages.plugin_inputs import RunTask, task_of
+from holdfast.stages.run_models import Subject
 
 if TYPE_CHECKING:
     from holdfast.guards.base import Guard
@@ -54,10 +57,9 @@ class AttackJob:
         return self.config.run.path(folder, self.subject.label, f"{self.attack.label}.json")
 
     @cached_property
-    def task(self) -> Task:
+    def task(self) -> RunTask:
         """What the customer fine-tunes for."""
-        task: Task = plugins.make("tasks", self.attack.task)
-        return task
+        return task_of(self.config.run, self.attack.task)
 
     @cached_property
     def poison(self) -> Poison:
@@ -68,44 +70,58 @@ class AttackJob:
     @cached_property
     def guard(self) -> Guard:
         """The guard of the provider."""
-        return self._guard_and_hashes[0]
+        return self._guard[0]
 
     @cached_property
-    def _guard_and_hashes(self) -> tuple[Guard, dict[str, str]]:
+    def _guard(self) -> tuple[Guard, dict[str, str], dict[str, Examples]]:
         return guard_of(self.config, self.attack.guard)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result."""
+        """The options that decide the result.
+
+        Task and guard are named without their options: the inputs have these, with the content of
+        files in place of paths.
+        """
         settings: dict[str, Any] = to_json(
             self.config.keyed() | self.attack.model_dump(mode="json")
         )
-        return settings
+        names = {key: parse(settings[key]).name for key in ("task", "guard")}
+        return {**settings, **names}
+
+    @cached_property
+    def rows(self) -> dict[str, Examples]:
+        """The rows that the result is made from, by label."""
+        material = self.material
+        rows = {"test": material.test}
+        if material.harmful:
+            rows["harmful"] = material.harmful
+        if material.track:
+            rows["track"] = material.track
+        return {**rows, **task_rows(self.task, self.config.task_rows), **self._guard[2]}
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """What the result is made from: label -> content hash."""
-        material = self.material
-        inputs = {"model": self.subject.hash, "test": material.test.hash}
-        if material.harmful:
-            inputs["harmful"] = material.harmful.hash
-        if material.track:
-            inputs["track"] = material.track.hash
+        """What else the result is made from: label -> content hash."""
         return {
-            **inputs,
-            **task_hashes(self.task, self.config.task_rows),
-            **self._guard_and_hashes[1],
-            **material.hashes,
-            "options of task": plugins.mark(self.task),
+            "model": self.subject.hash,
+            **self._guard[1],
+            **self.material.hashes,
+            "options of task": self.task.options_hash,
             "options of guard": plugins.mark(self.guard),
             "options of poison": plugins.mark(self.poison),
         }
 
+    @cached_property
+    def all_hashes(self) -> dict[str, str]:
+        """Label -> hash of everything that the result is made from, rows as well."""
+        return {**self.inputs, **{label: rows.hash for label, rows in self.rows.items()}}
+
     @property
     def material_hash(self) -> str:
         """Hash of the rows, prompts and judges: results with another one are never compared."""
-        rows = {k: v for k, v in self.inputs.items() if k not in ("model", "track")}
-        return sha256_json([rows, self.config.max_new_tokens])
+        shared = {k: v for k, v in self.all_hashes.items() if k not in ("model", "track")}
+        return sha256_json([shared, self.config.max_new_tokens])
 
     def changes(self) -> list[str]:
         """Return what differs from a finished job of this name; empty if nothing does.
@@ -115,7 +131,7 @@ class AttackJob:
         entry = self.config.run.entry(self.stage, self.name)
         if entry is None:
             return []
-        if entry.key == key_of(self.stage, self.name, self.settings, self.inputs):
+        if entry.key == key_of(self.stage, self.name, self.settings, self.all_hashes):
             return []
         options = [
             f"{option} was {entry.config.get(option)!r}, is {self.settings.get(option)!r}"
@@ -124,8 +140,8 @@ class AttackJob:
         ]
         inputs = [
             label
-            for label in {**entry.inputs, **self.inputs}
-            if entry.inputs.get(label) != self.inputs.get(label)
+            for label in {**entry.inputs, **self.all_hashes}
+            if entry.inputs.get(label) != self.all_hashes.get(label)
         ]
         return options + inputs
 

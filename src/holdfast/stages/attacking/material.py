@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,13 +10,11 @@ from holdfast.contracts import Judge, Poison, Task
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.attacks import HALF, Attack
-from holdfast.rows.text import prompt_text
+from holdfast.rows.readers import ASKS_TEST_PROMPT, warn_once
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of
 from holdfast.stages.attacking.guards import apart
-from holdfast.stages.judgement import hashes_of, judges_of
-
-logger = logging.getLogger(__name__)
+from holdfast.stages.plugin_inputs import judge_hashes, judges_of, task_of
 
 
 def checked(config: AttackConfig) -> Material:
@@ -52,27 +49,25 @@ def prepare(config: AttackConfig) -> Material:
             f"broken_at={config.broken_at:g} says where until_broken ends an attack, and without "
             "until_broken it goes on to its last step; give until_broken, or leave out broken_at"
         )
-    harmful = config.read_if(config.harmful)
-    apart(config.read_if(config.known_harmful), harmful, "known_harmful")
-    test = config.asked(config.test)
+    harmful = config.read_if(config.harmful, harmful=True)
+    apart(config.read_if(config.known_harmful, harmful=True), harmful, "known_harmful")
+    test = config.read_prompts(config.test)
     return Material(
         harmful=_untested(harmful or Examples([], name="no harmful rows"), test),
         test=test,
         judges=judges,
         track=_tracked(config),
-        hashes=hashes_of(judges),
+        hashes=judge_hashes(config.run, config.judges, judges),
     )
 
 
 def _untested(harmful: Examples, test: Examples) -> Examples:
     """Leave out harmful rows whose prompt is asked afterwards: they would be learnt by heart."""
-    tested = {prompt_text(prompt) for prompt in test.prompts}
-    kept = Examples(
-        (row for row in harmful if prompt_text(row.prompt) not in tested), name=harmful.name
-    )
-    if lost := len(harmful) - len(kept):
-        logger.warning("%d of %d harmful rows ask a prompt of --test: left out", lost, len(harmful))
-    return kept
+    tested = {row.prompt_id for row in test}
+    in_test = {i: ASKS_TEST_PROMPT for i, row in enumerate(harmful) if row.prompt_id in tested}
+    if in_test:
+        warn_once(f"{len(in_test)} of {len(harmful)} harmful rows ask a prompt of --test: left out")
+    return harmful.without(in_test)
 
 
 def _tracked(config: AttackConfig) -> Examples | None:
@@ -94,10 +89,10 @@ class Material:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-def task_hashes(task: Task, asked: int) -> dict[str, str]:
-    """Return the hashes of a task's rows for a job's inputs, of test rows if any are asked."""
-    found = {"task": task.load("train").hash}
-    return found | ({"task test": task.load("test").hash} if asked else {})
+def task_rows(task: Task, n_test: int) -> dict[str, Examples]:
+    """Return a task's rows for the inputs of a job, its test rows if any are used."""
+    rows = {"task": task.load("train")}
+    return {**rows, "task test": task.load("test")} if n_test else rows
 
 
 def check_rows(config: AttackConfig, material: Material, attacks: Sequence[Attack]) -> None:
@@ -108,7 +103,7 @@ def check_rows(config: AttackConfig, material: Material, attacks: Sequence[Attac
             has some, or too few for its ratio, or too few of its task.
     """
     for spec, ratio, name in dict.fromkeys((a.task, a.poison_ratio, a.poison) for a in attacks):
-        task: Task = plugins.make("tasks", spec)
+        task: Task = task_of(config.run, spec)
         poison: Poison = plugins.make("poisons", name)
         wanted = round(config.rows * ratio)
         if ratio and not wanted:

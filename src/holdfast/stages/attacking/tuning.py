@@ -11,14 +11,16 @@ import numpy as np
 from holdfast.contracts import Attacker, unanswered
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
+from holdfast.models.encoding import fitting, fitting_fields
 from holdfast.results.artifacts import AttackResult, Life, Point
 from holdfast.results.attacks import PLAIN
 from holdfast.results.files import Artifact, Vector
 from holdfast.results.lives import HALF_LIFE, lasting
 from holdfast.results.run_dir import ATTACKED, Job
-from holdfast.rows.readers import mix
+from holdfast.rows.mixing import mix
 from holdfast.stages.attacking.job import AttackJob
-from holdfast.stages.judgement import ask, count, marked_verdicts, ready, task_accuracy
+from holdfast.stages.plugin_inputs import check_judges
+from holdfast.stages.verdicts import count, marked_verdicts, task_accuracy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +32,11 @@ def result_of(attack_job: AttackJob) -> AttackResult:
     run = attack_job.config.run
     path = attack_job.path
     with run.job(
-        stage, attack_job.name, config=attack_job.settings, inputs=attack_job.inputs
+        stage,
+        attack_job.name,
+        config=attack_job.settings,
+        inputs=attack_job.inputs,
+        rows=attack_job.rows,
     ) as job:
         if job.done is None:
             result = run_attack(attack_job, job)
@@ -58,9 +64,9 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
 
     config = attack_job.config
     attack = attack_job.attack
-    ready(attack_job.material.judges)
+    check_judges(attack_job.material.judges)
     loaded = checkpoints.load(attack_job.subject.source, device=config.device)
-    rows = _rows(attack_job, loaded)
+    rows = _rows(attack_job, loaded, job)
     model = loaded.model
     if attack.lora_rank:
         model = adapters.add_lora(model, attack.lora_rank, seed=attack.seed)
@@ -88,7 +94,7 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
         seed=attack.seed,
         every=attack.every,
         spacing=attack.spacing,
-        guard=attack_job.guard,
+        guard=fitting_fields(attack_job.guard, model, loaded.tokenizer, attack.max_length),
     )
     watch.save(partial)
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
@@ -101,11 +107,25 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     return result
 
 
-def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded) -> Examples:
+def _pool(
+    attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job, label: str, rows: Examples
+) -> Examples:
+    """Return the rows that are not too long to train on, and record the others."""
+    if not rows:
+        return rows
+    length = attack_job.attack.max_length
+    fit = fitting(loaded.model, loaded.tokenizer, rows, length)
+    if len(fit) < len(rows):
+        record = attack_job.config.run.rows.record_left_out(fit)
+        job.facts.setdefault("left_out", {})[label] = record
+    return fit
+
+
+def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job) -> Examples:
     """Return the fine-tuning rows: the customer's, and what the attacker made of their own."""
     attack = attack_job.attack
-    benign = attack_job.task.load("train")
-    harmful = attack_job.material.harmful
+    benign = _pool(attack_job, loaded, job, "task", attack_job.task.load("train"))
+    harmful = _pool(attack_job, loaded, job, "harmful", attack_job.material.harmful)
     number = round(attack.rows * attack.poison_ratio)
     if number and attack.poison != PLAIN:
         # A disguise may end up at a prompt that is asked afterwards.
@@ -177,13 +197,13 @@ class Watch:
     def __call__(self, done: int, loss: float) -> None:
         """Measure harmful score, task accuracy and forgotten rows, once at each checkpoint."""
         self._drop_from(done)
-        verdicts, _ = ask(
+        verdicts, _ = answer_and_judge(
             self.model,
             self.tokenizer,
             self.material.test,
             self.material.judges,
             self.max_new_tokens,
-            asked=self.prompts,
+            disguised=self.prompts,
         )
         accuracy, rows, unparsable = self._accuracy()
         lost = {judge: len(unanswered(of_judge)) for judge, of_judge in verdicts.items()}

@@ -1,4 +1,4 @@
-"""The scores of a run and the rows behind them, for the stages that go on from scores."""
+"""The scores of a run with the rows they were made from, for the stages that use them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import Entry
+from holdfast.results.sources import Sources
 from holdfast.stages.config import StageConfig
 
 
 def only(config: StageConfig, stage: str, name: str | None) -> Entry:
-    """Return the one step of a stage that is meant.
+    """Return the job of a stage with this name, or the only one.
 
     Raises:
-        UsageError: There is none, or there are several and no name.
+        UsageError: There is none, or there are several and no name was given.
     """
     entries = config.run.require(stage, name)
     if len(entries) > 1:
@@ -22,15 +23,24 @@ def only(config: StageConfig, stage: str, name: str | None) -> Entry:
     return entries[0]
 
 
-def scored_rows(config: StageConfig, data: str, name: str | None) -> tuple[Entry, Scores, Examples]:
-    """Return the scores that are meant, with their step and the rows they were made from.
+def scores_with_rows(
+    config: StageConfig, data: str | None, name: str | None
+) -> tuple[Entry, Scores, Examples]:
+    """Return scores, their manifest entry, and the rows they were made from.
+
+    Args:
+        config: Options of the stage.
+        data: The rows that were scored; those that the run kept if None.
+        name: Name of the scores; the only ones of the run if None.
 
     Raises:
         MismatchError: The scores were made from other rows than `data`.
-        UsageError: There are no scores, or several and no name.
+        UsageError: There are no scores, or several and no name was given.
     """
     entry = only(config, "score", name)
     scores = Scores.load(config.run.result(entry))
+    if data is None:
+        return entry, scores, Sources(config.run).of(entry, "data")
     examples = config.read(data)
     if scores.data_hash != examples.hash:
         raise MismatchError(

@@ -1,0 +1,37 @@
+"""Hashes of files and folders by what they contain, wherever they lie."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from holdfast.results.files import sha256_file, sha256_json
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file, or of the names and contents of all files in a folder."""
+    if path.is_file():
+        return _sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return sha256_json([[file.relative_to(path).as_posix(), _sha256(file)] for file in files])
+
+
+def existing(text: str) -> Path | None:
+    """Return the path that a text names, None if there is nothing at it."""
+    path = Path(text).expanduser()
+    try:
+        return path if text and path.exists() else None
+    except OSError:  # a text that is too long for a path
+        return None
+
+
+def _sha256(file: Path) -> str:
+    state = file.stat()
+    return _sha256_once(file.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_once(file: Path, size: int, changed: int) -> str:
+    """Hash a file once, and again when its size or time of change differs."""
+    del size, changed
+    return sha256_file(file)

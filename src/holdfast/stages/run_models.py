@@ -1,0 +1,121 @@
+"""The models that stages work on: their labels in the run, and their hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import UsageError
+from holdfast.models import checkpoints
+from holdfast.results.run_dir import RunDir
+from holdfast.results.sources import Sources
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is scored, attacked or evaluated.
+
+    Attributes:
+        label: Its name in the run, e.g. "vaa-s0".
+        source: Directory or hub id.
+        method: The label without the seed; results of several seeds are pooled by it.
+        seed: Seed of its alignment, 0 if it was not aligned in this run.
+        hash: `checkpoints.hash_model`.
+    """
+
+    label: str
+    source: str
+    method: str
+    seed: int
+    hash: str
+
+
+def model_hash(run: RunDir, spec: str) -> str:
+    """Return the hash of a model; if it is gone, the hash that it had when the run read it.
+
+    Args:
+        run: The run.
+        spec: "world", a directory, or a hub id.
+
+    Raises:
+        UsageError: There is no such model, and the run never read it.
+    """
+
+    def find() -> dict[str, str]:
+        return {"hash": checkpoints.hash_model(checkpoints.resolve(spec))}
+
+    return find()["hash"] if spec == "world" else Sources(run).contents("model", spec, find)["hash"]
+
+
+def subject(run: RunDir, name: str) -> Subject:
+    """Find a model: one aligned in this run by its label, or any other by directory or hub id.
+
+    Raises:
+        UsageError: There is no such model, or its label is that of another model of the run.
+    """
+    aligned = run.entries("align")
+    for entry in aligned:
+        own = run.path("models", entry.name)
+        if entry.name == name or own.resolve() == Path(name).resolve():
+            digest = checkpoints.hash_model(checkpoints.resolve(str(own)))
+            method = entry.name.removesuffix(f"-s{entry.seed}")
+            return Subject(entry.name, str(own), method, entry.seed, digest)
+    try:
+        digest = model_hash(run, name)
+    except UsageError as error:
+        labels = ", ".join(entry.name for entry in aligned) or "nothing yet"
+        raise UsageError(f"{error}. Aligned in {run.root}: {labels}") from error
+    label = label_of(name)
+    model = Subject(label, name, label, 0, digest)
+    _check_label(run, model, [entry.name for entry in aligned])
+    return model
+
+
+def subjects(run: RunDir, names: Sequence[str]) -> list[Subject]:
+    """Find several models, each once; no two may have the same label, which names results.
+
+    Raises:
+        UsageError: See `subject`, or two different models share a label.
+    """
+    by_label: dict[str, Subject] = {}
+    for name in names:
+        model = subject(run, name)
+        other = by_label.setdefault(model.label, model)
+        if other.hash != model.hash:
+            raise _same_label(model.label, other.source, model.source)
+    return list(by_label.values())
+
+
+def label_of(name: str) -> str:
+    """Return the label of a model that was not aligned in the run."""
+    return "base" if name == "world" else Path(name.removeprefix(checkpoints.HUB)).name
+
+
+def _check_label(run: RunDir, model: Subject, aligned: Sequence[str]) -> None:
+    """Refuse a label under which the run has results of a model from another place.
+
+    A model that was trained again in its place keeps its label.
+    """
+    if model.label in aligned:
+        own = str(run.path("models", model.label))
+        if checkpoints.hash_model(checkpoints.resolve(own)) != model.hash:
+            raise _same_label(model.label, own, model.source)
+    place = _place(model.source)
+    sources = Sources(run)
+    earlier = sources.label(model.label)
+    if earlier and earlier["hash"] != model.hash and earlier["place"] != place:
+        raise _same_label(model.label, earlier["place"], place)
+    sources.set_label(model.label, {"hash": model.hash, "place": place})
+
+
+def _place(source: str) -> str:
+    path = Path(source)
+    return str(path.resolve()) if path.exists() else source
+
+
+def _same_label(label: str, one: str, other: str) -> UsageError:
+    return UsageError(
+        f"models {one} and {other} are both called {label!r}, and results are stored under that "
+        "name: rename a folder, or give each its own --out"
+    )
