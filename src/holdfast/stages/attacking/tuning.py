@@ -20,7 +20,7 @@ from holdfast.results.run_dir import ATTACKED, Job
 from holdfast.rows.mixing import mix
 from holdfast.stages.attacking.job import AttackJob
 from holdfast.stages.plugin_inputs import check_judges
-from holdfast.stages.verdicts import count, marked_verdicts, task_accuracy
+from holdfast.stages.verdicts import answer_and_judge, count, marked_verdicts, task_accuracy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
