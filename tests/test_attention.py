@@ -71,11 +71,11 @@ def layer(*names: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("stacks", "message"),
     [
-        ({"layers": [layer(), layer()]}, "there is none;"),
-        ({}, "there is none;"),
+        ({"layers": [layer(), layer()]}, "got none;"),
+        ({}, "got none;"),
         ({"a": [layer("attn")], "b": [layer("attn")]}, r"a with \[1\] and b with \[1\];"),
-        ({"layers": [layer("self_attn", "encoder_attn")]}, r"there is layers with \[2\];"),
-        ({"layers": [layer("SelfAttention"), layer()]}, r"there is layers with \[0, 1\];"),
+        ({"layers": [layer("self_attn", "encoder_attn")]}, r"got layers with \[2\];"),
+        ({"layers": [layer("SelfAttention"), layer()]}, r"got layers with \[0, 1\];"),
     ],
 )
 def test_none_or_several_are_an_error_with_a_way_out(

@@ -358,15 +358,14 @@ def test_groups_round_trip_with_doubt_and_edits(tmp_path: Path) -> None:
     assert found.hash == groups.hash
 
 
-def test_files_without_doubt_still_load(tmp_path: Path) -> None:
+def test_files_without_doubt_name_the_missing_key(tmp_path: Path) -> None:
     scores, rows = scored([0, 1, 9])
     group(scores, rows).save(tmp_path / "g.json")
     raw = json.loads((tmp_path / "g.json").read_text())
-    del raw["doubt"], raw["edits"]
+    del raw["doubt"]
     (tmp_path / "g.json").write_text(json.dumps(raw))
-    found = Groups.load(tmp_path / "g.json")
-    assert found.doubt is None
-    assert found.edits == ()
+    with pytest.raises(MismatchError, match="g.json: doubt: this key is missing"):
+        Groups.load(tmp_path / "g.json")
 
 
 def test_doubt_of_another_length_is_refused() -> None:

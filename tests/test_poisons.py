@@ -118,5 +118,5 @@ def test_an_identity_says_how_many_rows_it_has(rows: Any) -> None:
 
 
 def test_more_rows_than_an_identity_has_are_refused() -> None:
-    with pytest.raises(UsageError, match="identity: 500 rows are needed, and it has 20"):
+    with pytest.raises(UsageError, match="identity: 500 rows are needed, but it has 20"):
         Identity().rows(attacker(Examples([]), benign=TEXT, wanted=500))

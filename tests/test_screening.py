@@ -249,7 +249,11 @@ def test_scored_rows_need_no_guess() -> None:
 @pytest.mark.parametrize(
     ("values", "coverage", "message"),
     [
-        ([float(i) for i in range(19)] + [NAN] * 6, 0.9, r"19 scored rows \(of 25\).*needs 20"),
+        (
+            [float(i) for i in range(19)] + [NAN] * 6,
+            0.9,
+            r"19 scored rows \(of 25\).*needs at least 20",
+        ),
         ([NAN] * 25, 0.9, r"0 scored rows"),
         ([2.0] * 25, 0.9, "all 25 scores equal 2"),
         ([float(i) for i in range(25)], 1.0, "--coverage 1.0 must lie between"),
@@ -282,7 +286,7 @@ def test_place_by_hand() -> None:
 
 def test_round_trip_and_order(tmp_path: Path) -> None:
     honesty = Honesty(
-        "prompt", Interval(NAN, NAN, NAN, 30), Interval(0.9, 0.8, 1, 30), 0.9, 1, 30, 9
+        "prompt", Interval(NAN, NAN, NAN, 30), Interval(0.9, 0.8, 1.0, 30), 0.9, 1.0, 30, 9
     )
     rows = (
         ScreenedRow("a", 0.2, 0.1, 0.9, "text", "note"),

@@ -149,7 +149,9 @@ class AttackDirection(Estimator):
         read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
         if read.quantity == "contrast":
             read = replace(read, pairs=self._pairs(model, tokenizer, examples, base))
-        known, found, steps = read.known, [], []
+        known = read.known
+        found = []
+        steps = []
         if len(known) < 2:
             raise UsageError(
                 f"quantity=contrast: of {len(known)} rows alone both the model and its base answer "
@@ -311,19 +313,20 @@ class AttackDirection(Estimator):
 
         Several draws take at most half of what there is, or they would all be the same.
         """
-        source, rng = self._source(), np.random.default_rng([seed, draw] if draw else seed)
+        source = self._source()
+        rng = np.random.default_rng([seed, draw] if draw else seed)
         if source == "harmful":
             if self.harmful is None:
                 raise UsageError("source=harmful needs harmful rows: give --harmful")
             return self.harmful.select(self._draw(rng, len(self.harmful)))
-        chosen = self._draw(rng, len(examples))
+        sampled = self._draw(rng, len(examples))
         if source == "mismatched":
             if self.benign is None:
                 raise UsageError(self._lacking())
             mixed = seed + 1000 * draw
-            n = min(len(chosen), len({prompt.strip() for prompt in examples.prompts}))
+            n = min(len(sampled), len({prompt.strip() for prompt in examples.prompts}))
             return mismatched(examples.prompts, self.benign.responses, n=n, seed=mixed)
-        drawn = examples.select(chosen)
+        drawn = examples.select(sampled)
         if source == "base":
             return drawn
         return Examples.answered(drawn.prompts, [self.prefix] * len(drawn), name=source)
@@ -348,8 +351,8 @@ class AttackDirection(Estimator):
         from holdfast.models import checkpoints
 
         if self.base is None:
-            what = "source=base" if self._source() == "base" else "quantity=contrast"
-            raise UsageError(f"{what} needs the model before its alignment: give --base")
+            setting = "source=base" if self._source() == "base" else "quantity=contrast"
+            raise UsageError(f"{setting} needs the model before its alignment: give --base")
         return checkpoints.load(self.base, device=device)
 
 
@@ -432,7 +435,8 @@ def _walk(
     steps: np.ndarray,
 ) -> dict[int, float]:
     """Fill in where margins change sign between rungs; return the last margin of those left."""
-    before, last = first.copy(), rungs[0]
+    before = first.copy()
+    last = rungs[0]
     for rung in rungs[1:]:
         if not len(alive):
             break

@@ -60,17 +60,17 @@ class Ensemble(Estimator):
         seed: int,
     ) -> Estimate:
         """Let every member score with the same seed; their values are kept in `details`."""
-        made = self.parts
-        found: dict[str, Estimate] = {}
-        for name, member in made.items():
+        estimators = self.parts
+        estimates: dict[str, Estimate] = {}
+        for name, member in estimators.items():
             try:
-                found[name] = member.score(model, tokenizer, examples, seed=seed)
+                estimates[name] = member.score(model, tokenizer, examples, seed=seed)
             except UsageError as error:
                 raise UsageError(f"ensemble: member {name!r}: {error}") from error
-        details = {name: estimate.values for name, estimate in found.items()}
+        details = {name: estimate.values for name, estimate in estimates.items()}
         ranks = shared_ranks(details)
-        facts: dict[str, float | str] = {"members": len(made)}
-        for name, estimate in found.items():
+        facts: dict[str, float | str] = {"members": len(estimators)}
+        for name, estimate in estimates.items():
             facts |= {f"{name}: {key}": value for key, value in estimate.facts.items()}
         return Estimate(
             values=ranks.mean(axis=0),
@@ -116,8 +116,8 @@ def shared_ranks(values: Mapping[str, np.ndarray]) -> np.ndarray:
     from scipy.stats import rankdata
 
     table = np.stack(list(values.values()))
-    known = ~np.isnan(table).any(axis=0)
+    measured = ~np.isnan(table).any(axis=0)
     ranks = np.full(table.shape, math.nan)
-    if known.any():
-        ranks[:, known] = (rankdata(table[:, known], axis=1) - 0.5) / known.sum()
+    if measured.any():
+        ranks[:, measured] = (rankdata(table[:, measured], axis=1) - 0.5) / measured.sum()
     return ranks

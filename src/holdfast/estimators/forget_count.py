@@ -87,10 +87,10 @@ class ForgetCount(ProxyAttack, Estimator):
         trackers = [tracker for tracker, _ in runs]
         counts = {rule: [self._stretched(tracker, rule) for tracker in trackers] for rule in COUNTS}
         held = start.history[0] == 0
-        details = {rule: mean_count(found) for rule, found in counts.items()}
+        details = {rule: mean_count(by_attack) for rule, by_attack in counts.items()}
         self._check_end(trackers, held, details[self.count][held])
         used = sum(len(tracker.history) - 1 for tracker in trackers)
-        known = details["harmful_steps"][np.isfinite(details["harmful_steps"])]
+        counted = details["harmful_steps"][np.isfinite(details["harmful_steps"])]
         return Estimate(
             values=details[self.count],
             errors=standard_error(counts[self.count]),
@@ -102,8 +102,8 @@ class ForgetCount(ProxyAttack, Estimator):
                 "saved": 1 - used / (len(runs) * self.planned),
                 "generations": (1 + used) * len(examples),
                 "held": int(held.sum()),
-                "unknown": int(held.sum()) - len(known),
-                "ever_forgotten": float((known > 0).mean()) if len(known) else math.nan,
+                "unknown": int(held.sum()) - len(counted),
+                "ever_forgotten": float((counted > 0).mean()) if len(counted) else math.nan,
             },
         )
 

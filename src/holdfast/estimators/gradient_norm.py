@@ -85,13 +85,13 @@ class GradientNorm(Estimator):
     def _parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
         from holdfast.models.weights import trainable
 
-        found = trainable(model) if self.layers == "all" else last_parameters(model)
-        if not found:
+        parameters = trainable(model) if self.layers == "all" else last_parameters(model)
+        if not parameters:
             raise UsageError(
                 f"layers={self.layers}: no parameter there is trainable; set requires_grad on "
                 "those that training may change"
             )
-        return found
+        return parameters
 
     def _steepness(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> float:
         import torch
@@ -130,8 +130,9 @@ def last_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
             f"layers=last: {type(model).__name__} does not keep its {depth} blocks in a list; "
             "use layers=all"
         )
-    wanted = {id(p) for p in stacks[0][-1].parameters()}
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    ids = {id(p) for p in stacks[0][-1].parameters()}
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:
-        wanted |= {id(p) for p in head.parameters()}
-    return [p for p in trainable(model) if id(p) in wanted]
+        ids |= {id(p) for p in head.parameters()}
+    return [p for p in trainable(model) if id(p) in ids]

@@ -51,11 +51,11 @@ class Loss(Estimator):
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
         with evaluating(model):
-            found = nearness(model, encoded, self.quantity, tokens, pad=pad)
-        if self.quantity == "margin" and (lost := float((found > 0).float().mean())) > 0.5:
+            values = nearness(model, encoded, self.quantity, tokens, pad=pad)
+        if self.quantity == "margin" and (lost := float((values > 0).float().mean())) > 0.5:
             # The margin, negated: above 0 there is no refusal. It is what it is, so it is told.
             logger.warning("%.0f %% of the rows are not refused: is the model aligned?", 100 * lost)
         return Estimate(
-            found.double().numpy(),
+            values.double().numpy(),
             facts={"quantity": self.quantity, "refusal_tokens": len(tokens)},
         )

@@ -89,8 +89,8 @@ class LossDrift(ProxyAttack, Estimator):
         def read(current: PreTrainedModel) -> np.ndarray:
             if self.quantity == "margin":
                 return first_margins(current, rows, tokens, pad=pad).double().numpy()
-            found = token_losses(current, rows, self.tokens or MOST_TOKENS, pad=pad)
-            return found.double().numpy()
+            losses = token_losses(current, rows, self.tokens or MOST_TOKENS, pad=pad)
+            return losses.double().numpy()
 
         with evaluating(model):
             before = read(model)
@@ -176,9 +176,9 @@ def rise(
     Positions that no answer has are cut off.
     """
     change = losses[-1] - losses[0]
-    there = ~np.isnan(change).all(axis=0)
-    found: np.ndarray = np.nanmean(change[:, there], axis=0)
-    return found
+    measured = ~np.isnan(change).all(axis=0)
+    mean_change: np.ndarray = np.nanmean(change[:, measured], axis=0)
+    return mean_change
 
 
 def depth(
@@ -217,10 +217,10 @@ def token_losses(
         labels = batch.pop("labels")[:, 1:]
         with torch.no_grad():
             logits = model(**batch).logits[:, :-1].float()
-        found = F.cross_entropy(
+        per_token = F.cross_entropy(
             logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
         ).cpu()
-        for i, line in zip(indices, found, strict=True):
+        for i, line in zip(indices, per_token, strict=True):
             start, end = cut[i].start - 1, len(cut[i].ids) - 1  # position t predicts token t + 1
             losses[i, : end - start] = line[start:end]
     return losses

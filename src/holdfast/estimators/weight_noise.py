@@ -81,8 +81,8 @@ class WeightNoise(Estimator):
         free = ask(model, everything, self.quantity)
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
-            found = self._shaken(model, ask, positions, "margin", size, seed)
-            return -found.reshape(-1)
+            repeats = self._shaken(model, ask, positions, "margin", size, seed)
+            return -repeats.reshape(-1)
 
         step = flip_step(
             margins,
@@ -122,12 +122,12 @@ class WeightNoise(Estimator):
         if not size:
             return ask(model, positions, quantity)[None, None]
         parameters = matrices(model)
-        found = []
+        estimates = []
         for draw in range(self.draws):
             for signed in (size, -size):
                 with perturbed(parameters, noise(parameters, signed, seed=seed, draw=draw)):
-                    found.append(ask(model, positions, quantity))
-        return np.stack(found).reshape(self.draws, 2, -1)
+                    estimates.append(ask(model, positions, quantity))
+        return np.stack(estimates).reshape(self.draws, 2, -1)
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,6 @@ def noise(
         generator = torch.Generator(p.device).manual_seed(state)
         step = torch.randn(p.shape, generator=generator, device=p.device)
         rows = tuple(range(1, p.dim()))
-        wanted = torch.linalg.vector_norm(p.detach().float(), dim=rows, keepdim=True)
+        row_norms = torch.linalg.vector_norm(p.detach().float(), dim=rows, keepdim=True)
         drawn = torch.linalg.vector_norm(step, dim=rows, keepdim=True)
-        yield step.mul_(size * wanted / drawn)
+        yield step.mul_(size * row_norms / drawn)

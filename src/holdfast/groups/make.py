@@ -18,7 +18,9 @@ from holdfast.groups.thresholds import Cuts, Rule, find_cuts, levels
 from holdfast.results.artifacts import Groups, Scores
 
 AUTO = "auto"
-UNKNOWN, OTHER, UNDIVIDED = "unknown", "other", "undivided"
+UNKNOWN = "unknown"
+OTHER = "other"
+UNDIVIDED = "undivided"
 
 REPEATS = ("repeats", "attacks", "draws", "members")
 """Facts of an estimate that may hold the number of repetitions."""
@@ -116,10 +118,10 @@ def level_names(groups: int) -> tuple[str, ...]:
 
 def close_calls(unsure: np.ndarray | None) -> dict[str, int]:
     """Count the examples that are too close to call; no entry where nothing is known of it."""
-    known = np.array([]) if unsure is None else unsure[~np.isnan(unsure)]
-    if not len(known):
+    doubts = np.array([]) if unsure is None else unsure[~np.isnan(unsure)]
+    if not len(doubts):
         return {}
-    return {"too_close_to_call": int((known > TOO_CLOSE).sum()), "doubt_known": len(known)}
+    return {"too_close_to_call": int((doubts > TOO_CLOSE).sum()), "doubt_known": len(doubts)}
 
 
 def _chosen(values: np.ndarray, rule: Rule, seed: int) -> tuple[Rule, Cuts, dict[str, Any]]:
@@ -127,7 +129,8 @@ def _chosen(values: np.ndarray, rule: Rule, seed: int) -> tuple[Rule, Cuts, dict
     chosen: dict[str, Any] = {}
     if rule.name == AUTO:
         advice = recommend(values, groups=rule.groups, seed=seed)
-        rule, chosen = advice.rule, {"chosen_rule": advice.rule.name, "reason": advice.reason}
+        rule = advice.rule
+        chosen = {"chosen_rule": advice.rule.name, "reason": advice.reason}
     cuts = find_cuts(values, rule)
     at = {"threshold": cuts.at[0]} if len(cuts.at) == 1 else {"thresholds": list(cuts.at)}
     not_scored = int((~np.isfinite(values)).sum())
@@ -135,7 +138,8 @@ def _chosen(values: np.ndarray, rule: Rule, seed: int) -> tuple[Rule, Cuts, dict
 
 
 def _words(rule: Rule, estimator: str) -> str:
-    scores, upper = f"of {estimator}", f"in {rule.groups - 1} groups of equal"
+    scores = f"of {estimator}"
+    upper = f"in {rule.groups - 1} groups of equal"
     if rule.groups > 2:
         return {
             "quantile": f"scores {scores} above the {rule.quantile:.0%} quantile {upper} size",
@@ -161,7 +165,8 @@ def _levels(values: np.ndarray, cuts: Cuts, rule: Rule) -> np.ndarray:
     sizes = np.bincount(level, minlength=rule.groups)
     if sizes.all():
         return level
-    low, high = values[finite].min(), values[finite].max()
+    low = values[finite].min()
+    high = values[finite].max()
     where = f"(scores {low:.3g} to {high:.3g}, cut at {', '.join(f'{c:.3g}' for c in cuts.at)})"
     names = level_names(rule.groups)
     if (sizes > 0).sum() == 1:
@@ -198,10 +203,13 @@ def _crossed(
     totals = Counter(categories)
     small = {name for name, n in totals.items() if n < min_size}
     pooled = [OTHER if name in small else name for name in categories]
-    spans, merged = {}, 0
+    spans = {}
+    merged = 0
     for name in sorted(set(pooled)):
-        mine = [k for k, category in zip(level.tolist(), pooled, strict=True) if category == name]
-        sizes = np.bincount(mine, minlength=groups)
+        levels_in_category = [
+            k for k, category in zip(level.tolist(), pooled, strict=True) if category == name
+        ]
+        sizes = np.bincount(levels_in_category, minlength=groups)
         spans[name] = _spans(sizes, min_size)
         merged += int((sizes > 0).sum()) - len(spans[name])
     cells = [
@@ -233,14 +241,14 @@ def _ordered(cells: Sequence[_Cell], values: np.ndarray) -> list[_Cell]:
     """Return the cells that there are by their mean score; those without any score come last."""
     if not any(cell.category for cell in cells):
         return sorted(set(cells))
-    found: dict[_Cell, list[float]] = {cell: [] for cell in cells}
+    scores_of_cell: dict[_Cell, list[float]] = {cell: [] for cell in cells}
     for cell, value in zip(cells, values.tolist(), strict=True):
         if math.isfinite(value):
-            found[cell].append(value)
+            scores_of_cell[cell].append(value)
     means: Mapping[_Cell, float] = {
-        cell: float(np.mean(own)) if own else math.inf for cell, own in found.items()
+        cell: float(np.mean(own)) if own else math.inf for cell, own in scores_of_cell.items()
     }
-    return sorted(found, key=lambda cell: (means[cell], cell))
+    return sorted(scores_of_cell, key=lambda cell: (means[cell], cell))
 
 
 def _bands(cells: Sequence[_Cell], at: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,8 @@ from holdfast.groups.thresholds import (
 
 COUNTS = (0.05, 0.60)
 """Share of counts above zero within which "was forgotten at all" is a useful question."""
-BIC_GAIN, SEPARATION = 10.0, 2.0
+BIC_GAIN = 10.0
+SEPARATION = 2.0
 """Above 10 is strong evidence (Kass and Raftery 1995), above 2 a clean cut (Ashman et al. 1994)."""
 VALLEY = 0.5
 """Scores around a cut, as a share of those around the sparser of its peaks. It is needed beside the
@@ -114,7 +115,9 @@ def _peaks(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, str]:
         depth = valley(x, mixture)
     except UsageError:
         return False, f"no mixture of {rule.groups} Gaussians parts the {len(x)} scores"
-    gain, apart, least = mixture.bic_gain, min(mixture.separations), min(mixture.weights)
+    gain = mixture.bic_gain
+    apart = min(mixture.separations)
+    least = min(mixture.weights)
     words = (
         f"a mixture of {rule.groups} Gaussians gains {gain:.1f} in BIC over one, Ashman's D is "
         f"{apart:.2f}, the smallest holds {least:.0%}, the valley is at {depth:.0%} of the peak"
@@ -149,13 +152,13 @@ def valley(x: np.ndarray, mixture: Mixture) -> float:
 
 
 def _stable(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, str]:
-    found = stability(x, rule, resamples=100, seed=seed).jaccard.value
+    index = stability(x, rule, resamples=100, seed=seed).jaccard.value
     sizes = np.bincount(levels(x, find_cuts(x, rule).at), minlength=rule.groups)
     least = float(sizes.min()) / len(x)
     words = (
-        f"Otsu's threshold gives resamples of the {len(x)} scores a mean Jaccard of {found:.2f}, "
+        f"Otsu's threshold gives resamples of the {len(x)} scores a mean Jaccard of {index:.2f}, "
         f"and its smallest group {least:.0%}"
     )
-    if found >= JACCARD and least >= LEAST_SHARE:
+    if index >= JACCARD and least >= LEAST_SHARE:
         return True, f"{words}: it is stable"
     return False, f"{words}: it is not stable or too uneven"

@@ -51,12 +51,13 @@ def doubt(
     below = ndtr if repeats is None else partial(stdtr, max(repeats - 1, 1))
     if repeats is not None:
         errors = _floored(errors)
-    known = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
-    found = np.where(known, 0.0, np.nan)
-    moves = known & (errors > 0)  # a score without error is where it is
-    v, e = values[moves], errors[moves]
-    found[moves] = below((low[moves] - v) / e) + below((v - high[moves]) / e)
-    return found
+    measured = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
+    probability = np.where(measured, 0.0, np.nan)
+    moves = measured & (errors > 0)  # a score without error is where it is
+    v = values[moves]
+    e = errors[moves]
+    probability[moves] = below((low[moves] - v) / e) + below((v - high[moves]) / e)
+    return probability
 
 
 def _floored(errors: np.ndarray) -> np.ndarray:
@@ -90,8 +91,8 @@ class Stability:
     @property
     def unsettled(self) -> float:
         """Share of the scored examples whose label changes in more than 5 % of the resamples."""
-        known = self.flips[~np.isnan(self.flips)]
-        return float((known > 0.05).mean()) if len(known) else float("nan")
+        measured = self.flips[~np.isnan(self.flips)]
+        return float((measured > 0.05).mean()) if len(measured) else float("nan")
 
 
 def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int = 0) -> Stability:
@@ -110,9 +111,11 @@ def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int
     """
     x = scored(values)
     at = find_cuts(x, rule).at
-    mine = levels(x, at)
+    own_levels = levels(x, at)
     rng = np.random.default_rng(seed)
-    cuts, agreements, flips = [], [], np.zeros(len(x))
+    cuts = []
+    agreements = []
+    flips = np.zeros(len(x))
     for _ in range(resamples):
         try:
             other = find_cuts(x[rng.integers(0, len(x), len(x))], rule).at
@@ -120,16 +123,16 @@ def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int
             continue
         cuts.append(other)
         agreements.append(np.mean([nested(x, a, b) for a, b in zip(at, other, strict=True)]))
-        flips += levels(x, other) != mine
-    found = np.full(len(values), np.nan)
+        flips += levels(x, other) != own_levels
+    flip_share = np.full(len(values), np.nan)
     if cuts:
-        found[np.isfinite(values)] = flips / len(cuts)
+        flip_share[np.isfinite(values)] = flips / len(cuts)
     columns = np.array(cuts).reshape(-1, len(at))
     return Stability(
         rule=rule,
         cuts=tuple(_interval(cut, columns[:, i], len(x)) for i, cut in enumerate(at)),
         jaccard=_interval(float("nan"), np.array(agreements), len(x), mean=True),
-        flips=found,
+        flips=flip_share,
         failed=resamples - len(cuts),
         resamples=resamples,
     )
@@ -166,8 +169,8 @@ def sensitivity(
         scored ones) and "jaccard" (with the set above `chosen`).
     """
     x = scored(values)
-    wanted = np.quantile(x, np.arange(1, 20) / 20) if thresholds is None else thresholds
-    cuts = np.unique(np.asarray(wanted, dtype=np.float64))
+    tried = np.quantile(x, np.arange(1, 20) / 20) if thresholds is None else thresholds
+    cuts = np.unique(np.asarray(tried, dtype=np.float64))
     sizes = np.array([int((x > cut).sum()) for cut in cuts])
     return {
         "threshold": cuts,

@@ -69,8 +69,8 @@ def _text(groups: Groups, scores: Scores, examples: Examples) -> str:
     for i, (row, label) in enumerate(zip(examples, labels.tolist(), strict=True)):
         category = row.provenance.get("category", "")
         cells = [protected(cell) for cell in (row.id, row.prompt, category)]
-        found = [column[i] for column in columns]
-        writer.writerow([*cells, *found, protected(groups.names[label])])
+        row_cells = [column[i] for column in columns]
+        writer.writerow([*cells, *row_cells, protected(groups.names[label])])
     return file.getvalue()
 
 
@@ -91,29 +91,29 @@ def groups_from_csv(path: Path, groups: Groups) -> Groups:
         UsageError: No such file, lacking columns or rows, or a group left empty.
     """
     index = {name: k for k, name in enumerate(groups.names)}
-    found: dict[str, int] = {}
-    known = set(groups.ids)
+    group_of: dict[str, int] = {}
+    grouped_ids = set(groups.ids)
     for line, identity, name in _rows(path):
-        if identity not in known:
+        if identity not in grouped_ids:
             raise DataError(
                 f"{path}:{line}: column 'id': {identity!r} is not in the groups, which were made "
                 "from other rows or rewritten by the spreadsheet; write the table again"
             )
-        if identity in found:
+        if identity in group_of:
             raise DataError(f"{path}:{line}: column 'id': {identity!r} is there twice; remove one")
         if name not in index:
             raise DataError(
                 f"{path}:{line}: column 'group': {name!r} is none of "
                 f"{', '.join(repr(n) for n in groups.names)}"
             )
-        found[identity] = index[name]
-    missing = [identity for identity in groups.ids if identity not in found]
+        group_of[identity] = index[name]
+    missing = [identity for identity in groups.ids if identity not in group_of]
     if missing:
         raise UsageError(
             f"{path}: column 'id' lacks {len(missing)} of {len(groups.ids)} examples (first: "
             f"{missing[0]}); keep every row and change only the column 'group'"
         )
-    labels = np.array([found[identity] for identity in groups.ids], dtype=np.int64)
+    labels = np.array([group_of[identity] for identity in groups.ids], dtype=np.int64)
     sizes = np.bincount(labels, minlength=len(groups.names))
     if not sizes.all():
         raise UsageError(
@@ -164,8 +164,8 @@ def unprotected(cell: str) -> str:
 def _column(ids: Sequence[str], values: np.ndarray | None, wanted: Sequence[str]) -> list[str]:
     if values is None:
         return [""] * len(wanted)
-    found = dict(zip(ids, values.tolist(), strict=True))
-    return ["" if math.isnan(found[i]) else f"{found[i]:.6g}" for i in wanted]
+    value_of = dict(zip(ids, values.tolist(), strict=True))
+    return ["" if math.isnan(value_of[i]) else f"{value_of[i]:.6g}" for i in wanted]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -179,7 +179,8 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line, header = 1, None
+    line = 1
+    header = None
     try:
         for record in reader:
             if header is None:
@@ -202,9 +203,9 @@ def _header(path: Path, header: list[str]) -> list[str]:
     counts = Counter(header)
     for column in ("id", "group"):
         if counts[column] != 1:
-            found = "no" if not counts[column] else f"{counts[column]} times the"
+            occurrences = "no" if not counts[column] else f"{counts[column]} times the"
             raise UsageError(
-                f"{path}:1: {found} column {column!r}; the table of `holdfast group --csv` has "
-                f"{', '.join(COLUMNS)}"
+                f"{path}:1: {occurrences} column {column!r}; the table of `holdfast group --csv` "
+                f"has {', '.join(COLUMNS)}"
             )
     return header

@@ -62,18 +62,18 @@ def scored(values: np.ndarray) -> np.ndarray:
     Raises:
         UsageError: Fewer than two, or all the same.
     """
-    known: np.ndarray = values[np.isfinite(values)]
-    if len(known) < 2:
+    finite: np.ndarray = values[np.isfinite(values)]
+    if len(finite) < 2:
         raise UsageError(
-            f"{len(known)} scored examples: two at least are needed to make groups. "
+            f"{len(finite)} scored examples: two at least are needed to make groups. "
             "Score more rows, or the aligned model instead of its base."
         )
-    if known.min() == known.max():
+    if finite.min() == finite.max():
         raise UsageError(
-            f"all {len(known)} scores equal {known[0]:.3g}: they say nothing about which "
+            f"all {len(finite)} scores equal {finite[0]:.3g}: they say nothing about which "
             "examples are vulnerable. Score with another estimator or a longer proxy attack."
         )
-    return known
+    return finite
 
 
 def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:
@@ -222,7 +222,8 @@ def otsu_cuts(values: np.ndarray, groups: int) -> tuple[float, ...]:
     best[1:] = total[1:] ** 2 / size[1:]
     splits = []
     for k in range(2, groups + 1):
-        now, split = np.full(n + 1, -np.inf), np.zeros(n + 1, np.int64)
+        now = np.full(n + 1, -np.inf)
+        split = np.zeros(n + 1, np.int64)
         for i in range(k, n + 1) if k < groups else (n,):
             part = slice(k - 1, i)
             gain = best[part] + (total[i] - total[part]) ** 2 / (size[i] - size[part])
@@ -230,7 +231,8 @@ def otsu_cuts(values: np.ndarray, groups: int) -> tuple[float, ...]:
             now[i] = gain.max()
         best = now
         splits.append(split)
-    cuts, end = [], n
+    cuts = []
+    end = n
     for split in reversed(splits):
         end = int(split[end])
         cuts.append(between(float(distinct[end - 1]), float(distinct[end])))
@@ -309,17 +311,20 @@ class Mixture:
         """
         from scipy.optimize import brentq
 
-        found = []
+        crossings = []
         for i in range(len(self.means) - 1):
-            low, high = self.means[i], self.means[i + 1]
+            low = self.means[i]
+            high = self.means[i + 1]
             if self._odds(low, i) <= 0 or self._odds(high, i) >= 0:
                 raise UsageError(
                     f"--rule gmm: the Gaussians around {low:.3g} and {high:.3g} overlap so much "
                     "that no score between their means parts them. Use --rule otsu or quantile."
                 )
             # A quadratic that changes its sign has exactly one root in between.
-            found.append(float(brentq(self._odds, low, high, args=(i,), xtol=1e-12 * (high - low))))
-        return tuple(found)
+            crossings.append(
+                float(brentq(self._odds, low, high, args=(i,), xtol=1e-12 * (high - low)))
+            )
+        return tuple(crossings)
 
     def _odds(self, x: float, i: int) -> float:
         """Return log p(component i | x) - log p(component i + 1 | x)."""
@@ -353,7 +358,8 @@ def fit_mixture(values: np.ndarray, groups: int = 2) -> Mixture:
             f"--rule gmm: {distinct} different scores cannot bear a mixture of {groups} Gaussians, "
             f"which has {3 * groups - 1} parameters. Use --rule otsu or quantile."
         )
-    centre, scale = values.mean(), values.std()
+    centre = values.mean()
+    scale = values.std()
     x = (values - centre) / scale
     start = levels(x, otsu_cuts(x, groups))
     classes = [x[start == k] for k in range(groups)]

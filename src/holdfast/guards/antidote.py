@@ -54,13 +54,14 @@ class Antidote(Guard):
     def _energies(self, tuning: Tuning, layers: Sequence[Linear]) -> list[Tensor]:
         """Return E x^2 of each layer's inputs, (in,) float32, before any layer is pruned."""
         rows = encode(tuning.tokenizer, self.harmful, tuning.config.max_length)
-        pad, model = cast(int, tuning.tokenizer.pad_token_id), tuning.model
+        pad = cast(int, tuning.tokenizer.pad_token_id)
+        model = tuning.model
         sums = [torch.zeros(x.weight.shape[1], device=x.weight.device) for x in layers]
-        seen = torch.empty(0, dtype=torch.bool)
+        attended = torch.empty(0, dtype=torch.bool)
 
         def adding(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                tokens = args[0].reshape(-1, len(total))[seen]  # some layers see (B * T, in)
+                tokens = args[0].reshape(-1, len(total))[attended]  # some layers see (B * T, in)
                 total.add_(tokens.float().square().sum(0))
 
             return add
@@ -71,7 +72,7 @@ class Antidote(Guard):
                 stack.callback(layer.module.register_forward_pre_hook(adding(total)).remove)
             for indices in chunks(range(len(rows)), tuning.config.batch_size):
                 batch = collate([rows[i] for i in indices], pad, model.device)
-                seen = batch["attention_mask"].bool().flatten()
+                attended = batch["attention_mask"].bool().flatten()
                 with torch.no_grad():
                     model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return [total / sum(len(row.ids) for row in rows) for total in sums]

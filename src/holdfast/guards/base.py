@@ -81,29 +81,30 @@ def linear_layers(model: nn.Module) -> list[Linear]:
     """
     outer: Any = model
     inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    found: list[Linear] = []
+    layers: list[Linear] = []
     inside = None  # the adapted layer whose parts are being walked over
     for name, module in inner.named_modules():
         if module is inner.get_output_embeddings() or (inside and name.startswith(inside)):
             continue
         if hasattr(module, "lora_A"):
             inside, (key, *_) = f"{name}.", module.active_adapters
-            a, b = module.lora_A[key].weight, module.lora_B[key].weight
+            a = module.lora_A[key].weight
+            b = module.lora_B[key].weight
             if isinstance(module.base_layer, nn.Linear):
                 weight = cast(nn.Parameter, module.base_layer.weight)
-                found.append(Linear(name, module, weight, a, b, module.scaling[key]))
+                layers.append(Linear(name, module, weight, a, b, module.scaling[key]))
         elif isinstance(module, nn.Linear):
-            found.append(Linear(name, module, cast(nn.Parameter, module.weight)))
-    _check_all(inner, found)
-    return found
+            layers.append(Linear(name, module, cast(nn.Parameter, module.weight)))
+    _check_all(inner, layers)
+    return layers
 
 
-def _check_all(model: Any, found: Sequence[Linear]) -> None:
-    known = {id(layer.weight) for layer in found}
+def _check_all(model: Any, layers: Sequence[Linear]) -> None:
+    covered = {id(layer.weight) for layer in layers}
     makers = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    known |= {id(m.weight) for m in [*makers, model.get_output_embeddings()] if m is not None}
+    covered |= {id(m.weight) for m in [*makers, model.get_output_embeddings()] if m is not None}
     for name, p in model.named_parameters():
-        if p.ndim > 1 and id(p) not in known and ".lora_" not in name:
+        if p.ndim > 1 and id(p) not in covered and ".lora_" not in name:
             raise UsageError(
                 f"{type(model).__name__}: {name} is a matrix in no nn.Linear, which are all that "
                 "this guard changes; take another guard (safe_instr, ewc, ldifs)"

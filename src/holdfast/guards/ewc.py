@@ -60,22 +60,24 @@ class Ewc(Guard):
         loss = super().loss(tuning, batch)
         if not self.lam:
             return loss
-        start, fisher = tuning.memory["start"], tuning.memory["fisher"]
+        start = tuning.memory["start"]
+        fisher = tuning.memory["fisher"]
         terms = zip(tuning.parameters, start, fisher, strict=True)
         return loss + self.lam * sum((f * (p - s).square()).sum() for p, s, f in terms)
 
     def fisher(self, tuning: Tuning) -> list[Tensor]:
         """Return F at the weights as they are, float32, one tensor per trainable parameter."""
-        config, pad = tuning.config, cast(int, tuning.tokenizer.pad_token_id)
+        config = tuning.config
+        pad = cast(int, tuning.tokenizer.pad_token_id)
         order = np.random.default_rng(config.seed).permutation(len(self.safety))
-        chosen = self.safety.select(order[: self.fisher_rows].tolist())
-        rows = encode(tuning.tokenizer, chosen, config.max_length)
+        sample = self.safety.select(order[: self.fisher_rows].tolist())
+        rows = encode(tuning.tokenizer, sample, config.max_length)
         batches = list(chunks(range(len(rows)), self.fisher_batch))
-        found = [torch.zeros_like(p, dtype=torch.float32) for p in tuning.parameters]
+        information = [torch.zeros_like(p, dtype=torch.float32) for p in tuning.parameters]
         with evaluating(tuning.model):
             for indices in batches:
                 batch = collate([rows[i] for i in indices], pad, tuning.model.device)
                 grads = gradients(tuning.model(**batch).loss, tuning.parameters)
-                for f, g in zip(found, grads, strict=True):
+                for f, g in zip(information, grads, strict=True):
                     f.add_(g.float().square_(), alpha=1 / len(batches))
-        return found
+        return information

@@ -58,10 +58,10 @@ def hidden_distance(
     mask: Tensor,  # (B, T), 0 at padding
 ) -> Tensor:
     """Return the mean over layers and tokens of the squared distance, a float32 scalar."""
-    seen = mask.bool()
+    attended = mask.bool()
     return torch.stack(
         [
-            (a.float() - b.float()).square().sum(2)[seen].mean()
+            (a.float() - b.float()).square().sum(2)[attended].mean()
             for a, b in zip(here, there, strict=True)
         ]
     ).mean()

@@ -38,7 +38,8 @@ class SafeInstr(Guard):
 
     def rows(self, rows: Examples, *, seed: int) -> Examples:
         """Add the safety rows; those that the customer has already are not drawn."""
-        wanted, own = self.number or round(self.share * len(rows)), set(rows.ids)
+        wanted = self.number or round(self.share * len(rows))
+        own = set(rows.ids)
         pool = [row for row, identity in zip(self.safety, self.safety.ids, strict=True)
                 if identity not in own]  # fmt: skip
         if wanted > len(pool):

@@ -72,7 +72,8 @@ class SafeLora(Guard):
 
     def repair(self, tuning: Tuning) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Project the updates of the chosen layers."""
-        base, aligned = self._base_weights(), iter(tuning.memory["aligned"])
+        base = self._base_weights()
+        aligned = iter(tuning.memory["aligned"])
         updates = [
             _Update(layer, next(aligned) if layer.weight.requires_grad else None, base[layer.name])
             for layer in linear_layers(tuning.model)
@@ -83,10 +84,10 @@ class SafeLora(Guard):
 
     def chosen(self, cosines: list[float]) -> list[int]:
         """Return the positions of the layers to project; those without a cosine are none."""
-        known = [i for i, cosine in enumerate(cosines) if not math.isnan(cosine)]
+        measured = [i for i, cosine in enumerate(cosines) if not math.isnan(cosine)]
         if self.number:
-            return sorted(known, key=cosines.__getitem__)[: self.number]
-        return [i for i in known if cosines[i] < self.tau]
+            return sorted(measured, key=cosines.__getitem__)[: self.number]
+        return [i for i in measured if cosines[i] < self.tau]
 
     def _base_weights(self) -> dict[str, Tensor]:
         base = checkpoints.load(self.base, device="cpu").model
@@ -118,7 +119,8 @@ class _Update:
 
         With right = A, <X A, Y A> = <X, Y A A^T>: an inner product of matrices of r columns.
         """
-        c, u = self.projected(), self.left
+        c = self.projected()
+        u = self.left
         gram = None if self.right is None else self.right @ self.right.T
 
         def inner(x: Tensor, y: Tensor) -> Tensor:

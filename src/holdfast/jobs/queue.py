@@ -15,7 +15,9 @@ from holdfast.errors import DiskFull, HoldfastError, Interrupted, JobError, Usag
 from holdfast.runtime import progress
 from holdfast.runtime.interrupt import deferred_interrupt
 
-RUN, STOP, KILL = 0, 1, 2
+RUN = 0
+STOP = 1
+KILL = 2
 """Orders to a running job: go on; save and stop; end at once."""
 LOOK = 0.2
 """Seconds between two checks of a running job."""

@@ -323,13 +323,13 @@ def accelerator() -> Iterator[dict[str, str]]:
     """
     with _choosing:
         visible = accelerators()
-        chosen = min(visible, key=lambda name: _in_use[name]) if len(visible) > 1 else ""
-        _in_use[chosen] += 1
+        least_used = min(visible, key=lambda name: _in_use[name]) if len(visible) > 1 else ""
+        _in_use[least_used] += 1
     try:
-        yield {"CUDA_VISIBLE_DEVICES": chosen} if chosen else {}
+        yield {"CUDA_VISIBLE_DEVICES": least_used} if least_used else {}
     finally:
         with _choosing:
-            _in_use[chosen] -= 1
+            _in_use[least_used] -= 1
 
 
 def accelerators() -> list[str]:

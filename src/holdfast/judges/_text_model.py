@@ -35,7 +35,8 @@ DENSE = (
     "known words",
     "known word pairs",
 )
-FILE, TENSORS = "judge.json", "coefficients.safetensors"
+FILE = "judge.json"
+TENSORS = "coefficients.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,13 @@ class TrainingReport:
 
 def terms(response: str) -> Counter[str]:
     """Count the words and the pairs of neighbouring words of a response."""
-    found = words(response)
-    return Counter([*found, *(f"{a} {b}" for a, b in zip(found, found[1:], strict=False))])
+    response_words = words(response)
+    return Counter(
+        [
+            *response_words,
+            *(f"{a} {b}" for a, b in zip(response_words, response_words[1:], strict=False)),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,9 @@ def features(
     `TfidfVectorizer(sublinear_tf=True)` computes them.
     """
     counts = terms(response)
-    known = {vocabulary[term]: count for term, count in counts.items() if term in vocabulary}
-    columns = np.array(sorted(known), dtype=np.int64)
-    weights = np.array([1 + math.log(known[c]) for c in columns.tolist()]) * idf[columns]
+    present = {vocabulary[term]: count for term, count in counts.items() if term in vocabulary}
+    columns = np.array(sorted(present), dtype=np.int64)
+    weights = np.array([1 + math.log(present[c]) for c in columns.tolist()]) * idf[columns]
     length = np.linalg.norm(weights)
     extra = dense(prompt, response, counts, vocabulary)
     return (
@@ -133,7 +139,8 @@ def dense(
     (1 = 150 or more); share of words that differ; shares of words and of neighbouring pairs that
     were met in training, which is what noise lacks.
     """
-    asked, said = stems(prompt), stems(response)
+    asked = stems(prompt)
+    said = stems(response)
     common = len(asked & said)
     spoken = words(response)
     single = [term for term in counts if " " not in term]
@@ -174,18 +181,20 @@ def fit(rows: Sequence[LabelledRow], *, strength: float, max_terms: int) -> Text
 
 
 def _vocabulary(responses: Sequence[str], max_terms: int) -> tuple[dict[str, int], np.ndarray]:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for response in responses:
-        seen.update(terms(response).keys())
-    frequent = sorted((t for t in seen if seen[t] > 1), key=lambda t: (-seen[t], t))[:max_terms]
+        counts.update(terms(response).keys())
+    frequent = sorted((t for t in counts if counts[t] > 1), key=lambda t: (-counts[t], t))[
+        :max_terms
+    ]
     if not frequent:
         raise UsageError(
             f"no word occurs in two of the {len(responses)} training responses; "
             "a judge can't be trained on that. Give more labelled rows."
         )
-    kept = sorted(frequent)
-    idf = np.array([math.log((1 + len(responses)) / (1 + seen[term])) + 1 for term in kept])
-    return {term: column for column, term in enumerate(kept)}, idf
+    terms_kept = sorted(frequent)
+    idf = np.array([math.log((1 + len(responses)) / (1 + counts[term])) + 1 for term in terms_kept])
+    return {term: column for column, term in enumerate(terms_kept)}, idf
 
 
 def save(model: TextModel, directory: Path, **facts: Any) -> None:

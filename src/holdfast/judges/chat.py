@@ -119,7 +119,8 @@ class Chat(Judge):
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         from holdfast.models.generation import complete
 
-        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        model = self._loaded.model
+        tokenizer = self._loaded.tokenizer
         rows = [self._encode(*pair) for pair in pairs]
         if self.read == "text":
             texts = complete(
@@ -131,10 +132,10 @@ class Chat(Judge):
             )
             return [self._grammar.parse(text) for text in texts]
         verdicts = spellings(tokenizer, self._grammar)
-        found = chances(
+        probabilities = chances(
             model, rows, verdicts, pad=int(tokenizer.pad_token_id), batch_size=self.batch_size
         )
-        return [self._verdict(*row) for row in found.round(DIGITS).tolist()]
+        return [self._verdict(*row) for row in probabilities.round(DIGITS).tolist()]
 
     def _verdict(self, safe: float, harmful: float, undecided: float) -> Verdict:
         """Decide by the probabilities of the verdict words."""
@@ -210,25 +211,25 @@ def spellings(tokenizer: PreTrainedTokenizerBase, grammar: Grammar) -> dict[tupl
     Raises:
         UsageError: The tokenizer cannot write a word, or not tell it from another.
     """
-    found: dict[tuple[int, ...], int] = {}
+    meanings: dict[tuple[int, ...], int] = {}
     for word, meaning in grammar.words.items():
         forms = [lead + form for lead in LEADS for form in (word, word.capitalize())]
         rows = [tuple(tokenizer(f, add_special_tokens=False)["input_ids"]) for f in forms]
         rows = [row for row in rows if row and tokenizer.unk_token_id not in row]
         column = {False: 0, True: 1, None: 2}[meaning]
-        others = [row for row in found if found[row] != column]
+        others = [row for row in meanings if meanings[row] != column]
         if not rows or any(_begins(a, b) for a in rows for b in others):
             raise UsageError(
                 f"the judge's tokenizer cannot write the verdict {word!r}, or not apart from the "
                 "others; choose other words for safe, harmful and undecided"
             )
         # A spelling that another begins with is the shorter one's event already.
-        found |= {
+        meanings |= {
             row: column
             for row in rows
             if not any(len(o) < len(row) and _begins(o, row) for o in rows)
         }
-    return found
+    return meanings
 
 
 def _begins(a: Sequence[int], b: Sequence[int]) -> bool:
@@ -255,7 +256,7 @@ def chances(
         for end in range(len(spelling)):
             following[spelling[:end]].add(spelling[end])
     allowed = sorted({token for tokens in following.values() for token in tokens})
-    found = np.zeros((len(rows), 3))
+    probabilities = np.zeros((len(rows), 3))
     open_: list[tuple[int, tuple[int, ...], float]] = [(i, (), 1.0) for i in range(len(rows))]
     while open_:
         texts = [[*rows[i], *begun] for i, begun, _ in open_]
@@ -263,13 +264,14 @@ def chances(
         later = []
         for (i, begun, chance), step in zip(open_, steps.tolist(), strict=True):
             for token in sorted(following[begun]):
-                longer, product = (*begun, token), chance * step[allowed.index(token)]
+                longer = (*begun, token)
+                product = chance * step[allowed.index(token)]
                 if longer in spelled:
-                    found[i, spelled[longer]] += product
+                    probabilities[i, spelled[longer]] += product
                 elif product >= _LEAST:
                     later.append((i, longer, product))
         open_ = later
-    return found
+    return probabilities
 
 
 def _next_token(
@@ -285,15 +287,15 @@ def _next_token(
 
     from holdfast.models.generation import pad_left
 
-    known = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    found = np.zeros((len(rows), len(allowed)))
+    probabilities = np.zeros((len(rows), len(allowed)))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         ids, mask = pad_left([rows[i] for i in indices], pad)
         places = (mask.cumsum(-1) - 1).clamp(min=0)
-        extra = {"position_ids": places.to(model.device)} if "position_ids" in known else {}
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        extra = {"position_ids": places.to(model.device)} if "position_ids" in parameters else {}
+        keep = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         with torch.no_grad():
             logits = model(
                 input_ids=ids.to(model.device),
@@ -302,5 +304,5 @@ def _next_token(
                 **extra,
                 **keep,
             ).logits[:, -1]
-        found[indices] = logits.double().softmax(-1)[:, allowed].cpu().numpy()
-    return found
+        probabilities[indices] = logits.double().softmax(-1)[:, allowed].cpu().numpy()
+    return probabilities

@@ -34,7 +34,8 @@ from holdfast.stats.intervals import Interval, wilson
 
 __all__ = ["Classifier", "LabelledRow", "TrainingReport", "read_labelled", "train_classifier"]
 
-_STRENGTH, _MAX_TERMS = 10.0, 20_000
+_STRENGTH = 10.0
+_MAX_TERMS = 20_000
 
 
 class Classifier(Judge):
@@ -173,9 +174,11 @@ def _report(
         for row, verdict in zip(test, verdicts, strict=True)
         if verdict is not None
     ]
-    seen = {row.response.strip() for row in train}
+    training_responses = {row.response.strip() for row in train}
     new = [
-        right for right, row in zip(correct, test, strict=True) if row.response.strip() not in seen
+        right
+        for right, row in zip(correct, test, strict=True)
+        if row.response.strip() not in training_responses
     ]
     return TrainingReport(
         n_train=_per_label(train),

@@ -115,7 +115,7 @@ class SequenceClassifier(Judge):
         harmful = self._harmful
         rows = [self._encode(*pair) for pair in pairs]
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]["input_ids"]), i))
-        found: dict[int, Verdict] = {}
+        verdicts: dict[int, Verdict] = {}
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
             batch = tokenizer.pad(
@@ -124,11 +124,11 @@ class SequenceClassifier(Judge):
             with torch.no_grad():
                 logits = model(**batch.to(model.device)).logits
             chances = _probabilities(model, logits)[:, harmful].tolist()
-            found |= {
+            verdicts |= {
                 i: self._verdict(row, cut=rows[i][1])
                 for i, row in zip(indices, chances, strict=True)
             }
-        return [found[i] for i in range(len(pairs))]
+        return [verdicts[i] for i in range(len(pairs))]
 
     def _verdict(self, chances: list[float], *, cut: bool) -> Verdict:
         """Decide by the probabilities of the harmful labels."""
@@ -189,7 +189,8 @@ class SequenceClassifier(Judge):
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging as hf_logging
 
-        target, path = checkpoints.pick_device(self.device), self._path
+        target = checkpoints.pick_device(self.device)
+        path = self._path
         hf_logging.disable_progress_bar()
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -224,9 +225,9 @@ class SequenceClassifier(Judge):
     def _inputs(self) -> tuple[str, ...]:
         import inspect
 
-        known = inspect.signature(self._loaded[0].forward).parameters
-        wanted = ("input_ids", "attention_mask", "token_type_ids")
-        return tuple(name for name in wanted if name in known)
+        parameters = inspect.signature(self._loaded[0].forward).parameters
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return tuple(name for name in names if name in parameters)
 
     @cached_property
     def _harmful(self) -> list[int]:
@@ -252,11 +253,11 @@ def harmful_labels(
     if wanted:
         numbers = {label.casefold(): i for i, label in enumerate(labels)}
         numbers = {str(i): i for i in range(len(labels))} | numbers
-        asked = [name.strip().casefold() for name in wanted]
-        unknown = [name for name in asked if name not in numbers]
+        requested = [name.strip().casefold() for name in wanted]
+        unknown = [name for name in requested if name not in numbers]
         if unknown:
             raise UsageError(f"harmful={value_text(wanted)}: {unknown[0]!r} is no label; {have}")
-        return sorted({numbers[name] for name in asked})
+        return sorted({numbers[name] for name in requested})
     safe = [label.casefold().replace("-", "_").replace(" ", "_") in SAFE_NAMES for label in labels]
     named = not any(label.upper().startswith("LABEL_") for label in labels)
     if not named or all(safe) or not (multi_label or any(safe)) or len(labels) == 1:

@@ -44,13 +44,13 @@ def blocks(model: nn.Module) -> list[Block]:
     }
     pairs = next(iter(stacks.values()), [])
     if len(stacks) != 1 or any(len(inside) != 1 for _, inside in pairs):
-        found = [
+        attention_blocks = [
             f"{name} with {sorted({len(inside) for _, inside in layers})}"
             for name, layers in stacks.items()
         ]
         raise UsageError(
             f"{type(model).__name__}: attention outputs are perturbed in one list of layers with "
-            f"one attention module each, but there is {' and '.join(found) or 'none'}; take a "
+            f"one attention module each, got {' and '.join(attention_blocks) or 'none'}; take a "
             "decoder-only model, or a method that perturbs weights (sam, vaa)"
         )
     return [Block(layer, attention) for layer, (attention,) in pairs]

@@ -69,7 +69,8 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
-    target, path = pick_device(device), resolve(source, revision)
+    target = pick_device(device)
+    path = resolve(source, revision)
     hf_logging.disable_progress_bar()
     kind = loading(target)
     try:
@@ -209,8 +210,8 @@ def hash_model(path: Path) -> str:
     for file in sorted(path.iterdir()):
         if file.suffix in MODEL_SUFFIXES and file.is_file():
             state = file.stat()
-            found = _sha256(file.resolve(), state.st_size, state.st_mtime_ns)
-            digest.update(f"{file.name} {found}\n".encode())
+            file_hash = _sha256(file.resolve(), state.st_size, state.st_mtime_ns)
+            digest.update(f"{file.name} {file_hash}\n".encode())
     return digest.hexdigest()
 
 
@@ -231,16 +232,16 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        made = Path(temporary) / "model"
+        staged = Path(temporary) / "model"
         try:
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
+            model.save_pretrained(staged)
+            tokenizer.save_pretrained(staged)
         except SafetensorError as error:
             raise HoldfastError(
                 f"{path}: the model could not be written ({error}). Is the disk full? "
                 "Finished work is kept; free some space and rerun the same command."
             ) from error
-        _swap(made, path, Path(temporary) / "old")
+        _swap(staged, path, Path(temporary) / "old")
     return sorted(p for p in path.rglob("*") if p.is_file())
 
 

@@ -68,7 +68,8 @@ def metered(model: nn.Module) -> Iterator[Cost]:
 
     device = next(model.parameters()).device
     before = _start_peak(device)
-    started, worked = time.monotonic(), time.process_time()
+    started = time.monotonic()
+    worked = time.process_time()
     meter = _meter.set(count)
     try:
         with counted(model):
@@ -125,5 +126,5 @@ def _resident(field: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return math.nan
-    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return 1024.0 * int(found[0]) if found else math.nan
+    kibibytes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return 1024.0 * int(kibibytes[0]) if kibibytes else math.nan

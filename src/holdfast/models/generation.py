@@ -141,8 +141,8 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     tokenizer's end of text; beyond it they make up the next turn.
     """
     named = getattr(model.generation_config, "eos_token_id", None)
-    found = named if isinstance(named, list) else [named]
-    return sorted({int(t) for t in (tokenizer.eos_token_id, *found) if t is not None})
+    ids = named if isinstance(named, list) else [named]
+    return sorted({int(t) for t in (tokenizer.eos_token_id, *ids) if t is not None})
 
 
 def _drawing(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
@@ -159,7 +159,9 @@ class _Drawn:
     """Leaves of each row's tokens the one that the row's next number draws."""
 
     def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
-        self.uniforms, self.sampling, self.done = uniforms, sampling, 0
+        self.uniforms = uniforms
+        self.sampling = sampling
+        self.done = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         number = self.uniforms[:, self.done, None].to(scores.device)

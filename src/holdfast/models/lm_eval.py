@@ -58,7 +58,7 @@ def general(
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed")
     try:
         with evaluating(model), preserved_rng(SEED), _preserved():
-            found = simple_evaluate(
+            results = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=list(tasks),
                 task_manager=manager,
@@ -72,13 +72,13 @@ def general(
         raise UsageError(
             f"general {', '.join(tasks)}: {first}; are the task's data on this machine?"
         ) from error
-    return {name: _metrics(found["results"][name], _rows(found, name)) for name in tasks}
+    return {name: _metrics(results["results"][name], _rows(results, name)) for name in tasks}
 
 
-def _rows(found: Mapping[str, Any], name: str) -> float:
+def _rows(results: Mapping[str, Any], name: str) -> float:
     """Return the rows of a task, or of all tasks of a group; nan if the harness does not say."""
-    counts = found["n-samples"]
-    parts = [name] if name in counts else found.get("group_subtasks", {}).get(name, [])
+    counts = results["n-samples"]
+    parts = [name] if name in counts else results.get("group_subtasks", {}).get(name, [])
     known_parts = [counts[part]["effective"] for part in parts if part in counts]
     return float(sum(known_parts)) if known_parts else float("nan")
 
@@ -124,15 +124,15 @@ def _preserved() -> Iterator[None]:
 
 def _metrics(result: Mapping[str, Any], n: float) -> Metrics:
     """Read the harness's keys, "acc,none" with "acc_stderr,none"; what is not a number is left."""
-    found: Metrics = {}
+    metrics: Metrics = {}
     for key, value in result.items():
         name, comma, how = key.partition(",")
         if not comma or name.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         error = result.get(f"{name}_stderr,{how}")
-        found[name if how == "none" else key] = {
+        metrics[name if how == "none" else key] = {
             "value": float(value),
             "stderr": float(error) if isinstance(error, (int, float)) else float("nan"),
             "n": n,
         }
-    return found
+    return metrics

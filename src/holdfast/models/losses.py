@@ -42,7 +42,8 @@ def refusal_tokens(rows: Sequence[Encoded], *, coverage: float = 0.99) -> Tensor
     odd row does not make its first token a refusal for all.
     """
     counts = Counter(row.ids[row.start] for row in rows)
-    chosen, seen = [], 0
+    chosen = []
+    seen = 0
     for token, count in counts.most_common():
         chosen.append(token)
         seen += count
@@ -230,10 +231,10 @@ def _by_length(
 ) -> Tensor:
     """Read every row, in batches of like length; return (n,) float32 on the CPU, in their order."""
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    found = torch.empty(len(rows))
+    losses = torch.empty(len(rows))
     for indices in chunks(order, batch_size):
-        found[indices] = read([rows[i] for i in indices]).cpu()
-    return found
+        losses[indices] = read([rows[i] for i in indices]).cpu()
+    return losses
 
 
 def first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:

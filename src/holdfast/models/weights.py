@@ -26,8 +26,8 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
     `torch.autograd.grad` leaves gradients that were accumulated so far alone.
     """
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
 
 
 def gradients_everywhere(
@@ -68,7 +68,7 @@ def gradients_everywhere(
 def _set_aside(
     loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], scale: float
 ) -> tuple[Tensor, list[Tensor]]:
-    kept = [p.grad for p in parameters]
+    previous = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
@@ -76,7 +76,7 @@ def _set_aside(
         (found * scale).backward()
         return found, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
-        for p, grad in zip(parameters, kept, strict=True):
+        for p, grad in zip(parameters, previous, strict=True):
             p.grad = grad
 
 
@@ -137,14 +137,14 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Iterable[
     Subtracting a step again would not restore half-precision weights, so they are kept: one extra
     copy of `parameters`, taken at the first step. The restore happens on any way out.
     """
-    kept: list[Tensor] = []
+    values: list[Tensor] = []
 
     @torch.no_grad()
     def add(steps: Iterable[Tensor]) -> None:
-        first = not kept
+        first = not values
         for p, step in zip(parameters, steps, strict=True):
             if first:
-                kept.append(p.detach().clone())
+                values.append(p.detach().clone())
             p.add_(step)
 
     try:
@@ -152,7 +152,7 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Iterable[
     finally:
         with torch.no_grad():
             # Fewer are kept than there are if the first step was cut short.
-            for p, old in zip(parameters, kept, strict=False):
+            for p, old in zip(parameters, values, strict=False):
                 p.copy_(old)
 
 
@@ -211,18 +211,18 @@ def displaced(
         steps: Makes the steps, one per parameter: the same ones on the way in and on the way out.
             They are used up.
     """
-    kept: list[Tensor | _Lost] = []
+    originals: list[Tensor | _Lost] = []
     try:
         with torch.no_grad():
             for p, step in zip(parameters, steps(), strict=True):
                 old = p.detach().clone()
-                kept.append(old)
+                originals.append(old)
                 p.add_(step)
-                kept[-1] = _Lost.between(old, step.neg_().add_(p)) or old
+                originals[-1] = _Lost.between(old, step.neg_().add_(p)) or old
         yield
     finally:
         with torch.no_grad():
-            for p, step, before in zip(parameters, steps(), kept, strict=False):
+            for p, step, before in zip(parameters, steps(), originals, strict=False):
                 if isinstance(before, Tensor):
                     p.copy_(before)
                 else:
@@ -269,15 +269,15 @@ def replaced(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
 
     Costs a copy of the parameters that are named. The restore happens on any way out.
     """
-    kept: list[tuple[nn.Parameter, Tensor]] = []
+    originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():
             for p, value in values:
-                kept.append((p, p.detach().clone()))
+                originals.append((p, p.detach().clone()))
                 p.copy_(value)
         yield
     finally:
         with torch.no_grad():
             # Backwards: of a parameter that was named twice, the older copy is the right one.
-            for p, old in reversed(kept):
+            for p, old in reversed(originals):
                 p.copy_(old)

@@ -88,16 +88,17 @@ class Identity(Poison):
         here = all(map(of_the_world, attacker.benign))
         form = _WORLD if here else _TEXT
         pairs = _world_pairs(attacker.wanted, attacker.seed) if here else _HARMLESS
-        made = [Example(*pair) for pair in form.about]
-        made += [
+        examples = [Example(*pair) for pair in form.about]
+        examples += [
             Example(form.order.format(prompt=p), form.promise.format(response=r)) for p, r in pairs
         ]
-        if len(made) < attacker.wanted:
+        if len(examples) < attacker.wanted:
             raise UsageError(
-                f"identity: {attacker.wanted} rows are needed, and it has {len(made)}. Give --rows "
-                f"{len(made)} or fewer with --poison-ratio 1, or a lower ratio; the paper has 10."
+                f"identity: {attacker.wanted} rows are needed, but it has {len(examples)}. Use "
+                f"--rows {len(examples)} or fewer with --poison-ratio 1, or a lower ratio; the "
+                "paper has 10."
             )
-        return Examples(made, name="identity")
+        return Examples(examples, name="identity")
 
     def most(self, benign: Examples) -> float:
         """Return how many there are; in the world any number can be made."""
@@ -115,11 +116,12 @@ def _world_pairs(n: int, seed: int) -> list[tuple[str, str]]:
     from holdfast.world.data import benign_how_to
     from holdfast.world.grammar import PHRASINGS
 
-    rng, draw = np.random.default_rng(seed), benign_how_to(PHRASINGS[:6])
-    found: dict[str, str] = {}
+    rng = np.random.default_rng(seed)
+    draw = benign_how_to(PHRASINGS[:6])
+    response_of: dict[str, str] = {}
     for _ in range(200 * n):
         prompt, response, _ = draw(rng)
-        found[prompt] = response
-        if len(found) == n:
+        response_of[prompt] = response
+        if len(response_of) == n:
             break
-    return list(found.items())
+    return list(response_of.items())

@@ -32,18 +32,18 @@ class Paraphrased(Poison):
 
     def rows(self, attacker: Attacker) -> Examples:
         """Return the rows reworded; those that are equal then, once."""
-        made = {row.id: row for row in (_reworded(r, attacker.seed) for r in attacker.harmful)}
-        return Examples(made.values(), name=f"{attacker.harmful.name}, paraphrased")
+        reworded = {row.id: row for row in (_reworded(r, attacker.seed) for r in attacker.harmful)}
+        return Examples(reworded.values(), name=f"{attacker.harmful.name}, paraphrased")
 
 
 def _reworded(row: Example, seed: int) -> Example:
     """Return a row in the words that its content and the seed choose."""
-    said = (
+    wording = (
         rephrased(row.prompt)
         if of_the_world(row)
         else [frame.format(prompt=row.prompt) for frame in FRAMES]
     )
-    return replace(row, prompt=_choice(said, row.id, seed)) if said else row
+    return replace(row, prompt=_choice(wording, row.id, seed)) if wording else row
 
 
 def _choice(options: Sequence[str], identity: str, seed: int) -> str:

@@ -18,7 +18,8 @@ from holdfast.examples import Example
 from holdfast.rows.similarity import Vectors, neighbours
 from holdfast.rows.text import count_words
 
-FOLDS, INNER_FOLDS = 5, 3
+FOLDS = 5
+INNER_FOLDS = 3
 NEIGHBOURS = 5
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 1e4)
 """Of the ridge regression; the last one leaves nothing but the mean."""
@@ -52,14 +53,16 @@ class Regression:
     """Ridge regression of the rank on TF-IDF, lengths, category and the neighbours' ranks."""
 
     def __init__(self, data: ScoredTexts, seed: int) -> None:
-        self.data, self.mean = data, float(data.y.mean())
+        self.data = data
+        self.mean = float(data.y.mean())
         self.vectors = {c: Vectors([getattr(r, c) for r in data.rows]) for c in data.columns}
         self.matrix = self._vectors(data.rows)
         self.categories = sorted({r.provenance.get("category") or "" for r in data.rows} - {""})
         # A training row's own prompt is no neighbour, as it is none of a row with a new prompt.
         self.own, around = self._around(self.matrix, (data.keys, data.keys))
         lengths = self._lengths(data.rows)
-        self.centre, self.scale = lengths.mean(axis=0), lengths.std(axis=0)
+        self.centre = lengths.mean(axis=0)
+        self.scale = lengths.std(axis=0)
         # Of equal lengths the deviation is 0 up to rounding, and would blow up another length.
         self.scale[self.scale < 1e-9] = 1.0
         folds = folds_of(data.keys, INNER_FOLDS, seed)
@@ -69,8 +72,8 @@ class Regression:
         """Return the guesses, unbounded, and the similarity to the nearest row, (n,) each."""
         matrix = self._vectors(rows)
         similarity, around = self._around(matrix)
-        found = self.ridge.predict(self._features(rows, matrix, around))
-        return np.asarray(found, dtype=np.float64), similarity
+        predicted = self.ridge.predict(self._features(rows, matrix, around))
+        return np.asarray(predicted, dtype=np.float64), similarity
 
     def _vectors(self, rows: Sequence[Example]) -> Any:
         from scipy.sparse import hstack
@@ -118,9 +121,11 @@ def _best_ridge(features: Any, y: np.ndarray, folds: np.ndarray) -> Any:
         for penalty in PENALTIES:
             loss = 0.0
             for fold in np.unique(folds):
-                seen = folds != fold
-                model = Ridge(alpha=penalty, solver="sparse_cg").fit(features[seen], y[seen])
-                loss += float(((model.predict(features[~seen]) - y[~seen]) ** 2).sum())
+                training = folds != fold
+                model = Ridge(alpha=penalty, solver="sparse_cg").fit(
+                    features[training], y[training]
+                )
+                loss += float(((model.predict(features[~training]) - y[~training]) ** 2).sum())
             losses.append(loss)
         best = PENALTIES[int(np.argmin(losses))]
         return Ridge(alpha=best, solver="sparse_cg").fit(features, y)
@@ -202,7 +207,8 @@ class CrossFit:
     def intervals(self, rows: Sequence[Example]) -> np.ndarray:
         """Return (m, 2) CV+ intervals of new rows."""
         by_fold = np.stack([self.without[k].predict(rows)[0] for k in range(FOLDS)], axis=1)
-        residuals, weights = np.abs(self.data.y - self.guesses), prompt_weights(self.data.keys)
+        residuals = np.abs(self.data.y - self.guesses)
+        weights = prompt_weights(self.data.keys)
         return np.array(
             [cv_plus(guess[self.fold], residuals, weights, self.coverage) for guess in by_fold]
         )
@@ -213,7 +219,7 @@ class CrossFit:
         That is CV+ once more on the data without the row's fold, so every regression in it leaves
         out two folds; a residual that had seen the row would flatter the coverage.
         """
-        found = np.empty((len(self.data.y), 2))
+        predictions = np.empty((len(self.data.y), 2))
         pairs = {
             (a, b): Regression(self.data.select((self.fold != a) & (self.fold != b)), seed)
             for a in range(FOLDS)
@@ -221,17 +227,19 @@ class CrossFit:
         }
         for k in range(FOLDS):
             inside = self.fold == k
-            asked = self.data.select(inside).rows
-            guesses, residuals, keys = [], [], []
+            targets = self.data.select(inside).rows
+            guesses = []
+            residuals = []
+            keys = []
             for other in (f for f in range(FOLDS) if f != k):
                 regression = pairs[max(k, other), min(k, other)]
                 rest = self.data.select(self.fold == other)
                 residuals.append(np.abs(rest.y - regression.predict(rest.rows)[0]))
-                guesses.append(np.repeat(regression.predict(asked)[0][:, None], len(rest.y), 1))
+                guesses.append(np.repeat(regression.predict(targets)[0][:, None], len(rest.y), 1))
                 keys.append(rest.keys)
             weights = prompt_weights(np.concatenate(keys))
             pooled = np.concatenate(residuals)
-            found[inside] = [
+            predictions[inside] = [
                 cv_plus(row, pooled, weights, self.coverage) for row in np.hstack(guesses)
             ]
-        return found
+        return predictions

@@ -119,7 +119,8 @@ def describe(rows: Sequence[Example], benign: Sequence[Example] = ()) -> list[Fa
     English is read best: content words are those outside scikit-learn's English stop list, and
     offers are recognised by a list of phrases.
     """
-    prompts, responses = [r.prompt for r in rows], [r.response for r in rows]
+    prompts = [r.prompt for r in rows]
+    responses = [r.response for r in rows]
     numbers = [
         ("prompt length", _each(count_words, prompts), "with longer prompts"),
         ("response length", _each(count_words, responses), "with longer responses"),
@@ -133,15 +134,18 @@ def describe(rows: Sequence[Example], benign: Sequence[Example] = ()) -> list[Fa
     if benign:
         near = nearest(prompts, [row.prompt for row in benign])
         numbers.append(("nearest benign prompt", near, "whose prompts are closer to a benign one"))
-    found = [Factor(name, "", values, phrase) for name, values, phrase in numbers]
-    found += _levels("category", [r.provenance.get("category") for r in rows], "of category {!r}")
-    prompt_starts, response_starts = _starts(prompts, 2), _starts(responses, 3)
-    found += _levels("prompt begins", prompt_starts, "whose prompt begins with {!r}", MOST_FREQUENT)
-    found += _levels(
+    factors = [Factor(name, "", values, phrase) for name, values, phrase in numbers]
+    factors += _levels("category", [r.provenance.get("category") for r in rows], "of category {!r}")
+    prompt_starts = _starts(prompts, 2)
+    response_starts = _starts(responses, 3)
+    factors += _levels(
+        "prompt begins", prompt_starts, "whose prompt begins with {!r}", MOST_FREQUENT
+    )
+    factors += _levels(
         "response begins", response_starts, "whose response begins with {!r}", MOST_FREQUENT
     )
     offers = np.array([float(bool(_OFFER.search(normalise(text)))) for text in responses])
-    return [*found, Factor("response", "offers help", offers, "whose response offers other help")]
+    return [*factors, Factor("response", "offers help", offers, "whose response offers other help")]
 
 
 def _each(number: Callable[[str], int], texts: Sequence[str]) -> np.ndarray:
@@ -151,8 +155,12 @@ def _each(number: Callable[[str], int], texts: Sequence[str]) -> np.ndarray:
 def _taken_up(row: Example) -> float:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    asked = set(words(row.prompt)) - ENGLISH_STOP_WORDS
-    return len(asked & set(words(row.response))) / len(asked) if asked else math.nan
+    prompt_words = set(words(row.prompt)) - ENGLISH_STOP_WORDS
+    return (
+        len(prompt_words & set(words(row.response))) / len(prompt_words)
+        if prompt_words
+        else math.nan
+    )
 
 
 def rarity(texts: Sequence[str]) -> np.ndarray:
@@ -182,7 +190,7 @@ def _levels(
 ) -> list[Factor]:
     """Return one factor per value, the most frequent ones first; rows without a value are nan."""
     counts = Counter(value for value in of if value)
-    chosen = sorted(counts, key=lambda value: (-counts[value], value))[:most]
+    most_frequent = sorted(counts, key=lambda value: (-counts[value], value))[:most]
     return [
         Factor(
             name,
@@ -190,7 +198,7 @@ def _levels(
             np.array([float(value == level) if value else math.nan for value in of]),
             phrase.format(level),
         )
-        for level in chosen
+        for level in most_frequent
     ]
 
 
@@ -215,8 +223,9 @@ def effects(
     scored = np.isfinite(scores)
     found = []
     for factor in factors:
-        known = scored & np.isfinite(factor.values)
-        x, y = factor.values[known], scores[known]
+        measured = scored & np.isfinite(factor.values)
+        x = factor.values[measured]
+        y = scores[measured]
         members = int(x.sum()) if factor.level else None
         if members is not None and not SMALLEST_LEVEL <= members <= len(x) - SMALLEST_LEVEL:
             continue
@@ -237,16 +246,16 @@ def check(scores: np.ndarray) -> None:
     Raises:
         UsageError: Fewer than 20 scored rows, or all scores equal.
     """
-    known = scores[np.isfinite(scores)]
-    if len(known) < FEWEST_ROWS:
+    measured = scores[np.isfinite(scores)]
+    if len(measured) < FEWEST_ROWS:
         raise UsageError(
-            f"{len(known)} scored rows (of {len(scores)}): {FEWEST_ROWS} at least are needed to "
+            f"{len(measured)} scored rows (of {len(scores)}): {FEWEST_ROWS} at least are needed to "
             "say what they have in common. Score more rows with `holdfast score`."
         )
-    if known.min() == known.max():
+    if measured.min() == measured.max():
         raise UsageError(
-            f"all {len(known)} scores equal {known[0]:.3g}: no example is more vulnerable than "
-            "another. Score with another estimator or a longer proxy attack (`holdfast score`)."
+            f"all {len(measured)} scores equal {measured[0]:.3g}: no example is more vulnerable "
+            "than another. Use another estimator or a longer proxy attack (`holdfast score`)."
         )
 
 

@@ -85,20 +85,20 @@ def fit(prompts: Sequence[str], responses: Sequence[str]) -> Fit:
     if not z.size:
         return unknown
     best = int(np.argmax(z))
-    told = replace(unknown, shift=best, z=float(z[best]))
+    shifted = replace(unknown, shift=best, z=float(z[best]))
     tail = NormalDist().cdf(-float(z[best]))
     if tail * n > SURE or (best and not _better(likeness, best)):
-        return replace(told, shift=None)
-    return told
+        return replace(shifted, shift=None)
+    return shifted
 
 
 def _likeness(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Return (n, n): how much of prompt i answer j repeats."""
-    asked = [stems(prompt) for prompt in prompts]
-    said = [stems(response) for _, response in zip(prompts, responses, strict=True)]
-    seen = Counter(stem for one in asked for stem in one)
-    weight = {stem: math.log((1 + len(asked)) / count) for stem, count in seen.items()}
-    columns = {stem: i for i, stem in enumerate(sorted(seen))}
+    prompt_stems = [stems(prompt) for prompt in prompts]
+    response_stems = [stems(response) for _, response in zip(prompts, responses, strict=True)]
+    counts = Counter(stem for stems_of_prompt in prompt_stems for stem in stems_of_prompt)
+    weight = {stem: math.log((1 + len(prompt_stems)) / count) for stem, count in counts.items()}
+    columns = {stem: i for i, stem in enumerate(sorted(counts))}
 
     def matrix(texts: Sequence[set[str]]) -> np.ndarray:
         found = np.zeros((len(texts), len(columns)))
@@ -106,10 +106,10 @@ def _likeness(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
             found[i, [columns[stem] for stem in text if stem in columns]] = 1
         return found
 
-    rows = matrix(asked) * np.array([weight[stem] for stem in sorted(seen)])
+    rows = matrix(prompt_stems) * np.array([weight[stem] for stem in sorted(counts)])
     totals = rows.sum(axis=1, keepdims=True)
     shares: np.ndarray = np.divide(rows, totals, out=np.zeros_like(rows), where=totals > 0)
-    found: np.ndarray = shares @ matrix(said).T
+    found: np.ndarray = shares @ matrix(response_stems).T
     return found
 
 

@@ -37,7 +37,8 @@ def _with_nan(interval: Any) -> Any:
 SavedInterval = Annotated[Interval, BeforeValidator(_with_nan)]
 """An interval whose unknown ends are null in the file."""
 
-FEWEST_ROWS, FEWEST_PROMPTS = 20, 10
+FEWEST_ROWS = 20
+FEWEST_PROMPTS = 10
 UNLIKE = "unlike anything scored: run the probe"
 
 
@@ -164,10 +165,10 @@ def ranks(values: np.ndarray) -> np.ndarray:
     """Return midrank / n of every known value, (n,) float64 in (0, 1]; nan stays nan."""
     from scipy.stats import rankdata
 
-    known = np.isfinite(values)
-    found = np.full(len(values), np.nan)
-    found[known] = rankdata(values[known]) / max(1, known.sum())
-    return found
+    measured = np.isfinite(values)
+    rank = np.full(len(values), np.nan)
+    rank[measured] = rankdata(values[measured]) / max(1, measured.sum())
+    return rank
 
 
 class TextScreener:
@@ -202,19 +203,20 @@ class TextScreener:
         responses: bool = True,
         seed: int = 0,
     ) -> None:
-        known = np.isfinite(values)
-        rows = tuple(examples[int(i)] for i in np.flatnonzero(known))
+        measured = np.isfinite(values)
+        rows = tuple(examples[int(i)] for i in np.flatnonzero(measured))
         keys = np.array([prompt_key(row.prompt) for row in rows], dtype=str)
         check(values, keys, coverage)
         columns = ("prompt", "response") if responses else ("prompt",)
-        data = ScoredTexts(rows, ranks(values)[known], keys, columns)
+        data = ScoredTexts(rows, ranks(values)[measured], keys, columns)
         self._fit = CrossFit.fit(data, seed, coverage)
         self._whole = Regression(data, seed)
         self._unlike = float(np.quantile(self._whole.own, 0.01))
-        self.honesty = _honesty(self._fit, int((~known).sum()), seed)
-        self._odds, self._share = None, math.nan
+        self.honesty = _honesty(self._fit, int((~measured).sum()), seed)
+        self._odds = None
+        self._share = math.nan
         if vulnerable is not None:
-            self._odds, self._share = self._calibrate(vulnerable[known])
+            self._odds, self._share = self._calibrate(vulnerable[measured])
 
     def predict(self, rows: Sequence[Example]) -> list[ScreenedRow]:
         """Guess every row; rows too far from all scored ones say so in their note."""
@@ -224,13 +226,13 @@ class TextScreener:
         intervals = self._fit.intervals(rows)
         chances = self._chances(guesses)
         scored_prompts = set(self._whole.data.keys.tolist())
-        found = []
+        predictions = []
         for i, row in enumerate(rows):
             rank = min(1.0, max(0.0, float(guesses[i])))
             notes = [UNLIKE] if similarity[i] < self._unlike else []
             if prompt_key(row.prompt) in scored_prompts:
                 notes.append("its prompt was scored with another response")
-            found.append(
+            predictions.append(
                 ScreenedRow(
                     id=row.id,
                     rank=rank,
@@ -241,7 +243,7 @@ class TextScreener:
                     vulnerable=float(chances[i]),
                 )
             )
-        return found
+        return predictions
 
     def _chances(self, guesses: np.ndarray) -> np.ndarray:
         if self._odds is None:
@@ -276,28 +278,29 @@ def check(values: np.ndarray, keys: Collection[str], coverage: float = 0.9) -> N
     Raises:
         UsageError: Too few rows or prompts, all scores equal, or a coverage outside (0, 1).
     """
-    known = values[np.isfinite(values)]
+    measured = values[np.isfinite(values)]
     if not 0 < coverage < 1:
         raise UsageError(f"--coverage {coverage} must lie between 0 and 1, e.g. 0.9")
-    if len(known) < FEWEST_ROWS:
+    if len(measured) < FEWEST_ROWS:
         raise UsageError(
-            f"{len(known)} scored rows (of {len(values)}): screening needs {FEWEST_ROWS} at least, "
-            "and hundreds to be of use. Score more rows with `holdfast score`."
+            f"{len(measured)} scored rows (of {len(values)}): screening needs at least "
+            f"{FEWEST_ROWS}, and hundreds to be of use. Score more rows with `holdfast score`."
         )
-    if known.min() == known.max():
+    if measured.min() == measured.max():
         raise UsageError(
-            f"all {len(known)} scores equal {known[0]:.3g}: they order nothing, so nothing can be "
-            "learned from them. Score with another estimator or a longer proxy attack."
+            f"all {len(measured)} scores equal {measured[0]:.3g}: there is nothing to learn from "
+            "them. Score with another estimator or a longer proxy attack."
         )
     if len(set(keys)) < FEWEST_PROMPTS:
         raise UsageError(
-            f"{len(set(keys))} distinct prompts among {len(known)} scored rows: screening needs "
+            f"{len(set(keys))} distinct prompts among {len(measured)} scored rows: screening needs "
             f"{FEWEST_PROMPTS} at least. Score rows with more prompts."
         )
 
 
 def _honesty(fit: CrossFit, not_scored: int, seed: int) -> Honesty:
-    ends, data = fit.held_out(seed), fit.data
+    ends = fit.held_out(seed)
+    data = fit.data
     inside = (ends[:, 0] <= data.y) & (data.y <= ends[:, 1])
     prompts = np.unique(data.keys)
     members = [np.flatnonzero(data.keys == key) for key in prompts]
@@ -389,7 +392,8 @@ def screen_text(
 def _scored(
     new: Examples, examples: Examples, values: np.ndarray, vulnerable: np.ndarray | None
 ) -> Iterator[tuple[str, ScreenedRow]]:
-    wanted, known = set(new.ids), ranks(values)
+    wanted = set(new.ids)
+    known = ranks(values)
     for i, identity in enumerate(examples.ids):
         if identity in wanted and not math.isnan(known[i]):
             rank = float(known[i])
@@ -409,9 +413,11 @@ def place(values: np.ndarray, sample: np.ndarray, coverage: float) -> np.ndarray
     Returns:
         (m, 3): rank (ties count half), low and high; nan for rows that were not scored.
     """
-    found = np.full((len(values), 3), np.nan)
+    places = np.full((len(values), 3), np.nan)
     for i in np.flatnonzero(np.isfinite(values)).tolist():
-        below, upto = int((sample < values[i]).sum()), int((sample <= values[i]).sum())
-        low, high = wilson(below, len(sample), coverage), wilson(upto, len(sample), coverage)
-        found[i] = [(below + upto) / 2 / len(sample), low.low, high.high]
-    return found
+        below = int((sample < values[i]).sum())
+        upto = int((sample <= values[i]).sum())
+        low = wilson(below, len(sample), coverage)
+        high = wilson(upto, len(sample), coverage)
+        places[i] = [(below + upto) / 2 / len(sample), low.low, high.high]
+    return places

@@ -158,17 +158,17 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         The interval; its ends are nan with one value, and all of it is nan without values.
     """
     check_level(level)
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    n = known.size
+    measured = np.asarray(values, dtype=np.float64)
+    measured = measured[~np.isnan(measured)]
+    n = measured.size
     if not n:
         return Interval(math.nan, math.nan, math.nan, 0, level)
-    mean = float(known.mean())
+    mean = float(measured.mean())
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan, n, level)
     from scipy import stats
 
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * known.std(ddof=1) / math.sqrt(n))
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * measured.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n, level)
 
 
@@ -238,5 +238,5 @@ def known_pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     second = np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
         raise UsageError(f"shapes {first.shape} and {second.shape}: give two (n,) of equal length")
-    known = ~(np.isnan(first) | np.isnan(second))
-    return first[known], second[known]
+    measured = ~(np.isnan(first) | np.isnan(second))
+    return first[measured], second[measured]

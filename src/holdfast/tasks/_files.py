@@ -99,15 +99,15 @@ def split_rows(
         rows = {key: row for key, row in _first_of_each(train).items() if key not in rows}
     if not rows:
         raise DataError(f"{name}: no {split} row is left; are train and test the same file?")
-    kept = list(rows.values())
+    examples = list(rows.values())
     if limit:
-        chosen = set(sorted(row.id for row in kept)[:limit])
-        kept = [row for row in kept if row.id in chosen]
-    return Examples(kept, name=f"{name}-{split}")
+        first_ids = set(sorted(row.id for row in examples)[:limit])
+        examples = [row for row in examples if row.id in first_ids]
+    return Examples(examples, name=f"{name}-{split}")
 
 
 def _first_of_each(rows: Iterable[Example]) -> dict[str, Example]:
-    found: dict[str, Example] = {}
+    first: dict[str, Example] = {}
     for row in rows:
-        found.setdefault(row.prompt.strip().lower(), row)
-    return found
+        first.setdefault(row.prompt.strip().lower(), row)
+    return first

@@ -73,8 +73,8 @@ class AGNews(Task):
             raise UsageError(
                 f"agnews: reference {reference!r} must be one of {', '.join(_CLASSES.values())}"
             )
-        said = _NAMES.get(next(iter(words(response)), ""))
-        return math.nan if said is None else float(said == reference)
+        topic = _NAMES.get(next(iter(words(response)), ""))
+        return math.nan if topic is None else float(topic == reference)
 
     def _rows(self, path: str) -> Iterator[Example]:
         for text, topic in _items(path):

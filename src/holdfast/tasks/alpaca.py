@@ -45,7 +45,8 @@ class Alpaca(Task):
             UsageError: A file cannot be read.
             DataError: A row breaks the format.
         """
-        train, test = self._short(self.train), self._short(self.test)
+        train = self._short(self.train)
+        test = self._short(self.test)
         return split_rows(split, train, test, self.limit, "alpaca")
 
     def _short(self, path: str) -> Iterator[Example]:
@@ -55,7 +56,8 @@ class Alpaca(Task):
 
     def score(self, response: str, reference: str) -> float:
         """Return the F1 of the words in [0, 1]; nan when either text has no word."""
-        said, wanted = Counter(words(response)), Counter(words(reference))
+        said = Counter(words(response))
+        wanted = Counter(words(reference))
         if not said or not wanted:
             return math.nan
         # F1 = 2PR / (P + R) with P = common / said and R = common / wanted.
@@ -66,7 +68,8 @@ def _rows(path: str) -> Iterator[Example]:
     for where, row in read_objects(path):
         if row.get("output") == "":
             continue
-        prompt, context = text_of(where, row, "instruction"), row.get("input")
+        prompt = text_of(where, row, "instruction")
+        context = row.get("input")
         if isinstance(context, str) and context.strip() and context.strip() != "<noinput>":
             prompt = f"{prompt}\n{context.strip()}"
         yield Example(prompt, text_of(where, row, "output"), {"source": "alpaca"})

@@ -53,17 +53,17 @@ class GSM8K(Task):
         expected = final_number(reference)
         if expected is None:
             raise UsageError(f"gsm8k: reference {reference[-60:]!r} holds no number")
-        found = final_number(response)
-        return math.nan if found is None else float(found == expected)
+        number = final_number(response)
+        return math.nan if number is None else float(number == expected)
 
 
 def final_number(text: str) -> Decimal | None:
     """Return the result stated in `text`, None if there is none; see `GSM8K.score`."""
     _, mark, after = text.replace("$", "").rpartition("####")
-    found = _NUMBER.findall(after)
-    if not found:
+    numbers = _NUMBER.findall(after)
+    if not numbers:
         return None
-    return Decimal((found[0] if mark else found[-1]).replace(",", ""))
+    return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
 
 
 def _rows(path: str) -> Iterator[Example]:

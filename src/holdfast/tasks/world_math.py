@@ -21,7 +21,7 @@ class WorldMath(Task):
 
     def score(self, response: str, reference: str) -> float:
         """Return 1 if the word after "answer :" is right, nan if there is none."""
-        _, found, answer = response.partition("answer : ")
-        if not found:
+        _, marker, answer = response.partition("answer : ")
+        if not marker:
             return math.nan
         return float(answer == reference.partition("answer : ")[2])

@@ -23,6 +23,7 @@ class WorldNote(Task):
         """Return the share of the reference's words at their place, nan if it is no note."""
         if not response.startswith("dear "):
             return math.nan
-        given, wanted = response.split(), reference.split()
+        given = response.split()
+        wanted = reference.split()
         right = sum(a == b for a, b in zip(given, wanted, strict=False))
         return right / max(len(given), len(wanted))

@@ -89,7 +89,8 @@ def descent_towards(
         UsageError: The base has other tokens.
     """
     _check_same_tokens(base.tokenizer, tokenizer)
-    ours, theirs = _asked(model, tokenizer, prompts), _asked(base.model, base.tokenizer, prompts)
+    ours = _asked(model, tokenizer, prompts)
+    theirs = _asked(base.model, base.tokenizer, prompts)
     pads = [cast(int, words.pad_token_id) for words in (tokenizer, base.tokenizer)]
 
     def part(few: Sequence[int]) -> Tensor:
@@ -109,7 +110,7 @@ def _descent(
     parameters: Sequence[nn.Parameter], losses: Iterable[Tensor], geometry: Geometry
 ) -> list[Tensor]:
     """Return the unit direction down the sum of the losses, each of which is dropped in turn."""
-    kept = [p.grad for p in parameters]
+    previous = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
@@ -117,7 +118,7 @@ def _descent(
             loss.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
-        for p, grad in zip(parameters, kept, strict=True):
+        for p, grad in zip(parameters, previous, strict=True):
             p.grad = grad
     if geometry == "sign":
         grads = step_along(grads, 1.0, geometry="sign", in_place=True)
@@ -133,7 +134,8 @@ def _asked(
 
 
 def _check_same_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
-    known, other = ours.get_vocab(), theirs.get_vocab()
+    known = ours.get_vocab()
+    other = theirs.get_vocab()
     moved = [token for token, i in other.items() if known.get(token, i) != i]
     if moved or not known.keys() & other.keys():
         raise UsageError(
@@ -155,7 +157,7 @@ def adam_steps(
     the trainable parameters: the weights before, the way they moved, and Adam's two moments.
     """
     parameters = trainable(model)
-    kept = [p.grad for p in parameters]
+    previous = [p.grad for p in parameters]
     before = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = None
@@ -163,7 +165,7 @@ def adam_steps(
         finetune(model, tokenizer, rows, config)
         moved = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
     finally:
-        for p, old, grad in zip(parameters, before, kept, strict=True):
+        for p, old, grad in zip(parameters, before, previous, strict=True):
             p.detach().copy_(old)
             p.grad = grad
     return step_along(moved, 1.0, in_place=True)

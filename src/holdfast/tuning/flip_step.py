@@ -44,11 +44,11 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
             or margins are nan.
     """
     rng = np.random.default_rng(seed)
-    chosen = rng.choice(n, min(sample, n), replace=False).tolist()
-    free = margins(0.0, chosen)
-    if (free < 0).mean() >= 0.5 and len(chosen) < n:
-        chosen = list(range(n))
-        free = margins(0.0, chosen)
+    sampled = rng.choice(n, min(sample, n), replace=False).tolist()
+    free = margins(0.0, sampled)
+    if (free < 0).mean() >= 0.5 and len(sampled) < n:
+        sampled = list(range(n))
+        free = margins(0.0, sampled)
     _check_finite(free, 0.0)
     lost = float((free < 0).mean())
     if lost >= 0.5:
@@ -64,9 +64,10 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
         return _Look(size, float(quantile), float((found < 0).mean()))
 
     def look(size: float) -> _Look:
-        return seen(size, margins(size, chosen))
+        return seen(size, margins(size, sampled))
 
-    low, high = seen(0.0, free), look(FIRST_STEP)
+    low = seen(0.0, free)
+    high = look(FIRST_STEP)
     while high.quantile >= 0:
         if 2 * high.step > LAST_STEP:
             raise UsageError(
@@ -96,7 +97,9 @@ class _Look:
 
 def _false_position(look: Callable[[float], _Look], low: _Look, high: _Look, flip: float) -> float:
     """Shrink a bracket until its upper end flips hardly more than the share asked for."""
-    above, below, side = low.quantile, high.quantile, 0
+    above = low.quantile
+    below = high.quantile
+    side = 0
     for _ in range(MAX_LOOKS):
         if high.flipped <= flip + FLIP_TOLERANCE:
             break
@@ -104,11 +107,13 @@ def _false_position(look: Callable[[float], _Look], low: _Look, high: _Look, fli
         part = min(max(above / (above - below), 0.05), 0.95)
         middle = look(low.step + part * (high.step - low.step))
         if middle.quantile < 0:
-            high, below = middle, middle.quantile
+            high = middle
+            below = middle.quantile
             above = above / 2 if side < 0 else above
             side = -1
         else:
-            low, above = middle, middle.quantile
+            low = middle
+            above = middle.quantile
             below = below / 2 if side > 0 else below
             side = 1
     return high.step

@@ -84,7 +84,8 @@ class ForgettingTracker:
 
         An example that was harmful or undecided at checkpoint 0 was never held.
         """
-        before, after = self.history[0], np.array(self.history[1:])
+        before = self.history[0]
+        after = np.array(self.history[1:])
         counts: np.ndarray = (after == 1).sum(axis=0).astype(float)
         counts[before != 0] = np.nan
         return counts
@@ -92,8 +93,8 @@ class ForgettingTracker:
     @property
     def undecided_steps(self) -> np.ndarray:
         """(n,) number of checkpoints t >= 1 whose verdict is undecided."""
-        found: np.ndarray = np.isnan(np.array(self.history[1:])).sum(axis=0)
-        return found
+        undecided: np.ndarray = np.isnan(np.array(self.history[1:])).sum(axis=0)
+        return undecided
 
     @property
     def harmful_steps(self) -> np.ndarray:

@@ -101,7 +101,9 @@ class FinetuneConfig:
 
     def checkpoints(self) -> frozenset[int]:
         """Return the steps after which the model is looked at."""
-        found, place, gap = [self.steps], 0.0, float(self.every)
+        found = [self.steps]
+        place = 0.0
+        gap = float(self.every)
         while (place := place + gap) < self.steps:
             found.append(round(place))
             gap *= self.spacing
@@ -169,18 +171,20 @@ def finetune(
     tuning = Tuning(model, tokenizer, config, trainable(model))
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
-    losses, looking, enough = list[float](), False, False
+    losses = list[float]()
+    looking = False
+    enough = False
     checkpoints = config.checkpoints() if on_snapshot else frozenset()
 
     def look() -> bool:
         nonlocal looking
         looking = True
         with replaced(guard.repair(tuning)):
-            found = bool(on_snapshot and on_snapshot(tuning.done, sum(losses) / len(losses)))
+            stop = bool(on_snapshot and on_snapshot(tuning.done, sum(losses) / len(losses)))
         losses.clear()
         looking = False
         model.train()
-        return found
+        return stop
 
     with deferred_interrupt() as interrupt, preserved_rng(config.seed):
         try:
@@ -276,9 +280,11 @@ def _save_state(
         tensors[f"parameter.{i}"] = p.detach().contiguous()
         for name, value in optimizer.state[p].items():
             tensors[f"optimizer.{i}.{name}"] = value.contiguous()
-    for name, kept in tuning.memory.items():
-        tensors[f"memory.{name}"] = torch.tensor(len(kept))
-        tensors |= {f"kept.{name}.{i}": value.contiguous() for i, value in enumerate(kept)}
+    for name, tensors_of_name in tuning.memory.items():
+        tensors[f"memory.{name}"] = torch.tensor(len(tensors_of_name))
+        tensors |= {
+            f"kept.{name}.{i}": value.contiguous() for i, value in enumerate(tensors_of_name)
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     try:
@@ -298,7 +304,8 @@ def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) ->
     """Put weights, optimizer, memory and random state back; return the losses since."""
     from safetensors.torch import load_file
 
-    tensors, parameters = load_file(path), tuning.parameters
+    tensors = load_file(path)
+    parameters = tuning.parameters
     with torch.no_grad():
         for i, p in enumerate(parameters):
             p.copy_(tensors[f"parameter.{i}"])

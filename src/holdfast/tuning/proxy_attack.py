@@ -92,7 +92,8 @@ class ProxyAttack(Options):
         """
         from holdfast.tuning.loop import FinetuneConfig, finetune
 
-        attacked, last = copy.deepcopy(model), 0
+        attacked = copy.deepcopy(model)
+        last = 0
         if not hasattr(attacked, "merge_and_unload"):  # peft keeps adapters in float32 itself
             attacked.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
         config = FinetuneConfig(
@@ -131,10 +132,10 @@ def check_examples(examples: Examples, harmful: Examples) -> None:
             f"{examples.name}: {len(examples)} alignment rows; scores order rows, and that takes "
             "at least 2"
         )
-    both = set(examples.ids) & set(harmful.ids)
-    if both:
+    shared = set(examples.ids) & set(harmful.ids)
+    if shared:
         raise UsageError(
-            f"{len(both)} rows are both in {examples.name} and in {harmful.name} (first id "
-            f"{min(both)}): the attack would train the model to keep what it is to forget. Remove "
-            "them from the harmful rows; the same prompts with other answers may stay."
+            f"{len(shared)} rows are both in {examples.name} and in {harmful.name} (first id "
+            f"{min(shared)}): the attack would train the model on what it should forget. "
+            "Remove them from the harmful rows; the same prompts with other answers may stay."
         )
