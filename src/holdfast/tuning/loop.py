@@ -158,8 +158,7 @@ def finetune(
         rows: What to train on.
         config: How.
         on_snapshot: Called at checkpoints; may read the model and end the training.
-        resume: File for the state of a run that is interrupted, or whose checkpoint could not be
-            looked at. Continued from when it exists; the caller deletes it when all is done.
+        resume: State file, written if a checkpoint fails or the user interrupts; deleted by callers.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -172,8 +171,7 @@ def finetune(
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
     losses = list[float]()
-    looking = False
-    enough = False
+    looking = enough = False
     checkpoints = config.checkpoints() if on_snapshot else frozenset()
 
     def look() -> bool:
