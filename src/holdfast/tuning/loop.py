@@ -158,7 +158,7 @@ def finetune(
         rows: What to train on.
         config: How.
         on_snapshot: Called at checkpoints; may read the model and end the training.
-        resume: State file, written if a checkpoint fails or the user interrupts; deleted by callers.
+        resume: State file, written when a checkpoint fails or the user interrupts; kept at the end.
 
     Raises:
         TrainingError: The loss is not finite.
