@@ -510,9 +510,11 @@ attack: {tasks: [world_topic]}
 def test_run_lists_its_stages(
     holdfast: Holdfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(config: pipeline.RunConfig) -> list[pipeline.Call]:
+    def plan(config: pipeline.RunConfig) -> list[pipeline.PlannedJob]:
         report = ReportConfig(out=config.out)
-        return [pipeline.Call("report", f"{config.out}-s{seed}", report) for seed in config.seeds]
+        return [
+            pipeline.PlannedJob("report", f"{config.out}-s{seed}", report) for seed in config.seeds
+        ]
 
     monkeypatch.setattr(pipeline, "plan", plan)  # the real one imports every method
     path = tmp_path / "c.yaml"
@@ -530,7 +532,7 @@ def test_run_lists_its_stages(
 def test_run_ends_with_a_table(
     holdfast: Holdfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finished(config: pipeline.RunConfig) -> list[pipeline.Call]:
+    def finished(config: pipeline.RunConfig) -> list[pipeline.PlannedJob]:
         run = RunDir(config.out)
         for stage, result in (("evaluate", evaluated()), ("attack", attacked(censored=True))):
             with run.job(stage, "a", config={}, inputs={}) as job:

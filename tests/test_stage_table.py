@@ -37,10 +37,10 @@ table.STAGES["toy"] = table.Stage(
     shown="__main__:shown",
 )
 
-from holdfast.stages.calls import Call
+from holdfast.stages.planned_jobs import PlannedJob
 
-call = Call("toy", "a", ToyConfig(out="x", size=5))
-assert Call.read(__import__("json").loads(call.line)) == call
+call = PlannedJob("toy", "a", ToyConfig(out="x", size=5))
+assert PlannedJob.read(__import__("json").loads(call.line)) == call
 assert call() == 5
 import holdfast
 

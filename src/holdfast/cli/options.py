@@ -25,7 +25,7 @@ from holdfast.stages.table import Stage
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
-    from holdfast.stages.calls import Call
+    from holdfast.stages.planned_jobs import PlannedJob
 
 REPEATABLE = "An option of type list or NAME=VALUE may be given several times."
 
@@ -232,10 +232,10 @@ def _begin(stage: Stage, config: Any) -> None:
         begin([_call(stage, config)], jobs=config.jobs)
 
 
-def _call(stage: Stage, config: Any) -> Call:
-    from holdfast.stages.calls import Call
+def _call(stage: Stage, config: Any) -> PlannedJob:
+    from holdfast.stages.planned_jobs import PlannedJob
 
-    return Call(stage.name, "all", config)
+    return PlannedJob(stage.name, "all", config)
 
 
 def _json() -> Parameter:

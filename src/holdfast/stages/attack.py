@@ -81,10 +81,10 @@ def _one_by_one(
 
 
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
-    from holdfast.stages.calls import Call, do
+    from holdfast.stages.planned_jobs import PlannedJob, do
 
     do(
-        [Call("attack", "all", config)],
+        [PlannedJob("attack", "all", config)],
         jobs=config.jobs,
         scheduler=config.scheduler,
         allow_remote=config.allow_remote,

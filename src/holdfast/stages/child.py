@@ -17,10 +17,10 @@ def main() -> None:
 
 def _do(raw: dict[str, Any]) -> None:
     from holdfast.results.run_dir import patient
-    from holdfast.stages.calls import Call
+    from holdfast.stages.planned_jobs import PlannedJob
 
     with patient(PATIENCE):
-        Call.read(raw)()
+        PlannedJob.read(raw)()
 
 
 if __name__ == "__main__":

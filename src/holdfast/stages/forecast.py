@@ -1,6 +1,6 @@
-"""What a run will cost, before it is begun: calls, hours, memory. Ranges, never exact numbers.
+"""What a run will cost, before it is begun: jobs, hours, memory. Ranges, never exact numbers.
 
-Hours are those of finished calls of the same kind in the run directory, in proportion to training
+Hours are those of finished jobs of the same kind in the run directory, in proportion to training
 steps. Where there is none, a calibration measures a few training steps and answers of the model at
 hand and multiplies; a method or an estimator that does more than plain training is not known from
 that, and is said to be unknown rather than guessed.
@@ -25,9 +25,9 @@ from holdfast.runtime import progress
 from holdfast.stages.align import AlignConfig
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of
-from holdfast.stages.calls import Call, parts, unfinished
 from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import EvaluateConfig
+from holdfast.stages.planned_jobs import PlannedJob, parts, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ MEASURED, CALIBRATED = (0.7, 1.5), (0.5, 2.5)
 """Least and most, as multiples of what was measured: on this work, or on a sample of it."""
 PLAIN = "sft"
 STEPS, ANSWERS, DEFAULT = 3, 8, 32
-"""Training steps and answers of a calibration, and the answers' tokens unless a call says."""
+"""Training steps and answers of a calibration, and the answers' tokens unless a job says."""
 
 Range = tuple[float, float]
 
@@ -50,16 +50,16 @@ class Forecast:
     """What is to be done.
 
     Attributes:
-        calls: Calls in all.
+        planned: Jobs in all.
         finished: Those whose results are there.
         seconds: Least and most for the others, over the jobs at the same time.
-        unknown: Titles of calls of which nothing is known; they come on top.
+        unknown: Titles of jobs of which nothing is known; they come on top.
         basis: What the seconds rest on.
         memory: Least and most bytes of the job that takes most; None if they are unknown.
         jobs: Jobs at the same time.
     """
 
-    calls: int
+    planned: int
     finished: int
     seconds: Range
     unknown: tuple[str, ...]
@@ -70,9 +70,9 @@ class Forecast:
     def told(self) -> dict[str, Any]:
         """Return it in words."""
         low, high = (duration(s) for s in self.seconds)
-        known = self.calls - self.finished > len(self.unknown)
+        known = self.planned - self.finished > len(self.unknown)
         return {
-            "calls": self.calls,
+            "jobs": self.planned,
             "finished already": self.finished,
             "time": f"{low} to {high}, {self.basis}" if known else "unknown",
             "not counted": list(self.unknown),
@@ -83,7 +83,7 @@ class Forecast:
     @property
     def line(self) -> str:
         """One sentence."""
-        todo = self.calls - self.finished
+        todo = self.planned - self.finished
         low, high = (duration(s) for s in self.seconds)
         if not todo or todo == len(self.unknown):
             time_told = "time unknown until the first are finished" if todo else "nothing to do"
@@ -91,36 +91,38 @@ class Forecast:
             more = f", and {len(self.unknown)} of unknown length" if self.unknown else ""
             time_told = f"{low} to {high}, {self.basis}{more}"
         room = f"; memory of a job {_gib(self.memory)}" if todo and self.memory else ""
-        return f"{todo} of {self.calls} to do, {self.finished} finished already; {time_told}{room}"
+        return (
+            f"{todo} of {self.planned} to do, {self.finished} finished already; {time_told}{room}"
+        )
 
 
-def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) -> Forecast:
-    """Say what calls will cost.
+def estimate(planned: Sequence[PlannedJob], *, jobs: int = 1, calibrate: bool = True) -> Forecast:
+    """Say what jobs will cost.
 
     Args:
-        calls: Those that others need come first.
+        planned: Those that others need come first.
         jobs: How many are done at the same time.
         calibrate: Measure a few steps where nothing of the kind is finished.
     """
-    every = [call for call in parts(calls) if call.stage not in QUICK]
+    every = [job for job in parts(planned) if job.stage not in QUICK]
     wanted = unfinished(every)
     entries = [e for e in every[0].config.run.entries() if e.seconds] if every else []
     model = _Model(every) if wanted else None
     low = high = 0.0
     unknown, bases = [], set[str]()
-    for call in wanted:
-        found = _measured(call, entries)
+    for job in wanted:
+        found = _measured(job, entries)
         basis = "from finished ones of the same kind"
         if found is None and model is not None and calibrate:
-            found, basis = model.seconds(call), "from a few steps and answers"
+            found, basis = model.seconds(job), "from a few steps and answers"
         if found is None:
-            unknown.append(call.title)
+            unknown.append(job.title)
             continue
         bases.add(basis)
         low, high = low + found[0], high + found[1]
     side = max(min(jobs, len(wanted)), 1)
     return Forecast(
-        calls=len(every),
+        planned=len(every),
         finished=len(every) - len(wanted),
         seconds=(low / side, high / side),
         unknown=tuple(unknown),
@@ -130,32 +132,32 @@ def estimate(calls: Sequence[Call], *, jobs: int = 1, calibrate: bool = True) ->
     )
 
 
-def begin(calls: Sequence[Call], *, jobs: int = 1) -> None:
+def begin(planned: Sequence[PlannedJob], *, jobs: int = 1) -> None:
     """Say in one sentence what is to be done; nothing is measured for it, and no weights read."""
-    if calls:
-        progress.say(estimate(calls, jobs=jobs, calibrate=False).line)
+    if planned:
+        progress.say(estimate(planned, jobs=jobs, calibrate=False).line)
 
 
-# ------------------------------------------------------------------------------- finished calls
+# ------------------------------------------------------------------------------- finished jobs
 
 
-def _measured(call: Call, entries: Sequence[Entry]) -> Range | None:
-    """Return the range of the finished calls of the same kind, in proportion to their steps."""
-    options = call.config.keyed()
-    if isinstance(call.config, AttackConfig):
-        options["steps"] = _attack(call.config).steps
-    kind = _kind(call.stage, options)
-    size = _size(call.stage, options)
+def _measured(job: PlannedJob, entries: Sequence[Entry]) -> Range | None:
+    """Return the range of the finished jobs of the same kind, in proportion to their steps."""
+    options = job.config.keyed()
+    if isinstance(job.config, AttackConfig):
+        options["steps"] = _attack(job.config).steps
+    kind = _kind(job.stage, options)
+    size = _size(job.stage, options)
     found = [
         entry.seconds * size / _size(entry.stage, entry.config)
         for entry in entries
-        if entry.stage == call.stage and _kind(entry.stage, entry.config) == kind
+        if entry.stage == job.stage and _kind(entry.stage, entry.config) == kind
     ]
     return (min(found) * MEASURED[0], max(found) * MEASURED[1]) if found else None
 
 
 def _kind(stage: str, config: Mapping[str, Any]) -> Any:
-    """What the time of a call depends on besides its size."""
+    """What the time of a job depends on besides its size."""
     return config.get({"align": "method", "score": "estimator"}.get(stage, ""))
 
 
@@ -170,12 +172,12 @@ def _size(stage: str, config: Mapping[str, Any]) -> float:
 class _Model:
     """The model at hand, measured for a few steps and answers when that is first asked for."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.calls = calls
+    def __init__(self, planned: Sequence[PlannedJob]) -> None:
+        self.planned = planned
 
-    def seconds(self, call: Call) -> Range | None:
-        """Return least and most seconds of a call, None if they are unknown."""
-        work = _work(call)
+    def seconds(self, job: PlannedJob) -> Range | None:
+        """Return least and most seconds of a job, None if they are unknown."""
+        work = _work(job)
         if work is None or self._rates is None:
             return None
         step, answer = self._rates
@@ -184,7 +186,7 @@ class _Model:
 
     @cached_property
     def _trains(self) -> list[AlignConfig | AttackConfig]:
-        found = [c.config for c in self.calls]
+        found = [c.config for c in self.planned]
         return [c for c in found if isinstance(c, AlignConfig | AttackConfig)]
 
     @cached_property
@@ -207,7 +209,7 @@ class _Model:
 
     @cached_property
     def _rates(self) -> tuple[float, float] | None:
-        """Seconds of a training step and of an answer, of the call that takes most memory."""
+        """Seconds of a training step and of an answer, of the job that takes most memory."""
         from holdfast.models.generation import generate
         from holdfast.tuning.loop import FinetuneConfig, finetune
 
@@ -218,7 +220,7 @@ class _Model:
         rows, loaded = first.read(spec), checkpoints.load(self._source, device=first.device)
         config = max(self._trains, key=lambda one: _needs(one, shape)[1])
         sizes = _sizes(config)
-        length = max((_tokens(call.config) for call in self.calls), default=0) or DEFAULT
+        length = max((_tokens(job.config) for job in self.planned), default=0) or DEFAULT
         settings = FinetuneConfig(
             learning_rate=0.0,
             steps=STEPS,
@@ -323,9 +325,9 @@ def memory(shape: Shape, *, tokens: int, lora: bool = False) -> Range:
     return float(least), float(least + trained + layers + logits)
 
 
-def _work(call: Call) -> tuple[float, float] | None:
-    """Return the training steps and the answers of a call, None if they are not known."""
-    config = call.config
+def _work(job: PlannedJob) -> tuple[float, float] | None:
+    """Return the training steps and the answers of a job, None if they are not known."""
+    config = job.config
     if isinstance(config, AlignConfig) and config.method == PLAIN:
         benign = config.read_if(config.benign)
         rows = len(config.read(config.data)) + len(benign or ())

@@ -16,9 +16,9 @@ from holdfast.jobs.queue import summary
 from holdfast.options import OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import apart
-from holdfast.stages.calls import Call, try_all
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
 from holdfast.stages.forecast import begin
+from holdfast.stages.planned_jobs import PlannedJob, try_all
 from holdfast.stages.run_models import label_of
 
 LAST = ("analyze", "report")
@@ -153,7 +153,7 @@ def parse(raw: Mapping[str, Any], *, where: str) -> RunConfig:
     return config
 
 
-def plan(config: RunConfig) -> list[Call]:
+def plan(config: RunConfig) -> list[PlannedJob]:
     """Return every stage of the run, in order: one seed from start to end, then the next.
 
     Raises:
@@ -173,16 +173,16 @@ def plan(config: RunConfig) -> list[Call]:
             )
     first = [name for name in methods if name == SCORED]
     rest = [name for name in methods if name != SCORED]
-    calls: list[Call] = []
+    planned: list[PlannedJob] = []
     for seed in config.seeds:
-        calls += [_align(config, name, methods[name], seed) for name in first]
-        calls += _scores(config, seed)
-        calls += [_align(config, name, methods[name], seed) for name in rest]
+        planned += [_align(config, name, methods[name], seed) for name in first]
+        planned += _scores(config, seed)
+        planned += [_align(config, name, methods[name], seed) for name in rest]
         labels = [f"{name}-s{seed}" for name in (*first, *rest)]
         before = [config.model] if seed == config.seeds[0] else []
-        calls += [_evaluate(config, name) for name in (*before, *labels)]
-        calls += [call for label in labels for call in _attacks(config, label)]
-    return [*calls, *_last(config)]
+        planned += [_evaluate(config, name) for name in (*before, *labels)]
+        planned += [job for label in labels for job in _attacks(config, label)]
+    return [*planned, *_last(config)]
 
 
 def run(
@@ -192,7 +192,7 @@ def run(
 
     Args:
         config: The run.
-        jobs: So many calls at the same time, each in a process of its own.
+        jobs: So many jobs at the same time, each in a process of its own.
         scheduler: Address of a running dask cluster that does them.
         allow_remote: It may be on another machine.
 
@@ -200,7 +200,7 @@ def run(
         The path of the report.
 
     Raises:
-        HoldfastError: Some calls failed. The others are done, and the report says which.
+        HoldfastError: Some jobs failed. The others are done, and the report says which.
     """
     reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
@@ -209,12 +209,12 @@ def run(
             reader.read(config.data.harmful, harmful=True),
             f"knowledge {word!r}",
         )
-    calls = plan(config)
-    _check_attacks(calls)
-    begin(calls, jobs=jobs)
-    end = [] if jobs == 1 and not scheduler else [call for call in calls if call.stage in LAST]
+    planned = plan(config)
+    _check_attacks(planned)
+    begin(planned, jobs=jobs)
+    end = [] if jobs == 1 and not scheduler else [job for job in planned if job.stage in LAST]
     failures, total = try_all(
-        [call for call in calls if call not in end],
+        [job for job in planned if job not in end],
         jobs=jobs,
         scheduler=scheduler,
         allow_remote=allow_remote,
@@ -243,19 +243,19 @@ def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check_attacks(calls: Sequence[Call]) -> None:
+def _check_attacks(planned: Sequence[PlannedJob]) -> None:
     """Refuse a grid of attacks that cannot be run, before hours of alignment."""
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.grid import grids_of
     from holdfast.stages.attacking.material import checked
 
     seen: list[AttackConfig] = []
-    for call in calls:
-        if isinstance(call.config, AttackConfig):
-            grid = call.config.model_copy(update={"models": []})
+    for job in planned:
+        if isinstance(job.config, AttackConfig):
+            grid = job.config.model_copy(update={"models": []})
             if grid not in seen:
                 seen.append(grid)
-                for one in grids_of(call.config):
+                for one in grids_of(job.config):
                     checked(one)
 
 
@@ -275,7 +275,7 @@ def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
     return cls(**(common | options))
 
 
-def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> Call:
+def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> PlannedJob:
     from holdfast.methods._together import method
     from holdfast.stages.align import AlignConfig
 
@@ -293,17 +293,17 @@ def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) 
         "groups": f"groups-s{seed}" if "groups" in needs else None,
     }
     settings = _stage_config(AlignConfig, config, **(defaults | merged))
-    return Call("align", settings.label, settings)
+    return PlannedJob("align", settings.label, settings)
 
 
-def _scores(config: RunConfig, seed: int) -> list[Call]:
+def _scores(config: RunConfig, seed: int) -> list[PlannedJob]:
     """Return the scores of the SFT model of a seed, and the groups made from one of them."""
     if not config.score:
         return []
     return [*(_score(config, name, seed) for name in config.score), _group(config, seed)]
 
 
-def _score(config: RunConfig, name: str, seed: int) -> Call:
+def _score(config: RunConfig, name: str, seed: int) -> PlannedJob:
     from holdfast.stages.score import ScoreConfig
 
     defaults = {
@@ -318,10 +318,10 @@ def _score(config: RunConfig, name: str, seed: int) -> Call:
         "estimator": name,
     }
     settings = _stage_config(ScoreConfig, config, **(defaults | config.score[name]))
-    return Call("score", settings.label, settings)
+    return PlannedJob("score", settings.label, settings)
 
 
-def _group(config: RunConfig, seed: int) -> Call:
+def _group(config: RunConfig, seed: int) -> PlannedJob:
     from holdfast.stages.group import GroupConfig
 
     options = dict(config.group)
@@ -337,10 +337,10 @@ def _group(config: RunConfig, seed: int) -> Call:
         "seed": seed,
     }
     settings = _stage_config(GroupConfig, config, **(defaults | options))
-    return Call("group", settings.name, settings)
+    return PlannedJob("group", settings.name, settings)
 
 
-def _evaluate(config: RunConfig, model: str) -> Call:
+def _evaluate(config: RunConfig, model: str) -> PlannedJob:
     from holdfast.stages.evaluate import EvaluateConfig
 
     defaults = {
@@ -350,22 +350,22 @@ def _evaluate(config: RunConfig, model: str) -> Call:
         "over_refusal": config.data.over_refusal,
     }
     settings = _stage_config(EvaluateConfig, config, **(defaults | config.evaluate))
-    return Call("evaluate", label_of(model), settings)
+    return PlannedJob("evaluate", label_of(model), settings)
 
 
-def _attacks(config: RunConfig, label: str) -> list[Call]:
+def _attacks(config: RunConfig, label: str) -> list[PlannedJob]:
     method = label.rpartition("-s")[0]
     tracks = config.track and method == SCORED
     tracking = {"track": config.data.alignment if tracks else None}
-    calls = [_attack(config, label, {"models": [label], **tracking, **config.attack})]
+    planned = [_attack(config, label, {"models": [label], **tracking, **config.attack})]
     for name, changes in config.more_attacks.items():
         options = {"models": [label], **config.attack, "name": name, **changes}
         if method in options.pop("methods", [method]):
-            calls.append(_attack(config, f"{label}-{name}", options))
-    return calls
+            planned.append(_attack(config, f"{label}-{name}", options))
+    return planned
 
 
-def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
+def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> PlannedJob:
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.presets import expanded
 
@@ -379,15 +379,15 @@ def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Call:
     }
     settings = _stage_config(AttackConfig, config, **(defaults | dict(options)))
     expanded(settings)  # an unknown preset is refused before the alignment, not after it
-    return Call("attack", name, settings)
+    return PlannedJob("attack", name, settings)
 
 
-def _last(config: RunConfig) -> list[Call]:
+def _last(config: RunConfig) -> list[PlannedJob]:
     from holdfast.stages.analyze import AnalyzeConfig
     from holdfast.stages.report import ReportConfig
 
     common: dict[str, Any] = {"out": config.out, "device": config.device}
     return [
-        Call("analyze", "all", AnalyzeConfig(**common, analyses=config.analyses)),
-        Call("report", "report", ReportConfig(**common, **config.report)),
+        PlannedJob("analyze", "all", AnalyzeConfig(**common, analyses=config.analyses)),
+        PlannedJob("report", "report", ReportConfig(**common, **config.report)),
     ]

@@ -1,4 +1,4 @@
-"""Calls of stages: which depend on which, and doing them in order or side by side."""
+"""Jobs that are planned: which depend on which, and running them in order or in parallel."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "holdfast.stages.child"
 Failures = dict[str, HoldfastError]
-"""Name of a call -> why it failed."""
+"""Name of a job -> why it failed."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """One stage with its options.
+class PlannedJob:
+    """A stage with its options; for an attack stage several jobs, see `parts`.
 
     Attributes:
         stage: Name of the stage, see `stages.table`.
@@ -49,24 +49,24 @@ class Call:
 
     @property
     def title(self) -> str:
-        """What people call it, and other calls that need it."""
+        """Name in messages, and in the needs of other jobs."""
         return f"{self.stage} {self.name}"
 
     @property
     def line(self) -> str:
-        """The call as a line of JSON; `read` reads it."""
+        """The job as a line of JSON; `read` reads it."""
         config = self.config.model_dump(mode="json")
         return json.dumps({"stage": self.stage, "name": self.name, "config": config})
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Call:
-        """Read a call from what `line` holds."""
+    def read(cls, raw: Mapping[str, Any]) -> PlannedJob:
+        """Read a job from what `line` holds."""
         config = STAGES[raw["stage"]].load_config()
         return cls(raw["stage"], raw["name"], config.model_validate(raw["config"]))
 
     @property
     def needs(self) -> frozenset[str]:
-        """Titles of the calls that make what this one reads, if they are made in the same run."""
+        """Titles of the jobs that make what this one reads, if they are made in the same run."""
         given = {name: getattr(self.config, name, None) for name in ("groups", "scores", "model")}
         models = [
             *getattr(self.config, "models", ()),
@@ -81,7 +81,7 @@ class Call:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there, made from what it would be made from now."""
+        """Whether its result exists, made from what it would be made from now."""
         try:
             with only_looking():
                 self()
@@ -90,64 +90,64 @@ class Call:
         return True
 
 
-def parts(calls: Sequence[Call]) -> list[Call]:
-    """Return the same calls, each with one result only."""
-    return [part for call in calls for part in _parts(call)]
+def parts(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
+    """Return the jobs one by one: an attack stage has one for each attack and model."""
+    return [part for job in planned for part in _parts(job)]
 
 
-def _parts(call: Call) -> Iterator[Call]:
-    if call.stage != "attack":
-        yield call
+def _parts(job: PlannedJob) -> Iterator[PlannedJob]:
+    if job.stage != "attack":
+        yield job
         return
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.grid import single_attacks
 
-    for name, config in single_attacks(cast(AttackConfig, call.config)):
-        yield Call("attack", name, config)
+    for name, config in single_attacks(cast(AttackConfig, job.config)):
+        yield PlannedJob("attack", name, config)
 
 
-def unfinished(calls: Sequence[Call]) -> list[Call]:
-    """Return the calls that are still to be done, because they or what they need are not finished.
+def unfinished(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
+    """Return the jobs that must still run, because they or what they need are not finished.
 
     Args:
-        calls: Those that others need come first.
+        planned: Those that others need come first.
     """
-    found: dict[str, Call] = {}
-    for call in calls:
-        if call.needs & found.keys() or not call.finished:
-            found[call.title] = call
+    found: dict[str, PlannedJob] = {}
+    for job in planned:
+        if job.needs & found.keys() or not job.finished:
+            found[job.title] = job
     return list(found.values())
 
 
 def do(
-    calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
+    planned: Sequence[PlannedJob], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
 ) -> None:
-    """Do calls; one that fails is noted in its run directory, and the others are done all the same.
+    """Run jobs; one that fails is recorded in its run directory, and the others run all the same.
 
     Args:
-        calls: In an order in which they can be done one after the other.
-        jobs: So many at the same time, each in a process of its own; 1 for this process.
-        scheduler: Address of a running dask cluster that does them.
-        allow_remote: It may be on another machine.
+        planned: In an order in which they can run one after the other.
+        jobs: Number of parallel processes; 1 runs everything in this process.
+        scheduler: Address of a running dask cluster that runs them.
+        allow_remote: Whether the cluster may be on another machine.
 
     Raises:
         HoldfastError: Some failed; the message says which, and why.
         DiskFull: There is no room; what had not begun was not tried.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    failures, total = try_all(calls, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
+    failures, total = try_all(planned, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
     if failures:
         raise engine.summary(failures, total)
 
 
 def try_all(
-    calls: Sequence[Call], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
+    planned: Sequence[PlannedJob], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
 ) -> tuple[Failures, int]:
-    """Do calls as `do` does; return what failed, and how many there are in all."""
+    """Run jobs as `do` does; return what failed, and how many there are in all."""
     if jobs == 1 and not scheduler:
-        return _in_order(calls), len(calls)
-    every = parts(calls)
-    wanted = {call.title: call for call in unfinished(every)}
+        return _in_order(planned), len(planned)
+    every = parts(planned)
+    wanted = {job.title: job for job in unfinished(every)}
     if there := len(every) - len(wanted):
         progress.say(f"{there} of {len(every)} are finished already")
     if not wanted:
@@ -159,7 +159,7 @@ def try_all(
         else local(PROGRAM, min(jobs, len(wanted)))
     ) as pool:
         failures = engine.run(
-            [_job(call, wanted) for call in wanted.values()],
+            [_job(job, wanted) for job in wanted.values()],
             pool,
             lambda title, error: _note(wanted[title], error),
         )
@@ -169,55 +169,55 @@ def try_all(
     return failures, len(every)
 
 
-def _job(call: Call, others: Collection[str]) -> QueuedJob:
+def _job(job: PlannedJob, others: Collection[str]) -> QueuedJob:
     return QueuedJob(
-        name=call.title,
-        kind=call.stage,
-        line=call.line,
-        needs=frozenset(call.needs & set(others)),
-        accelerator=call.config.device in ("auto", "cuda"),
+        name=job.title,
+        kind=job.stage,
+        line=job.line,
+        needs=frozenset(job.needs & set(others)),
+        accelerator=job.config.device in ("auto", "cuda"),
     )
 
 
-def _in_order(calls: Sequence[Call]) -> Failures:
+def _in_order(planned: Sequence[PlannedJob]) -> Failures:
     failures: Failures = {}
     pace = Pace()
-    for number, call in enumerate(calls):
-        told = pace.remaining([(c.title, c.stage) for c in calls[number:]])
-        place = f"[{number + 1}/{len(calls)}]"
-        progress.say(f"{place} {call.title}{f' ({told})' if told else ''}")
-        there, clock = len(call.config.run.entries(call.stage)), time.monotonic()
+    for number, job in enumerate(planned):
+        told = pace.remaining([(c.title, c.stage) for c in planned[number:]])
+        place = f"[{number + 1}/{len(planned)}]"
+        progress.say(f"{place} {job.title}{f' ({told})' if told else ''}")
+        there, clock = len(job.config.run.entries(job.stage)), time.monotonic()
         try:
-            if lacking := sorted(call.needs & failures.keys()):
+            if lacking := sorted(job.needs & failures.keys()):
                 raise JobError(f"not run: it needs {', '.join(lacking)}")
-            call()
+            job()
         except DiskFull:
             raise
         except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
-            failures[call.title] = why = failure(error)
-            progress.say(f"{place} {call.title} failed: {why}")
-            _note(call, why)
+            failures[job.title] = why = failure(error)
+            progress.say(f"{place} {job.title} failed: {why}")
+            _note(job, why)
         else:
-            call.config.run.forgive(call.stage, call.name)
+            job.config.run.forgive(job.stage, job.name)
             # What was finished before says nothing of how long the others take.
-            if len(call.config.run.entries(call.stage)) > there:
-                pace.end(call.title, call.stage, time.monotonic() - clock)
+            if len(job.config.run.entries(job.stage)) > there:
+                pace.end(job.title, job.stage, time.monotonic() - clock)
     return failures
 
 
-def _note(call: Call, error: HoldfastError) -> None:
-    """Note a failure in the run directory, as far as possible: it ends nothing that goes on."""
-    if isinstance(error, Busy | DiskFull):  # the step that found no room has noted it
+def _note(job: PlannedJob, error: HoldfastError) -> None:
+    """Record a failure in the run directory if possible; an error here stops nothing else."""
+    if isinstance(error, Busy | DiskFull):  # the job that found the disk full has recorded it
         return
     try:
-        _noted(call, str(error))
+        _noted(job, str(error))
     except Exception as problem:  # noqa: BLE001  # a note that fails must end nothing
-        logger.warning("%s: its failure could not be noted: %s", call.title, failure(problem))
+        logger.warning("%s: its failure could not be noted: %s", job.title, failure(problem))
 
 
-def _noted(call: Call, reason: str) -> None:
-    """Note a failure where the step has not done so itself."""
-    run, found = call.config.run, parts([call])
+def _noted(job: PlannedJob, reason: str) -> None:
+    """Record a failure unless the job has recorded it itself."""
+    run, found = job.config.run, parts([job])
     noted = {(one.stage, one.name) for one in run.failures()}
     for part in found:
         known = (part.stage, part.name) in noted and len(found) > 1

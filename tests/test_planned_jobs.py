@@ -1,4 +1,4 @@
-"""Calls of stages: what each needs, its parts, what is finished, what goes on after a failure."""
+"""Jobs of stages: what each needs, its parts, what is finished, what goes on after a failure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from holdfast.models import checkpoints
 from holdfast.results.files import read_json
 from holdfast.results.run_dir import RunDir
 from holdfast.runtime import progress
-from holdfast.stages import calls as module
 from holdfast.stages import pipeline
+from holdfast.stages import planned_jobs as module
 from holdfast.stages.align import AlignConfig
 from holdfast.stages.attack import attack
 from holdfast.stages.attacking import tuning
 from holdfast.stages.attacking.config import AttackConfig
-from holdfast.stages.calls import Call, do, parts, unfinished
 from holdfast.stages.forecast import Shape, estimate, memory
+from holdfast.stages.planned_jobs import PlannedJob, do, parts, unfinished
 
 
 def configuration(out: Path, model: str = "world", **more: Any) -> pipeline.RunConfig:
@@ -50,28 +50,28 @@ def configuration(out: Path, model: str = "world", **more: Any) -> pipeline.RunC
 
 
 def test_each_call_needs_what_it_reads(tmp_path: Path) -> None:
-    calls = pipeline.plan(configuration(tmp_path))
-    needs = {call.title: set(call.needs) for call in parts(calls)}
+    planned = pipeline.plan(configuration(tmp_path))
+    needs = {job.title: set(job.needs) for job in parts(planned)}
     assert needs["align sft-s1"] == {"align base"}  # nobody makes that: it is the base model
     assert needs["score loss-s1"] == {"align sft-s1"}
     assert needs["group groups-s1"] == {"score loss-s1"}
     assert needs["align vaa-s1"] == {"align base", "group groups-s1"}
     assert needs["evaluate vaa-s1"] == {"align vaa-s1"}
     assert needs["attack vaa-s1/world_topic-p0.1-lr0.0001-s3"] == {"align vaa-s1"}
-    titles = [call.title for call in calls]
+    titles = [job.title for job in planned]
     assert len(set(titles)) == len(titles)
-    # The plain baseline of a seed is one call, which scores, evaluation and attacks share.
+    # The plain baseline of a seed is one job, which scores, evaluation and attacks share.
     assert [title for title in titles if title.startswith("align sft")] == [
         "align sft-s0",
         "align sft-s1",
     ]
-    for number, call in enumerate(calls):
-        assert call.needs & set(titles) <= set(titles[:number]), call.title
+    for number, job in enumerate(planned):
+        assert job.needs & set(titles) <= set(titles[:number]), job.title
 
 
 def test_a_call_can_be_read_from_its_line(tmp_path: Path) -> None:
-    for call in pipeline.plan(configuration(tmp_path)):
-        assert Call.read(json.loads(call.line)) == call
+    for job in pipeline.plan(configuration(tmp_path)):
+        assert PlannedJob.read(json.loads(job.line)) == job
 
 
 # ------------------------------------------------------------------------------- a tiny model
@@ -112,7 +112,7 @@ def keys(out: Path) -> dict[str, str]:
 
 def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str) -> None:
     config = attacks(tmp_path / "a", tiny, jobs=1)
-    whole = Call("attack", "all", config)
+    whole = PlannedJob("attack", "all", config)
     pieces = parts([whole])
     assert [piece.name for piece in pieces] == [
         "tiny/world_topic-p0.5-lr0.0001-s0-n2-b4-rows8-every1",
@@ -167,13 +167,13 @@ def test_what_needs_a_failed_call_is_not_done(
 ) -> None:
     done: list[str] = []
 
-    def called(call: Call) -> None:
-        done.append(call.title)
-        if call.title == "align sft-s0":
+    def called(job: PlannedJob) -> None:
+        done.append(job.title)
+        if job.title == "align sft-s0":
             raise TrainingError("the loss is nan")
 
-    monkeypatch.setattr(Call, "__call__", called)
-    monkeypatch.setattr(Call, "finished", False)
+    monkeypatch.setattr(PlannedJob, "__call__", called)
+    monkeypatch.setattr(PlannedJob, "finished", False)
     said: list[str] = []
     config = configuration(tmp_path / "a", attack={"tasks": ["world_topic"], "seeds": [0, 3]})
     with (
@@ -206,12 +206,12 @@ def test_what_nobody_foresaw_is_one_failed_call(
 ) -> None:
     done: list[str] = []
 
-    def called(call: Call) -> None:
-        if call.title == "align sft-s0":
+    def called(job: PlannedJob) -> None:
+        if job.title == "align sft-s0":
             raise error
-        done.append(call.title)
+        done.append(job.title)
 
-    monkeypatch.setattr(Call, "__call__", called)
+    monkeypatch.setattr(PlannedJob, "__call__", called)
     # That nothing can be noted ends nothing either.
     monkeypatch.setattr(RunDir, "failures", lambda run: read_json(tmp_path / "gone", "failure"))
     with pytest.raises(HoldfastError, match=f"align sft-s0: .*{error.args[-1]}"):
@@ -223,19 +223,19 @@ def test_what_nobody_foresaw_is_one_failed_call(
 def test_the_note_of_a_last_call_goes_when_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    def called(call: Call) -> None:
-        if call.title in failing:
+    def called(job: PlannedJob) -> None:
+        if job.title in failing:
             raise TrainingError("nothing to read")
 
     failing = {last}
-    monkeypatch.setattr(Call, "__call__", called)
-    monkeypatch.setattr(Call, "finished", False)
-    calls = pipeline.plan(configuration(tmp_path / "a"))[-2:]
+    monkeypatch.setattr(PlannedJob, "__call__", called)
+    monkeypatch.setattr(PlannedJob, "finished", False)
+    planned = pipeline.plan(configuration(tmp_path / "a"))[-2:]
     with pytest.raises(HoldfastError):
-        do(calls)
+        do(planned)
     assert [f"{f.stage} {f.name}" for f in RunDir(tmp_path / "a").failures()] == [last]
     failing.clear()
-    do(calls)
+    do(planned)
     assert RunDir(tmp_path / "a").failures() == []
 
 
@@ -309,18 +309,18 @@ def test_what_is_on_this_machine(address: str, here: bool) -> None:
 
 def test_an_estimate_counts_and_gives_a_range(tmp_path: Path, tiny: str) -> None:
     config = attacks(tmp_path / "a", tiny)
-    whole = [Call("attack", "all", config)]
+    whole = [PlannedJob("attack", "all", config)]
     before = estimate(whole, jobs=2)
-    assert (before.calls, before.finished, before.unknown) == (2, 0, ())
+    assert (before.planned, before.finished, before.unknown) == (2, 0, ())
     assert 0 < before.seconds[0] < before.seconds[1]
     assert "from a few steps" in before.told()["time"]
     parts(whole)[0]()
     (entry,) = RunDir(config.out).entries()
     after = estimate(whole)
-    assert (after.calls, after.finished) == (2, 1)
+    assert (after.planned, after.finished) == (2, 1)
     assert after.seconds == pytest.approx((0.7 * entry.seconds, 1.5 * entry.seconds))
     # Twice the steps take twice as long.
-    longer = estimate([Call("attack", "all", config.model_copy(update={"steps": [4]}))])
+    longer = estimate([PlannedJob("attack", "all", config.model_copy(update={"steps": [4]}))])
     assert longer.seconds == pytest.approx((2 * 2 * after.seconds[0], 2 * 2 * after.seconds[1]))
     assert "1 of 2 to do, 1 finished already; " in after.line
     attack(config)
@@ -331,7 +331,7 @@ def test_what_is_not_known_is_not_counted_as_nothing(tmp_path: Path, tiny: str) 
     config = AlignConfig(
         out=tmp_path / "a", model=tiny, data="world:alignment", method="vaa", device="cpu"
     )
-    found = estimate([Call("align", config.label, config)], calibrate=False)
+    found = estimate([PlannedJob("align", config.label, config)], calibrate=False)
     assert found.unknown == ("align vaa-s0",)
     assert found.told()["time"] == "unknown"
     assert "time unknown until" in found.line
@@ -362,7 +362,7 @@ def test_a_full_attack_takes_the_memory_of_float32(
     weights = 4.0 * Shape.stored(half).parameters
 
     def least(**more: Any) -> float:
-        whole = [Call("attack", "all", attacks(tmp_path / "a", half, **more))]
+        whole = [PlannedJob("attack", "all", attacks(tmp_path / "a", half, **more))]
         found = estimate(whole, calibrate=False).memory
         assert found is not None
         return found[0]
@@ -376,7 +376,7 @@ def test_a_full_attack_takes_the_memory_of_float32(
 def test_the_shape_of_a_model_is_known_without_its_weights(tmp_path: Path, tiny: str) -> None:
     assert Shape.stored(tiny, "cpu") == Shape.of(checkpoints.load(tiny, device="cpu").model)
     nowhere = attacks(tmp_path / "a", "nowhere", tasks=["world_topic"])
-    assert estimate([Call("attack", "all", nowhere)], calibrate=False).memory is None
+    assert estimate([PlannedJob("attack", "all", nowhere)], calibrate=False).memory is None
 
 
 def test_attacks_one_after_the_other_say_what_is_to_be_done_and_how_long_it_goes_on(
@@ -396,5 +396,5 @@ def test_attacks_one_after_the_other_say_what_is_to_be_done_and_how_long_it_goes
 def test_do_raises_one_error(tmp_path: Path, tiny: str) -> None:
     wrong = attacks(tmp_path / "a", tiny, tasks=["world_topic"], rows=8, poison_ratios=[0.9])
     with pytest.raises(HoldfastError):
-        do([Call("attack", "all", wrong.model_copy(update={"harmful": "nowhere.jsonl"}))])
+        do([PlannedJob("attack", "all", wrong.model_copy(update={"harmful": "nowhere.jsonl"}))])
     assert module.PROGRAM == "holdfast.stages.child"
