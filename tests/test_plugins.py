@@ -165,3 +165,15 @@ def test_make_refuses(options: str, message: str) -> None:
 def test_make_names_a_missing_option() -> None:
     with pytest.raises(UsageError, match="Needy: path is required; give it as '.*:Needy,path=...'"):
         plugins.make("judges", f"{__name__}:Needy")
+
+
+class Stranger:
+    """A class that has no options."""
+
+
+@pytest.mark.parametrize("name", ["Stranger", "OWN"])
+def test_what_is_not_a_plug_in_is_refused(name: str) -> None:
+    with pytest.raises(
+        UsageError, match="is not a plug-in: derive it from a class of holdfast.con"
+    ):
+        plugins.make("judges", f"{__name__}:{name}")

@@ -424,7 +424,7 @@ def test_a_run_without_attacks(setting: Setting, tmp_path: Path) -> None:
             {"vary": ["rows=1"], "estimators": [NUMBER, STILL]},
             r"Number and .*Still have no option 'rows'",
         ),
-        ({"vary": ["shift=1,far"]}, "shift='far' is not a number"),
+        ({"vary": ["shift=1,far"]}, "shift=far must be a number"),
         ({"estimators": ["none"]}, "'none' is not one of the estimators"),
         ({"estimators": ["forget_count"]}, "'forget_count' needs --harmful"),
         ({"estimators": ["attack_direction,base=world"]}, "base is no option .* give --base"),

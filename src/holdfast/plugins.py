@@ -78,10 +78,9 @@ def make(kind: str, spec: str, **supplied: Any) -> Any:
     """
     parsed = parse(spec)
     cls = find(kind, parsed.name)
-    if not issubclass(cls, Options):
+    if not (inspect.isclass(cls) and issubclass(cls, Options)):
         raise UsageError(
-            f"{parsed.name}: {cls.__name__} is no plug-in: derive it from a class of "
-            "holdfast.contracts"
+            f"{parsed.name!r} is not a plug-in: derive it from a class of holdfast.contracts"
         )
     known = set(option_fields(cls))
     unknown = [key for key in parsed.options if key not in known]
