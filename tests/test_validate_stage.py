@@ -396,7 +396,7 @@ def test_no_attack_that_tracked_these_rows(setting: Setting, tmp_path: Path) -> 
     [
         (
             3,
-            r"one, 10% harmful .* 1e-4 forgot all 60 tracked rows equally often.*lower --lr.*--every",
+            r"one, 10% harmful .* 1e-4 forgot all 60 tracked rows equally .*lower --lr.*--every",
         ),
         (0, r"one, 10% harmful .* 1e-4 forgot none of 60 tracked rows.*higher --lr"),
     ],
