@@ -1,94 +1,71 @@
 """Vulnerability-aware alignment in a script that trains with TRL.
 
-    python examples/align_with_trl.py sft     # supervised refusals
-    python examples/align_with_trl.py dpo     # preference pairs
+    python examples/align_with_trl.py
 
-What a script with `SFTTrainer` or `DPOTrainer` changes is marked: one class that puts the method
-before the trainer, and one argument that says which rows are safety rows, and of which group. It
-runs on the embedded world as it stands; with a model and a dataset of your own the two marked
-places stay the same, and the groups come from
-
-    holdfast score ... && holdfast group ...     # then Groups.load("runs/mine/groups/NAME.json")
+It runs on the embedded world as it stands; with a model and a data set of your own the lines of
+`main` stay the same. `VaaDpo` and `DPOConfig` do the same for preference pairs.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
-from pathlib import Path
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would tell the hub of every run
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report every run to the hub
 
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 import holdfast as h
-from holdfast.methods.base import AlignmentData
-from holdfast.methods.vaa import Vaa, VaaOptions
 from holdfast.models import checkpoints
-from holdfast.results.artifacts import Groups
-from holdfast.rows.readers import read
+from holdfast.trl import HarmfulScore, Sft, Vaa
 
 
-class VaaSft(Vaa, SFTTrainer):  # one class
-    """Group DRO with a perturbation over TRL's supervised loss."""
+def main() -> None:
+    """Align plainly, find the vulnerable rows, and align so that they last."""
+    safety, benign, prompts = rows("alignment", 200), rows("benign", 100), rows("test", 20)
+    model, tokenizer = world("world")
+    common = {"train_dataset": Dataset.from_list(safety + benign), "processing_class": tokenizer}
+    plain = Sft(model, config(learning_rate=1e-3, max_steps=100), **common)
+    plain.train()
+    scores = h.score(plain.model, tokenizer, safety, benign=benign)
+    groups = h.group(scores, safety)
+    base, _ = world("world")
+    watch = HarmfulScore(prompts, judge="world", every=10)
+    trainer = Vaa(
+        base,
+        config(learning_rate=1e-3, max_steps=60),
+        **common,
+        groups=groups,
+        rho=0.1,
+        callbacks=[watch],
+    )
+    trainer.train()
+    for step, counts in watch.counts.items():
+        print(f"step {step}: harmful score {counts.harmful_score:.2f}")
 
 
-class VaaDpo(Vaa, DPOTrainer):
-    """The same over TRL's preference loss."""
+def config(**settings: float) -> SFTConfig:
+    """Return the training's configuration; yours as it is."""
+    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return SFTConfig("out", use_cpu=True, bf16=False, logging_steps=100, **quiet, **settings)
 
 
-def groups_of(out: Path) -> Groups:
-    """Align plainly, score and group: what a project that uses holdfast has done already."""
-    common = {"out": out, "device": "cpu", "limit": 200}
-    h.align(h.AlignConfig(model="world", data="world:alignment", epochs=6, **common))
-    h.score(h.ScoreConfig(model="sft-s0", base="world", data="world:alignment", **common))
-    return h.group(h.GroupConfig(data="world:alignment", scores="attack_direction", **common))
+def world(source: str):  # type: ignore[no-untyped-def]
+    """Return a model and its tokenizer; take your own in place of these."""
+    loaded = checkpoints.load(source, device="cpu")
+    return loaded.model, loaded.tokenizer
 
 
-def turns(role: str, text: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": text}]
-
-
-def main(kind: str) -> None:
-    """Train a few steps and show what the sampler did."""
-    loaded = checkpoints.load("world", device="cpu")
-    safety, benign = read("world:alignment")[:200], read("world:benign")[:100]
-    with tempfile.TemporaryDirectory() as folder:
-        groups = groups_of(Path(folder, "run"))
-        options = {"output_dir": folder, "max_steps": 20, "use_cpu": True, "report_to": "none"}
-        if kind == "sft":
-            rows = [
-                {"prompt": turns("user", r.prompt), "completion": turns("assistant", r.response)}
-                for r in (*safety, *benign)
-            ]
-        else:
-            # The worse answer: what the model said before its alignment, or any other bad one.
-            rows = [
-                {
-                    "prompt": turns("user", r.prompt),
-                    "chosen": turns("assistant", r.response),
-                    "rejected": turns("assistant", benign[i % len(benign)].response),
-                }
-                for i, r in enumerate(safety)
-            ]
-        dataset = Dataset.from_list(rows)
-        trainer_class, config = {"sft": (VaaSft, SFTConfig), "dpo": (VaaDpo, DPOConfig)}[kind]
-        trainer = trainer_class(
-            loaded.model,
-            config(**options),
-            train_dataset=dataset,
-            processing_class=loaded.tokenizer,
-            data=AlignmentData.of(dataset, groups),  # one argument
-            options=VaaOptions(rho=0.1, curriculum="constant"),
-        )
-        trainer.train()
-        for entry in trainer.state.log_history:
-            if "group" in entry:
-                shares = {k: round(v, 3) for k, v in entry.items() if k.startswith("q_")}
-                print(f"group {entry['group']}  safety loss {entry['safety_loss']:.3f}  {shares}")
+def rows(name: str, limit: int) -> list[dict[str, list[dict[str, str]]]]:
+    """Return rows of the embedded world in TRL's form; take your own in place of these."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.response}],
+        }
+        for row in h.read(f"world:{name}")[:limit]
+    ]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "sft")
+    main()

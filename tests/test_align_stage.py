@@ -23,6 +23,7 @@ from holdfast.methods.hold import HoldOptions
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
+from holdfast.stages.group import group as group_stage
 
 
 def written(path: Path, rows: Examples) -> str:
@@ -50,7 +51,7 @@ def config(
         path = RunDir(out).path("scores", "hand-s0.json")
         Scores(read.ids, values, "hand", read.hash, "").save(path)
         job.outputs.append(path)
-    h.group(h.GroupConfig(data=safety, rule="quantile", **common))
+    group_stage(h.GroupConfig(data=safety, rule="quantile", **common))
 
     def make(**options: Any) -> h.AlignConfig:
         given = {"model": str(tmp_path / "tiny"), "data": safety, "epochs": 0.1, **common}
@@ -132,7 +133,7 @@ def test_processes_share_a_batch_evenly_and_other_stages_run_alone(
     with pytest.raises(UsageError, match="--batch-size 16 cannot be shared by 3 processes"):
         h.align(made)
     with pytest.raises(UsageError, match="3 processes: torchrun is for holdfast align"):
-        h.group(h.GroupConfig(data=made.data, out=made.out, name="again"))
+        group_stage(h.GroupConfig(data=made.data, out=made.out, name="again"))
 
 
 @pytest.mark.parametrize(

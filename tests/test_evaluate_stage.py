@@ -15,6 +15,7 @@ from holdfast.errors import MismatchError, UsageError
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import Evaluation
 from holdfast.results.run_dir import RunDir
+from holdfast.stages.evaluate import evaluate as evaluate_stage
 from holdfast.stages.plugin_inputs import tasks_of
 from holdfast.stages.run_models import subjects
 from holdfast.stages.verdicts import marked_verdicts
@@ -28,7 +29,7 @@ def config(tmp_path: Path, **options: Any) -> h.EvaluateConfig:
 
 def test_samples_are_counted_and_kept(tmp_path: Path) -> None:
     options = {"temperature": 5.0, "samples": 3, "over_refusal": "world:borderline"}
-    (found,) = h.evaluate(config(tmp_path, **options))
+    (found,) = evaluate_stage(config(tmp_path, **options))
     assert (found.samples, found.verdicts["world"].n) == (3, 15)
     assert found.over_refusal is not None
     assert found.over_refusal.n == 15
@@ -85,19 +86,19 @@ def test_the_key_has_what_decides_results_and_no_paths(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_together(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        h.evaluate(config(tmp_path, **options))
+        evaluate_stage(config(tmp_path, **options))
     assert not (tmp_path / "run").exists()
 
 
 def test_without_vllm_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UsageError, match=r"holdfast\[vllm\]"):
-        h.evaluate(config(tmp_path, backend="vllm"))
+        evaluate_stage(config(tmp_path, backend="vllm"))
     assert not (tmp_path / "run" / "evaluations").exists()
 
 
 def test_an_evaluation_that_lacks_a_key_is_refused(tmp_path: Path) -> None:
-    (found,) = h.evaluate(config(tmp_path))
+    (found,) = evaluate_stage(config(tmp_path))
     path = tmp_path / "run" / "evaluations" / "base.json"
     assert Evaluation.load(path) == found
     raw = json.loads(path.read_text())

@@ -26,7 +26,7 @@ FLOORS = (
     set(KINDS),
     {"reports"},
     {"stages"},
-    {"trl"},
+    {"trl", "in_memory"},
     {"cli"},
     {"__main__"},
 )

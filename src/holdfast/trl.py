@@ -14,21 +14,18 @@ arguments; a method's options are keyword arguments:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import logging
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from transformers import Trainer, TrainerCallback
 
 from holdfast import plugins
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
-from holdfast.models.modes import preserved_rng
+from holdfast.models.modes import untouched_generators
 from holdfast.options import describe
 from holdfast.rows.memory import examples_of
 from holdfast.stages.plugin_inputs import check_judges, judges_of
@@ -236,7 +233,7 @@ class HarmfulScore(TrainerCallback):
     ) -> None:
         logs = {"harmful_score": float("nan")}
         try:
-            with _untouched_generators():
+            with untouched_generators():
                 verdicts, _ = answer_and_judge(
                     kwargs["model"],
                     kwargs["processing_class"],
@@ -284,16 +281,3 @@ def _log(logs: dict[str, float], state: TrainerState) -> None:
             return
         frame = frame.f_back
     state.log_history.append({**logs, "step": state.global_step})
-
-
-@contextlib.contextmanager
-def _untouched_generators() -> Iterator[None]:
-    """Put the global generators of Python, numpy and torch back after the block."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002  # what others draw from
-    try:
-        with preserved_rng(0):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002

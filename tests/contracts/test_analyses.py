@@ -46,6 +46,10 @@ def run(
 ) -> RunDir:
     """Align, score, group, attack and evaluate, each in a few steps."""
     import holdfast as h
+    from holdfast.stages.attack import attack as attack_stage
+    from holdfast.stages.evaluate import evaluate as evaluate_stage
+    from holdfast.stages.group import group as group_stage
+    from holdfast.stages.score import score as score_stage
 
     folder = tmp_path_factory.mktemp("run")
     base, out = folder / "tiny", folder / "run"
@@ -63,9 +67,9 @@ def run(
     )
     aligned = str(out / "models" / "sft-s0")
     scored = h.ScoreConfig(model=aligned, data=safety, harmful=known, benign=benign, **common)
-    h.score(scored)
-    h.group(h.GroupConfig(data=safety, **common))
-    h.attack(
+    score_stage(scored)
+    group_stage(h.GroupConfig(data=safety, **common))
+    attack_stage(
         h.AttackConfig(
             models=["sft-s0"],
             tasks=["world_sentiment", "world_topic"],
@@ -114,7 +118,7 @@ def run(
             **common,
         )
     )
-    h.evaluate(
+    evaluate_stage(
         h.EvaluateConfig(
             models=["sft-s0", str(base)],
             test=test,

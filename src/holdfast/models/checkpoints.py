@@ -90,7 +90,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
             "give a directory written by save_pretrained, or a hub id"
         ) from error
     prepare_tokenizer(tokenizer, source)
-    _check_fit(model, tokenizer, source)
+    check_fit(model, tokenizer, source)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.eval()
     return Loaded(model.to(target), tokenizer, source, hash_model(path))
@@ -188,7 +188,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Refuse a tokenizer with tokens that the model does not know.
 
     Raises:

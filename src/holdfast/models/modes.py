@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -37,3 +38,18 @@ def preserved_rng(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Put the global generators of Python, numpy and torch back after the block."""
+    import numpy as np
+
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002  # what others draw from
+    try:
+        with preserved_rng(0):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -145,7 +145,7 @@ def check_base(inputs: Inputs, model: str) -> None:
 
 
 def estimated(
-    run: RunDir, estimator: Estimator, loaded: Loaded, examples: Examples, seed: int
+    run: RunDir | None, estimator: Estimator, loaded: Loaded, examples: Examples, seed: int
 ) -> tuple[Estimate, Cost]:
     """Score the examples, and return what that cost.
 
@@ -153,7 +153,7 @@ def estimated(
     their values are nan, and `facts["left_out"]` counts them and names the file that lists them.
 
     Args:
-        run: The run, which keeps the list.
+        run: The run, which keeps the list; without one, they are only counted.
         estimator: The estimator.
         loaded: The model.
         examples: The rows.
@@ -174,7 +174,8 @@ def estimated(
             f"the estimator returned shape {estimate.values.shape} for {len(rows)} examples"
         )
     if len(rows) < len(examples):
-        facts = {**estimate.facts, "left_out": {"data": run.rows.record_left_out(rows)}}
+        record = {"n": len(examples) - len(rows)} if run is None else run.rows.record_left_out(rows)
+        facts = {**estimate.facts, "left_out": {"data": record}}
         estimate = _spread(replace(estimate, facts=facts), rows, examples)
     return estimate, cost
 

@@ -117,12 +117,26 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
 
 
 @dataclass(frozen=True)
-class _Material:
-    """What all evaluations of a command share; `borderline` are the prompts of over_refusal."""
+class Questions:
+    """What a model is asked, and who judges it.
+
+    Attributes:
+        test: Restricted prompts.
+        borderline: Benign prompts that an over-cautious model refuses; None if not asked.
+        judges: By label.
+        tasks: By label.
+    """
 
     test: Examples
     borderline: Examples | None
     judges: Mapping[str, Judge]
+    tasks: Mapping[str, Task]
+
+
+@dataclass(frozen=True)
+class _Material(Questions):
+    """What all evaluations of a command share."""
+
     tasks: Mapping[str, RunTask]
 
     @property
@@ -144,14 +158,8 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
         if job.done is None:
             check_judges(material.judges)
             answer, loaded = _answering(config, model)
-            answers, verdicts = _sampled(config, answer, material.test, material.judges)
-            evaluation = _measured(config, model, material, verdicts, answer)
-            first = {name: rounds[0] for name, rounds in verdicts.items()}
-            checks = exchanged_verdicts(
-                material.judges, material.test.prompts, answers[0], first, rows=config.check_rows
-            )
-            evaluation = replace(evaluation, exchanged=checks, general=_general(config, loaded))
-            evaluation.save(path)
+            evaluation, answers, verdicts = measured(config, model, material, answer)
+            replace(evaluation, general=_general(config, loaded)).save(path)
             records = path.with_suffix(".jsonl")
             _write_records(records, material.test, answers, verdicts)
             job.outputs += [path, records]
@@ -183,25 +191,28 @@ def _general_hash(run: RunDir, folder: str) -> str:
     return Sources(run).contents("general tasks", folder, find)["hash"]
 
 
-def _measured(
-    config: EvaluateConfig,
-    model: Subject,
-    material: _Material,
-    verdicts: Rounds,
-    answer: Answer,
-) -> Evaluation:
+def measured(
+    config: EvaluateConfig, model: Subject, questions: Questions, answer: Answer
+) -> tuple[Evaluation, list[list[str]], Rounds]:
+    """Return where a model stands, without general ability, with its answers and verdicts."""
+    answers, verdicts = _sampled(config, answer, questions.test, questions.judges)
     pooled = {name: list(chain(*rounds)) for name, rounds in verdicts.items()}
-    return Evaluation(
+    first = {name: rounds[0] for name, rounds in verdicts.items()}
+    evaluation = Evaluation(
         model=model.label,
         model_hash=model.hash,
         method=model.method,
         model_seed=model.seed,
         verdicts={name: count(of_judge) for name, of_judge in pooled.items()},
-        by_category=_by_category(material.test, pooled),
-        over_refusal=_refused(config, answer, material.borderline),
-        tasks=_tasks(config, answer, material.tasks),
+        by_category=_by_category(questions.test, pooled),
+        over_refusal=_refused(config, answer, questions.borderline),
+        tasks=_tasks(config, answer, questions.tasks),
+        exchanged=exchanged_verdicts(
+            questions.judges, questions.test.prompts, answers[0], first, rows=config.check_rows
+        ),
         samples=config.samples,
     )
+    return evaluation, answers, verdicts
 
 
 def _check(config: EvaluateConfig) -> None:

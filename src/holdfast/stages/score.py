@@ -16,6 +16,7 @@ from holdfast.models import checkpoints
 from holdfast.models.cost import Cost
 from holdfast.results.artifacts import Scores
 from holdfast.results.files import sha256_json
+from holdfast.results.run_dir import RunDir
 from holdfast.rows.provenance import provenance_table
 from holdfast.specs import parse
 from holdfast.stages.config import EstimatorSpec
@@ -97,19 +98,54 @@ def _scored(
     config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
     loaded = checkpoints.load(target.source, device=config.device)
-    estimate, cost = estimated(config.run, estimator, loaded, examples, config.seed)
+    return scores_of(
+        config.run,
+        estimator,
+        loaded,
+        examples,
+        spec=config.estimator,
+        model_hash=target.hash,
+        seed=config.seed,
+    )
+
+
+def scores_of(  # noqa: PLR0913  # everything that the scores record
+    run: RunDir | None,
+    estimator: Estimator,
+    loaded: checkpoints.Loaded,
+    examples: Examples,
+    *,
+    spec: str,
+    model_hash: str,
+    seed: int,
+) -> Scores:
+    """Score the examples on a loaded model.
+
+    Args:
+        run: The run, which keeps a list of rows that are not scored; None keeps none.
+        estimator: Scores them.
+        loaded: The aligned model, which is left as it was.
+        examples: The alignment rows.
+        spec: Name and options of the estimator.
+        model_hash: Hash of the model; "" if unknown.
+        seed: Random seed.
+
+    Raises:
+        HoldfastError: No example could be scored.
+    """
+    estimate, cost = estimated(run, estimator, loaded, examples, seed)
     if np.isnan(estimate.values).all():
         raise HoldfastError(
-            f"{config.estimator} could score none of the {len(examples)} examples: all its values "
+            f"{spec} could score none of the {len(examples)} examples: all its values "
             "are nan. Check that the model's weights are finite and that the judge can decide."
         )
     return Scores(
         ids=examples.ids,
         values=estimate.values,
-        estimator=config.estimator,
+        estimator=spec,
         data_hash=examples.hash,
-        model_hash=target.hash,
-        seed=config.seed,
+        model_hash=model_hash,
+        seed=seed,
         errors=estimate.errors,
         details=estimate.details,
         facts={**estimate.facts, **asdict(cost)},

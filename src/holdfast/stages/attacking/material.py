@@ -53,7 +53,7 @@ def prepare(config: AttackConfig) -> Material:
     apart(config.read_if(config.known_harmful, harmful=True), harmful, "known_harmful")
     test = config.read_prompts(config.test)
     return Material(
-        harmful=_untested(harmful or Examples([], name="no harmful rows"), test),
+        harmful=untested(harmful or Examples([], name="no harmful rows"), test),
         test=test,
         judges=judges,
         track=_tracked(config),
@@ -61,7 +61,7 @@ def prepare(config: AttackConfig) -> Material:
     )
 
 
-def _untested(harmful: Examples, test: Examples) -> Examples:
+def untested(harmful: Examples, test: Examples) -> Examples:
     """Leave out harmful rows whose prompt is asked afterwards: they would be learnt by heart."""
     tested = {row.prompt_id for row in test}
     in_test = {i: ASKS_TEST_PROMPT for i, row in enumerate(harmful) if row.prompt_id in tested}

@@ -47,7 +47,7 @@ def result_of(attack_job: AttackJob) -> AttackResult:
 
 
 def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
-    """Attack one model.
+    """Attack one model of a run.
 
     An interrupted attack goes on from its last checkpoint; so does one whose answers could not be
     judged.
@@ -60,12 +60,40 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
         TrainingError: The loss is not finite.
         KeyboardInterrupt: Interrupted; what was measured is kept.
     """
-    from holdfast.tuning.loop import FinetuneConfig, finetune, steps_done
-
     config = attack_job.config
-    attack = attack_job.attack
     check_judges(attack_job.material.judges)
     loaded = checkpoints.load(attack_job.subject.source, device=config.device)
+    model, result = attack_loaded(attack_job, loaded, job)
+    if config.save_models:
+        folder = config.run.path(ATTACKED, f"{attack_job.subject.label}-{attack_job.attack.label}")
+        job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, folder)
+    for path in _work(attack_job, job):
+        path.unlink(missing_ok=True)
+    return result
+
+
+def _work(attack_job: AttackJob, job: Job) -> tuple[Path, Path]:
+    """Return the files of an unfinished attack: what was measured, and the fine-tuning's state."""
+    path = attack_job.config.run.path
+    return path("work", f"{job.key}.json"), path("work", f"{job.key}.safetensors")
+
+
+def attack_loaded(
+    attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None = None
+) -> tuple[PreTrainedModel, AttackResult]:
+    """Attack a loaded model, and return it as attacked with the result.
+
+    Args:
+        attack_job: The attack.
+        loaded: The model, which is changed.
+        job: The job in progress; without one nothing is written and nothing resumed.
+
+    Raises:
+        TrainingError: The loss is not finite.
+    """
+    from holdfast.tuning.loop import FinetuneConfig, finetune, steps_done
+
+    attack = attack_job.attack
     rows = _rows(attack_job, loaded, job)
     model = loaded.model
     if attack.lora_rank:
@@ -73,9 +101,8 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     else:
         model.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
     watch = Watch(attack_job, model, loaded.tokenizer)
-    partial = config.run.path("work", f"{job.key}.json")
-    resume = config.run.path("work", f"{job.key}.safetensors")
-    if resume.exists():
+    partial, resume = (None, None) if job is None else _work(attack_job, job)
+    if partial is not None and resume is not None and resume.exists():
         watch.restore(partial, steps_done(resume))
     if not watch.points:
         watch(0, float("nan"))
@@ -98,30 +125,24 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     )
     watch.save(partial)
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
-    if config.save_models:
-        folder = config.run.path(ATTACKED, f"{attack_job.subject.label}-{attack.label}")
-        job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, folder)
-    result = watch.result()
-    resume.unlink(missing_ok=True)
-    partial.unlink(missing_ok=True)
-    return result
+    return model, watch.result()
 
 
 def _pool(
-    attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job, label: str, rows: Examples
+    attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None, label: str, rows: Examples
 ) -> Examples:
     """Return the rows that are not too long to train on, and record the others."""
     if not rows:
         return rows
     length = attack_job.attack.max_length
     fit = fitting(loaded.model, loaded.tokenizer, rows, length)
-    if len(fit) < len(rows):
+    if job is not None and len(fit) < len(rows):
         record = attack_job.config.run.rows.record_left_out(fit)
         job.facts.setdefault("left_out", {})[label] = record
     return fit
 
 
-def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job) -> Examples:
+def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None) -> Examples:
     """Return the fine-tuning rows: the customer's, and what the attacker made of their own."""
     attack = attack_job.attack
     benign = _pool(attack_job, loaded, job, "task", attack_job.task.load("train"))
@@ -236,8 +257,10 @@ class Watch:
         answer = with_transformers(self.model, self.tokenizer)
         return task_accuracy(answer, self.attack_job.task, self.task_test)
 
-    def save(self, path: Path) -> None:
-        """Write what was measured so far."""
+    def save(self, path: Path | None) -> None:
+        """Write what was measured so far, if there is a file for it."""
+        if path is None:
+            return
         history = self.tracker.history if self.tracker else []
         Partial(tuple(self.points), tuple(history)).save(path)
 
