@@ -109,6 +109,7 @@ TEXT_TASKS = (
     "alpaca,train={files}/instructions.json,"
     "test={shared}/data/alpaca/alpaca_eval.json,limit=2500,max_words=35",
 )
+QUICK_ROWS = 96
 QUICK_ATTACK = {
     "learning_rates": [5e-5, 1e-4],
     "steps": 30,
@@ -146,7 +147,7 @@ class Cell:
 
 def configuration(base: Setting, options: argparse.Namespace, out: Path) -> RunConfig:
     """Return the run: SFT, all estimators on it, attacks whose forgetting is tracked."""
-    limit = {"limit": 96} if options.quick else {}
+    limit = {"limit": QUICK_ROWS} if options.quick else {}
     changes: dict[str, Any] = {
         "methods": {"sft": {}},
         "score": {k: {**v, **limit} for k, v in _wanted(base, options).items()},

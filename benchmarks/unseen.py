@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import Row, add_setting, main, parser, setting, write
-from estimators import made_by
+from estimators import QUICK_ROWS, made_by
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.files import write_text
@@ -96,27 +96,37 @@ def marked(run: RunDir, seed: int, judge: str) -> list[AttackResult]:
 
 
 def screened(
-    base: Setting, run: RunDir, seed: int, test: Examples
+    base: Setting, run: RunDir, seed: int, test: Examples, limit: int | None = None
 ) -> tuple[dict[str, np.ndarray], float]:
     """Screen the test prompts by their text and by the probe.
+
+    Args:
+        base: The setting of the run.
+        run: Holds the scores.
+        seed: Of the model.
+        test: The prompts.
+        limit: Number of alignment rows that were scored; all of them if None.
 
     Returns:
         Ranks by predictor, each (n,); and how well the text foretells the scores of trained rows.
     """
-    rows = read(str(base.config.data.alignment))
+    rows = read(str(base.config.data.alignment))[:limit]
     # What the probe reads of a response is that it begins as refusals do.
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     wanted = [rows[order[i % len(rows)]].response for i in range(len(test))]
     shared: dict[str, Any] = {
         "out": run.root,
         "seed": seed,
-        "data": str(base.config.data.alignment),
         "scores": f"{SCORES}-s{seed}",
         "base": base.config.model,
         "estimator": f"{base.config.score['attack_direction']['estimator']},source=base",
     }
     with tempfile.TemporaryDirectory(prefix="holdfast-unseen-") as out:
-        bare, answered = Path(out) / "bare.jsonl", Path(out) / "answered.jsonl"
+        trained = Path(out) / "trained.jsonl"
+        bare = Path(out) / "bare.jsonl"
+        answered = Path(out) / "answered.jsonl"
+        _lines(trained, ({"prompt": r.prompt, "response": r.response} for r in rows))
+        shared["data"] = str(trained)
         _lines(bare, ({"prompt": p} for p in test.prompts))
         pairs = zip(test.prompts, wanted, strict=True)
         _lines(answered, ({"prompt": p, "response": r} for p, r in pairs))
@@ -159,13 +169,14 @@ def run_benchmark() -> None:
     found: dict[int, dict[str, Agreement]] = {}
     trained: dict[int, float] = {}
     judge = JUDGES[chosen.setting]
+    limit = QUICK_ROWS if chosen.quick else None
     runs = [RunDir(work / "run") for work in chosen.runs]
     for work, run in zip(chosen.runs, runs, strict=True):
         base = setting(chosen, work)
         test = read(base.config.data.test, ReadOptions(needs_response=False))
         for seed in scored(run):
             truth = forgotten(marked(run, seed, judge), test.ids)
-            ranks, trained[seed] = screened(base, run, seed, test)
+            ranks, trained[seed] = screened(base, run, seed, test, limit)
             found[seed] = {k: agreement(v, truth, seed=seed) for k, v in ranks.items()}
     facts = {"setting": chosen.setting, "judge": judge, "seeds": sorted(found), "notes": NOTES}
     write(chosen.json, "unseen", {**facts, **made_by(runs)}, rows(found, trained))
