@@ -63,6 +63,10 @@ def world(tmp_path: Path, rows: Any, make_model: Any, tokenizer: Any) -> Path:
     return path
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def keys(run: RunDir) -> dict[str, tuple[str, str]]:
     return {f"{e.stage} {e.name}": (e.key, e.started) for e in run.entries()}
 
@@ -102,7 +106,7 @@ def test_harmful_rows_are_kept_as_ids_unless_allowed(world: Path, tmp_path: Path
     run = RunDir(config.out)
     (attack,) = run.entries("attack")
     text = run.path("rows", f"{attack.rows['harmful']['file']}.jsonl").read_text()
-    harmful = [json.loads(line) for line in (tmp_path / "sources/harmful.jsonl").open()]
+    harmful = read_lines(tmp_path / "sources/harmful.jsonl")
     assert not any(row["response"] in text or row["prompt"] in text for row in harmful)
     stored = [json.loads(line) for line in text.splitlines()]
     assert {row["id"] for row in stored} == set(Sources(run).of(attack, "harmful").ids)
@@ -163,7 +167,7 @@ def test_groups_need_no_data_file(world: Path, tmp_path: Path) -> None:
     config = pipeline.load(world)
     pipeline.run(config)
     shutil.rmtree(tmp_path / "sources")
-    groups = group(GroupConfig(out=config.out, rule="mass", name="again"))
+    groups = group(GroupConfig(out=config.out, rule="otsu", name="again"))
     assert sum(groups.sizes.values()) == 24
 
 
@@ -176,9 +180,8 @@ def test_what_was_left_out_is_counted_in_the_manifest_and_named_in_a_file(tmp_pa
     (entry,) = config.run.entries("score")
     left_out = entry.rows["data"]["left_out"]
     assert left_out["reasons"] == {"empty prompt": 1}
-    (line,) = config.run.path("rows", "left_out", f"{left_out['file']}.jsonl").open()
-    assert json.loads(line)["place"] == f"{spec}:41"
-    assert json.loads(line)["reason"] == "empty prompt"
+    (line,) = read_lines(config.run.path("rows", "left_out", f"{left_out['file']}.jsonl"))
+    assert (line["place"], line["reason"]) == (f"{spec}:41", "empty prompt")
     assert config.run.verify() == []
 
 
@@ -192,6 +195,8 @@ def test_a_row_without_room_for_an_answer_is_left_out_of_training_and_has_no_sco
     (align,) = run.entries("align")
     reason = {"prompt leaves no room for an answer": 1}
     assert align.facts["left_out"]["safety"]["reasons"] == reason
+    (attack,) = run.entries("attack")
+    assert attack.facts["left_out"]["track"]["reasons"] == reason
     (score,) = run.entries("score")
     assert score.facts["left_out"]["data"]["reasons"] == reason
     raw = json.loads(run.path("scores", "loss-s0.json").read_text())

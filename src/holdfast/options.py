@@ -58,9 +58,11 @@ class Flag:
 
     Attributes:
         name: Name of the option, without dashes in front.
+        short: Another name that works as well; empty for none.
     """
 
     name: str
+    short: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Option:
         form: What a mapping looks like, instead of its type; None for all else.
         bounds: Keyword arguments of `typer.Option`: least and greatest value.
         read: From the flag and what typer hands over to what the field takes; None if that is it.
+        short: Another flag that works as well; empty for none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Option:
     form: str | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
     read: Callable[[str, Any], Any] | None = None
+    short: str = ""
 
     def parameter(self) -> Parameter:
         """Return the parameter from which typer makes the option."""
@@ -64,6 +66,7 @@ class Option:
         info = typer.Option(
             self.default,
             f"{self.flag}/--no-{self.flag.removeprefix('--')}" if switch else self.flag,
+            *([self.short] if self.short else []),
             help=self.words,
             metavar=self.form,
             **cast("dict[str, Any]", self.bounds),
@@ -98,6 +101,7 @@ def _option(field: FieldInfo, description: Description) -> Option:
         annotation,
         default,
         bounds=_bounds(field),
+        short=_short_of(field),
     )
     if get_origin(annotation) is dict:
         empty = ... if description.required else None
@@ -114,6 +118,11 @@ def flag_of(name: str, field: FieldInfo) -> str:
     """Return the flag of a field: its own name unless a `Flag` mark says otherwise."""
     marks = [mark.name for mark in field.metadata if isinstance(mark, Flag)]
     return f"--{(marks or [name])[0].replace('_', '-')}"
+
+
+def _short_of(field: FieldInfo) -> str:
+    names = [mark.short for mark in field.metadata if isinstance(mark, Flag) and mark.short]
+    return f"--{names[0]}" if names else ""
 
 
 def _help(description: Description) -> str:

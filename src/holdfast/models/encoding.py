@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 NO_ROOM = "prompt leaves no room for an answer"
-"""Why `fitting` leaves rows out."""
+"""Why `fitting` and `answerable` leave rows out."""
 IGNORE = -100
 """Label of tokens that do not count in the loss, as in transformers."""
 PLAIN_PROMPT = "User: {prompt}\nAssistant: "
@@ -176,6 +176,23 @@ def fitting(
         f"leaves no room for an answer in {length} tokens (first: {examples.ids[first]})"
     )
     return examples.without(too_long)
+
+
+def answerable(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Examples,
+    max_new_tokens: int,
+) -> Examples:
+    """Return the rows whose prompt leaves room for an answer of this length in the context.
+
+    Raises:
+        UsageError: No row is left.
+    """
+    limit = context(model)
+    if limit is None or not prompts:
+        return prompts
+    return fitting(model, tokenizer, prompts, limit - max_new_tokens + 1)
 
 
 def encode_fitting(

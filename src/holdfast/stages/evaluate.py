@@ -16,10 +16,11 @@ from holdfast.contracts import Judge, Task, Verdict, check_answered
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
+from holdfast.models.encoding import answerable
 from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
 from holdfast.results.contents import content_hash, existing
 from holdfast.results.files import sha256_json, to_json, write_text
-from holdfast.results.run_dir import RunDir
+from holdfast.results.run_dir import Job, RunDir
 from holdfast.results.sources import Sources
 from holdfast.runtime import progress
 from holdfast.stages.config import JudgeSpecs, Models, StageConfig, TaskSpecs
@@ -158,12 +159,36 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
         if job.done is None:
             check_judges(material.judges)
             answer, loaded = _answering(config, model)
+            material = _answerable(config, material, loaded, job)
             evaluation, answers, verdicts = measured(config, model, material, answer)
             replace(evaluation, general=_general(config, loaded)).save(path)
             records = path.with_suffix(".jsonl")
             _write_records(records, material.test, answers, verdicts)
             job.outputs += [path, records]
     return Evaluation.load(path)
+
+
+def _answerable(
+    config: EvaluateConfig, material: _Material, loaded: checkpoints.Loaded | None, job: Job
+) -> _Material:
+    """Return the material without prompts that are too long to be answered; record these."""
+    if loaded is None:
+        return material
+    changes: dict[str, Examples] = {}
+    for label, prompts in {"test": material.test, "borderline": material.borderline}.items():
+        used = prompts and answerable(
+            loaded.model, loaded.tokenizer, prompts, config.max_new_tokens
+        )
+        if prompts and used and len(used) < len(prompts):
+            changes[label] = used
+    job.facts["left_out"] = {
+        label: config.run.rows.record_left_out(used) for label, used in changes.items()
+    }
+    return replace(
+        material,
+        test=changes.get("test", material.test),
+        borderline=changes.get("borderline", material.borderline),
+    )
 
 
 def _inputs(config: EvaluateConfig, model: Subject, material: _Material) -> dict[str, str]:

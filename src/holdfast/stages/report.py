@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from holdfast.errors import UsageError
+from holdfast.options import Flag
 from holdfast.reports import write
 from holdfast.reports.sections import load_section
 from holdfast.results.files import sha256_json
@@ -17,7 +18,7 @@ class ReportConfig(StageConfig):
 
     title: str = "Does the safety alignment hold?"
     """Heading of the report."""
-    language: Literal["en", "ja"] = "en"
+    language: Annotated[Literal["en", "ja"], Flag("language", short="lang")] = "en"
     """Language of the report."""
     show_harmful: bool = False
     """Show examples of harmful answers, which are otherwise withheld."""

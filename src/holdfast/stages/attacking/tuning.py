@@ -11,7 +11,7 @@ import numpy as np
 from holdfast.contracts import Attacker, unanswered
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
-from holdfast.models.encoding import fitting, fitting_fields
+from holdfast.models.encoding import answerable, fitting, fitting_fields
 from holdfast.results.artifacts import AttackResult, Life, Point
 from holdfast.results.attacks import PLAIN
 from holdfast.results.files import Artifact, Vector
@@ -19,6 +19,7 @@ from holdfast.results.lives import HALF_LIFE, lasting
 from holdfast.results.run_dir import ATTACKED, Job
 from holdfast.rows.mixing import mix
 from holdfast.stages.attacking.job import AttackJob
+from holdfast.stages.attacking.material import Material
 from holdfast.stages.plugin_inputs import check_judges
 from holdfast.stages.verdicts import answer_and_judge, count, marked_verdicts, task_accuracy
 
@@ -94,6 +95,7 @@ def attack_loaded(
     from holdfast.tuning.loop import FinetuneConfig, finetune, steps_done
 
     attack = attack_job.attack
+    attack_job = replace(attack_job, material=_answerable(attack_job, loaded, job))
     rows = _rows(attack_job, loaded, job)
     model = loaded.model
     if attack.lora_rank:
@@ -128,6 +130,32 @@ def attack_loaded(
     return model, watch.result()
 
 
+def _answerable(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None) -> Material:
+    """Return the material without prompts that are too long to be answered; record these."""
+    material = attack_job.material
+    config = attack_job.config
+    prompts = {"test": material.test, "track": material.track}
+    used: dict[str, Examples | None] = {}
+    for label, rows in prompts.items():
+        used[label] = rows and answerable(
+            loaded.model, loaded.tokenizer, rows, config.max_new_tokens
+        )
+        _record_left_out(attack_job, job, label, rows, used[label])
+    return replace(material, test=used["test"] or material.test, track=used["track"])
+
+
+def _record_left_out(
+    attack_job: AttackJob,
+    job: Job | None,
+    label: str,
+    rows: Examples | None,
+    used: Examples | None,
+) -> None:
+    if job is not None and rows and used and len(used) < len(rows):
+        record = attack_job.config.run.rows.record_left_out(used)
+        job.facts.setdefault("left_out", {})[label] = record
+
+
 def _pool(
     attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None, label: str, rows: Examples
 ) -> Examples:
@@ -136,9 +164,7 @@ def _pool(
         return rows
     length = attack_job.attack.max_length
     fit = fitting(loaded.model, loaded.tokenizer, rows, length)
-    if job is not None and len(fit) < len(rows):
-        record = attack_job.config.run.rows.record_left_out(fit)
-        job.facts.setdefault("left_out", {})[label] = record
+    _record_left_out(attack_job, job, label, rows, fit)
     return fit
 
 
