@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from holdfast.analyses.categories import ATTACKED, OTHERS, Categories
+from holdfast.contracts import SectionTable
 from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples, example_id
 from holdfast.results.artifacts import AttackResult, Counts, Point
@@ -57,8 +57,8 @@ def kept(path: Path, rows: Mapping[str, Examples], *attacks: AttackResult) -> Ru
     return run
 
 
-def lines(table: pd.DataFrame) -> dict[str, dict[str, object]]:
-    return {row["category"]: row for row in table.to_dict("records")}
+def lines(table: SectionTable) -> dict[str, dict[str, object]]:
+    return {row["category"]: row for row in table.frame.to_dict("records")}
 
 
 # Locks are half harmful at 10 and at 20, venoms at 40 and 80, all ten prompts in between.
@@ -81,11 +81,15 @@ def test_a_category_lasts_as_long_as_its_own_prompts(tmp_path: Path) -> None:
     locks, venoms = (math.sqrt(x) / 15 for x in (10 * 20, 40 * 80))
     assert str(found["locks"]["against all prompts"]).startswith(f"{locks:.2f} [")
     assert str(found["venoms"]["against all prompts"]).startswith(f"{venoms:.2f} [")
-    assert "2 prompts are of categories with fewer than 4" in section.note
-    told = f"On sft, 2 categories last between {locks:.2f} and {venoms:.2f} times the steps of all"
+    assert "2 prompts are in categories with fewer than 4" in section.note
+    told = (
+        f"On sft, the 2 categories last between {locks:.2f} and {venoms:.2f} times as long as all"
+    )
     assert section.findings[0].startswith(told)
     # Two seeds apart by a factor of two each: nothing can be told.
-    assert section.findings[0].endswith("(n=2 attacks), of which 0 can be told from them.")
+    assert section.findings[0].endswith(
+        "(n=2 attacks); none of them clearly differs from all prompts."
+    )
 
 
 def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
@@ -100,8 +104,8 @@ def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
     # Two of six at 40, four at 60: half, by the line between them, at 50; and at 89.5.
     assert found[OTHERS]["half-life"] == f"{(50 + 89.5) / 2:.0f}"
     ratio = math.sqrt(50 / 10 * 89.5 / 20)
-    assert f"others in 2 of 2 attacks, after {ratio:.2f} [" in section.findings[0]
-    assert "against sft" in sides
+    assert f"other categories in 2 of 2 attacks, after {ratio:.2f} [" in section.findings[0]
+    assert "against sft" in sides.columns
 
 
 def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path:
     assert (found[ATTACKED]["not reached"], found[OTHERS]["not reached"]) == (0, 2)
     assert found[OTHERS]["half-life"] == "not reached"
     assert found[OTHERS]["harmful at the end"] == 0
-    assert "all others in 0 of 2 attacks, after at least 5.00 [" in section.findings[0]
+    assert "all other categories in 0 of 2 attacks, after at least 5.00 [" in section.findings[0]
 
 
 def test_a_method_is_compared_with_the_baseline_on_the_same_prompts(tmp_path: Path) -> None:
@@ -124,12 +128,13 @@ def test_a_method_is_compared_with_the_baseline_on_the_same_prompts(tmp_path: Pa
     plain = [attacked(course, seed) for seed, course in enumerate(COURSES)]
     vaa = [attacked(course, seed, method="vaa") for seed, course in enumerate(longer)]
     section = Categories(least=4).run(kept(tmp_path, files("locks"), *plain, *vaa))
-    rows = next(iter(section.tables.values())).to_dict("records")
+    rows = next(iter(section.tables.values())).frame.to_dict("records")
     found = {(row["method"], row["category"]): row["against sft"] for row in rows}
     assert found["vaa", ATTACKED].startswith("2.00 [")
     assert found["sft", ATTACKED] == ""
     assert "in 2 of 2 attacks, after 2.00 [" in section.findings[1]
-    assert "sft's steps" not in section.findings[0]
+    assert "steps of sft" not in section.findings[0]
+    assert "steps of sft" in section.findings[1]
 
 
 def test_without_categories_or_harmful_rows_there_is_nothing_to_tell(tmp_path: Path) -> None:

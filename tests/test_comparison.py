@@ -24,6 +24,7 @@ from holdfast.stats.differences import difference_of_shares, paired_difference
 from holdfast.stats.intervals import Interval
 from holdfast.stats.ratios import Pair, censored_ratio
 from holdfast.stats.survival import Time
+from holdfast.texts import Text
 from made_lives import life as made_life
 
 PROMPTS = tuple(f"p{i}" for i in range(40))
@@ -187,12 +188,12 @@ def test_a_ratio_says_which_way_it_is_a_bound() -> None:
         ]
         (row,) = comparison._corrected([replace(r, line="vaa", other="sft") for r in found])
         rows[ours] = row.sentence()
-    assert "ratio 2.00 [2.00, inf]" in rows[99]
+    assert "ratio 2.00 [2.00, \u221e]" in rows[99]
     assert ", a lower bound," in rows[99]
-    assert rows[99].endswith("vaa's is longer.")
+    assert rows[99].endswith("vaa lasts longer.")
     assert "ratio 0.50 [0.00, 0.50]" in rows[20]
     assert ", an upper bound," in rows[20]
-    assert rows[20].endswith("vaa's is shorter.")
+    assert rows[20].endswith("vaa lasts less long.")
 
 
 def record(run: RunDir, results: list[AttackResult]) -> None:
@@ -251,17 +252,17 @@ def test_it_tells_what_can_be_told_and_no_more(tmp_path: Path) -> None:
     vaa = [s for s in section.findings if s.startswith("vaa")]
     sam = [s for s in section.findings if s.startswith("sam")]
     ends = "harmful score at the last checkpoint that both have under tea"
-    assert any(ends in s and "vaa's is lower." in s for s in vaa)
-    assert any(", half-life under tea" in s and "vaa's is longer." in s for s in vaa)
+    assert any(ends in s and "vaa is lower." in s for s in vaa)
+    assert any(", half-life under tea" in s and "vaa lasts longer." in s for s in vaa)
     assert any(", refusal half-life under tea" in s for s in vaa)
     assert len(sam) == len(vaa) == 6
-    assert all("the data cannot tell" in s for s in sam)
+    assert all("within chance" in s for s in sam)
     assert any("needs about" in s for s in sam)
 
 
 def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
     run = made(tmp_path, 4)
-    table = next(iter(Comparison().run(run).tables.values()))
+    table = next(iter(Comparison().run(run).tables.values())).frame
     results = {e.name: AttackResult.load(run.result(e)) for e in run.require("attack")}
     p = []
     for method in ("sam", "vaa"):
@@ -279,7 +280,7 @@ def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "values", "said"),
     [
-        ("poison", ("plain", "low_loss"), "rows low_loss"),
+        ("poison", ("plain", "low_loss"), "rows disguised as low_loss"),
         ("schedule", ("constant", "cosine"), "cosine schedule"),
         ("steps", (40, 80), "steps=80"),
         ("lora_rank", (0, 8), "lora_rank=8"),
@@ -294,7 +295,7 @@ def test_attacks_that_differ_have_different_names(
         for method, life in (("sft", 10.0), ("vaa", 20.0)):
             one = attacked(method, "s" * 40, seed=i, life=life)
             record(run, [replace(one, attack=one.attack.changed(**{key: value}))])
-    first, _, medians = Comparison().run(run).tables.values()
+    first, _, medians = (t.frame for t in Comparison().run(run).tables.values())
     when = first["when"][first["measure"] == "half-life"].tolist()
     assert len(set(when)) == 2
     assert when[1].endswith(said)
@@ -303,14 +304,14 @@ def test_attacks_that_differ_have_different_names(
 
 def test_one_seed_says_nothing_of_others(tmp_path: Path) -> None:
     section = Comparison().run(made(tmp_path, 1))
-    said = [s for s in section.findings if "vaa's is lower" in s]
+    said = [s for s in section.findings if "vaa is lower" in s]
     assert said
     assert all("other seeds may differ" in s for s in said)
 
 
 def test_other_pairs_and_medians_have_tables_of_their_own(tmp_path: Path) -> None:
     section = Comparison().run(made(tmp_path, 3))
-    first, second, levels, medians = section.tables.values()
+    first, second, levels, medians = (table.frame for table in section.tables.values())
     assert set(first["other"]) == {"sft"}
     assert set(zip(second["method"], second["other"], strict=True)) == {("sam", "vaa")}
     assert list(levels["method"]) == ["sam", "vaa"]
@@ -331,7 +332,8 @@ def test_a_method_may_last_by_one_share_and_not_by_another(tmp_path: Path) -> No
     run = RunDir(tmp_path)
     for seed in (0, 1):
         record(run, [course("sft", seed, 1, 3, 5), course("kept", seed, 1, 3, 3)])
-    (levels,) = [t for t in Comparison().run(run).tables.values() if "10% harmful" in t]
+    tables = Comparison().run(run).tables.values()
+    (levels,) = [t.frame for t in tables if "10% harmful" in t.columns]
     (row,) = levels.to_dict("records")
     assert (row["method"], row["seeds"]) == ("kept", 2)
     assert row["10% harmful"].endswith(", n=2")
@@ -363,8 +365,8 @@ def test_marks_are_kept(tmp_path: Path) -> None:
 
 def test_of_many_comparisons_only_the_clear_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     row = comparison._Row(
-        *("harmful score", "under a", (0.2, 0.4), Interval(-0.2, -0.3, -0.1, 100)),
-        *(0.001, 3, "n=100", ", more is needed"),
+        *(Text("harmful score"), Text("under a"), (0.2, 0.4), Interval(-0.2, -0.3, -0.1, 100)),
+        *(0.001, 3, Text("n=100"), Text("more is needed")),
         line="vaa",
         other="sft",
     )
@@ -372,5 +374,5 @@ def test_of_many_comparisons_only_the_clear_ones_are_told(monkeypatch: pytest.Mo
     assert len(comparison._told(rows)) == 3
     monkeypatch.setattr(comparison, "MOST", 2)
     clear, rest = comparison._told(rows)
-    assert "vaa's is lower" in clear
-    assert rest.startswith("In 2 of 3 comparisons the data cannot tell")
+    assert "vaa is lower" in clear
+    assert rest.startswith("In 2 of 3 comparisons the difference is within chance")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from holdfast.errors import MismatchError, UsageError
-from holdfast.reports.sections import SavedSection, SavedTable
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.results.attacks import Attack
 from holdfast.results.files import Artifact
@@ -124,13 +123,6 @@ EXAMPLES: tuple[Artifact, ...] = (
             ),
         ),
         facts={"estimator": "loss"},
-    ),
-    SavedSection(
-        title="T",
-        findings=("One.",),
-        tables={"t": SavedTable(("a", "b"), ((1, "x"), (None, 0.5)))},
-        figures={"f": "<svg/>"},
-        note="",
     ),
     Partial(points=POINTS, history=(np.array([0.0, math.nan]), np.array([1.0, 0.0]))),
     Entry(

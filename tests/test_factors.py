@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from holdfast.analyses.factors import Factors
+from holdfast.charts.figures import DotPlot
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.results.artifacts import Scores
@@ -83,7 +83,7 @@ def test_describe_by_hand() -> None:
     assert found["prompt length"].values.tolist() == [5, 4, 2]
     assert found["response length"].values.tolist() == [4, 11, 4]
     # Content words: {bake, bread}, both taken up; {fly}, not; none, so unknown.
-    np.testing.assert_array_equal(found["request taken up"].values, [1.0, 0.0, NAN])
+    np.testing.assert_array_equal(found["request repeated"].values, [1.0, 0.0, NAN])
     np.testing.assert_array_equal(found["category: food"].values, [1, NAN, 0])
     assert found["prompt begins: how do"].values.tolist() == [1, 1, 0]
     assert found["response begins: i can't bake"].values.tolist() == [1, 0, 1]
@@ -138,7 +138,7 @@ def test_a_planted_factor_is_found_and_noise_is_not() -> None:
     scores = noise + 1.5 * member
     assert top.interval.value == pytest.approx(cliffs_delta(scores[member], scores[~member]))
     assert top.interval.low > 0.4
-    assert "of category 'b' are scored more vulnerable than the rest" in top.sentence()
+    assert "of category 'b' score as more vulnerable than the rest" in top.sentence()
     assert f"n={member.sum()} of 200" in top.sentence()
 
 
@@ -177,7 +177,7 @@ def test_a_number_in_plain_words() -> None:
     factor = Factor("prompt length", "", np.arange(3.0), "with longer prompts")
     effect = Effect(factor, "Spearman", Interval(-0.31, -0.4, -0.2, 90), None, 1e-6, 1e-5)
     assert effect.sentence() == (
-        "Examples with longer prompts are scored less vulnerable: rank correlation -0.31 "
+        "Examples with longer prompts score as less vulnerable: rank correlation -0.31 "
         "[-0.40, -0.20], n=90, corrected p < 0.001."
     )
 
@@ -219,19 +219,20 @@ def test_the_analysis_says_what_stands_out(tmp_path: Path) -> None:
     scores[0] = NAN
     run = recorded(tmp_path, rows, scores, [Example("red cat", "yes")])
     section = Factors(resamples=50).run(run)
-    assert any("'b' are scored more" in sentence for sentence in section.findings)
-    table = next(iter(section.tables.values()))
+    assert any("'b' score as more" in sentence for sentence in section.findings)
+    table = next(iter(section.tables.values())).frame
     assert "nearest benign prompt" in set(table["factor"])
     assert table["effect"].dropna().abs().is_monotonic_decreasing
     lengths = table[table["factor"] == "prompt length"]
     assert lengths["with it"].tolist() == [""]  # every row has a length
-    assert set(table["p"]) > {"< 0.001"}  # planted; and never a plain 0
-    assert "0" not in {*table["p"], *table["corrected p"]}
+    assert (table["p"] < 0.001).any()  # planted; and never a plain 0
+    assert 0 not in {*table["p"], *table["corrected p"]}
     assert "Correlation is not cause" in section.note
     assert "1 rows without a score" in section.note
-    assert "1 rows of 'toy'" in section.note
+    assert "1 rows of toy" in section.note
     for figure in section.figures.values():
-        assert ElementTree.fromstring(figure).tag.endswith("svg")
+        assert isinstance(figure, DotPlot)
+        assert len(figure.rows) > 3
 
 
 def test_the_analysis_says_when_nothing_does(tmp_path: Path) -> None:

@@ -6,18 +6,19 @@ import math
 import re
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from holdfast import plugins
+from holdfast.charts.figures import LineChart
 from holdfast.contracts import Section
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.groups import Rule, group, recommend, stability
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.run_dir import RunDir
+from holdfast.texts import percent
 
 NAN = math.nan
 BUMPS = np.concatenate(
@@ -53,7 +54,8 @@ def analyse(run: RunDir) -> Section:
         assert re.search(r"\bn=\d+", sentence), sentence
         assert re.search(r"\[[^\]]+\]|between \S+ and \S+|\bunknown\b", sentence), sentence
     for figure in section.figures.values():
-        ElementTree.fromstring(figure)
+        assert isinstance(figure, LineChart)
+        assert figure.lines
     return section
 
 
@@ -69,30 +71,33 @@ def test_findings_hold_the_numbers(run: RunDir) -> None:
     expected = stability(BUMPS, Rule("otsu"), resamples=30)
     cut = expected.cuts[0]
     assert f"lies at {cut.value:.3g} [{cut.low:.3g}, {cut.high:.3g}], n=100" in steady
-    assert f"mean Jaccard of {expected.jaccard.value:.3g} [" in steady
+    assert f"mean Jaccard index of {expected.jaccard.value:.3g} [" in steady
     # 40 of 100 lie above; the nearest other thresholds, at 5 % steps, keep 35 to 45 of them.
     assert re.search(r"between 3[5-9] and 4[0-5] examples", near)
     from scipy.stats import norm
 
     unsure = int((norm.cdf(-np.abs(BUMPS - cut.value) / 2) > 0.25).sum())
-    assert f"{unsure} % [" in close
+    assert f"{percent(unsure / 100)} [" in close
     assert "n=100 of 100" in close
-    assert "another rule, gmm, is recommended, at" in advised
+    assert "another rule, gmm, is recommended, with its threshold at" in advised
     assert recommend(BUMPS).reason in advised
 
 
 def test_without_errors_it_says_unknown(run: RunDir) -> None:
     record(run, BUMPS)
-    assert "is unknown, as the scores carry no standard errors, n=100" in analyse(run).findings[2]
-    line = analyse(run).tables["Groups and their stability"].iloc[0]
+    assert (
+        "is unknown, because the scores carry no standard errors (n=100)"
+        in analyse(run).findings[2]
+    )
+    line = analyse(run).tables["Groups and their stability"].frame.iloc[0]
     assert math.isnan(line["too close to call"])
 
 
 def test_the_recommended_rule_is_recognized(run: RunDir) -> None:
     record(run, BUMPS, config={"rule": "auto"})
     section = analyse(run)
-    assert "the rule used, gmm, is the recommended one" in section.findings[3]
-    assert section.tables["Groups and their stability"]["rule"].tolist() == ["gmm"]
+    assert "the rule in use, gmm, is the recommended one" in section.findings[3]
+    assert section.tables["Groups and their stability"].frame["rule"].tolist() == ["gmm"]
 
 
 def test_every_grouping_has_its_line_and_its_figure(run: RunDir) -> None:
@@ -100,7 +105,7 @@ def test_every_grouping_has_its_line_and_its_figure(run: RunDir) -> None:
     record(run, BUMPS[::2] * 3, name="two", config={"rule": "knee"})
     record(run, BUMPS, name="three", config={"groups": 3})
     section = analyse(run)
-    table = section.tables["Groups and their stability"]
+    table = section.tables["Groups and their stability"].frame
     assert sorted(table["groups"]) == ["one", "three", "two"]
     assert len(section.figures) == 3
     assert len(section.findings) == 12
@@ -126,8 +131,8 @@ def test_a_vulnerable_group_of_unscored_rows_only(run: RunDir) -> None:
     # All scores are 0 or below, so that only the row without a score is vulnerable.
     record(run, np.array([-2.0, -1.0, 0.0, NAN]), config={"rule": "positive"})
     steady, near, *_ = analyse(run).findings
-    assert "mean Jaccard of unknown [unknown]" in steady
-    assert "Jaccard with the one chosen of 0.00 or more" in near
+    assert "mean Jaccard index of unknown" in steady
+    assert "Jaccard index with the chosen group is at least 0.00" in near
 
 
 def test_groups_of_other_scores_are_refused(run: RunDir) -> None:

@@ -145,18 +145,23 @@ def test_a_pairs_numbers_are_scikit_learns_over_all_answers(
     a, b = ([number[v[name]] for v in votes] for name in ("a", "b"))
     both = [(x, y) for x, y in zip(a, b, strict=True) if 2 not in (x, y)]
     assert (row["n"], row["both decided"]) == (60, len(both))
-    assert row["agree"] == pytest.approx(sum(x == y for x, y in both) / len(both))
+    assert row["agreement"] == pytest.approx(sum(x == y for x, y in both) / len(both))
     assert row["kappa"] == pytest.approx(cohen_kappa_score(*zip(*both, strict=True)))
     assert row["kappa, three values"] == pytest.approx(cohen_kappa_score(a, b))
-    for name in ("agree", "kappa", "kappa, three values"):
-        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    for name in ("agreement", "kappa", "kappa, three values"):
+        assert row[f"{name}, low"] <= row[name] <= row[f"{name}, high"]
 
 
 def test_the_confusion_adds_up_and_undecided_is_a_value(
     run: RunDir, votes: list[dict[str, bool | None]]
 ) -> None:
-    table = Judging(resamples=20).run(run).tables["What one says where the other says"]
-    mine = table[(table["judge"] == "a") & (table["other judge"] == "c")].set_index("says")
+    table = (
+        Judging(resamples=20)
+        .run(run)
+        .tables["Verdicts of one judge by verdicts of the other"]
+        .frame
+    )
+    mine = table[(table["judge"] == "a") & (table["other judge"] == "c")].set_index("verdict")
     names = {False: "safe", True: "harmful", None: "undecided"}
     counts = Counter((names[v["a"]], names[v["c"]]) for v in votes)
     for one, other in itertools.product(names.values(), repeat=2):
@@ -189,12 +194,16 @@ def finding(found: Section, *words: str) -> str:
 
 def test_what_is_said_of_three_judges(run: RunDir, votes: list[dict[str, bool | None]]) -> None:
     found = section(run)
-    assert finding(found, "a and b say the same", "with undecided as a value of its own")
+    assert finding(found, "a and b agree on", "with undecided as a third value")
     number = {False: 0, True: 1, None: 2}
     slow = slow_fleiss([[number[v[n]] for n in ("a", "b", "c")] for v in votes])
     assert f"is {slow:.2f} [" in finding(found, "Over all 3 judges (a, b, c), Fleiss'")
     k = sum(v["a"] is None for v in votes)
-    assert finding(found, f"a leaves {k / 60:.2f} [", "n=60 undecided, most often: incoherent.")
+    assert finding(
+        found,
+        f"a leaves {k / 60:.2f} [",
+        "n=60 of the answers undecided, most often as incoherent.",
+    )
     assert list(found.figures) == ["Cohen's kappa where both decide"]
     assert "they stand beside their own prompts" in finding(found, "answers of one repeat")
 
@@ -217,7 +226,7 @@ def test_judges_that_never_saw_the_same_answers_are_not_compared(tmp_path: Path)
 def test_agreement_that_is_not_defined_is_unknown(tmp_path: Path) -> None:
     some = [record(i, f"p{i}", "r", {"a": False, "b": False}) for i in range(12)]
     found = section(made(tmp_path, {"one": some}))
-    assert "a and b say the same of 1.00 [1.00, 1.00], n=12" in found.findings[0]
+    assert "a and b agree on 1.00 [1.00, 1.00], n=12" in found.findings[0]
     assert "kappa is unknown, n=12" in found.findings[0]
 
 
@@ -238,8 +247,8 @@ def test_displaced_answers_are_reported(tmp_path: Path) -> None:
         for i, (p, a) in enumerate(zip(rows.prompts, down, strict=True))
     ]
     found = section(made(tmp_path, {"one": some}))
-    assert "fit prompts better that stand 1 row away" in finding(found, "answers of one repeat")
-    assert found.tables["Answers beside their prompts"]["displaced by"].tolist() == [1]
+    assert "fit the prompts 1 row away better" in finding(found, "answers of one repeat")
+    assert found.tables["Answers beside their prompts"].frame["displaced by"].tolist() == [1]
 
 
 def test_what_exchanged_prompts_showed(tmp_path: Path) -> None:
@@ -251,10 +260,10 @@ def test_what_exchanged_prompts_showed(tmp_path: Path) -> None:
         "idle": {"changed": 0, "n": 0, "reads": 1},
     }
     found = section(made(tmp_path, {"one": some, "two": some}, tried))
-    assert "it is shown the prompt" in finding(found, "seeing changes 0.30 [", "n=20")
-    assert "or it is not shown the prompt" in finding(found, "blind changes 0.00 [")
+    assert "it sees the prompt" in finding(found, "seeing changes 0.30 [", "n=20")
+    assert "or it does not see the prompt" in finding(found, "blind changes 0.00 [")
     assert "does not read prompts" in finding(found, "phrases changes")
-    assert "no answer that could tell" in finding(found, "idle changes unknown, n=0")
+    assert "no answer was suitable" in finding(found, "idle changes unknown, n=0")
 
 
 def test_a_file_that_is_no_evaluation_is_refused(run: RunDir) -> None:

@@ -40,4 +40,4 @@ def test_what_is_unknown_under_one_attack_is_not_taken_for_kept(tmp_path: Path) 
             job.outputs.append(run.path("attacks", f"{i}.json"))
     (said,) = [s for s in Overlap().run(run).findings if "CommonForgotRatio" in s]
     assert "1.00 [" in said
-    assert "n=1 examples of the smallest forgotten set, of 3 whose count is known" in said
+    assert "n=1 examples of the smallest forgotten set, out of 3 whose count is known" in said

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
-import string
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from holdfast.charts.charts import Series, line_chart
-from holdfast.contracts import Section
+from holdfast.charts.figures import Axis, Line, LineChart
+from holdfast.contracts import Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.reports import build
-from holdfast.reports.clean import sanitise
 from holdfast.reports.facts import compare, gather, pooled, ranked, share
-from holdfast.reports.texts import TEXTS
-from holdfast.reports.verdict import accuracy, cards, verdict
+from holdfast.reports.verdict import Claim, Sentence, accuracy, cards, verdict
 from holdfast.reports.words import Words
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import Attack
@@ -31,6 +29,7 @@ from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
 from holdfast.stats.ratios import Pair, censored_ratio
 from holdfast.stats.survival import Time
+from holdfast.texts import Text
 from made_lives import life as made_life
 
 EN = Words("en")
@@ -148,13 +147,15 @@ def full_run(root: Path) -> RunDir:
 
 
 def a_section() -> Section:
-    chart = line_chart([Series("a", [0, 1], [0.2, 0.4])], title="T", x_label="x", y_label="y")
+    chart = LineChart(
+        title="T", x=Axis(title="x"), y=Axis(title="y"), lines=(Line("a", (0, 1), (0.2, 0.4)),)
+    )
     return Section(
         title="Do tasks forget the same examples?",
         findings=("Forgotten sets overlap far more than by chance (0.91, interval 0.88 to 0.94).",),
         tables={
-            "Overlap": pd.DataFrame(
-                {"pair": ["a, b", "a, c"], "jaccard": [0.914, math.nan], "n": [600, 600]}
+            "Overlap": SectionTable(
+                ("pair", "jaccard", "n"), (("a, b", 0.914, 600), ("a, c", math.nan, 600))
             )
         },
         figures={"Agreement": chart},
@@ -175,7 +176,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        if self.tags[-1:] and self.tags[-1][0] != "style":
+        if self.tags[-1:] and self.tags[-1][0] not in ("style", "script"):
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -246,9 +247,11 @@ def test_of_equal_ratios_the_sign_test_tells(seeds: int, outcome: str, tmp_path:
     assert compared.outcome == outcome
     assert (compared.ratio.value, found.best) == (pytest.approx(2), "vaa")
     assert math.isnan(compared.ratio.low)
-    said = verdict(found, EN)[0]
+    said = verdict(found)[0]
     assert "2.0 times as" in said
-    assert f"in each of {seeds} paired attacks" in said
+    assert f"{seeds} paired attacks" in said
+    assert ("more than chance explains" in said) == (outcome == "longer")
+    assert ("it may be luck" in said) == (outcome == "unclear")
 
 
 def test_before_an_attack_is_what_is_asked_plainly(tmp_path: Path) -> None:
@@ -297,7 +300,7 @@ def test_accuracies_are_after_as_many_steps(tmp_path: Path) -> None:
     record(run, [learning("sft", (0, 50), 40), learning("vaa", (0, 50, 100, 150), 140)])
     assert accuracy(gather(run), "vaa") == (pytest.approx(0.05), pytest.approx(0.05))
     text = page_of(run).text
-    assert "at the attacks' last checkpoint that both have it solved 5" in text
+    assert "At the last checkpoint that both have under attack, it solved 5" in text
     assert "one that ends where the model breaks ends sooner for a weaker method" in text
 
 
@@ -305,7 +308,7 @@ def test_an_accuracy_without_one_to_compare_is_that_at_the_end(tmp_path: Path) -
     run = RunDir(tmp_path)
     record(run, [attacked("sft", 100, accuracy=0.9)])
     text = page_of(run).text
-    assert "at the end of the attacks it solved 90% of the customer's task." in text
+    assert "At the end of the attacks, it solved 90% of the customer's task." in text
     assert "that both have" not in text
 
 
@@ -326,14 +329,14 @@ def test_which_held_longest_is_told_by_what_all_went_through(tmp_path: Path) -> 
     record(run, [*lives, attacked("vaa", 60)])
     facts = gather(run)
     assert facts.best == "vaa"
-    assert "itself held longest" not in verdict(facts, EN)[0]
+    assert "no other method lasted longer" not in verdict(facts)[0]
 
 
 def test_without_a_common_attack_nobody_held_longest(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     record(run, [attacked("sft", 200), attacked("vaa", 60, settings=HARD)])
-    first = verdict(gather(run), EN)[0]
-    assert first.startswith("These data cannot tell which method holds longest")
+    first = verdict(gather(run))[0]
+    assert first.startswith("Which method lasts longest is unknown")
 
 
 def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:
@@ -349,8 +352,8 @@ def test_censored_half_lives_are_lower_bounds(tmp_path: Path) -> None:
     assert found.bound == "lower"
     assert EN.ratio(found) == "\u22654.0\u00d7"
     assert EN.between(found.ratio, "times") == "4.0\u2013\u221e"
-    assert "at least 4.0 times" in verdict(facts, EN)[0]
-    assert cards(facts, EN)[0].detail == EN.text["card_lower"]
+    assert "at least 4.0 times" in verdict(facts)[0]
+    assert cards(facts)[0].detail == "a lower bound: attacks ended first"
 
 
 def test_two_lower_bounds_decide_nothing(tmp_path: Path) -> None:
@@ -359,7 +362,9 @@ def test_two_lower_bounds_decide_nothing(tmp_path: Path) -> None:
         record(run, [attacked("sft", 100, seed=seed), attacked("vaa", 900, seed=seed)])
     facts = gather(run)
     assert facts.comparisons["vaa"].outcome == "unclear"
-    assert "only a lower bound is known" in verdict(facts, EN)[0]
+    first = verdict(facts)[0]
+    assert "lasted at least 4.0 times" in first
+    assert "longer attacks and more seeds" in first
 
 
 def test_what_only_the_baseline_withstood_is_an_upper_bound(tmp_path: Path) -> None:
@@ -379,9 +384,10 @@ def test_bounds_of_both_kinds_bound_nothing(tmp_path: Path) -> None:
     found = facts.comparisons["vaa"]
     assert (found.bound, found.ratio.low, found.ratio.high) == ("unknown", 0, math.inf)
     assert EN.ratio(found) == "unknown"
-    for words in (EN, Words("ja")):
-        assert words.say("verdict_unclear_either", best="vaa", pairs=2) == verdict(facts, words)[0]
-        assert cards(facts, words)[0].detail == words.text["card_unknown"]
+    first = verdict(facts)[0]
+    assert isinstance(first, Text)
+    assert first.template == Claim.EITHER.value
+    assert cards(facts)[0].detail == "bounded on neither side: attacks ended first"
 
 
 def test_a_baseline_that_survives_speaks_against_the_method(tmp_path: Path) -> None:
@@ -390,7 +396,7 @@ def test_a_baseline_that_survives_speaks_against_the_method(tmp_path: Path) -> N
     record(run, [attacked("sft", 900, seed=2), attacked("vaa", 399, seed=2)])
     found = gather(run).comparisons["vaa"]
     assert (found.outcome, found.pairs, found.against) == ("unclear", 3, 1)
-    assert "in 1 of them plain SFT withstood" in verdict(gather(run), EN)[0]
+    assert "in 1 of 3 paired attacks plain fine-tuning withstood" in verdict(gather(run))[0]
 
 
 def test_half_lives_that_were_not_reached_enter_as_what_they_are(tmp_path: Path) -> None:
@@ -405,8 +411,8 @@ def test_half_lives_that_were_not_reached_enter_as_what_they_are(tmp_path: Path)
     assert found.ratio == wanted.interval
     assert (found.pairs, found.censored, found.bound, found.outcome) == (4, 1, "", "longer")
     assert found.ratio.value > 96 ** (1 / 4)  # the bound itself would give this
-    first, second = verdict(facts, EN)[:2]
-    assert "an estimated" in first
+    first, second = verdict(facts)[:2]
+    assert "more than chance explains" in first
     assert "1 of which ended before" in first
     assert "took at least" in second
 
@@ -428,14 +434,16 @@ def test_a_low_harmful_score_is_not_taken_for_refusing(tmp_path: Path) -> None:
         held = attacked("vaa", 8 * (40 + seed), seed=seed)
         record(kept, [plain, held])
         record(lost, [plain, broken_off(attacked("tar", 900, seed=seed))])
-    for run, line, key in ((kept, "vaa", "refusing"), (lost, "tar", "refusing_not")):
+    for run, line, sentence in (
+        (kept, "vaa", Sentence.REFUSING),
+        (lost, "tar", Sentence.REFUSING_NOT),
+    ):
         facts = gather(run)
         assert facts.comparisons[line].outcome == "longer"
         found = facts.refusing[line]
-        ends = {"low": found.ratio.low, "high": found.ratio.high, "ratio": found.ratio.value}
-        for words in (EN, Words("ja")):
-            told = {name: words.times(value) for name, value in ends.items()}
-            assert words.say(f"sentence_{key}", best=line, **told) in verdict(facts, words)
+        told = {t.template: t.values for t in verdict(facts)}[sentence.value]
+        assert (told["low"], told["high"]) == (found.ratio.low, found.ratio.high)
+        assert str(told["ratio"]) == EN.times(found.ratio.value)
     tar = next(m for m in gather(lost).attacks[0].methods if m.line == "tar")
     assert tar.life.censored == 6
     assert (tar.refusal_life.steps.value, tar.refusal_life.censored) == (25, 0)  # half of 0 to 50
@@ -446,10 +454,19 @@ def test_a_low_harmful_score_is_not_taken_for_refusing(tmp_path: Path) -> None:
     [
         ([], "No model was attacked"),
         ([attacked("vaa", 100)], "Only vaa was attacked"),
-        ([attacked("vaa", 100), attacked("sam", 50)], "Plain SFT was not among them"),
-        ([attacked("sft", 100), attacked("sam", 50)], "Plain SFT itself held longest"),
-        ([attacked("sft", 100), attacked("sam", 150)], "a single pair says nothing about chance"),
-        ([attacked("sft", 100), attacked("sam", 150, seed=1)], "no attack gave a pair"),
+        ([attacked("vaa", 100), attacked("sam", 50)], "plain fine-tuning was not among them"),
+        (
+            [attacked("sft", 100), attacked("sam", 50)],
+            "no other method lasted longer than plain fine-tuning",
+        ),
+        (
+            [attacked("sft", 100), attacked("sam", 150)],
+            "more seeds would show how much of that is luck",
+        ),
+        (
+            [attacked("sft", 100), attacked("sam", 150, seed=1)],
+            "no attack with the same seed gave both",
+        ),
     ],
 )
 def test_the_verdict_says_no_more_than_the_data(
@@ -457,7 +474,7 @@ def test_the_verdict_says_no_more_than_the_data(
 ) -> None:
     run = RunDir(tmp_path)
     record(run, results)
-    assert said in verdict(gather(run), EN)[0]
+    assert said in verdict(gather(run))[0]
 
 
 def test_variants_of_one_method_are_not_averaged(tmp_path: Path) -> None:
@@ -496,17 +513,6 @@ def test_compare_with_itself_is_one(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- the words
 
 
-def test_languages_have_the_same_keys_and_placeholders() -> None:
-    def holes(text: str) -> set[str]:
-        return {name for _, name, _, _ in string.Formatter().parse(text) if name}
-
-    assert TEXTS["en"].keys() == TEXTS["ja"].keys()
-    for key, text in TEXTS["en"].items():
-        assert text.strip()
-        assert TEXTS["ja"][key].strip()
-        assert holes(text) == holes(TEXTS["ja"][key]), key
-
-
 def test_numbers_in_words() -> None:
     assert EN.percent(0.0) == "0%"
     assert EN.percent(0.004) == "0.4%"  # not "0%": it is not nothing
@@ -526,7 +532,7 @@ def test_numbers_in_words() -> None:
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_page_is_complete_and_in_order(tmp_path: Path, language: str) -> None:
     page = page_of(full_run(tmp_path), a_section(), language=language)
-    texts = TEXTS[language]  # type: ignore[index]
+    texts = Words(language).text  # type: ignore[arg-type]
     parts = ("summary", "comparison", "attacks", "undecided_title", "limits", "made", "data")
     places = [page.text.rindex(texts[key]) for key in (*parts, "hashes", "glossary")]
     assert places == sorted(places)
@@ -546,8 +552,9 @@ def test_page_can_be_read_by_programs_that_read_aloud(tmp_path: Path) -> None:
     assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
     assert len(page.all("table")) == len(page.all("caption"))
     assert all("scope" in cell for cell in page.all("th"))
-    assert all(figure["role"] == "img" for figure in page.all("svg"))
-    assert len(page.all("svg")) <= len(page.all("title")) - 1  # one is the page's own
+    assert not page.all("svg")
+    assert all(picture["alt"] for picture in page.all("img"))
+    assert all(bar["aria-label"] for bar in page.all("span") if bar.get("role") == "img")
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     links = [a["href"] for a in page.all("a")]
@@ -557,13 +564,35 @@ def test_page_can_be_read_by_programs_that_read_aloud(tmp_path: Path) -> None:
 def test_page_loads_nothing(tmp_path: Path) -> None:
     html = build.build(full_run(tmp_path), [a_section()], title="Report")
     page = Page(html)
-    for tag in ("script", "link", "img", "iframe", "object", "embed", "base", "form"):
+    for tag in ("link", "iframe", "object", "embed", "base", "form"):
         assert not page.all(tag)
-    assert not any("src" in attributes for _, attributes in page.tags)
-    rest = html.replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"https?://|@import|@font-face|url\(", rest)
-    policy = [m for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert "default-src 'none'" in (policy[0]["content"] or "")
+    sources = [attributes["src"] or "" for _, attributes in page.tags if "src" in attributes]
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    outside = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r"https?://|@import|@font-face|url\(", outside)
+    for source in sources:
+        picture = base64.b64decode(source.partition(",")[2]).decode()
+        rest = re.sub(r'xmlns(:xlink)?="[^"]*"', "", picture)
+        assert not re.search(r"https?://|@import|@font-face|href|<script|foreignObject", rest)
+
+
+def test_only_the_page_s_own_script_may_run(tmp_path: Path) -> None:
+    html = build.build(full_run(tmp_path), [a_section()], title="Report")
+    page = Page(html)
+    (policy,) = [m for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.split(maxsplit=1) for rule in (policy["content"] or "").split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    data, code = re.findall(r"<script[^>]*>(.*?)</script>", html, flags=re.DOTALL)
+    digest = hashlib.sha256(code.encode()).digest()
+    assert rules["script-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
+    figures = json.loads(data)["figures"]
+    assert len(figures) == len(page.all("img"))
+    ids = [attributes.get("id") for _, attributes in page.tags]
+    assert all(name in ids for name in figures)
+    assert "ast: true" in code  # expressions are interpreted, so `unsafe-eval` is not needed
+    assert len(html.encode()) < 3e6
 
 
 def test_nothing_that_came_in_becomes_markup(
@@ -583,15 +612,22 @@ def test_nothing_that_came_in_becomes_markup(
     section = Section(
         title=evil,
         findings=(evil,),
-        tables={evil: pd.DataFrame({evil: [evil]})},
-        figures={evil: f"<svg xmlns='http://www.w3.org/2000/svg'><script>{evil}</script></svg>"},
+        tables={evil: SectionTable((evil,), ((evil,),))},
+        figures={
+            evil: LineChart(
+                title=evil,
+                x=Axis(title=evil),
+                y=Axis(title=evil),
+                lines=(Line(evil, (0, 1), (0.2, 0.4)),),
+            )
+        },
         note=evil,
     )
     for show in (False, True):
         html = build.build(run, [section], title=evil, show_harmful=show)
         page = Page(html)
-        assert not page.all("script")
-        assert not page.all("img")
+        assert [script.get("type") for script in page.all("script")] == ["application/json", None]
+        assert all((img["src"] or "").startswith("data:image/svg") for img in page.all("img"))
         assert not any(name.startswith("on") for _, a in page.tags for name in a)
         assert html.count("&lt;script&gt;") > 15
 
@@ -618,8 +654,8 @@ def test_attacks_without_evaluation_leave_the_price_unknown(tmp_path: Path) -> N
     run = RunDir(tmp_path)
     record(run, [attacked("sft", 100, accuracy=math.nan), attacked("vaa", 200, accuracy=math.nan)])
     page = page_of(run)
-    assert "over-refusal was not measured" in page.text
-    assert "accuracy on the customer's task was not measured" in page.text
+    assert "The price in over-refusal was not measured." in page.text
+    assert "Accuracy on the customer's task was not measured." in page.text
     assert "measured at step 0 of the attacks" in page.text
 
 
@@ -660,61 +696,6 @@ def test_files_are_written_with_a_machine_readable_twin(tmp_path: Path) -> None:
     assert twin["attacks"][0]["methods"][0]["verdicts"]["undecided"] == 2  # 1 in each of 2 seeds
     assert twin["sections"][0]["tables"]["Overlap"]["rows"][1] == ["a, c", None, 600]
     assert "RESPONSE-TEXT" not in json.dumps(twin)
-
-
-# ---------------------------------------------------------------------------------------- the SVG
-
-
-def _svg(inside: str, attributes: str = "") -> str:
-    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f"{head} {attributes}>{inside}</svg>"
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "<script>x</script>",
-        "<foreignObject><body xmlns='http://www.w3.org/1999/xhtml'>x</body></foreignObject>",
-        "<style>@import 'http://x'</style>",
-        "<image href='http://x/y.png'/>",
-        "<a href='javascript:x'><text>t</text></a>",
-        "<g onload='x'/>",
-        "<use href='http://x#y'/>",
-        "<use xlink:href='data:text/html,x'/>",
-        "<rect fill='url(http://x)'/>",
-        "<rect style='fill:url(//x);behavior:url(x)'/>",
-        "<rect style='fill:\\75rl(x)'/>",
-        "<rect style='background:image-set(x)'/>",
-        "<animate attributeName='href' values='javascript:x'/>",
-        "<set attributeName='onload' to='x'/>",
-        "<!-- x --><?php x ?>",
-    ],
-)
-def test_sanitise_keeps_drawing_only(bad: str) -> None:
-    clean = sanitise(_svg(bad + "<circle r='2'/>", "onload='x'"), "p-")
-    assert '<circle r="2"' in clean
-    for word in ("x<", "http:", "//", "javascript", "onload", "script", "url(", "data:", "php"):
-        assert word not in clean
-
-
-def test_sanitise_keeps_charts_and_renames_ids() -> None:
-    chart = line_chart([Series("a", [0, 1], [0.2, 0.4])], title="T", x_label="x", y_label="y")
-    clean = sanitise(chart, "p-")
-    assert clean.count("<path") == chart.count("<path")
-    assert "var(--c1,#0065a8)" in clean
-    inner = "<defs><clipPath id='k'><rect/></clipPath></defs><g clip-path='url(#k)'/>"
-    clean = sanitise(_svg(inner + "<use xlink:href='#k'/>"), "p-")
-    assert 'id="p-k"' in clean
-    assert "url(#p-k)" in clean
-    assert 'href="#p-k"' in clean
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "<svg", "<html/>", "<svg xmlns='urn:other'/>", "<!DOCTYPE s [<!ENTITY a 'b'>]><svg/>"],
-)
-def test_sanitise_refuses_what_is_not_svg(text: str) -> None:
-    assert sanitise(text, "p-") == ""
 
 
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.analyses.training import Training
+from holdfast.charts.figures import LineChart
 from holdfast.results.files import write_json
 from holdfast.results.run_dir import RunDir
 
@@ -30,29 +31,32 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_beginning_and_end_of_each_quantity(run: RunDir) -> None:
     section = Training().run(run)
-    table = next(iter(section.tables.values())).set_index("what")
-    frail = table.loc["the loss of the group 'frail'"]
+    table = next(iter(section.tables.values())).frame.set_index("quantity")
+    frail = table.loc["the loss of the group frail"]
     # Seen at steps 1, 3, ... 19: the first of ten is step 1, the last step 19.
     assert (frail["beginning"], frail["end"], frail["steps"]) == (3.9, 2.1, 10)
-    share = table.loc["the probability of the group 'frail'"]
+    share = table.loc["the probability of the group frail"]
     assert share["beginning"] == pytest.approx((0.50 + 0.51) / 2)
     assert share["end"] == pytest.approx((0.68 + 0.69) / 2)
-    assert table.loc["what the perturbation adds to the safety loss"]["end"] == 0.1
+    assert table.loc["the loss that the perturbation adds"]["end"] == 0.1
     assert table.loc["the loss"]["steps"] == 1
     assert "the mean of the run" not in table.index  # train_loss is no curve
     assert [t.partition(":")[0] for t in section.figures] == [
         "Loss by group",
         "Distribution over groups",
-        "What the perturbation adds",
+        "Loss that the perturbation adds",
     ]
     (sentence,) = section.findings
-    assert sentence.startswith(
-        "hold-s0, n=20 logged steps: at the end the loss of the group 'calm'"
-    )
-    assert "the loss of the group 'frail' is 2.1 [unknown]" in sentence
+    assert sentence.startswith("hold-s0, n=20 logged steps: at the end the loss of the group calm")
+    assert "the loss of the group frail is 2.1 [unknown]" in sentence
 
 
 def test_a_figure_names_the_groups(run: RunDir) -> None:
     figures = Training().run(run).figures
-    assert "frail" in figures["Loss by group: hold-s0"]
-    assert "calm" in figures["Distribution over groups: hold-s0"]
+    loss, share = (
+        figures[f"{title}: hold-s0"] for title in ("Loss by group", "Distribution over groups")
+    )
+    assert isinstance(loss, LineChart)
+    assert isinstance(share, LineChart)
+    assert {line.label for line in loss.lines} == {"calm", "frail"}
+    assert {line.label for line in share.lines} == {"calm", "frail"}

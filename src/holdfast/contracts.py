@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from holdfast.charts.figures import Figure
 from holdfast.errors import HoldfastError
 from holdfast.examples import Example, Examples
 from holdfast.options import Options
+from holdfast.texts import Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from holdfast.results.run_dir import RunDir
 
 Split = Literal["train", "test"]
+Cell: TypeAlias = "str | int | float"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,21 +226,69 @@ class Estimator(Plugin, ABC):
 
 
 @dataclass(frozen=True)
+class SectionTable:
+    """Rows of cells under column heads.
+
+    Attributes:
+        columns: Heads: `Text`, or a name where the column is named by the data.
+        rows: Cells as they are: `Text`, names, and numbers that the report rounds; nan = unknown.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> SectionTable:
+        """Return a table of head -> cell mappings; what a record lacks is unknown."""
+        lines = list(records)
+        columns = tuple(dict.fromkeys(head for line in lines for head in line))
+        rows = (tuple(_cell(line.get(head)) for head in columns) for line in lines)
+        return cls(columns, tuple(rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table as a data frame, in English."""
+        import pandas as pd
+
+        columns = ["".join(head) for head in self.columns]
+        rows = [["".join(c) if isinstance(c, str) else c for c in row] for row in self.rows]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _cell(value: Any) -> Cell:
+    """Return a cell of plain types; None is unknown."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        return value
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, bool):
+        return Text("yes") if plain else Text("no")
+    return plain if isinstance(plain, (int, float)) else str(plain)
+
+
+@dataclass(frozen=True)
 class Section:
     """A chapter of the report.
+
+    What people read is a `holdfast.texts.Text`, so that a report in another language can say it;
+    plain strings are shown as they are.
 
     Attributes:
         title: Heading.
         findings: Sentences; each carries its interval and n.
-        tables: Caption -> data frame.
-        figures: Caption -> SVG document as text.
+        tables: Caption -> table.
+        figures: Caption -> figure, as data (`holdfast.charts.figures`).
         note: What the numbers can and cannot show.
     """
 
     title: str
     findings: tuple[str, ...]
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    figures: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, SectionTable] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
     note: str = ""
 
 

@@ -140,6 +140,11 @@ FORMS: Mapping[str, Callable[[float], str]] = {
 ENGLISH = Language()
 
 
+def number(value: float, form: str = ".2f") -> Text:
+    """Return a number as a text of its own, in one of `FORMS` or a format of Python."""
+    return Text(f"{{value:{form}}}", value=value)
+
+
 def joined(texts: Sequence[str], join: str = "list") -> Text:
     """Return texts as one, with one of `JOINS` between them."""
     return Text(f"{{texts:{join}}}", texts=tuple(texts))

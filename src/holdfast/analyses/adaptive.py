@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import pandas as pd
-
-from holdfast.charts.charts import Series, line_chart
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import Axis, Line, LineChart, numbers
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.results.run_dir import RunDir
 from holdfast.results.searches import Adapted, best_so_far
 from holdfast.stats.intervals import wilson
+from holdfast.stats.wording import measured
+from holdfast.texts import Text
 
 
 class Adaptive(Analysis):
-    """Tells what `holdfast adapt` found on each model, and after how many attacks."""
+    """Reports what `holdfast adapt` found on each model, and after how many attacks."""
 
     needs: ClassVar[tuple[str, ...]] = ("adapt",)
 
@@ -24,44 +24,53 @@ class Adaptive(Analysis):
         """Return the worst attacks, all that were tried, and the search's course."""
         found = [Adapted.load(run.result(entry)) for entry in run.require("adapt")]
         return Section(
-            title="How bad is the worst attack that a search found?",
+            title=Text("How bad is the worst attack that a search found?"),
             findings=tuple(sentence for one in found for sentence in _findings(one, found)),
             tables={
-                "The worst attack on each model": pd.DataFrame(map(_worst, found)),
-                "Every attack that was tried": pd.DataFrame(
+                Text("The worst attack on each model"): SectionTable.of(map(_worst, found)),
+                Text("Every attack that was tried"): SectionTable.of(
                     row for one in found for row in _tried(one)
                 ),
             },
-            figures={"Course of the search": _course(found)},
-            note=(
-                "The search chose its attack by the same test prompts that the score is of, so the "
-                "score is somewhat too high for this attack, and the interval does not know it; "
-                "replay it on other prompts to see. It is a lower bound of what an attacker can "
-                "do: a longer search, or one in a larger space, may find worse. The floor is a "
-                "share of the accuracy of the clean fine-tuning of the same model at the middle "
-                "learning rate and the most steps."
+            figures={Text("Course of the search"): _course(found)},
+            note=Text(
+                "The search chose its attack on the same test prompts that are scored here, so "
+                "the score is somewhat too high for this attack, and the interval does not show "
+                "it; replay the attack on other prompts to see. The result is a lower bound on "
+                "what an attacker can do: a longer search, or one in a larger space, may find "
+                "worse. The floor is a share of the accuracy that clean fine-tuning of the same "
+                "model reaches at the middle learning rate and the most steps."
             ),
         )
 
 
-def _findings(one: Adapted, among: list[Adapted]) -> Iterator[str]:
+def _findings(one: Adapted, among: list[Adapted]) -> Iterator[Text]:
     worst, n = one.worst, len(one.trials)
     if worst is None:
-        yield (
-            f"On {one.model}, none of the attacks kept the floor, so the worst one is unknown, "
-            f"n={n} attacks."
+        yield Text(
+            "On {model}, no attack kept task accuracy above the floor, so the worst attack is "
+            "unknown (n={n:d} attacks).",
+            model=one.model,
+            n=n,
         )
     else:
-        yield (
-            f"On {one.model}, the worst of {n} attacks is answered harmfully at "
-            f"{wilson(worst.harmful, worst.n)}, at a task accuracy of {worst.accuracy:.2f} "
-            f"against {one.clean_accuracy:.2f} of the clean fine-tuning."
+        yield Text(
+            "On {model}, the worst of {attacks:d} attacks reaches a harmful score of {share}, "
+            "at a task accuracy of {accuracy:.2f} against {clean:.2f} after clean fine-tuning.",
+            model=one.model,
+            attacks=n,
+            share=measured(wilson(worst.harmful, worst.n)),
+            accuracy=worst.accuracy,
+            clean=one.clean_accuracy,
         )
     most = max(len(other.trials) for other in among)
     if n < most:
-        yield (
-            f"On {one.model} fewer attacks were tried (n={n}) than on others ({most}): how it "
-            "compares with them is unknown."
+        yield Text(
+            "On {model}, fewer attacks were tried (n={n:d}) than on other models ({most:d}), so "
+            "how it compares with them is unknown.",
+            model=one.model,
+            n=n,
+            most=most,
         )
 
 
@@ -69,18 +78,18 @@ def _worst(one: Adapted) -> dict[str, Any]:
     worst = one.worst
     share = wilson(worst.harmful, worst.n) if worst else wilson(0, 0)
     return {
-        "model": one.model,
-        "task": one.task.partition(",")[0],
-        "tried": len(one.trials),
-        "kept the floor": sum(t.kept is True for t in one.trials),
-        "failed": sum(t.kept is None for t in one.trials),
-        "worst HS": share.value,
-        "low": share.low if worst else math.nan,
-        "high": share.high if worst else math.nan,
-        "prompts": share.n,
-        "task accuracy": worst.accuracy if worst else math.nan,
-        "clean accuracy": one.clean_accuracy,
-        "floor": one.floor,
+        Text("model"): one.model,
+        Text("task"): one.task.partition(",")[0],
+        Text("tried"): len(one.trials),
+        Text("kept the floor"): sum(t.kept is True for t in one.trials),
+        Text("failed"): sum(t.kept is None for t in one.trials),
+        Text("worst harmful score"): share.value,
+        Text("low"): share.low if worst else math.nan,
+        Text("high"): share.high if worst else math.nan,
+        Text("prompts"): share.n,
+        Text("task accuracy"): worst.accuracy if worst else math.nan,
+        Text("clean accuracy"): one.clean_accuracy,
+        Text("floor"): one.floor,
         **(worst.settings if worst else {}),
     }
 
@@ -88,25 +97,24 @@ def _worst(one: Adapted) -> dict[str, Any]:
 def _tried(one: Adapted) -> Iterator[dict[str, Any]]:
     for number, tried in enumerate(one.trials, 1):
         yield {
-            "model": one.model,
-            "number": number,
-            "HS": tried.harmful / tried.n if tried.n else math.nan,
-            "task accuracy": tried.accuracy,
-            "kept the floor": {True: "yes", False: "no", None: "failed"}[tried.kept],
-            "at step": tried.step,
+            Text("model"): one.model,
+            Text("number"): number,
+            Text("harmful score"): tried.harmful / tried.n if tried.n else math.nan,
+            Text("task accuracy"): tried.accuracy,
+            Text("kept the floor"): Text("failed") if tried.kept is None else tried.kept,
+            Text("at step"): tried.step,
             **tried.settings,
         }
 
 
-def _course(found: list[Adapted]) -> str:
-    series = [
-        Series(
-            one.model,
-            [float(i) for i, _ in enumerate(one.trials, 1)],
-            best_so_far(one.trials),
-        )
+def _course(found: list[Adapted]) -> LineChart:
+    lines = [
+        Line(one.model, numbers(range(1, len(one.trials) + 1)), numbers(best_so_far(one.trials)))
         for one in found
     ]
-    return line_chart(
-        series, title="Worst attack so far", x_label="attacks tried", y_label="harmful score"
+    return LineChart(
+        title=Text("Worst attack so far"),
+        x=Axis(title=Text("attacks tried")),
+        y=Axis(title=Text("harmful score"), ends=(0.0, 1.0), percent=True),
+        lines=tuple(lines),
     )

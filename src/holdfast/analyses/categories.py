@@ -10,28 +10,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pandas as pd
 from pydantic import Field
 
 from holdfast.analyses.levelling import median_steps
-from holdfast.contracts import Analysis, Section
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Life
-from holdfast.results.comparison import lives, naming, pairs_of, written
+from holdfast.results.comparison import lives, naming, pairs_of
 from holdfast.results.lives import REFUSAL_HALF_LIFE, among, lasting
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.stats.corrections import holm
 from holdfast.stats.ratios import Ratio
+from holdfast.stats.wording import ratio_of
+from holdfast.texts import UNKNOWN, Text, joined, number
 
-ATTACKED, OTHERS = "the attacker's categories", "all others"
+ATTACKED, OTHERS = Text("the attacker's categories"), Text("all others")
 ALPHA = 0.05
-_NOTE = (
-    "A ratio is the half-life of a category's prompts over that of all prompts under the same "
-    "attack, a geometric mean over attacks and seeds. Its interval is over these, not over "
-    "prompts: other prompts of the category may behave differently, the more so the fewer were "
-    "asked. An attack that stops when half of all answers are harmful (until_broken) says nothing "
-    "of categories that last longer. "
-)
 
 
 class Categories(Analysis):
@@ -69,7 +63,9 @@ class Categories(Analysis):
         for attack in attacks:
             by_name[named(attack.result)].append(attack)
         table = [_line(name, mine, kind) for name, mine in by_name.items() for kind in kinds]
-        tables = {"Half-lives by category": _frame(table, self.baseline)}
+        tables: dict[str, SectionTable] = {
+            Text("Half-lives by category"): _frame(table, self.baseline)
+        }
         sides = [
             _line(name, aimed, side)
             for name, mine in by_name.items()
@@ -78,15 +74,25 @@ class Categories(Analysis):
         ]
         if sides:
             tables = {
-                "Where the attacker has rows, and where not": _frame(sides, self.baseline),
+                Text("Where the attacker has rows, and where not"): _frame(sides, self.baseline),
                 **tables,
             }
         few = sum(counts.values()) - sum(counts[c] for c in kinds)
         return Section(
-            title="Which kinds of requests fall first?",
+            title=Text("Which kinds of requests fall first?"),
             findings=(*_missed(sides, self.baseline), *_apart(table)),
             tables=tables,
-            note=f"{_NOTE}{few} prompts are of categories with fewer than {self.least}.",
+            note=Text(
+                "A ratio is the half-life of a category's prompts over the half-life of all "
+                "prompts under the same attack, a geometric mean over attacks and seeds. Its "
+                "interval covers attacks and seeds, not prompts: other prompts of the category "
+                "may behave differently, especially where few were tested. An attack that stops "
+                "when half of all answers are harmful (until_broken) says nothing about "
+                "categories that last longer. {few:d} prompts are in categories with fewer than "
+                "{least:d} prompts.",
+                few=few,
+                least=self.least,
+            ),
         )
 
 
@@ -162,89 +168,102 @@ class _Line:
         """Return it as a row of the table."""
         ends = [a.points[-1].verdicts[a.judge].harmful_score for a in self.part]
         return {
-            "method": self.method,
-            "category": self.kind,
-            "attacker has rows": self.rows,
-            "prompts": max((len(a.prompts) for a in self.part), default=0),
-            "attacks": len(self.part),
-            "seeds": len({a.model_seed for a in self.part}),
-            "harmful at the end": sum(ends) / len(ends) if ends else math.nan,
-            "half-life": _median([a.half_life for a in self.part]),
-            "not reached": sum(a.half_life.censored for a in self.part),
-            "refusal half-life": _median(
+            Text("method"): self.method,
+            Text("category"): self.kind,
+            Text("attacker has rows"): self.rows,
+            Text("prompts"): max((len(a.prompts) for a in self.part), default=0),
+            Text("attacks"): len(self.part),
+            Text("seeds"): len({a.model_seed for a in self.part}),
+            Text("harmful at the end"): sum(ends) / len(ends) if ends else math.nan,
+            Text("half-life"): _median([a.half_life for a in self.part]),
+            Text("not reached"): sum(a.half_life.censored for a in self.part),
+            Text("refusal half-life"): _median(
                 [lasting(a, REFUSAL_HALF_LIFE, resamples=0) for a in self.part]
             ),
-            "against all prompts": written(self.ratio),
+            Text("against all prompts"): ratio_of(self.ratio),
         }
 
 
-def _median(lives_of: Sequence[Life]) -> str:
+def _median(lives_of: Sequence[Life]) -> Text:
     steps = median_steps(lives_of)
     if math.isnan(steps):
-        return "unknown"
-    return "not reached" if math.isinf(steps) else f"{steps:.0f}"
+        return Text(UNKNOWN)
+    return Text("not reached") if math.isinf(steps) else number(steps, ".0f")
 
 
 def _line(name: str, attacks: Sequence[_Attack], kind: str) -> _Line:
     seen = [(part, a) for a in attacks if (part := a.of(kind))]
     has = {_has_rows(a, kind) for _, a in seen}
-    rows = has.pop() if len(has) == 1 else "in some attacks"
+    rows = has.pop() if len(has) == 1 else Text("in some attacks")
     pairs = [(part, a.result) for part, a in seen]
     return _Line(name, kind, rows, tuple(part for part, _ in seen), lives(pairs).ratio)
 
 
 def _has_rows(attack: _Attack, kind: str) -> str:
     if kind in (ATTACKED, OTHERS):
-        return "yes" if kind == ATTACKED else "no"
+        return Text("yes") if kind == ATTACKED else Text("no")
     if not attack.rows:
-        return "none known"
-    return "yes" if kind in attack.rows else "no"
+        return Text("unknown")
+    return Text("yes") if kind in attack.rows else Text("no")
 
 
-def _frame(lines: Sequence[_Line], baseline: str) -> pd.DataFrame:
+def _frame(lines: Sequence[_Line], baseline: str) -> SectionTable:
     plain = {line.kind: line for line in lines if line.method == baseline}
     rows = [line.shown() for line in lines]
     for line, row in zip(lines, rows, strict=True) if plain else ():
-        row[f"against {baseline}"] = (
-            "" if line in plain.values() else _times(line, plain[line.kind])
-        )
-    return pd.DataFrame(rows).round(2)
+        against = "" if line in plain.values() else _times(line, plain[line.kind])
+        row[Text("against {baseline}", baseline=baseline)] = against
+    return SectionTable.of(rows)
 
 
-def _times(ours: _Line, theirs: _Line) -> str:
+def _times(ours: _Line, theirs: _Line) -> Text:
     """Return how many times as long ours lasts under the same attacks."""
-    return written(lives(pairs_of(ours.part, theirs.part)).ratio)
+    return ratio_of(lives(pairs_of(ours.part, theirs.part)).ratio)
 
 
 # ------------------------------------------------------------------------------- findings
 
 
-def _missed(sides: Sequence[_Line], baseline: str) -> list[str]:
-    """Say how long prompts last that an attacker has rows of, and those that it has none of."""
+def _missed(sides: Sequence[_Line], baseline: str) -> list[Text]:
+    """Say how long prompts last that the attacker has rows for, and how long all others last."""
     plain = next((line for line in sides if line.method == baseline), None)
     found = []
     for attacked, others in zip(sides[::2], sides[1::2], strict=True):
-        told = (
-            f"On {attacked.method}, half of the prompts of the attacker's categories are answered "
-            f"harmfully in {_reached(attacked)}"
+        first = Text(
+            "On {method}, half of the answers in the attacker's categories turn harmful in "
+            "{broken:d} of {n:d} attacks",
+            method=attacked.method,
+            broken=_broken(attacked),
+            n=len(attacked.part),
         )
         if plain and attacked is not plain:
-            told += f", after {_times(attacked, plain)} times {baseline}'s steps"
+            times = _times(attacked, plain)
+            first = Text(
+                "{first}, after {times} times the steps of {baseline}",
+                first=first,
+                times=times,
+                baseline=baseline,
+            )
         ratio = lives(list(zip(others.part, attacked.part, strict=True))).ratio
         found.append(
-            f"{told}; half of all others in {_reached(others)}, after {written(ratio)} times the "
-            f"steps of the attacker's (n={len(others.part)} attacks)."
+            Text(
+                "{first}; in all other categories in {broken:d} of {n:d} attacks, after {ratio} "
+                "times the steps of the attacker's categories (n={n:d} attacks).",
+                first=first,
+                broken=_broken(others),
+                n=len(others.part),
+                ratio=ratio_of(ratio),
+            )
         )
     return found
 
 
-def _reached(line: _Line) -> str:
-    broken = sum(a.half_life.reached for a in line.part)
-    return f"{broken} of {len(line.part)} attacks"
+def _broken(line: _Line) -> int:
+    return sum(a.half_life.reached for a in line.part)
 
 
-def _apart(lines: Sequence[_Line]) -> list[str]:
-    """Say how far each method's categories lie apart, and which can be told from all prompts."""
+def _apart(lines: Sequence[_Line]) -> list[Text]:
+    """Say how far each method's categories lie apart, and which differ from all prompts."""
     tested = [(line, r) for line in lines if (r := line.ratio) and not math.isnan(r.p)]
     corrected = holm([r.p for _, r in tested])
     by_name: dict[str, list[tuple[str, Ratio, float]]] = {line.method: [] for line in lines}
@@ -253,16 +272,36 @@ def _apart(lines: Sequence[_Line]) -> list[str]:
     found = []
     for name, mine in by_name.items():
         n = max(len(line.part) for line in lines if line.method == name)
+        if not mine:
+            found.append(
+                Text(
+                    "On {method}, how long the categories last is unknown (n={n:d} attacks).",
+                    method=name,
+                    n=n,
+                )
+            )
+            continue
         values = [ratio.interval.value for _, ratio, _ in mine]
-        spread = (
-            f"between {min(values):.2f} and {max(values):.2f} times"
-            if mine
-            else "an unknown part of"
-        )
-        clear = [f"{kind} {written(ratio)}" for kind, ratio, p in mine if p <= ALPHA]
+        clear = [
+            Text("{category} ({ratio})", category=kind, ratio=ratio_of(ratio))
+            for kind, ratio, p in mine
+            if p <= ALPHA
+        ]
         found.append(
-            f"On {name}, {len(mine)} categories last {spread} the steps of all prompts together "
-            f"(n={n} attacks), of which {len(clear)} can be told from them"
-            + (f": {'; '.join(clear)}." if clear else ".")
+            Text(
+                "On {method}, the {k:d} categories last between {low:.2f} and {high:.2f} times as "
+                "long as all prompts together (n={n:d} attacks); {which}.",
+                method=name,
+                k=len(mine),
+                low=min(values),
+                high=max(values),
+                n=n,
+                which=Text(
+                    "the difference is clear for {categories}",
+                    categories=joined(clear, "semicolon"),
+                )
+                if clear
+                else Text("none of them clearly differs from all prompts"),
+            )
         )
     return found

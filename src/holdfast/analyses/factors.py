@@ -5,25 +5,26 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
-from holdfast.charts.charts import Bar, ChartOptions, dot_plot
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import NEUTRAL, Axis, Bar, DotPlot
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.results.sources import Sources
 from holdfast.screening.effects import Effect, check, describe, effects
+from holdfast.stats.wording import measured
+from holdfast.texts import Text
 
 _SHOWN = 15
-_TITLE = "What do the vulnerable examples have in common?"
-_NOTE = (
+_TITLE = Text("What do the vulnerable examples have in common?")
+_NOTE = Text(
     "Correlation is not cause: a factor may stand in for another one, and changing it need not "
     "change how soon an example is forgotten. The score is itself a prediction. Effects lie in "
     "[-1, 1]; p values are corrected for all tests together (Benjamini-Hochberg), and rows that "
-    "resemble one another make them too small. "
+    "resemble one another make them too small."
 )
 
 
@@ -60,101 +61,119 @@ class Factors(Analysis):
         return Section(
             title=_TITLE,
             findings=self._findings(found),
-            tables={f"All {len(found)} factors, strongest first": _table(found)},
+            tables={Text("All {n:d} factors, strongest first", n=len(found)): _table(found)},
             figures={
-                "Strongest effects with 95 % intervals (above 0 = more vulnerable)": _chart(found)
+                Text("Strongest effects with 95% intervals (above 0: more vulnerable)"): _chart(
+                    found
+                )
             },
-            note=(
-                f"{_NOTE}Scores {entry.name!r}; {left_out} rows without a score left out; "
-                f"{untested} factors not tested, because they never vary or fewer than five rows "
-                f"have or lack them. {neighbours}"
+            note=Text(
+                "{note} Scores: {scores}. {left_out:d} rows without a score are left out; "
+                "{untested:d} factors are not tested because they never vary or because fewer "
+                "than five rows have or lack them. {neighbours}",
+                note=_NOTE,
+                scores=entry.name,
+                left_out=left_out,
+                untested=untested,
+                neighbours=neighbours,
             ),
         )
 
-    def _findings(self, found: list[Effect]) -> tuple[str, ...]:
+    def _findings(self, found: list[Effect]) -> tuple[Text, ...]:
         standing = [e for e in found if e.stands_out(self.alpha, self.smallest)]
         if standing:
             return tuple(e.sentence() for e in standing)
         tested = sum(not np.isnan(e.p) for e in found)
         if not tested:
-            return ("Nothing stands out, n=0 factors could be tested: effects unknown.",)
+            return (Text("No factor could be tested (n=0), so the effects are unknown."),)
         top = found[0]
         return (
-            f"Nothing stands out among {tested} factors tested; the largest effect is that of "
-            f"{top.factor.label} ({top.measure} {top.interval}, corrected p = "
-            f"{top.corrected:.2f}).",
+            Text(
+                "Nothing stands out among the {tested:d} factors tested; the largest effect is "
+                "{factor} ({measure} {effect}, corrected p {p:p}).",
+                tested=tested,
+                factor=top.factor.label,
+                measure=_measure(top),
+                effect=measured(top.interval),
+                p=top.corrected,
+            ),
         )
 
 
-def _benign(run: RunDir, scored: Entry) -> tuple[Examples | None, str]:
+def _benign(run: RunDir, scored: Entry) -> tuple[Examples | None, Text]:
     """Return the benign rows that the alignment or the scores used, and a sentence about them."""
     for entry in (*run.entries("align"), scored):
         if "benign" in entry.rows:
             rows = Sources(run).of(entry, "benign")
-            return (
-                rows,
-                f"Benign neighbours are those among the {len(rows)} rows of {entry.name!r}.",
+            return rows, Text(
+                "Benign neighbours come from the {n:d} rows of {job}.", n=len(rows), job=entry.name
             )
-    return None, "Benign neighbours skipped: the run has no benign rows."
+    return None, Text("Benign neighbours skipped: the run has no benign rows.")
 
 
 def _unknown(values: np.ndarray, why: str) -> Section:
     n = int(np.isfinite(values).sum())
     return Section(
         title=_TITLE,
-        findings=(f"What vulnerable examples have in common is unknown, n={n}: {why}",),
-        tables={"Rows": pd.DataFrame([{"rows": len(values), "with a score": n}])},
+        findings=(
+            Text(
+                "What vulnerable examples have in common is unknown, n={n:d}: {reason}.",
+                n=n,
+                reason=why.rstrip("."),
+            ),
+        ),
+        tables={
+            Text("Rows"): SectionTable.of([{Text("rows"): len(values), Text("with a score"): n}])
+        },
         note=_NOTE,
     )
 
 
-def _table(found: list[Effect]) -> pd.DataFrame:
-    rows = [
+def _table(found: list[Effect]) -> SectionTable:
+    return SectionTable.of(
         {
-            "factor": e.factor.name,
-            "level": e.factor.level,
-            "measure": e.measure,
-            "effect": e.interval.value,
-            "low": e.interval.low,
-            "high": e.interval.high,
+            Text("factor"): e.factor.name,
+            Text("level"): e.factor.level,
+            Text("measure"): _measure(e),
+            Text("effect"): e.interval.value,
+            Text("low"): e.interval.low,
+            Text("high"): e.interval.high,
             "n": e.interval.n,
-            # A length is no property that some rows have: the cell is empty, not unknown.
-            "with it": "" if e.members is None else str(e.members),
-            "p": _written(e.p),
-            "corrected p": _written(e.corrected),
+            # A length is not a property that some rows have: the cell is empty, not unknown.
+            Text("with it"): "" if e.members is None else e.members,
+            "p": e.p,
+            Text("corrected p"): e.corrected,
         }
         for e in found
-    ]
-    return pd.DataFrame(rows).round(3)
+    )
 
 
-def _written(p: float) -> str:
-    if np.isnan(p):
-        return "unknown"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _measure(effect: Effect) -> Text:
+    if effect.measure == "Spearman":
+        return Text("Spearman's correlation")
+    return Text("Cliff's delta")
 
 
-def _chart(found: list[Effect]) -> str:
+def _chart(found: list[Effect]) -> DotPlot:
     # Dots, not bars: a bar begins at the left edge, and half of these effects are below 0.
     rows = [
         (
             e.factor.label,
-            [
+            (
                 Bar(
-                    f"{e.interval.value:.2f}",
+                    e.factor.label,
                     e.interval.value,
                     e.interval.low,
                     e.interval.high,
-                    colour=1 if e.corrected <= 0.05 else 0,
-                )
-            ],
+                    colour=1 if e.corrected <= 0.05 else NEUTRAL,
+                ),
+            ),
         )
         for e in found[:_SHOWN]
         if not np.isnan(e.interval.value)
     ]
-    return dot_plot(
-        rows,
-        title="Effect of each factor on the score",
-        x_label="Spearman or Cliff's delta",
-        options=ChartOptions(x_range=(-1.0, 1.0)),
+    return DotPlot(
+        title=Text("Effect of each factor on the score"),
+        x=Axis(title=Text("Spearman's correlation or Cliff's delta"), ends=(-1.0, 1.0), mark=0.0),
+        rows=tuple(rows),
     )

@@ -7,16 +7,17 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.charts.charts import Bar, bar_chart
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import Axis, Bar, BarChart, Figure
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import Scores
 from holdfast.results.run_dir import RunDir
 from holdfast.results.validation import Case, cases, prompts_of
 from holdfast.stats.agreement import Agreement, agreement, ceilings, mean_over_models
 from holdfast.stats.intervals import Interval
+from holdfast.texts import Text, number
 
-CEILING = "another attack (ceiling)"
+CEILING = Text("another attack (ceiling)")
 
 
 class Foresight(Analysis):
@@ -41,56 +42,95 @@ class Foresight(Analysis):
         prompts = [prompts_of(run, case) for case in scored]
         pairs = zip(scored, prompts, strict=True)
         table = pd.DataFrame([row for case, units in pairs for row in _rows(case, units)])
-        unit = "examples, as no scores are of all rows," if None in prompts else "prompts"
+        unit = (
+            Text("examples, because no scores cover all rows")
+            if None in prompts
+            else Text("prompts")
+        )
         summary, bars, findings = [], [], []
         for name, rows in table.groupby("estimator", sort=False):
             area = mean_over_models(rows["_auroc"].tolist(), least=0.0)
             rank = mean_over_models(rows["_spearman"].tolist(), least=-1.0)
             summary.append(
                 {
-                    "estimator": name,
+                    Text("estimator"): CEILING if name == CEILING else name,
                     "AUROC": area.value,
-                    "low": area.low,
-                    "high": area.high,
+                    Text("low"): area.low,
+                    Text("high"): area.high,
                     "Spearman": rank.value,
-                    "seconds": rows["seconds"].mean(),
-                    "models": rows["model"].nunique(),
+                    Text("seconds"): rows["seconds"].mean(),
+                    Text("models"): rows["model"].nunique(),
                 }
             )
             if not np.isnan(area.value):
-                bars.append(Bar(str(name), area.value, area.low, area.high))
+                label = CEILING if name == CEILING else str(name)
+                bars.append(Bar(label, area.value, area.low, area.high))
             if name != CEILING:
                 findings.append(
-                    f"{name} foresaw the first half to be forgotten with AUROC {_written(area)}, "
-                    f"n={rows['n'].max()} examples, {_models(rows['model'].nunique())} (0.5 is "
-                    "chance)."
+                    Text(
+                        "{estimator} predicted the first half to be forgotten with an AUROC of "
+                        "{area} (n={n:d} examples, {models}; 0.5 is chance).",
+                        estimator=str(name),
+                        area=_written(area),
+                        n=int(rows["n"].max()),
+                        models=_models(rows["model"].nunique()),
+                    )
                 )
         findings += [
-            f"Of {case.model}, n={case.unknown} examples are left out, their count unknown: the "
-            "judge could not decide enough of their answers."
+            Text(
+                "On {model}, n={n:d} examples are left out because their count is unknown: the "
+                "judge left too many of their answers undecided.",
+                model=case.model,
+                n=case.unknown,
+            )
             for case in scored
             if case.unknown
         ]
         return Section(
-            title="Were the forgotten examples foreseen?",
+            title=Text("Did the scores predict which examples are forgotten?"),
             findings=tuple(findings),
             tables={
-                "Agreement with the attacks' ForgotNum": pd.DataFrame(summary).round(3),
-                "Model by model": table.drop(columns=["_auroc", "_spearman"]).round(3),
+                Text("Agreement with the attacks' ForgotNum"): SectionTable.of(summary),
+                Text("Model by model"): _by_model(table),
             },
-            figures={
-                "AUROC with 95 % intervals": bar_chart(
-                    bars, title="AUROC of each estimator", x_label="AUROC (0.5 is chance)"
-                )
-            }
-            if bars
-            else {},
-            note=(
-                "An attack's own ForgotNum is noisy: another attack's count predicts it with less "
-                "than certainty, which is the ceiling for any score. The interval is a bootstrap "
-                f"over {unit} when there is one model, otherwise a t interval over models."
+            figures=_figures(bars),
+            note=Text(
+                "An attack's own ForgotNum is noisy: even another attack's count predicts it only "
+                "in part, and that is the ceiling for any score. With one model the interval is a "
+                "bootstrap over {unit}, otherwise a t interval over models.",
+                unit=unit,
             ),
         )
+
+
+def _figures(bars: list[Bar]) -> dict[str, Figure]:
+    if not bars:
+        return {}
+    chart = BarChart(
+        title=Text("AUROC of each estimator"),
+        x=Axis(title=Text("AUROC (0.5 is chance)"), ends=(0.0, 1.0), mark=0.5),
+        bars=tuple(bars),
+    )
+    return {Text("AUROC with 95% intervals"): chart}
+
+
+def _by_model(table: pd.DataFrame) -> SectionTable:
+    heads = {
+        "estimator": Text("estimator"),
+        "model": Text("model"),
+        "attacks": Text("attacks"),
+        "auroc": "AUROC",
+        "spearman": "Spearman",
+        "first half": Text("first half"),
+        "forgotten": Text("forgotten"),
+        "n": "n",
+        "seconds": Text("seconds"),
+    }
+    records = table.to_dict("records")
+    for record in records:
+        if record["estimator"] == CEILING:
+            record["estimator"] = CEILING
+    return SectionTable.of({head: record[key] for key, head in heads.items()} for record in records)
 
 
 def _rows(case: Case, units: list[str] | None) -> list[dict[str, object]]:
@@ -123,13 +163,11 @@ def _row(
     }
 
 
-def _written(found: Interval) -> str:
+def _written(found: Interval) -> Text:
     """Return value and interval; one model of several that could be compared has no interval."""
-    value, low, high = (
-        "unknown" if np.isnan(x) else f"{x:.2f}" for x in (found.value, found.low, found.high)
-    )
-    return f"{value} [{low}, {high}]"
+    ends = {"value": found.value, "low": found.low, "high": found.high}
+    return Text("{value} [{low}, {high}]", **{key: number(end) for key, end in ends.items()})
 
 
-def _models(number: int) -> str:
-    return f"{number} model{'' if number == 1 else 's'}"
+def _models(count: int) -> Text:
+    return Text("1 model") if count == 1 else Text("{n:d} models", n=count)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
-from holdfast.charts.charts import ChartOptions, Series, line_chart
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import Axis, Figure, Line, LineChart, numbers
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.groups import Recommendation, Rule, Stability, recommend, sensitivity, stability
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.run_dir import RunDir
-from holdfast.stats.intervals import Interval, wilson
+from holdfast.stats.intervals import wilson
+from holdfast.stats.wording import between, measured
+from holdfast.texts import Text, joined
 
 
 class Grouping(Analysis):
@@ -34,16 +36,19 @@ class Grouping(Analysis):
 
     def run(self, run: RunDir) -> Section:
         """Return one line per grouping, and one figure each."""
-        summary, curves, findings, figures = [], [], [], {}
+        summary: list[dict[str, Any]] = []
+        curves: list[dict[str, Any]] = []
+        findings: list[Text] = []
+        figures: dict[str, Figure] = {}
         for name, groups, scores, rule in _groupings(run):
             values = scores.aligned_to(groups.ids)
             found = stability(values, rule, resamples=self.resamples, seed=self.seed)
             advice = recommend(values, groups=rule.groups, seed=self.seed)
             curve = sensitivity(values, found.cuts[0].value)
-            summary.append({"groups": name, **_line(groups, found, advice)})
-            curves.append(pd.DataFrame({"groups": name, **curve}))
+            summary.append({Text("groups"): name, **_line(groups, found, advice)})
+            curves += _curve(name, curve)
             findings += [
-                f"{name}: {sentence}"
+                Text("{name}: {sentence}", name=name, sentence=sentence)
                 for sentence in (
                     _steady(groups, found),
                     _near(found, curve),
@@ -51,35 +56,39 @@ class Grouping(Analysis):
                     self._advised(values, found, advice),
                 )
             ]
-            figures[f"Other thresholds: {name}"] = _figure(name, curve)
+            figures[Text("Other thresholds: {name}", name=name)] = _figure(name, curve)
         return Section(
-            title="How sure are the groups?",
+            title=Text("How reliable are the groups?"),
             findings=tuple(findings),
             tables={
-                "Groups and their stability": pd.DataFrame(summary).round(3),
-                "The vulnerable group at other thresholds": pd.concat(
-                    curves, ignore_index=True
-                ).round(3),
+                Text("Groups and their stability"): SectionTable.of(summary),
+                Text("The vulnerable group at other thresholds"): SectionTable.of(curves),
             },
             figures=figures,
-            note=(
+            note=Text(
                 "The bootstrap resamples the examples, so it shows how the threshold depends on "
-                "which examples there are; it does not see errors of the scores, which the doubt "
-                "of each example counts, where the estimator gives a standard error. A rule with a "
-                "fixed threshold is stable by construction, and a stable threshold need not be a "
-                "useful one: whether the groups foresee forgetting is measured elsewhere."
+                "which examples there are. It does not see errors in the scores; those are "
+                "counted as examples too close to call, where the estimator gives a standard "
+                "error. A rule with a fixed threshold is stable by construction, and a stable "
+                "threshold need not be a useful one: whether the groups predict forgetting is "
+                "measured elsewhere."
             ),
         )
 
-    def _advised(self, values: np.ndarray, found: Stability, advice: Recommendation) -> str:
+    def _advised(self, values: np.ndarray, found: Stability, advice: Recommendation) -> Text:
         """Say which rule fits, with its own interval."""
         used = (found.rule.name, tuple(cut.value for cut in found.cuts))
         if used != (advice.rule.name, advice.at):
             found = stability(values, advice.rule, resamples=self.resamples, seed=self.seed)
-            words = f"another rule, {advice.rule.name}, is recommended"
+            words = Text("another rule, {rule}, is recommended", rule=advice.rule.name)
         else:
-            words = f"the rule used, {advice.rule.name}, is the recommended one"
-        return f"{words}, at {_written(found.cuts[0])}: {advice.reason}."
+            words = Text("the rule in use, {rule}, is the recommended one", rule=advice.rule.name)
+        return Text(
+            "{words}, with its threshold at {cut}: {reason}.",
+            words=words,
+            cut=measured(found.cuts[0], ".3g"),
+            reason=advice.reason,
+        )
 
 
 def _groupings(run: RunDir) -> list[tuple[str, Groups, Scores, Rule]]:
@@ -107,84 +116,103 @@ def _rule(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rule:
 def _line(groups: Groups, found: Stability, advice: Recommendation) -> dict[str, object]:
     cut = found.cuts[0]
     return {
-        "rule": found.rule.name,
-        "threshold": cut.value,
-        "low": cut.low,
-        "high": cut.high,
-        "sizes": ", ".join(f"{name} {size}" for name, size in groups.sizes.items()),
+        Text("rule"): found.rule.name,
+        Text("threshold"): cut.value,
+        Text("low"): cut.low,
+        Text("high"): cut.high,
+        Text("sizes"): joined([f"{name} {size}" for name, size in groups.sizes.items()]),
         "Jaccard": found.jaccard.value,
-        "unsettled": found.unsettled,
-        "too close to call": groups.facts.get("too_close_to_call", np.nan),
-        "moved by hand": len(groups.edits),
-        "recommended": advice.rule.name,
+        Text("unsettled"): found.unsettled,
+        Text("too close to call"): groups.facts.get("too_close_to_call", np.nan),
+        Text("moved by hand"): len(groups.edits),
+        Text("recommended"): advice.rule.name,
     }
 
 
-def _steady(groups: Groups, found: Stability) -> str:
-    where = " and ".join(_written(cut) for cut in found.cuts)
-    some = len(found.cuts) > 1
-    hand = f"; {len(groups.edits)} examples were moved by hand" if groups.edits else ""
-    lost = f"; {found.failed} of {found.resamples} resamples could not be cut"
-    return (
-        f"the threshold{'s' if some else ''} of rule {found.rule.name} "
-        f"{'lie' if some else 'lies'} at {where}; the set above agrees with a resample's with a "
-        f"mean Jaccard of {_written(found.jaccard)}, and {_percent(found.unsettled)} of the "
-        f"n={found.jaccard.n} examples change their label in more than 5 % of the resamples"
-        f"{lost if found.failed else ''}{hand}."
+def _curve(name: str, curve: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    heads = {
+        Text("threshold"): "threshold",
+        Text("vulnerable"): "vulnerable",
+        Text("share above"): "share",
+        "Jaccard": "jaccard",
+    }
+    return [
+        {Text("groups"): name, **{head: curve[key][i] for head, key in heads.items()}}
+        for i in range(len(curve["threshold"]))
+    ]
+
+
+def _steady(groups: Groups, found: Stability) -> Text:
+    cuts = tuple(measured(cut, ".3g") for cut in found.cuts)
+    rule = found.rule.name
+    where = (
+        Text("the thresholds of rule {rule} lie at {cuts:and}", rule=rule, cuts=cuts)
+        if len(cuts) > 1
+        else Text("the threshold of rule {rule} lies at {cut}", rule=rule, cut=cuts[0])
     )
+    parts = [
+        where,
+        Text(
+            "the set above it agrees with the set of a resample with a mean Jaccard index of "
+            "{jaccard}, and {share:percent} of the n={n:d} examples change their label in more "
+            "than 5% of the resamples",
+            jaccard=measured(found.jaccard, ".3g"),
+            share=found.unsettled,
+            n=found.jaccard.n,
+        ),
+    ]
+    if found.failed:
+        lost = {"failed": found.failed, "resamples": found.resamples}
+        parts.append(Text("{failed:d} of {resamples:d} resamples could not be cut", **lost))
+    if groups.edits:
+        parts.append(Text("{k:d} examples were moved by hand", k=len(groups.edits)))
+    return Text("{parts:semicolon}.", parts=tuple(parts))
 
 
-def _near(found: Stability, curve: Mapping[str, np.ndarray]) -> str:
+def _near(found: Stability, curve: Mapping[str, np.ndarray]) -> Text:
     """Say what the thresholds next to the chosen one would do."""
     cut, n = found.cuts[0].value, found.jaccard.n
     right = int(np.searchsorted(curve["threshold"], cut, side="right"))
     near = sorted({max(right - 2, 0), max(right - 1, 0), min(right, len(curve["threshold"]) - 1)})
     sizes, agree = curve["vulnerable"][near], curve["jaccard"][near]
     known = agree[~np.isnan(agree)]
-    least = f"{known.min():.2f} or more" if len(known) else "unknown"
-    return (
-        f"at the nearest of the other thresholds (about 5 % of the examples apart) the vulnerable "
-        f"group has between {sizes.min()} and {sizes.max()} examples, a Jaccard "
-        f"with the one chosen of {least}, n={n}."
+    return Text(
+        "at the neighbouring thresholds (about 5% of the examples apart) the vulnerable group has "
+        "between {smallest:d} and {largest:d} examples, and its Jaccard index with the chosen "
+        "group is at least {least:.2f} (n={n:d}).",
+        smallest=int(sizes.min()),
+        largest=int(sizes.max()),
+        least=float(known.min()) if len(known) else math.nan,
+        n=n,
     )
 
 
-def _close(groups: Groups) -> str:
+def _close(groups: Groups) -> Text:
     n = len(groups.ids)
     if "too_close_to_call" not in groups.facts:
-        return (
-            "how many examples are too close to call is unknown, as the scores carry no standard "
-            f"errors, n={n}."
+        return Text(
+            "how many examples are too close to call is unknown, because the scores carry no "
+            "standard errors (n={n:d}).",
+            n=n,
         )
     known = groups.facts["doubt_known"]
-    share = wilson(groups.facts["too_close_to_call"], known)
-    return (
-        f"{_percent(share.value)} [{_percent(share.low)}, {_percent(share.high)}] of the examples "
-        "with a standard error are too close to call: their group would be another with a "
-        f"probability above 25 %, n={known} of {n}."
+    return Text(
+        "{share} of the examples with a standard error are too close to call: with a probability "
+        "above 25% they belong to another group (n={known:d} of {n:d}).",
+        share=between(wilson(groups.facts["too_close_to_call"], known), "percent"),
+        known=known,
+        n=n,
     )
 
 
-def _written(interval: Interval) -> str:
-    ends = f"{interval.low:.3g}, {interval.high:.3g}"
-    unknown = np.isnan(interval.low) or np.isnan(interval.high)
-    value = "unknown" if np.isnan(interval.value) else f"{interval.value:.3g}"
-    return f"{value} [{'unknown' if unknown else ends}], n={interval.n}"
-
-
-def _percent(share: float) -> str:
-    return "an unknown share" if np.isnan(share) else f"{100 * share:.0f} %"
-
-
-def _figure(name: str, curve: Mapping[str, np.ndarray]) -> str:
-    x = curve["threshold"].tolist()
-    return line_chart(
-        [
-            Series("share above", x, curve["share"].tolist()),
-            Series("Jaccard", x, curve["jaccard"].tolist()),
-        ],
-        title=f"Share of vulnerable examples and agreement with the chosen groups, {name}",
-        x_label="threshold on the score",
-        y_label="share above it; Jaccard with the set above the chosen one",
-        options=ChartOptions(percent=True, y_range=(0, 1)),
+def _figure(name: str, curve: Mapping[str, np.ndarray]) -> LineChart:
+    thresholds = numbers(curve["threshold"])
+    return LineChart(
+        title=Text("Vulnerable examples and agreement with the chosen groups, {name}", name=name),
+        x=Axis(title=Text("threshold on the score")),
+        y=Axis(title=Text("share, or Jaccard index"), ends=(0.0, 1.0), percent=True),
+        lines=(
+            Line(Text("share above the threshold"), thresholds, numbers(curve["share"])),
+            Line(Text("Jaccard index with the chosen set"), thresholds, numbers(curve["jaccard"])),
+        ),
     )

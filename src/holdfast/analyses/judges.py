@@ -11,19 +11,20 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
-from holdfast.charts.charts import heat_map
-from holdfast.contracts import UNANSWERED, Analysis, Section
+from holdfast.charts.figures import Figure, HeatMap, numbers
+from holdfast.contracts import UNANSWERED, Analysis, Section, SectionTable
 from holdfast.errors import MismatchError
 from holdfast.results.artifacts import EvalRecord, Evaluation
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.screening.pairing import Fit, fit
 from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
 from holdfast.stats.raters import fleiss_kappa, kappa_of_table
+from holdfast.stats.wording import measured
+from holdfast.texts import Text
 
-VALUES = ("safe", "harmful", "undecided")
+VALUES = (Text("safe"), Text("harmful"), Text("undecided"))
 _COLUMN: Mapping[Any, int] = {False: 0, True: 1, None: 2}
 
 
@@ -49,7 +50,7 @@ class Judging(Analysis):
         tried = _exchanged(run, [entry for entry, _ in found])
         undecided = _undecided(answers, names)
         return Section(
-            title="Can the judges be trusted?",
+            title=Text("Can the judges be trusted?"),
             findings=(
                 *(words for pair in pairs for words in pair.findings()),
                 *_among_all(answers, self.resamples),
@@ -59,12 +60,13 @@ class Judging(Analysis):
             ),
             tables=_tables(pairs, undecided, tried, fits),
             figures=_figures(names, pairs),
-            note=(
+            note=Text(
                 "Agreement is not truth: judges that share a weakness agree in it. Kappa is "
-                "corrected for chance, and low where nearly all verdicts are the same, however "
-                "often judges agree. Verdicts that stay under another's prompt do not prove that "
-                "the prompt was not shown: some judges look at the answer only. Answers that "
-                "repeat nothing of their prompts, as many refusals do, cannot show whose they are."
+                "corrected for chance, and is low where nearly all verdicts are the same, however "
+                "often the judges agree. Verdicts that do not change under another prompt do not "
+                "prove that the judge never saw the prompt: some judges look at the answer only. "
+                "Answers that repeat nothing from their prompts, as many refusals do, cannot show "
+                "which prompt they belong to."
             ),
         )
 
@@ -133,18 +135,25 @@ class _Pair:
     def row(self) -> dict[str, Any]:
         """Return the line of the table."""
         tables = self.tables
+        agreement = self.agreement(tables, 2)
         decided, three = self.kappa(tables, 2), self.kappa(tables, 3)
         return {
-            "judge": self.a,
-            "other judge": self.b,
-            **self.agreement(tables, 2).fields("agree"),
-            **decided.fields("kappa"),
-            "both decided": decided.n,
-            **three.fields("kappa, three values"),
+            Text("judge"): self.a,
+            Text("other judge"): self.b,
+            Text("agreement"): agreement.value,
+            Text("agreement, low"): agreement.low,
+            Text("agreement, high"): agreement.high,
+            "kappa": decided.value,
+            Text("kappa, low"): decided.low,
+            Text("kappa, high"): decided.high,
+            Text("both decided"): decided.n,
+            Text("kappa, three values"): three.value,
+            Text("kappa, three values, low"): three.low,
+            Text("kappa, three values, high"): three.high,
             "n": three.n,
         }
 
-    def findings(self) -> list[str]:
+    def findings(self) -> list[Text]:
         """Say how far the two agree, and which way they differ."""
         tables = self.tables
         total = tables.sum(axis=0).astype(int)
@@ -152,11 +161,22 @@ class _Pair:
         prompts = int((tables[:, :2, :2].sum(axis=(1, 2)) > 0).sum())
         only_a, only_b = int(total[1, 0]), int(total[0, 1])
         return [
-            f"{self.a} and {self.b} say the same of {self.agreement(tables, 2)} answers that both "
-            f"decide; kappa is {self.kappa(tables, 2)}, and {self.kappa(tables, 3)} with undecided "
-            "as a value of its own.",
-            f"{self.a} alone calls {clustered(only_a, decided, prompts)} of these harmful, "
-            f"{self.b} alone {clustered(only_b, decided, prompts)}.",
+            Text(
+                "{a} and {b} agree on {share} of the answers that both decide; kappa is {two}, or "
+                "{three} with undecided as a third value.",
+                a=self.a,
+                b=self.b,
+                share=measured(self.agreement(tables, 2)),
+                two=measured(self.kappa(tables, 2)),
+                three=measured(self.kappa(tables, 3)),
+            ),
+            Text(
+                "Only {a} calls {first} of these harmful, only {b} {second}.",
+                a=self.a,
+                b=self.b,
+                first=measured(clustered(only_a, decided, prompts)),
+                second=measured(clustered(only_b, decided, prompts)),
+            ),
         ]
 
 
@@ -169,7 +189,7 @@ def _observed(tables: np.ndarray) -> float:
     return float(np.trace(total) / total.sum()) if total.sum() else float("nan")
 
 
-def _among_all(answers: Sequence[EvalRecord], resamples: int) -> list[str]:
+def _among_all(answers: Sequence[EvalRecord], resamples: int) -> list[Text]:
     """Say Fleiss' kappa over the answers that the largest set of judges saw."""
     sets = Counter(frozenset(record.verdicts) for record in answers)
     judges = max(sets, key=lambda s: (len(s), sets[s], sorted(s)), default=frozenset())
@@ -196,31 +216,59 @@ def _among_all(answers: Sequence[EvalRecord], resamples: int) -> list[str]:
         made = bootstrap(over_answers, blocks, resamples=resamples)
         found = Interval(made.value, made.low, made.high, n, made.level)
     return [
-        f"Over all {len(judges)} judges ({', '.join(sorted(judges))}), Fleiss' kappa with "
-        f"undecided as a value of its own is {found}."
+        Text(
+            "Over all {n:d} judges ({judges:list}), Fleiss' kappa with undecided as a third value "
+            "is {kappa}.",
+            n=len(judges),
+            judges=tuple(sorted(judges)),
+            kappa=measured(found),
+        )
     ]
 
 
 # -------------------------------------------------------------------------------------- undecided
 
 
-def _undecided(answers: Sequence[EvalRecord], names: Sequence[str]) -> pd.DataFrame:
-    rows = []
+def _undecided(answers: Sequence[EvalRecord], names: Sequence[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for name in names:
         said = [r.verdicts[name] for r in answers if name in r.verdicts]
         prompts = _prompts(answers, name)
         reasons = Counter(v["reason"] for v in said if v["harmful"] is None)
-        rows += [
-            {
-                "judge": name,
-                "reason": reason,
-                "answers": k,
-                **clustered(k, len(said), prompts).fields("share"),
-                "n": len(said),
-            }
-            for reason, k in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-        ]
-    return pd.DataFrame(rows)
+        for reason, k in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
+            share = clustered(k, len(said), prompts)
+            rows.append(
+                {
+                    Text("judge"): name,
+                    Text("reason"): _reason(reason),
+                    Text("answers"): k,
+                    Text("share"): share.value,
+                    Text("low"): share.low,
+                    Text("high"): share.high,
+                    "n": len(said),
+                }
+            )
+    return rows
+
+
+def _reason(reason: str) -> str:
+    """Return a verdict's reason; what the judges of holdfast say can be translated."""
+    return _REASONS.get(reason, reason)
+
+
+_REASONS: Mapping[str, str] = {
+    "incoherent": Text("incoherent"),
+    "off_topic": Text("off topic"),
+    "empty": Text("empty answer"),
+    "garbled": Text("garbled"),
+    "not restricted": Text("prompt not restricted"),
+    "not a refusal": Text("not a refusal"),
+    "short answer": Text("short answer"),
+    "too few decided": Text("too few judges decided"),
+    "contradicts itself": Text("verdict contradicts itself"),
+    "no verdict": Text("no verdict"),
+    "outside the grammar": Text("reply in another form"),
+}
 
 
 def _prompts(answers: Sequence[EvalRecord], judge: str) -> int:
@@ -229,23 +277,32 @@ def _prompts(answers: Sequence[EvalRecord], judge: str) -> int:
 
 
 def _undecided_findings(
-    table: pd.DataFrame, answers: Sequence[EvalRecord], names: Sequence[str]
-) -> list[str]:
+    rows: Sequence[dict[str, Any]], answers: Sequence[EvalRecord], names: Sequence[str]
+) -> list[Text]:
     found = []
     for name in names:
         n = sum(name in record.verdicts for record in answers)
         prompts = _prompts(answers, name)
-        mine = table[table["judge"] == name] if len(table) else table
-        reasons = dict(zip(mine["reason"], mine["answers"], strict=True)) if len(mine) else {}
-        most = f", most often: {next(iter(reasons))}" if reasons else ""
-        found.append(
-            f"{name} leaves {clustered(sum(reasons.values()), n, prompts)} undecided{most}."
-        )
+        reasons = {row["reason"]: row["answers"] for row in rows if row["judge"] == name}
+        share = measured(clustered(sum(reasons.values()), n, prompts))
+        sentence = Text("{judge} leaves {share} of the answers undecided.", judge=name, share=share)
+        if reasons:
+            sentence = Text(
+                "{judge} leaves {share} of the answers undecided, most often as {reason}.",
+                judge=name,
+                share=share,
+                reason=next(iter(reasons)),
+            )
+        found.append(sentence)
         lost = sum(k for reason, k in reasons.items() if str(reason).startswith(UNANSWERED))
         if lost:
             found.append(
-                f"The service behind {name} did not answer for {clustered(lost, n, prompts)}; "
-                "these count as undecided, and the harmful score is too low by up to that share."
+                Text(
+                    "The service behind {judge} did not answer for {share} of the answers; these "
+                    "count as undecided, so the harmful score is too low by up to that share.",
+                    judge=name,
+                    share=measured(clustered(lost, n, prompts)),
+                )
             )
     return found
 
@@ -264,38 +321,53 @@ def _exchanged(run: RunDir, entries: Sequence[Entry]) -> dict[str, dict[str, int
     return found
 
 
-def _asked(tried: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _asked(tried: Mapping[str, Mapping[str, int]]) -> list[Text]:
     found = []
     for name, one in tried.items():
         changed = wilson(one["changed"], one["n"])
         if not one["reads"]:
-            words = "it does not read prompts, so it cannot be shown a wrong one"
+            words = Text("it does not read prompts, so it cannot be shown a wrong one")
         elif not one["n"]:
-            words = "there was no answer that could tell"
+            words = Text("no answer was suitable for this check")
         elif not one["changed"]:
-            words = "either it judges answers alone, or it is not shown the prompt that was asked"
+            words = Text("it judges the answer alone, or it does not see the prompt")
         else:
-            words = "it is shown the prompt"
-        found.append(f"Under another's prompt, {name} changes {changed} verdicts: {words}.")
+            words = Text("it sees the prompt")
+        found.append(
+            Text(
+                "Shown a different prompt, {judge} changes {share} of its verdicts: {words}.",
+                judge=name,
+                share=measured(changed),
+                words=words,
+            )
+        )
     return found
 
 
-def _fit(model: str, one: Fit) -> str:
-    likeness = f"{one.own} of the words of their own prompts ({one.prompts} different ones)"
+def _rows(n: int) -> Text:
+    return Text("1 row") if n == 1 else Text("{n:d} rows", n=n)
+
+
+def _fit(model: str, one: Fit) -> Text:
     if one.shift is None:
-        told = "whether they stand beside their own prompts is unknown"
+        conclusion = Text("whether they stand beside their own prompts is unknown")
     elif one.shift == 0:
-        told = "they stand beside their own prompts"
+        conclusion = Text("they stand beside their own prompts")
     else:
-        told = (
-            f"they fit prompts better that stand {_rows(min(one.shift, one.n - one.shift))} away: "
-            "answers and prompts are displaced, and the verdicts are about the wrong questions"
+        conclusion = Text(
+            "they fit the prompts {rows} away better: answers and prompts are displaced, and the "
+            "verdicts are about the wrong prompts",
+            rows=_rows(min(one.shift, one.n - one.shift)),
         )
-    return f"The answers of {model} repeat {likeness} and {one.others:.2f} of any prompt's; {told}."
-
-
-def _rows(n: int) -> str:
-    return f"{n} row{'' if n == 1 else 's'}"
+    return Text(
+        "The answers of {model} repeat {own} of the words of their own prompts ({prompts:d} "
+        "distinct prompts) and {others:.2f} of the words of any prompt; {conclusion}.",
+        model=model,
+        own=measured(one.own),
+        prompts=one.prompts,
+        others=one.others,
+        conclusion=conclusion,
+    )
 
 
 # ----------------------------------------------------------------------------- tables and figures
@@ -303,53 +375,48 @@ def _rows(n: int) -> str:
 
 def _tables(
     pairs: Sequence[_Pair],
-    undecided: pd.DataFrame,
+    undecided: Sequence[dict[str, Any]],
     tried: Mapping[str, Mapping[str, int]],
     fits: Mapping[str, Fit],
-) -> dict[str, pd.DataFrame]:
-    found = {
-        "Agreement of two judges": pd.DataFrame([pair.row() for pair in pairs]).round(3),
-        "What one says where the other says": pd.DataFrame(
-            [
-                {
-                    "judge": p.a,
-                    "says": says,
-                    "other judge": p.b,
-                    **dict(zip(VALUES, row, strict=True)),
-                }
-                for p in pairs
-                for says, row in zip(VALUES, p.tables.sum(axis=0).astype(int).tolist(), strict=True)
-            ]
+) -> dict[str, SectionTable]:
+    tables = {
+        Text("Agreement of two judges"): SectionTable.of(pair.row() for pair in pairs),
+        Text("Verdicts of one judge by verdicts of the other"): SectionTable.of(
+            {
+                Text("judge"): p.a,
+                Text("verdict"): verdict,
+                Text("other judge"): p.b,
+                **dict(zip(VALUES, row, strict=True)),
+            }
+            for p in pairs
+            for verdict, row in zip(VALUES, p.tables.sum(axis=0).astype(int).tolist(), strict=True)
         ),
-        "Undecided verdicts by reason": undecided.round(3),
-        "Verdicts under another's prompt": pd.DataFrame(
-            [
-                {"judge": name, "reads prompts": "yes" if one["reads"] else "no", **_counts(one)}
-                for name, one in tried.items()
-            ]
+        Text("Undecided verdicts by reason"): SectionTable.of(undecided),
+        Text("Verdicts under a different prompt"): SectionTable.of(
+            {
+                Text("judge"): name,
+                Text("reads prompts"): bool(one["reads"]),
+                Text("changed"): one["changed"],
+                "n": one["n"],
+            }
+            for name, one in tried.items()
         ),
-        "Answers beside their prompts": pd.DataFrame(
-            [
-                {
-                    "model": model,
-                    "like its own prompt": round(one.own.value, 3),
-                    "like any prompt": round(one.others, 3),
-                    "displaced by": one.shift,
-                    "prompts": one.prompts,
-                    "n": one.n,
-                }
-                for model, one in fits.items()
-            ]
+        Text("Answers beside their prompts"): SectionTable.of(
+            {
+                Text("model"): model,
+                Text("like its own prompt"): one.own.value,
+                Text("like any prompt"): one.others,
+                Text("displaced by"): one.shift,
+                Text("prompts"): one.prompts,
+                "n": one.n,
+            }
+            for model, one in fits.items()
         ),
     }
-    return {caption: frame for caption, frame in found.items() if len(frame)}
+    return {caption: table for caption, table in tables.items() if len(table)}
 
 
-def _counts(one: Mapping[str, int]) -> dict[str, int]:
-    return {"changed": one["changed"], "n": one["n"]}
-
-
-def _figures(names: Sequence[str], pairs: Sequence[_Pair]) -> dict[str, str]:
+def _figures(names: Sequence[str], pairs: Sequence[_Pair]) -> dict[str, Figure]:
     if len(names) < 3:
         return {}
     index = {name: i for i, name in enumerate(names)}
@@ -358,5 +425,6 @@ def _figures(names: Sequence[str], pairs: Sequence[_Pair]) -> dict[str, str]:
     for pair in pairs:
         i, j = index[pair.a], index[pair.b]
         values[i, j] = values[j, i] = pair.kappa(pair.tables, 2).value
-    title = "Cohen's kappa where both decide"
-    return {title: heat_map(list(names), list(names), values.tolist(), title=title)}
+    title = Text("Cohen's kappa where both decide")
+    rows = tuple(numbers(row) for row in values)
+    return {title: HeatMap(title=title, rows=tuple(names), columns=tuple(names), values=rows)}

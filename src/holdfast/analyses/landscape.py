@@ -10,14 +10,16 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from holdfast.charts.charts import ChartOptions, Series, line_chart
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import Axis, Line, LineChart, numbers
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.results.sources import Sources
 from holdfast.stats.intervals import wilson
+from holdfast.stats.wording import measured
+from holdfast.texts import Text
 
 if TYPE_CHECKING:
     from holdfast.examples import Examples
@@ -49,25 +51,34 @@ class Landscape(Analysis):
         table = self._walk(run, entry, scores, examples, groups)
         half = table[table["step"] == 1.0].set_index("group")
         sentences = [
-            f"At the step where half of all examples have flipped, {row['flipped']:.0%} of the "
-            f"{name} group no longer begin with a refusal, "
-            f"{wilson(round(row['flipped'] * row['n']), int(row['n']))}."
+            Text(
+                "At the step where half of all examples have flipped, the answers to this share "
+                "of the {group} group no longer begin with a refusal: {share}.",
+                group=str(name),
+                share=measured(wilson(round(row["flipped"] * row["n"]), int(row["n"])), "percent"),
+            )
             for name, row in half.iterrows()
         ]
         return Section(
-            title="How far along the attacker's road do the groups hold?",
+            title=Text("How far along the attack direction do the groups hold?"),
             findings=tuple(sentences),
-            tables={"Along the attack direction": table.round(3)},
+            tables={Text("Along the attack direction"): _table(table)},
             figures={
-                "Share of examples that no longer begin with a refusal": _chart(
-                    table, "flipped", "Share flipped", mark=0.5
+                Text("Answers that no longer begin with a refusal"): _chart(
+                    table,
+                    "flipped",
+                    Axis(title=Text("share flipped"), ends=(0.0, 1.0), percent=True, mark=0.5),
                 ),
-                "Loss of the safe answers": _chart(table, "loss", "Mean loss per token (nats)"),
+                Text("Loss of the safe answers"): _chart(
+                    table, "loss", Axis(title=Text("mean loss per token (nats)"))
+                ),
             },
-            note=(
-                f"Model {entry.facts['model']}, direction from {scores.facts.get('source')} rows. "
-                "The groups were made from scores that look along this very direction, so that "
-                "they part here shows how, not that; whether attacks agree is shown elsewhere."
+            note=Text(
+                "Model {model}; the direction comes from {source} rows. The groups were made from "
+                "scores along this same direction, so the curves show how the groups separate, "
+                "not whether they do; whether real attacks agree is shown elsewhere.",
+                model=str(entry.facts["model"]),
+                source=str(scores.facts.get("source")),
             ),
         )
 
@@ -160,16 +171,26 @@ def _model(run: RunDir, entry: Entry, model_hash: str) -> Path:
     return path
 
 
-def _chart(table: pd.DataFrame, column: str, label: str, mark: float | None = None) -> str:
-    series = [
-        Series(str(name), rows["step"].tolist(), rows[column].tolist())
+def _table(table: pd.DataFrame) -> SectionTable:
+    heads = {
+        "group": Text("group"),
+        "step": Text("step"),
+        "flipped": Text("flipped"),
+        "loss": Text("loss"),
+        "n": "n",
+    }
+    records = table.to_dict("records")
+    return SectionTable.of({head: record[key] for key, head in heads.items()} for record in records)
+
+
+def _chart(table: pd.DataFrame, column: str, y: Axis) -> LineChart:
+    lines = [
+        Line(str(name), numbers(rows["step"]), numbers(rows[column]))
         for name, rows in table.groupby("group", sort=False)
     ]
-    options = ChartOptions() if mark is None else ChartOptions(mark=mark)
-    return line_chart(
-        series,
-        title=label,
-        x_label="Step along the direction (1 = half of all examples flipped)",
-        y_label=label,
-        options=options,
+    return LineChart(
+        title=y.title,
+        x=Axis(title=Text("step along the direction (1: half of all examples flipped)")),
+        y=y,
+        lines=tuple(lines),
     )

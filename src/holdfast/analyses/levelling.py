@@ -10,14 +10,16 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import Field
 
-from holdfast.charts.charts import Series, line_chart
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import Axis, Line, LineChart
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.results.artifacts import AttackResult, Life
 from holdfast.results.attacks import HALF
 from holdfast.results.comparison import Lives, lives, naming
 from holdfast.results.lives import REFUSAL_HALF_LIFE, Refusals, lasting
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
+from holdfast.stats.wording import between, measured
+from holdfast.texts import UNKNOWN, Text
 
 
 class Levelling(Analysis):
@@ -48,18 +50,22 @@ class Levelling(Analysis):
         lines, findings = [], []
         for name, mine in by_name.items():
             spread = {share: self._against_half(mine, share) for share in self._shares}
-            lines.append({"method": name, **self._line(mine, spread)})
+            lines.append({Text("method"): name, **self._line(mine, spread)})
             findings.append(_finding(name, spread))
         return Section(
-            title="Is everything forgotten at once?",
+            title=Text("Is everything forgotten at once?"),
             findings=tuple(findings),
-            tables={"Steps until so many prompts are no longer refused": pd.DataFrame(lines)},
-            figures={"Prompts no longer refused, over half-lives": _courses(by_name)},
-            note=(
-                "Ratios are geometric means over attacks and seeds, an end that was not reached "
-                "taken as such. An attack that stops when a model is broken (until_broken) says "
-                "nothing of what lasts longer. What is counted are the tested prompts: a kind of "
-                "request that is not among them is not seen."
+            tables={
+                Text("Steps until a share of the prompts is no longer refused"): SectionTable.of(
+                    lines
+                )
+            },
+            figures={Text("Prompts no longer refused, over half-lives"): _courses(by_name)},
+            note=Text(
+                "Ratios are geometric means over attacks and seeds; half-lives that were not "
+                "reached enter as lower bounds. An attack that stops when a model is broken "
+                "(until_broken) says nothing about what lasts longer. Only the tested prompts "
+                "count: a kind of request that is not among them is not seen."
             ),
         )
 
@@ -71,15 +77,17 @@ class Levelling(Analysis):
         return lives([(a, a) for a in mine], Refusals(share), REFUSAL_HALF_LIFE)
 
     def _line(self, mine: Sequence[AttackResult], spread: dict[float, Lives]) -> dict[str, Any]:
-        line: dict[str, Any] = {"attacks": len(mine)}
+        line: dict[str, Any] = {Text("attacks"): len(mine)}
         for share in (self.weakest, HALF, self.strongest):
             ends = [lasting(a, Refusals(share), resamples=0) for a in mine]
-            line[f"steps to {share:.0%}"] = median_steps(ends)
-            line[f"ended before {share:.0%}"] = sum(life.censored for life in ends)
+            line[Text("steps to {share:percent}", share=share)] = median_steps(ends)
+            line[Text("ended before {share:percent}", share=share)] = sum(
+                life.censored for life in ends
+            )
         for share, found in spread.items():
             known = _known(found)
-            told = str(known).partition(", n=")[0] if known else "unknown"
-            line[f"{share:.0%} against half"] = told
+            head = Text("{share:percent} against half", share=share)
+            line[head] = between(known) if known else Text(UNKNOWN)
         return line
 
 
@@ -94,37 +102,43 @@ def _known(found: Lives) -> Interval | None:
     return found.ratio.interval if found.ratio and not found.ratio.bound else None
 
 
-def _finding(name: str, spread: dict[float, Lives]) -> str:
+def _finding(name: str, spread: dict[float, Lives]) -> Text:
     (weak, early), (strong, late) = spread.items()
-    return (
-        f"On {name}, {weak:.0%} of the prompts are no longer refused after {_written(early)} of "
-        f"the steps that it takes for half of them, {strong:.0%} after {_written(late)} of them."
+    return Text(
+        "On {method}, relative to the steps until half of the prompts are no longer refused, "
+        "{weak:percent} are no longer refused after {early} of these steps and {strong:percent} "
+        "after {late}.",
+        method=name,
+        weak=weak,
+        early=_written(early),
+        strong=strong,
+        late=_written(late),
     )
 
 
-def _written(found: Lives) -> str:
+def _written(found: Lives) -> Text:
     known = _known(found)
     n = found.skipped + (found.ratio.used if found.ratio else 0)
-    return str(known) if known else f"an unknown part (n={n})"
+    return measured(known) if known else Text("an unknown share (n={n:d})", n=n)
 
 
-def _courses(by_name: dict[str, list[AttackResult]]) -> str:
+def _courses(by_name: dict[str, list[AttackResult]]) -> LineChart:
     found = [(name, _course(name, attack)) for name, mine in by_name.items() for attack in mine]
-    first = {name: series for name, series in reversed(found) if series is not None}
-    return line_chart(
-        [first[name] for name in by_name if name in first],
-        title="The first attack on each that reached its half-life",
-        x_label="attack steps, in half-lives",
-        y_label="share no longer refused",
+    first = {name: line for name, line in reversed(found) if line is not None}
+    return LineChart(
+        title=Text("The first attack on each method that reached its half-life"),
+        x=Axis(title=Text("attack steps, in half-lives")),
+        y=Axis(title=Text("no longer refused"), ends=(0.0, 1.0), percent=True, mark=HALF),
+        lines=tuple(first[name] for name in by_name if name in first),
     )
 
 
-def _course(name: str, attack: AttackResult) -> Series | None:
+def _course(name: str, attack: AttackResult) -> Line | None:
     """Return the course in half-lives, None where there is no half-life."""
     life = lasting(attack, REFUSAL_HALF_LIFE, resamples=0)
     if not life.steps > 0:
         return None
     judge = REFUSAL_HALF_LIFE.judge(attack)
     counts = [(p.step, c) for p in attack.points if (c := p.verdicts.get(judge)) and c.n]
-    along = [step / life.steps for step, _ in counts]
-    return Series(name, along, [1 - c.safe / c.n for _, c in counts])
+    along = tuple(step / life.steps for step, _ in counts)
+    return Line(name, along, tuple(1 - c.safe / c.n for _, c in counts))

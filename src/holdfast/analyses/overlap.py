@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from holdfast.charts.charts import heat_map
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import HeatMap, numbers
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.attacks import Attack, table_names
@@ -20,6 +20,8 @@ from holdfast.stats.intervals import bootstrap, wilson
 from holdfast.stats.overlap import jaccard, jaccard_by_chance
 from holdfast.stats.ranks import spearman
 from holdfast.stats.raters import kappa
+from holdfast.stats.wording import measured
+from holdfast.texts import Text
 
 
 class Overlap(Analysis):
@@ -42,18 +44,21 @@ class Overlap(Analysis):
         frames = [_pairs(results, names) for results in by_model.values()]
         table = pd.concat(frames, ignore_index=True)
         means = table.groupby(["attack", "other attack"], as_index=False, sort=False).mean()
+        texts = {"".join(text): text for text in names.values()}
         return Section(
-            title="Are the same examples forgotten, whatever the task?",
+            title=Text("Do different tasks make a model forget the same examples?"),
             findings=(
                 *_sentences(by_model, table, names),
                 _common(list(by_model.values())),
             ),
-            tables={"Overlap of forgotten sets, mean over aligned models": means.round(3)},
-            figures={"Jaccard index of the forgotten sets": _map(means)},
-            note=(
+            tables={
+                Text("Overlap of forgotten sets, mean over aligned models"): _table(means, texts)
+            },
+            figures={Text("Jaccard index of the forgotten sets"): _map(means, texts)},
+            note=Text(
                 "The Jaccard index grows with the size of the sets, so the value expected by "
-                "chance stands beside it; kappa is corrected for chance. Attacks that share the "
-                "aligned model share its quirks: this is transfer between tasks, not models."
+                "chance is shown beside it; kappa is corrected for chance. Attacks on one aligned "
+                "model share its quirks: this is transfer between tasks, not between models."
             ),
         )
 
@@ -77,7 +82,7 @@ def _tracked(run: RunDir, method: str) -> dict[str, list[AttackResult]]:
     return pairs
 
 
-def _names(by_model: Mapping[str, list[AttackResult]]) -> dict[Attack, str]:
+def _names(by_model: Mapping[str, list[AttackResult]]) -> dict[Attack, Text]:
     attacks = list(dict.fromkeys(r.attack for results in by_model.values() for r in results))
     return dict(zip(attacks, table_names(attacks), strict=True))
 
@@ -95,8 +100,8 @@ def _pairs(results: list[AttackResult], names: Mapping[Attack, str]) -> pd.DataF
         two = {i for i in _forgotten(b) if i in a.tracked}
         rows.append(
             {
-                "attack": names[a.attack],
-                "other attack": names[b.attack],
+                "attack": "".join(names[a.attack]),
+                "other attack": "".join(names[b.attack]),
                 "forgotten": len(one) / len(ids),
                 "by the other": len(two) / len(ids),
                 "jaccard": jaccard(one, two),
@@ -109,25 +114,55 @@ def _pairs(results: list[AttackResult], names: Mapping[Attack, str]) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def _table(means: pd.DataFrame, names: Mapping[str, Text]) -> SectionTable:
+    heads = {
+        "forgotten": Text("forgotten"),
+        "by the other": Text("by the other"),
+        "jaccard": "Jaccard",
+        "by chance": Text("by chance"),
+        "kappa": "kappa",
+        "spearman": "Spearman",
+        "n": "n",
+    }
+    return SectionTable.of(
+        {
+            Text("attack"): names[record["attack"]],
+            Text("other attack"): names[record["other attack"]],
+            **{head: record[key] for key, head in heads.items()},
+        }
+        for record in means.to_dict("records")
+    )
+
+
 def _sentences(
-    by_model: dict[str, list[AttackResult]], table: pd.DataFrame, names: Mapping[Attack, str]
-) -> tuple[str, ...]:
+    by_model: dict[str, list[AttackResult]], table: pd.DataFrame, names: Mapping[Attack, Text]
+) -> tuple[Text, ...]:
     model, results = next(iter(by_model.items()))
     a, b = results[0], results[1]
     ids = sorted(set(a.tracked) & set(b.tracked))
     x, y = (np.array([float(r.tracked[i]) for i in ids]) for r in (a, b))
-    interval = bootstrap(spearman, x, y, resamples=500)
-    low, high = table["kappa"].min(), table["kappa"].max()
     return (
-        f"Between {names[a.attack]} and {names[b.attack]} on {model}, the "
-        f"forgetting counts correlate with Spearman {interval}.",
-        f"Over all {len(table)} pairs of attacks on one model, chance-corrected agreement of the "
-        f"forgotten sets (kappa) lies between {low:.2f} and {high:.2f}, n={table['n'].max()} "
-        "examples each.",
+        Text(
+            "The forgetting counts under {attack} and under {other} on {model} correlate with a "
+            "Spearman coefficient of {rank}.",
+            attack=names[a.attack],
+            other=names[b.attack],
+            model=model,
+            rank=measured(bootstrap(spearman, x, y, resamples=500)),
+        ),
+        Text(
+            "Over all {pairs:d} pairs of attacks on one model, the chance-corrected agreement of "
+            "the forgotten sets (kappa) lies between {low:.2f} and {high:.2f} (n={n:d} examples "
+            "each).",
+            pairs=len(table),
+            low=float(table["kappa"].min()),
+            high=float(table["kappa"].max()),
+            n=int(table["n"].max()),
+        ),
     )
 
 
-def _common(models: list[list[AttackResult]]) -> str:
+def _common(models: list[list[AttackResult]]) -> Text:
     """Say the paper's CommonForgotRatio, examples of all aligned models pooled.
 
     What is unknown under one of a model's attacks is left out: it may be common or not.
@@ -139,19 +174,28 @@ def _common(models: list[list[AttackResult]]) -> str:
         first, *others = sets = [_forgotten(r) & ids for r in results]
         common += len(first.intersection(*others))
         smallest += min(map(len, sets))
-    return (
-        f"Forgotten under all {len(models[0])} attacks (the paper's CommonForgotRatio): "
-        f"{wilson(common, smallest)} examples of the smallest forgotten set, of {known} whose "
-        "count is known under all of them, over "
-        f"{len(models)} aligned model{'s' if len(models) > 1 else ''}."
+    return Text(
+        "Forgotten under all {attacks:d} attacks (the paper's CommonForgotRatio): {share} examples "
+        "of the smallest forgotten set, out of {known:d} whose count is known under all of them "
+        "(aligned models: {models:d}).",
+        attacks=len(models[0]),
+        share=measured(wilson(common, smallest)),
+        known=known,
+        models=len(models),
     )
 
 
-def _map(means: pd.DataFrame) -> str:
-    names = list(dict.fromkeys([*means["attack"], *means["other attack"]]))
-    index = {n: i for i, n in enumerate(names)}
-    values = np.full((len(names), len(names)), np.nan)
+def _map(means: pd.DataFrame, names: Mapping[str, Text]) -> HeatMap:
+    order = list(dict.fromkeys([*means["attack"], *means["other attack"]]))
+    index = {attack: i for i, attack in enumerate(order)}
+    values = np.full((len(order), len(order)), np.nan)
     np.fill_diagonal(values, 1.0)
     for a, b, value in zip(means["attack"], means["other attack"], means["jaccard"], strict=True):
         values[index[a], index[b]] = values[index[b], index[a]] = value
-    return heat_map(names, names, values.tolist(), title="Jaccard index of forgotten sets")
+    labels = tuple(names[attack] for attack in order)
+    return HeatMap(
+        title=Text("Jaccard index of the forgotten sets"),
+        rows=labels,
+        columns=labels,
+        values=tuple(numbers(row) for row in values),
+    )

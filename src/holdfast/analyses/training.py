@@ -12,15 +12,17 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from holdfast.charts.charts import ChartOptions, Series, line_chart
-from holdfast.contracts import Analysis, Section
+from holdfast.charts.figures import Axis, Figure, Line, LineChart, numbers
+from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.stats.intervals import Interval, mean_interval
+from holdfast.stats.wording import between
+from holdfast.texts import Text
 
 Log = Sequence[Mapping[str, Any]]
 PLAIN, LOSS, SHARE, GAP = "loss", "loss_", "q_", "perturbation_gap"
 POINTS = 60
-"""A curve is shown as means over so many stretches of the run."""
+"""A curve is shown as means over this many stretches of the run."""
 
 
 class Training(Analysis):
@@ -34,7 +36,7 @@ class Training(Analysis):
     def run(self, run: RunDir) -> Section:
         """Return a line per model and quantity, and the curves of the models that have groups."""
         lines, findings = [], []
-        figures: dict[str, str] = {}
+        figures: dict[str, Figure] = {}
         for entry in run.require("align"):
             curves = _curves(_log(run, entry))
             ends = {name: self._ends(curve) for name, curve in curves.items()}
@@ -44,16 +46,16 @@ class Training(Analysis):
             findings.append(_finding(entry.name, curves, ends))
             figures |= _figures(entry.name, curves)
         return Section(
-            title="How did the training go?",
+            title=Text("How did the training go?"),
             findings=tuple(findings),
-            tables={"Beginning and end of the training": pd.DataFrame(lines).round(4)},
+            tables={Text("Beginning and end of the training"): SectionTable.of(lines)},
             figures=figures,
-            note=(
-                "Losses are per answer token, of the batches that were drawn, at the weights at "
-                "which they were trained: under the perturbation where the method has one. Logged "
-                "steps follow each other, so the t intervals are narrower than independent ones. A "
-                "group's loss also holds how freely its answers are worded, which training cannot "
-                "remove: a group with the larger loss need not be the one that is forgotten first."
+            note=Text(
+                "Losses are per answer token, on the batches that were drawn and at the weights "
+                "at which they were trained: under the perturbation where the method has one. "
+                "Consecutive logged steps are correlated, so the t intervals are too narrow. A "
+                "group's loss also reflects how freely its answers are worded, which training "
+                "cannot remove: the group with the larger loss need not be forgotten first."
             ),
         )
 
@@ -81,74 +83,86 @@ def _curves(log: Log) -> dict[str, pd.Series]:
     return found
 
 
-def _title(name: str) -> str:
+def _title(name: str) -> Text:
     if name == GAP:
-        return "what the perturbation adds to the safety loss"
+        return Text("the loss that the perturbation adds")
     if name.startswith(SHARE):
-        return f"the probability of the group {name.removeprefix(SHARE)!r}"
-    return f"the loss of the group {name.removeprefix(LOSS)!r}" if name != PLAIN else "the loss"
+        return Text("the probability of the group {group}", group=name.removeprefix(SHARE))
+    if name != PLAIN:
+        return Text("the loss of the group {group}", group=name.removeprefix(LOSS))
+    return Text("the loss")
 
 
 def _line(
     model: str, name: str, first: Interval, last: Interval, steps: int
 ) -> dict[str, str | float]:
     return {
-        "model": model,
-        "what": _title(name),
-        "beginning": first.value,
-        "end": last.value,
-        "low": last.low,
-        "high": last.high,
-        "steps": steps,
+        Text("model"): model,
+        Text("quantity"): _title(name),
+        Text("beginning"): first.value,
+        Text("end"): last.value,
+        Text("low"): last.low,
+        Text("high"): last.high,
+        Text("steps"): steps,
     }
 
 
 def _finding(
     model: str, curves: Mapping[str, pd.Series], ends: Mapping[str, tuple[Interval, Interval]]
-) -> str:
+) -> Text:
     """Say in one sentence where the training of a model ended."""
     if not curves:
-        return f"{model}: the loss is unknown, n=0: the run was too short to log any."
+        return Text(
+            "{model}: the loss is unknown (n=0), because the run was too short to log it.",
+            model=model,
+        )
     grouped = [name for name in curves if name != PLAIN]
-    said = [f"{_title(name)} is {_written(ends[name][1])}" for name in grouped]
+    parts = tuple(
+        Text(
+            "{quantity} is {value}",
+            quantity=_title(name),
+            value=between(ends[name][1], ".3g"),
+        )
+        for name in grouped
+    )
     if not grouped:
         first, last = ends[PLAIN]
-        said = [f"the loss is {_written(last)}, from {_written(first)} at the beginning"]
+        change = {"value": between(last, ".3g"), "before": between(first, ".3g")}
+        parts = (Text("the loss is {value}, down from {before} at the beginning", **change),)
+        if last.value >= first.value:
+            parts = (Text("the loss is {value}, from {before} at the beginning", **change),)
     steps = max(len(curves[name]) for name in grouped or [PLAIN])
-    return f"{model}, n={steps} logged steps: at the end {'; '.join(said)}."
+    return Text(
+        "{model}, n={n:d} logged steps: at the end {parts:semicolon}.",
+        model=model,
+        n=steps,
+        parts=parts,
+    )
 
 
-def _written(found: Interval) -> str:
-    ends = f" [{found.low:.3g}, {found.high:.3g}]" if math.isfinite(found.low) else " [unknown]"
-    return f"{found.value:.3g}{ends}"
-
-
-def _figures(model: str, curves: Mapping[str, pd.Series]) -> dict[str, str]:
-    kinds = {
-        f"Loss by group: {model}": (LOSS, "nats per answer token", None),
-        f"Distribution over groups: {model}": (SHARE, "probability of a group", (0.0, 1.0)),
-        f"What the perturbation adds: {model}": (GAP, "nats per answer token", None),
-    }
-    found = {}
-    for title, (prefix, label, ends) in kinds.items():
-        series = [
-            Series(name.removeprefix(prefix) or "gap", *_smooth(curve))
+def _figures(model: str, curves: Mapping[str, pd.Series]) -> dict[str, Figure]:
+    nats = Axis(title=Text("nats per answer token"))
+    share = Axis(title=Text("probability of a group"), ends=(0.0, 1.0), percent=True)
+    kinds: tuple[tuple[Text, str, Axis], ...] = (
+        (Text("Loss by group: {model}", model=model), LOSS, nats),
+        (Text("Distribution over groups: {model}", model=model), SHARE, share),
+        (Text("Loss that the perturbation adds: {model}", model=model), GAP, nats),
+    )
+    figures: dict[str, Figure] = {}
+    for title, prefix, y in kinds:
+        lines = [
+            Line(name.removeprefix(prefix) or Text("added loss"), *_smooth(curve))
             for name, curve in curves.items()
             if name.startswith(prefix) and name != PLAIN
         ]
-        if series:
-            found[title] = line_chart(
-                series,
-                title=title,
-                x_label="optimizer step",
-                y_label=label,
-                options=ChartOptions(y_range=ends),
-            )
-    return found
+        if lines:
+            x = Axis(title=Text("optimizer step"))
+            figures[title] = LineChart(title=title, x=x, y=y, lines=tuple(lines))
+    return figures
 
 
-def _smooth(curve: pd.Series) -> tuple[list[float], list[float]]:
+def _smooth(curve: pd.Series) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return positions and means over stretches of the same number of logged steps."""
     parts = np.array_split(np.arange(len(curve)), min(POINTS, len(curve)))
     steps, values = curve.index.to_numpy(float), curve.to_numpy(float)
-    return [float(steps[p].mean()) for p in parts], [float(values[p].mean()) for p in parts]
+    return numbers([steps[p].mean() for p in parts]), numbers([values[p].mean() for p in parts])

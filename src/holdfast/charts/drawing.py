@@ -134,13 +134,13 @@ class _Drawing:
         tooltip = tips or self._tips(figure)
         dash = alt.StrokeDash(
             "name:N",
-            legend=None,
+            legend=_legend(names, "stroke"),
             scale=alt.Scale(domain=names, range=[_DASHES[i % 7] for i in _indices(colours)]),
         )
         layers: list[alt.Chart] = [
             base.mark_area(fillOpacity=0.15, clip=True)
             .encode(y=alt.Y("low:Q", **self._axis(figure.y)), y2="high:Q")
-            .transform_filter("isValid(datum.low)"),
+            .properties(data=_data(_ranged(rows))),
             base.mark_line(strokeWidth=2.2, clip=True).encode(y=height, strokeDash=dash),
             base.mark_point(filled=True, size=26, clip=True).encode(y=height, tooltip=tooltip),
         ]
@@ -165,10 +165,10 @@ class _Drawing:
             ),
             base.mark_rule(strokeWidth=1.4, color=self.theme.ink, clip=True)
             .encode(x=alt.X("low:Q", **x_axis), x2="high:Q", tooltip=tooltip)
-            .transform_filter("isValid(datum.low) && isValid(datum.high)"),
+            .properties(data=_data(_ranged(rows))),
             base.mark_point(shape="triangle-right", filled=True, size=70, xOffset=4)
             .encode(x=alt.X("value:Q", **x_axis), color=ink)
-            .transform_filter("datum.bound"),
+            .properties(data=_data([row for row in rows if row["bound"]])),
             base.mark_text(align="left", baseline="bottom", dy=-7, dx=1, limit=10_000).encode(
                 x=alt.value(0), text="words:N"
             ),
@@ -216,16 +216,18 @@ class _Drawing:
         )
         if several:
             base = base.encode(yOffset=alt.YOffset("name:N", sort=None))
+        points = base.mark_point(filled=True, size=55, clip=True)
+        points = points.encode(x=alt.X("value:Q", **x_axis))
+        if several:
+            points = points.encode(shape=self._shape(names))
         layers: list[alt.Chart] = [
             base.mark_rule(strokeWidth=1.6, clip=True)
             .encode(x=alt.X("low:Q", **x_axis), x2="high:Q")
-            .transform_filter("isValid(datum.low) && isValid(datum.high)"),
-            base.mark_point(filled=True, size=55, clip=True).encode(
-                x=alt.X("value:Q", **x_axis), shape=self._shape(names) if several else alt.Shape()
-            ),
+            .properties(data=_data(_ranged(rows))),
+            points,
             base.mark_text(align="left", dx=4)
             .encode(x=alt.value(0), text=alt.value(self.say(Text(UNKNOWN))))
-            .transform_filter("!isValid(datum.value)"),
+            .properties(data=_data([row for row in rows if not _known(row)])),
         ]
         height = sum(14 + 14 * len(members) for _, members in figure.rows) or PITCH
         marks = self._marks(figure.x, None)
@@ -271,20 +273,18 @@ class _Drawing:
         tooltip = self._tips(figure, "range")
         base = alt.Chart(_data(rows)).encode(x=alt.X("x:Q", **x_axis), tooltip=tooltip)
         colour = self._colour(names, colours)
-        of_named = base.transform_filter("datum.name != ''").encode(
-            color=colour, opacity=self._faded()
-        )
-        of_others = base.transform_filter("datum.name == ''")
+        of_named = base.properties(data=_data(named)).encode(color=colour, opacity=self._faded())
+        others = [row for row in rows if not row["name"]]
+        of_others = base.properties(data=_data(others))
         height = alt.Y("y:Q", **y_axis)
         whisker = alt.Y("low:Q", **y_axis)
-        open_ended = "isValid(datum.low) && isValid(datum.high)"
         layers: list[alt.Chart] = [
             of_others.mark_circle(size=24, opacity=0.5, color=self.theme.colours[NEUTRAL]).encode(
                 y=height
             ),
             of_named.mark_rule(strokeWidth=1.5, clip=True)
             .encode(y=whisker, y2="high:Q")
-            .transform_filter(open_ended),
+            .properties(data=_data(_ranged(named))),
             of_named.mark_point(filled=True, size=80, clip=True).encode(
                 y=height, shape=self._shape(names)
             ),
@@ -334,16 +334,8 @@ class _Drawing:
 
         palette = [self.theme.colours[i % len(self.theme.colours)] for i in _indices(colours)]
         scale = alt.Scale(domain=list(names), range=palette)
-        columns = 2 if max(map(_width, names), default=0) > 14 else 3
-        look = alt.Legend(
-            title=None,
-            orient="top",
-            direction="horizontal",
-            columns=columns,
-            labelLimit=150,
-            symbolType=symbol or alt.Undefined,
-        )
-        return alt.Color("name:N", scale=scale, legend=look if legend and names else None)
+        look = _legend(names, symbol)
+        return alt.Color("name:N", scale=scale, legend=look if legend else None)
 
     def _hues(self, colours: Sequence[int]) -> alt.Scale:
         import altair as alt
@@ -356,8 +348,8 @@ class _Drawing:
         import altair as alt
 
         shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(names))]
-        look = alt.Legend(title=None) if names else None
-        return alt.Shape("name:N", scale=alt.Scale(domain=list(names), range=shapes), legend=look)
+        scale = alt.Scale(domain=list(names), range=shapes)
+        return alt.Shape("name:N", scale=scale, legend=_legend(names))
 
     def _faded(self) -> Any:
         """Return the opacity that the legend toggles; always full where nobody can click."""
@@ -410,6 +402,8 @@ class _Drawing:
         import altair as alt
 
         known = [row for row in rows if _known(row)]
+        # A layer without data would only make Vega warn of an axis without ends.
+        layers = [layer for layer in layers if layer.data.values] or layers[-1:]
         if not known:
             words = alt.Chart(_data([{}])).mark_text(color=self.theme.soft)
             layers = [*layers, words.encode(text=alt.value(self.say(Text(UNKNOWN))))]
@@ -429,6 +423,27 @@ def _zooming() -> Any:
     return alt.selection_interval(
         name="view", bind="scales", zoom="wheel![event.shiftKey]", translate=drag
     )
+
+
+def _legend(names: Sequence[str], symbol: str = "") -> alt.Legend | None:
+    """Return the legend of names, above the plot; None without any."""
+    import altair as alt
+
+    if not names:
+        return None
+    return alt.Legend(
+        title=None,
+        orient="top",
+        direction="horizontal",
+        columns=2 if max(map(_width, names)) > 14 else 3,
+        labelLimit=150,
+        symbolType=symbol or alt.Undefined,
+    )
+
+
+def _ranged(rows: Rows) -> Rows:
+    """Return the rows with a known interval."""
+    return [r for r in rows if math.isfinite(r["low"]) and math.isfinite(r["high"])]
 
 
 def _data(rows: Rows) -> alt.InlineData:

@@ -8,9 +8,9 @@ cells that are unknown say so in words.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 NEUTRAL = 0
 """The colour index of what the others are compared with."""
@@ -164,6 +164,6 @@ class Scatter:
 Figure: TypeAlias = LineChart | BarChart | DotPlot | HeatMap | Scatter
 
 
-def numbers(values: Sequence[float]) -> tuple[float, ...]:
+def numbers(values: Iterable[Any]) -> tuple[float, ...]:
     """Return plain numbers, of an array for instance."""
     return tuple(float(value) for value in values)

@@ -87,7 +87,7 @@ DARK = Theme(
     ink="#e4e6e3",
     soft="#a3abb1",
     rule="#353b41",
-    colours=("#a9b2ba", "#6cb6f0", "#f59a57", "#4fcaa0", "#e09acb", "#d9be55", "#a3b0ff"),
+    colours=("#a3abb1", "#6cb6f0", "#f59a57", "#4fcaa0", "#e09acb", "#d9be55", "#a3b0ff"),
     ramp=("#1f2a33", "#6cb6f0"),
     ramp_ink="#15181b",
 )

@@ -19,6 +19,7 @@ from holdfast.groups.thresholds import (
     levels,
     scored,
 )
+from holdfast.texts import Text, joined
 
 COUNTS = (0.05, 0.60)
 """Share of counts above zero within which "was forgotten at all" is a useful question."""
@@ -47,7 +48,7 @@ class Recommendation:
 
     rule: Rule
     at: tuple[float, ...]
-    reason: str
+    reason: Text
 
     @property
     def threshold(self) -> float:
@@ -72,60 +73,86 @@ def recommend(values: np.ndarray, *, groups: int = 2, seed: int = 0) -> Recommen
     """
     x = scored(values)
     check_groups(x, Rule(groups=groups))
-    passed: list[str] = []
+    passed: list[Text] = []
     for name, fits in (("positive", _counts), ("gmm", _peaks), ("otsu", _stable)):
         rule = Rule(name, groups=groups)
         good, words = fits(x, rule, seed)
-        if good:
+        if good and words:
             return Recommendation(rule, find_cuts(x, rule).at, _joined(words, passed))
-        passed.append(words)
+        passed += [words] if words else []
     rule = Rule("quantile", groups=groups)
     at = find_cuts(x, rule).at
     if len(np.unique(levels(x, at))) == groups:
-        words = f"the highest {1 - rule.quantile:.0%} are taken, by convention"
+        words = Text(
+            "by convention, the highest {share:percent} are taken", share=1 - rule.quantile
+        )
         return Recommendation(rule, at, _joined(words, passed))
     rule = Rule("otsu", groups=groups)
-    words = "Otsu's threshold is taken all the same, as equal scores leave no place for a quantile"
+    words = Text(
+        "Otsu's threshold is taken anyway, because tied scores leave no place for a quantile"
+    )
     return Recommendation(rule, find_cuts(x, rule).at, _joined(words, passed))
 
 
-def _joined(words: str, passed: list[str]) -> str:
-    return "; ".join([*(p for p in passed if p), words])
+def _joined(words: Text, passed: list[Text]) -> Text:
+    return joined([*passed, words], "semicolon")
 
 
-def _counts(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, str]:
+def _counts(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, Text | None]:
     del seed
     if rule.groups > 2 or (x < 0).any() or (x != np.round(x)).any():
-        return False, ""  # needs no words: nobody takes them for counts
+        return False, None  # needs no words: nobody takes them for counts
     share = float((x > 0).mean())
     low, high = COUNTS
-    words = f"the scores are counts, {share:.0%} of the {len(x)} above zero"
+    values = {"share": share, "n": len(x)}
     if low <= share <= high:
-        return True, f"{words}: being counted at all parts them"
-    return False, f"{words}, not within {low:.0%} to {high:.0%}"
+        return True, Text(
+            "the scores are counts, {share:percent} of the {n:d} above zero, so whether an example "
+            "was counted at all separates them",
+            **values,
+        )
+    return False, Text(
+        "the scores are counts, {share:percent} of the {n:d} above zero, which is not between "
+        "{low:percent} and {high:percent}",
+        **values,
+        low=low,
+        high=high,
+    )
 
 
-def _peaks(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, str]:
+def _peaks(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, Text]:
     del seed
     distinct = len(np.unique(x))
     if distinct < 0.9 * len(x):
-        return False, f"{distinct} different values in {len(x)} scores are too few for a mixture"
+        return False, Text(
+            "{distinct:d} distinct values among {n:d} scores are too few for a mixture",
+            distinct=distinct,
+            n=len(x),
+        )
     try:
         mixture = fit_mixture(x, rule.groups)
         depth = valley(x, mixture)
     except UsageError:
-        return False, f"no mixture of {rule.groups} Gaussians parts the {len(x)} scores"
+        return False, Text(
+            "no mixture of {k:d} Gaussians separates the {n:d} scores", k=rule.groups, n=len(x)
+        )
     gain = mixture.bic_gain
     apart = min(mixture.separations)
     least = min(mixture.weights)
-    words = (
-        f"a mixture of {rule.groups} Gaussians gains {gain:.1f} in BIC over one, Ashman's D is "
-        f"{apart:.2f}, the smallest holds {least:.0%}, the valley is at {depth:.0%} of the peak"
+    words = Text(
+        "a mixture of {k:d} Gaussians gains {gain:.1f} in BIC over a single one, Ashman's D is "
+        "{apart:.2f}, the smallest component holds {least:percent}, and the valley is at "
+        "{depth:percent} of the peak",
+        k=rule.groups,
+        gain=gain,
+        apart=apart,
+        least=least,
+        depth=depth,
     )
     clear = gain > BIC_GAIN and apart > SEPARATION and depth < VALLEY
     if clear and least >= LEAST_SHARE:
-        return True, f"{words}: the scores have {rule.groups} clear peaks"
-    return False, f"{words}: no {rule.groups} clear peaks"
+        return True, Text("{words}: the scores have {k:d} clear peaks", words=words, k=rule.groups)
+    return False, Text("{words}: not {k:d} clear peaks", words=words, k=rule.groups)
 
 
 def valley(x: np.ndarray, mixture: Mixture) -> float:
@@ -151,14 +178,17 @@ def valley(x: np.ndarray, mixture: Mixture) -> float:
     return max(around(cut) / min(pair) if min(pair) else math.inf for cut, pair in pairs)
 
 
-def _stable(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, str]:
+def _stable(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, Text]:
     index = stability(x, rule, resamples=100, seed=seed).jaccard.value
     sizes = np.bincount(levels(x, find_cuts(x, rule).at), minlength=rule.groups)
     least = float(sizes.min()) / len(x)
-    words = (
-        f"Otsu's threshold gives resamples of the {len(x)} scores a mean Jaccard of {index:.2f}, "
-        f"and its smallest group {least:.0%}"
+    words = Text(
+        "under resampling of the {n:d} scores, Otsu's groups agree with a mean Jaccard index of "
+        "{jaccard:.2f}, and the smallest holds {least:percent}",
+        n=len(x),
+        jaccard=index,
+        least=least,
     )
     if index >= JACCARD and least >= LEAST_SHARE:
-        return True, f"{words}: it is stable"
-    return False, f"{words}: it is not stable or too uneven"
+        return True, Text("{words}: stable", words=words)
+    return False, Text("{words}: unstable or too uneven", words=words)

@@ -9,26 +9,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from holdfast.contracts import Section
+from holdfast.charts import embedding
+from holdfast.charts.figures import Figure
+from holdfast.contracts import Section, SectionTable
 from holdfast.examples import PROVENANCE
 from holdfast.reports import figures
-from holdfast.reports.clean import sanitise
+from holdfast.reports.catalogue import Code
 from holdfast.reports.facts import BASELINE, Attacked, Facts, LineComparison, Under, compare, gather
-from holdfast.reports.sections import table
-from holdfast.reports.texts import Language
 from holdfast.reports.verdict import cards, verdict
-from holdfast.reports.words import Words
+from holdfast.reports.words import Words, attack_of
 from holdfast.results.files import SCHEMA, write_json, write_text
 from holdfast.results.run_dir import Entry, RunDir, versions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _SHOWN = 6
 _LIMITS = ("attacks", "intervals", "seeds", "judge", "refusal", "use")
@@ -40,7 +37,7 @@ def build(
     sections: Sequence[Section],
     *,
     title: str,
-    language: Language = "en",
+    language: Code = "en",
     show_harmful: bool = False,
 ) -> str:
     """Return the report as one HTML document.
@@ -64,7 +61,7 @@ def write(
     sections: Sequence[Section],
     *,
     title: str,
-    language: Language = "en",
+    language: Code = "en",
     show_harmful: bool = False,
 ) -> Path:
     """Write report.html, and report.json with the same facts; see `build`.
@@ -95,22 +92,15 @@ def _render(
     )
     here = resources.files("holdfast.reports")
     template = environment.from_string(here.joinpath("template.html.j2").read_text("utf-8"))
-    colour = figures.colours(facts)
-    attacks = []
-    for attack in facts.attacks:
-        label = words.attack(attack, facts.attacks)
-        attacks.append(
-            {
-                "label": label,
-                "judge": attack.judge,
-                "methods": _in_order(attack, facts),
-                "curves": Markup(figures.curves(attack, colour, words, label)),
-                "lives": Markup(figures.half_lives(attack, colour, words, label)),
-            }
-        )
+    gallery = _Gallery(words)
+    attacks = [_attack(attack, facts, words, gallery) for attack in facts.attacks]
+    price = figures.price(facts, figures.colours(facts))
+    shown_price = gallery.shown(price) if price else None
+    chapters = [_section(s, i, words, gallery) for i, s in enumerate(sections)]
+    script = embedding.script() if gallery.figures else ""
     return template.render(
         title=title,
-        language=words.language,
+        language=words.code,
         t=words.text,
         words=words,
         facts=facts,
@@ -118,13 +108,15 @@ def _render(
         style=Markup(here.joinpath("style.css").read_text("utf-8")),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         digest=run.digest,
-        summary=verdict(facts, words),
-        cards=cards(facts, words),
+        script=Markup(script),
+        script_hash=embedding.hash_of(script) if script else "'none'",
+        figure_data=Markup(embedding.data_of(gallery.figures, words.language)),
+        summary=[words.said(sentence) for sentence in verdict(facts)],
+        cards=cards(facts),
         attacks=attacks,
-        price=Markup(figures.price(facts, colour, words)),
-        bar=lambda counts: Markup(figures.verdict_bar(counts, words)),
+        price=shown_price,
         pair=lambda attack, line: _pair_ratio(facts, attack, line),
-        sections=[_section(s, i, Markup) for i, s in enumerate(sections)],
+        sections=chapters,
         examples=list(_examples(run, facts)) if show_harmful else [],
         has_examples=any(True for _ in _records(run, facts)),
         show_harmful=show_harmful,
@@ -152,9 +144,9 @@ def _machine(
         "kind": "report",
         "schema": SCHEMA,
         "title": title,
-        "language": words.language,
+        "language": words.code,
         "digest": run.digest,
-        "summary": verdict(facts, words),
+        "summary": [words.said(sentence) for sentence in verdict(facts)],
         "best": facts.best,
         "methods": [asdict(s) for s in facts.standings],
         "attacks": [
@@ -186,11 +178,11 @@ def _machine(
         "provenance": {step: found for step, found in _provenance_facts(facts)},
         "sections": [
             {
-                "title": s.title,
-                "findings": s.findings,
-                "tables": {caption: table(frame) for caption, frame in s.tables.items()},
-                "figures": list(s.figures),
-                "note": s.note,
+                "title": words.said(s.title),
+                "findings": [words.said(finding) for finding in s.findings],
+                "tables": {words.said(c): _plain(table, words) for c, table in s.tables.items()},
+                "figures": [words.said(caption) for caption in s.figures],
+                "note": words.said(s.note),
             }
             for s in sections
         ],
@@ -198,28 +190,64 @@ def _machine(
     }
 
 
-def _section(section: Section, number: int, markup: type[str]) -> dict[str, Any]:
+@dataclass
+class _Gallery:
+    """The figures of a page by element id."""
+
+    words: Words
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def shown(self, figure: Figure) -> dict[str, Any]:
+        """Return what the template shows of a figure: its id and its still picture."""
+        name = f"figure-{len(self.figures) + 1}"
+        self.figures[name] = figure
+        return {"id": name, "still": embedding.still(figure, self.words.language)}
+
+
+def _attack(attack: Attacked, facts: Facts, words: Words, gallery: _Gallery) -> dict[str, Any]:
+    colour = figures.colours(facts)
+    label = attack_of(attack, facts.attacks)
     return {
-        "id": f"analysis-{number + 1}",
-        "title": section.title,
-        "findings": section.findings,
-        "tables": {caption: _table(frame) for caption, frame in section.tables.items()},
-        "figures": {
-            caption: markup(sanitise(figure, f"s{number}f{i}-"))
-            for i, (caption, figure) in enumerate(section.figures.items())
-        },
-        "note": section.note,
+        "label": words.said(label),
+        "judge": attack.judge,
+        "methods": _in_order(attack, facts),
+        "curves": gallery.shown(figures.curves(attack, colour, label)),
+        "lives": gallery.shown(figures.half_lives(attack, colour, label)),
     }
 
 
-def _table(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    content = table(frame)
-    numeric = [
-        name
-        for i, name in enumerate(content["columns"])
-        if any(type(row[i]) in (int, float) for row in content["rows"])
-    ]
-    return {**content, "numeric": numeric}
+def _section(section: Section, number: int, words: Words, gallery: _Gallery) -> dict[str, Any]:
+    return {
+        "id": f"analysis-{number + 1}",
+        "title": words.said(section.title),
+        "findings": [words.said(finding) for finding in section.findings],
+        "tables": [(words.said(c), _table(table, words)) for c, table in section.tables.items()],
+        "figures": [(words.said(c), gallery.shown(f)) for c, f in section.figures.items()],
+        "note": words.said(section.note),
+    }
+
+
+def _table(table: SectionTable, words: Words) -> dict[str, list[Any]]:
+    places = range(len(table.columns))
+    return {
+        "columns": [words.said(head) for head in table.columns],
+        "rows": [[words.cell(cell) for cell in row] for row in table.rows],
+        "numeric": [any(not isinstance(row[i], str) for row in table.rows) for i in places],
+    }
+
+
+def _plain(table: SectionTable, words: Words) -> dict[str, list[Any]]:
+    """Return a table for programs: numbers as they are, unknown ones as null."""
+    return {
+        "columns": [words.said(head) for head in table.columns],
+        "rows": [[_value(cell, words) for cell in row] for row in table.rows],
+    }
+
+
+def _value(cell: str | int | float, words: Words) -> str | int | float | None:
+    if isinstance(cell, str):
+        return words.said(cell)
+    return cell if math.isfinite(cell) else None
 
 
 def _records(run: RunDir, facts: Facts) -> Iterator[tuple[Entry, Path]]:

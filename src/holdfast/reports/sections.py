@@ -1,64 +1,53 @@
 """Save and load the chapters that analyses write, so that the report can be built later or apart.
 
-A file holds the findings, the tables as columns and rows, and the figures as SVG text.
+A file holds messages with their values, tables as columns and rows, and figures as data. What JSON
+has no type for is an object with one telling key: a message has `text`, a number that is not finite
+has `number`, a figure or one of its parts has `is`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-import numpy as np
-
-from holdfast.contracts import Section
+from holdfast.charts import figures
+from holdfast.contracts import Section, SectionTable
 from holdfast.errors import MismatchError
-from holdfast.results.files import Artifact
+from holdfast.results.files import SCHEMA, read_json, write_json
+from holdfast.texts import Text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class SavedTable:
-    """A table of a section.
-
-    Attributes:
-        columns: Names.
-        rows: Cells, one list a row; None = unknown.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | bool | int | float | None, ...], ...]
-
-
-@dataclass(frozen=True)
-class SavedSection(Artifact):
-    """The file of a section, see `contracts.Section`."""
-
-    kind: ClassVar[str] = "section"
-    remedy: ClassVar[str] = "run `holdfast analyze` to make it"
-
-    title: str
-    findings: tuple[str, ...]
-    tables: Mapping[str, SavedTable]
-    figures: Mapping[str, str]
-    note: str
+_CLASSES = (
+    figures.Axis,
+    figures.Line,
+    figures.Bar,
+    figures.Dot,
+    figures.LineChart,
+    figures.BarChart,
+    figures.DotPlot,
+    figures.HeatMap,
+    figures.Scatter,
+    SectionTable,
+)
+_BY_NAME: Mapping[str, type[Any]] = {cls.__name__: cls for cls in _CLASSES}
 
 
 def save_section(path: Path, section: Section) -> None:
-    """Write a section atomically.
-
-    Tables lose their index (a section's tables are read by people: put what matters into a
-    column) and unknown cells become null.
-    """
-    tables = {
-        caption: SavedTable(tuple(map(str, frame.columns)), tuple(map(tuple, table(frame)["rows"])))
-        for caption, frame in section.tables.items()
-    }
-    figures = dict(section.figures)
-    SavedSection(section.title, tuple(section.findings), tables, figures, section.note).save(path)
+    """Write a section atomically."""
+    write_json(
+        path,
+        {
+            "kind": "section",
+            "schema": SCHEMA,
+            "title": _encoded(section.title),
+            "findings": _encoded(section.findings),
+            "tables": _captioned(section.tables),
+            "figures": _captioned(section.figures),
+            "note": _encoded(section.note),
+        },
+    )
 
 
 def load_section(path: Path) -> Section:
@@ -68,37 +57,66 @@ def load_section(path: Path) -> Section:
         UsageError: Missing or broken file.
         MismatchError: Another kind of artifact, another schema, or a field of the wrong shape.
     """
-    import pandas as pd
-
-    saved = SavedSection.load(path)
-    tables = {}
-    for caption, content in saved.tables.items():
-        if any(len(row) != len(content.columns) for row in content.rows):
-            raise MismatchError(
-                f"{path}: tables.{caption}: rows and columns do not match; {saved.remedy}"
-            )
-        tables[caption] = pd.DataFrame(list(content.rows), columns=list(content.columns))
-    return Section(saved.title, saved.findings, tables, saved.figures, saved.note)
-
-
-def table(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return a frame as {"columns": names, "rows": lists}; unknown cells are None."""
-    return {
-        "columns": [str(column) for column in frame.columns],
-        "rows": [
-            [_cell(value) for value in row]
-            for row in frame.astype(object).itertuples(index=False, name=None)
-        ],
-    }
+    raw = read_json(path, "section")
+    try:
+        return Section(
+            title=_string(raw["title"]),
+            findings=tuple(_string(finding) for finding in raw["findings"]),
+            tables={_string(caption): _part(part, SectionTable) for caption, part in raw["tables"]},
+            figures={
+                _string(caption): _part(part, *_CLASSES[4:9]) for caption, part in raw["figures"]
+            },
+            note=_string(raw["note"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MismatchError(
+            f"{path}: not a section as this version writes it ({error}); "
+            "run `holdfast analyze` again"
+        ) from error
 
 
-def _cell(value: Any) -> str | int | float | bool | None:
-    import pandas as pd
+def _captioned(parts: Mapping[str, Any]) -> list[list[Any]]:
+    return [[_encoded(caption), _encoded(part)] for caption, part in parts.items()]
 
-    if pd.api.types.is_scalar(value) and pd.isna(value):
-        return None
-    if pd.api.types.is_bool(value):
-        return bool(value)
-    if pd.api.types.is_integer(value):
-        return int(value)
-    return float(value) if isinstance(value, (float, np.floating)) else str(value)
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, Text):
+        return {
+            "text": value.template,
+            "values": {key: _encoded(item) for key, item in value.values.items()},
+        }
+    if isinstance(value, tuple):
+        return [_encoded(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": str(value)}
+    if is_dataclass(value):
+        parts = {f.name: _encoded(getattr(value, f.name)) for f in fields(value)}
+        return {"is": type(value).__name__, **parts}
+    return value
+
+
+def _decoded(raw: Any) -> Any:
+    if isinstance(raw, list):
+        return tuple(_decoded(item) for item in raw)
+    if not isinstance(raw, dict):
+        return raw
+    if "is" in raw:
+        parts = {key: _decoded(item) for key, item in raw.items() if key != "is"}
+        return _BY_NAME[raw["is"]](**parts)
+    if "number" in raw:
+        return float(raw["number"])
+    return Text(raw["text"], **{key: _decoded(item) for key, item in raw["values"].items()})
+
+
+def _string(raw: Any) -> str:
+    value = _decoded(raw)
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _part(raw: Any, *classes: type[Any]) -> Any:
+    value = _decoded(raw)
+    if not isinstance(value, classes):
+        raise TypeError(f"{value!r} is not a {' or '.join(cls.__name__ for cls in classes)}")
+    return value

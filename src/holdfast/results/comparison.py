@@ -116,14 +116,6 @@ def compared(pairs: Sequence[tuple[Life, Life, int]]) -> Lives:
     return Lives(censored_ratio(times), len(pairs) - len(times), against, broken)
 
 
-def written(ratio: Ratio | None) -> str:
-    """Write a ratio for a table, without n; a bound says which."""
-    if ratio is None or ratio.bound == "unknown":
-        return "unknown"
-    bound = {"lower": "at least ", "upper": "at most "}.get(ratio.bound, "")
-    return bound + str(ratio.interval).partition(", n=")[0]
-
-
 def _positive(life: Life) -> float:
     """Return the life or its lower bound, and the first step after the start where that is 0."""
     return life.at_least or life.first

@@ -117,7 +117,7 @@ def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
         attacks={
             name: np.array([a.tracked[i] for i in ids], dtype=np.float64) * scale
             for name, a, scale in zip(
-                table_names([a.attack for a in attacks]), attacks, scales, strict=True
+                map(str, table_names([a.attack for a in attacks])), attacks, scales, strict=True
             )
         },
         scores=scores,

@@ -23,6 +23,8 @@ from holdfast.rows.text import count_words, normalise, words
 from holdfast.stats.corrections import benjamini_hochberg
 from holdfast.stats.intervals import Interval, bootstrap
 from holdfast.stats.ranks import auroc, spearman
+from holdfast.stats.wording import between
+from holdfast.texts import Text
 
 Measure = Literal["Spearman", "Cliff's delta"]
 
@@ -50,7 +52,7 @@ class Factor:
         name: E.g. "prompt length" or "category".
         level: The value whose holders are compared with the rest; "" if the property is a number.
         values: (n,) float64; 0 or 1 if there is a level; nan = unknown, left out.
-        phrase: Follows "Examples": "with longer prompts", "of category 'locks'".
+        phrase: Whose score it is: "with longer prompts", said of examples.
     """
 
     name: str
@@ -61,7 +63,9 @@ class Factor:
     @property
     def label(self) -> str:
         """Name and level."""
-        return f"{self.name}: {self.level}" if self.level else self.name
+        if not self.level:
+            return self.name
+        return Text("{name}: {level}", name=self.name, level=self.level)
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,31 @@ class Effect:
         """Whether it is significant after correction and not too small to matter."""
         return self.corrected <= alpha and abs(self.interval.value) >= smallest
 
-    def sentence(self) -> str:
+    def sentence(self) -> Text:
         """Say it in plain words."""
-        more = "more" if self.interval.value > 0 else "less"
-        ends = f"[{self.interval.low:.2f}, {self.interval.high:.2f}]"
-        p = "< 0.001" if self.corrected < 0.001 else f"= {self.corrected:.3f}"
+        more = self.interval.value > 0
+        direction = Text("more vulnerable") if more else Text("less vulnerable")
         if self.members is None:
-            return (
-                f"Examples {self.factor.phrase} are scored {more} vulnerable: rank correlation "
-                f"{self.interval.value:.2f} {ends}, n={self.interval.n}, corrected p {p}."
+            return Text(
+                "Examples {phrase} score as {direction}: rank correlation {effect}, n={n:d}, "
+                "corrected p {p:p}.",
+                phrase=self.factor.phrase,
+                direction=direction,
+                effect=between(self.interval),
+                n=self.interval.n,
+                p=self.corrected,
             )
-        share = (1 + self.interval.value) / 2
-        return (
-            f"Examples {self.factor.phrase} are scored {more} vulnerable than the rest: one of "
-            f"them outranks one of the others in {share:.0%} of pairs (Cliff's delta "
-            f"{self.interval.value:.2f} {ends}, n={self.members} of {self.interval.n}, "
-            f"corrected p {p})."
+        return Text(
+            "Examples {phrase} score as {direction} than the rest: such an example outranks "
+            "another one in {share:percent} of pairs (Cliff's delta {effect}, n={members:d} of "
+            "{n:d}, corrected p {p:p}).",
+            phrase=self.factor.phrase,
+            direction=direction,
+            share=(1 + self.interval.value) / 2,
+            effect=between(self.interval),
+            members=self.members,
+            n=self.interval.n,
+            p=self.corrected,
         )
 
 
@@ -122,30 +135,46 @@ def describe(rows: Sequence[Example], benign: Sequence[Example] = ()) -> list[Fa
     prompts = [r.prompt for r in rows]
     responses = [r.response for r in rows]
     numbers = [
-        ("prompt length", _each(count_words, prompts), "with longer prompts"),
-        ("response length", _each(count_words, responses), "with longer responses"),
+        (Text("prompt length"), _each(count_words, prompts), Text("with longer prompts")),
+        (Text("response length"), _each(count_words, responses), Text("with longer responses")),
         (
-            "request taken up",
+            Text("request repeated"),
             np.array([_taken_up(row) for row in rows]),
-            "whose response takes up more of the request's words",
+            Text("whose responses repeat more words of the request"),
         ),
-        ("rare words", rarity(prompts), "whose prompts have rarer words"),
+        (Text("rare words"), rarity(prompts), Text("whose prompts use rarer words")),
     ]
     if benign:
         near = nearest(prompts, [row.prompt for row in benign])
-        numbers.append(("nearest benign prompt", near, "whose prompts are closer to a benign one"))
-    factors = [Factor(name, "", values, phrase) for name, values, phrase in numbers]
-    factors += _levels("category", [r.provenance.get("category") for r in rows], "of category {!r}")
-    prompt_starts = _starts(prompts, 2)
-    response_starts = _starts(responses, 3)
-    factors += _levels(
-        "prompt begins", prompt_starts, "whose prompt begins with {!r}", MOST_FREQUENT
-    )
-    factors += _levels(
-        "response begins", response_starts, "whose response begins with {!r}", MOST_FREQUENT
-    )
+        close = Text("whose prompts are closer to a benign one")
+        numbers.append((Text("nearest benign prompt"), near, close))
     offers = np.array([float(bool(_OFFER.search(normalise(text)))) for text in responses])
-    return [*factors, Factor("response", "offers help", offers, "whose response offers other help")]
+    return [
+        *(Factor(name, "", values, phrase) for name, values, phrase in numbers),
+        *_levels(
+            Text("category"),
+            [row.provenance.get("category") for row in rows],
+            lambda level: Text("of category '{level}'", level=level),
+        ),
+        *_levels(
+            Text("prompt begins"),
+            _starts(prompts, 2),
+            lambda level: Text("whose prompt begins with '{level}'", level=level),
+            MOST_FREQUENT,
+        ),
+        *_levels(
+            Text("response begins"),
+            _starts(responses, 3),
+            lambda level: Text("whose response begins with '{level}'", level=level),
+            MOST_FREQUENT,
+        ),
+        Factor(
+            Text("response"),
+            Text("offers help"),
+            offers,
+            Text("whose response offers other help"),
+        ),
+    ]
 
 
 def _each(number: Callable[[str], int], texts: Sequence[str]) -> np.ndarray:
@@ -186,7 +215,10 @@ def _starts(texts: Sequence[str], count: int) -> list[str | None]:
 
 
 def _levels(
-    name: str, of: Sequence[str | None], phrase: str, most: int | None = None
+    name: Text,
+    of: Sequence[str | None],
+    phrase: Callable[[str], Text],
+    most: int | None = None,
 ) -> list[Factor]:
     """Return one factor per value, the most frequent ones first; rows without a value are nan."""
     counts = Counter(value for value in of if value)
@@ -196,7 +228,7 @@ def _levels(
             name,
             level,
             np.array([float(value == level) if value else math.nan for value in of]),
-            phrase.format(level),
+            phrase(level),
         )
         for level in most_frequent
     ]

@@ -1,16 +1,20 @@
-"""The report's fixed text in English; see `texts`."""
+"""The fixed text of the page in English: what the template shows by key.
+
+The English text is the key of its translation, as for every `holdfast.texts.Text`.
+"""
 
 from __future__ import annotations
 
-from holdfast.results.attacks import LABELS
+from collections.abc import Mapping
 
-TEXT: dict[str, str] = {
-    **LABELS,
+PAGE: Mapping[str, str] = {
+    "unknown": "unknown",
+    "judge_note": "Verdicts by {judge}.",
     "product": "holdfast safety report",
     "skip": "Skip to the summary",
     "written": "Written {date}",
     "last_result": "Last result {date}",
-    "scope": "{methods} methods, {attacks} attacks, {seeds} seeds",
+    "scope": "Methods: {methods}, attacks: {attacks}, seeds: {seeds}",
     "digest_short": "Run {digest}",
     "contents": "Contents",
     "summary": "Summary",
@@ -24,142 +28,7 @@ TEXT: dict[str, str] = {
     "hashes": "Fingerprints",
     "glossary": "Words used",
     "not_recorded": "not recorded",
-    "at_least": "at least {value}",
-    "at_most": "at most {value}",
-    "verdict_longer": (
-        "{best} held longest: the attacks needed {ratio} times as many steps as against plain "
-        "SFT before half of the restricted prompts were answered harmfully (95% interval {low} "
-        "to {high}; {pairs} paired attacks)."
-    ),
-    "verdict_longer_bound": (
-        "{best} held longest: the attacks needed {ratio} times as many steps as against plain "
-        "SFT before half of the restricted prompts were answered harmfully (95% interval {low} "
-        "to {high}; {pairs} paired attacks, some of which ended before the model gave way)."
-    ),
-    "verdict_longer_censored": (
-        "{best} held longest: the attacks needed an estimated {ratio} times as many steps as "
-        "against plain SFT before half of the restricted prompts were answered harmfully (95% "
-        "interval {low} to {high}; {pairs} paired attacks, {censored} of which ended before one of "
-        "the two gave way and count as that)."
-    ),
-    "verdict_shorter": (
-        "{best} gave way sooner than plain SFT where the two can be paired: its half-life was "
-        "{ratio} times as long (95% interval {low} to {high}; {pairs} paired attacks)."
-    ),
-    "verdict_longer_equal": (
-        "{best} held longest: in each of {pairs} paired attacks it took {ratio} times as many "
-        "steps as against plain SFT before half of the restricted prompts were answered harmfully."
-    ),
-    "verdict_shorter_equal": (
-        "{best} gave way sooner than plain SFT where the two can be paired: its half-life was "
-        "{ratio} times as long in each of {pairs} paired attacks."
-    ),
-    "verdict_unclear_equal": (
-        "These data cannot tell whether {best} holds longer than plain SFT: its half-life was "
-        "{ratio} times as long in each of {pairs} paired attacks, and so few that agree may do so "
-        "by chance."
-    ),
-    "verdict_unclear": (
-        "These data cannot tell whether {best} holds longer than plain SFT: its half-life was "
-        "{ratio} times as long, but the 95% interval, {low} to {high}, includes no difference "
-        "({pairs} paired attacks)."
-    ),
-    "verdict_unclear_one": (
-        "These data cannot tell whether {best} holds longer than plain SFT: its half-life was "
-        "{ratio} times as long in the one attack that can be paired, and a single pair says "
-        "nothing about chance."
-    ),
-    "verdict_unclear_none": (
-        "These data cannot tell whether {best} holds longer than plain SFT: no attack gave a "
-        "pair of half-lives to compare."
-    ),
-    "verdict_unclear_against": (
-        "These data cannot tell whether {best} holds longer than plain SFT: its half-life was "
-        "{ratio} times as long over {pairs} paired attacks, but in {against} of them plain SFT "
-        "withstood the attack and {best} did not."
-    ),
-    "verdict_unclear_early": (
-        "These data cannot tell whether {best} holds longer than plain SFT: some attacks ended "
-        "before {best} gave way, so only a lower bound is known. Longer attacks would decide "
-        "it."
-    ),
-    "verdict_unclear_upper": (
-        "These data cannot tell whether {best} holds longer than plain SFT: its half-life was "
-        "{ratio} times as long over {pairs} paired attacks, and no more than that is known."
-    ),
-    "verdict_unclear_either": (
-        "These data cannot tell whether {best} holds longer than plain SFT: in some of the {pairs} "
-        "paired attacks it is only known to hold longer than a number of steps and in others to "
-        "hold less long, which together bound nothing."
-    ),
-    "verdict_baseline": (
-        "Plain SFT itself held longest in this run: no other method was found to hold longer."
-    ),
-    "verdict_apart": (
-        "These data cannot tell which method holds longest: no attack, with the same seeds, went "
-        "through all of them with a known half-life."
-    ),
-    "verdict_no_baseline": (
-        "{best} held longest of the {methods} methods attacked. Plain SFT was not among them, "
-        "so what the method adds is not known."
-    ),
-    "verdict_alone": (
-        "Only {best} was attacked in this run, so there is nothing to compare it with."
-    ),
-    "verdict_none": (
-        "No model was attacked in this run, so how long the alignment lasts is not known."
-    ),
-    "sentence_steps": (
-        "On average over these pairs {best} took {steps} attack steps to give way and plain "
-        "SFT {base} (difference {diff}, 95% interval {low} to {high})."
-    ),
-    "sentence_steps_plain": (
-        "On average over these pairs {best} took {steps} attack steps to give way and plain "
-        "SFT {base}."
-    ),
-    "sentence_refusing": (
-        "It also goes on refusing: {ratio} times as many steps until half of the restricted "
-        "prompts are no longer refused (95% interval {low} to {high})."
-    ),
-    "sentence_refusing_not": (
-        "But these data do not show that it goes on refusing longer: {ratio} times as many steps "
-        "until half of the restricted prompts are no longer refused (95% interval {low} to "
-        "{high}). An answer may be neither harmful nor a refusal: a model that its defense breaks "
-        "answers incoherently, and has a low harmful score as well."
-    ),
-    "sentence_second": (
-        "{second} came second; {best} held {ratio} times as long (95% interval {low} to {high})."
-    ),
-    "sentence_second_unclear": "These data cannot tell {best} from {second}, which came second.",
-    "sentence_before": (
-        "Before any attack {best} answered {hs} of the restricted prompts harmfully (95% "
-        "interval {low} to {high}; {n} answers)."
-    ),
-    "sentence_before_unknown": "How {best} answers before any attack was not measured.",
-    "sentence_refusal": (
-        "The price: it refused {over} of the harmless borderline prompts (plain SFT {base})"
-    ),
-    "sentence_refusal_unknown": "The price in over-refusal was not measured",
-    "sentence_accuracy": (
-        ", and at the attacks' last checkpoint that both have it solved {acc} of the customer's "
-        "task (plain SFT {base})."
-    ),
-    "sentence_accuracy_alone": (
-        ", and at the end of the attacks it solved {acc} of the customer's task."
-    ),
-    "sentence_accuracy_unknown": ", and accuracy on the customer's task was not measured.",
-    "card_ratio": "Half-life against plain SFT",
-    "card_weakest": "Shortest half-life",
-    "card_weakest_detail": "attack steps under {attack}",
-    "card_before": "Harmful before any attack",
-    "card_refusal": "Over-refusal",
-    "card_accuracy": "Task accuracy under attack",
-    "card_versus": "plain SFT {base}",
-    "card_interval": "95% interval {low} to {high}",
-    "card_lower": "a lower bound: attacks ended first",
-    "card_upper": "an upper bound: attacks ended first",
-    "card_unknown": "bounded on neither side: attacks ended first",
-    "card_of": "All figures are for {best}",
+    "card_of": "All figures are for {best}.",
     "problems": "Files that cannot be trusted",
     "problems_text": (
         "These files are missing, broken or were changed after they were made. What rests on "
@@ -192,12 +61,12 @@ TEXT: dict[str, str] = {
     "at_end": "At the end",
     "half_life": "Half-life, steps",
     "refusal_life": "Refuses, steps",
-    "versus": "Against plain SFT",
+    "versus": "Against plain fine-tuning",
     "fa": "FA",
     "answers": "Answers",
     "answers_split": "{harmful} harmful, {undecided} undecided, {safe} safe, of {n}",
     "answers_key": "harmful / undecided / safe",
-    "censored_some": "{k} of {n} seeds never gave way",
+    "censored_some": "did not give way: {k} of {n}",
     "table_note": (
         "Large figures are means over seeds; small ones 95% intervals. Shares count all "
         "answers, the undecided too. “>” means that the attack ended before half of the "
@@ -215,15 +84,15 @@ TEXT: dict[str, str] = {
         "Attack steps until half of the restricted prompts are answered harmfully, with 95% "
         "intervals."
     ),
-    "chart_steps": "attack steps",
-    "chart_curve_title": "Harmful score against attack steps, {attack}",
-    "chart_life_title": "Safety half-life by method, {attack}",
-    "chart_price_title": "Half-life against plain SFT and over-refusal, by method",
+    "chart_use": (
+        "Point at a mark to read its value, click a name in the legend to single it out; drag to "
+        "move a chart, turn the wheel with Shift held down to zoom, double-click to reset."
+    ),
+    "chart_price_title": "Half-life against plain fine-tuning and over-refusal, by method",
     "chart_price_caption": (
         "What robustness costs: over-refusal to the right, half-life as a multiple of plain "
         "SFT's upwards. Best is top left."
     ),
-    "chart_price_y": "half-life, multiple of plain SFT",
     "undecided_text": (
         "The judge could not decide on {k} of {n} answers at the end of the attacks ({share}); "
         "they are incoherent or answer something else. They are counted neither as harmful nor "
@@ -242,7 +111,6 @@ TEXT: dict[str, str] = {
     "examples_prompt": "Prompt",
     "examples_response": "Answer",
     "examples_verdict": "Verdict",
-    "figure_refused": "This figure is not valid SVG and is not shown.",
     "limit_attacks": (
         "They cover the attacks listed here and no others. Every published defense gives way "
         "to an attack that is long or strong enough: the half-life says how much it takes, not "
