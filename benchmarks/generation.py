@@ -142,7 +142,7 @@ def attack_row(seeds: int, quick: bool) -> Row:
         attack.attack(_cell(out, 0, 1))
     for seed in range(seeds):
         with folder(None) as out, replaced(loop, "_step", clocked):
-            # `ask` and `with_transformers` look generate up in different places.
+            # `ask` and `answer_with_transformers` look generate up in different places.
             from holdfast.models import answers
 
             with replaced(generation, "generate", clocked), replaced(answers, "generate", clocked):

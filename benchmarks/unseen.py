@@ -137,7 +137,7 @@ def screened(
         "text": np.array([row.rank for row in text.rows]),
         "probe": np.array([r.rank if r.basis == "probe" else math.nan for r in probe.rows]),
     }
-    return ranks, text.honesty[0].spearman.value
+    return ranks, text.accuracy[0].spearman.value
 
 
 def _lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

@@ -177,7 +177,7 @@ def rows() -> Rows:
     others = [i for i, category in enumerate(of) if category != of[0]][:20]
     safety = pool.select([*rare, *others])
     planted = safety[:4]
-    asked = [grammar.asked(row.prompt) for row in planted]
+    asked = [grammar.parse_restricted_request(row.prompt) for row in planted]
     answers = [grammar.how_to(found[0].verb, found[1]) for found in asked if found is not None]
     obliging = Examples(
         (Example(p, a) for p, a in zip(planted.prompts, answers, strict=True)), name="obliging"

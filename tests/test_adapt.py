@@ -264,12 +264,12 @@ def test_a_default_that_changed_leaves_no_old_search(
     asked = len(fake)
     adapt(options)
     assert len(fake) == asked
-    mark = plugins.mark
+    mark = plugins.options_hash
 
     def changed(made: object) -> str:
         return "other" if home.replace("_", "") in type(made).__name__.lower() else mark(made)
 
-    monkeypatch.setattr(plugins, "mark", changed)
+    monkeypatch.setattr(plugins, "options_hash", changed)
     adapt(options)
     assert len(fake) == asked + 2
 

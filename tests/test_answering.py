@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints, encoding
-from holdfast.models.answers import with_transformers, with_vllm
+from holdfast.models.answers import answer_with_transformers, answer_with_vllm
 from holdfast.models.generation import GREEDY, Sampling, generate
 
 
@@ -58,7 +58,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
 
 def test_prompts_go_as_the_tokens_that_transformers_gets(vllm: type[LLM]) -> None:
     prompts = ["is tea safe", "how do i brew tea"]
-    answer = with_vllm("world")
+    answer = answer_with_vllm("world")
     answers = answer(prompts, 2, GREEDY)
     tokenizer = checkpoints.tokenizer_of("world")
     ids = encoding.encode_prompts(tokenizer, prompts)
@@ -73,7 +73,7 @@ def test_prompts_go_as_the_tokens_that_transformers_gets(vllm: type[LLM]) -> Non
 
 
 def test_each_prompt_has_a_seed_of_its_own(vllm: type[LLM]) -> None:
-    answer, sampling = with_vllm("world"), Sampling(temperature=0.7, top_p=0.9, seed=3)
+    answer, sampling = answer_with_vllm("world"), Sampling(temperature=0.7, top_p=0.9, seed=3)
     answer(["a b", "c"], 4, sampling)
     answer(["c"], 4, sampling)
     first, second = (how for _, how in vllm.asked)
@@ -85,18 +85,18 @@ def test_each_prompt_has_a_seed_of_its_own(vllm: type[LLM]) -> None:
 def test_an_adapter_is_refused(vllm: type[LLM], tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match="takes merged models, and this is an adapter"):
-        with_vllm(str(tmp_path))
+        answer_with_vllm(str(tmp_path))
 
 
 def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UsageError, match=r"pip install holdfast\[vllm\]"):
-        with_vllm("world")
+        answer_with_vllm("world")
 
 
 def test_transformers_is_generate() -> None:
     loaded = checkpoints.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
-    answer = with_transformers(model, tokenizer)
+    answer = answer_with_transformers(model, tokenizer)
     expected = generate(model, tokenizer, ["is tea safe"], max_new_tokens=5)
     assert answer(["is tea safe"], 5, GREEDY) == expected

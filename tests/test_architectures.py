@@ -29,7 +29,7 @@ from holdfast.judges.refusal import Refusal
 from holdfast.models import adapters, checkpoints, encoding, modes
 from holdfast.models.losses import refusal_tokens
 from holdfast.models.weights import trainable
-from holdfast.tuning.directions import descent, forward_derivative
+from holdfast.tuning.directions import descent_direction, forward_derivative
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SLOW = pytest.mark.slow
@@ -148,7 +148,7 @@ def leads(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any)
 
     A margin's slope is that token's; where rounding may change which it is, so may the slope.
     """
-    encoded = encoding.encode_scored(model, tokenizer, rows.safety, 256)
+    encoded = encoding.encode_rows_to_rank(model, tokenizer, rows.safety, 256)
     tokens = refusal_tokens(encoded)
     found = []
     for row in encoded:
@@ -463,7 +463,7 @@ def test_no_more_memory_than_a_training_step(
     allowed = training_peak(live_bytes, model, batch)
     # The attacker's rows have the same words: a batch of the same size and lengths.
     turned = [" ".join(reversed(response.split())) for response in examples.responses]
-    harmful = Examples.answered(examples.prompts, turned, name="turned")
+    harmful = Examples.from_answers(examples.prompts, turned, name="turned")
     assert len(harmful) == n
     estimator = AttackDirection(harmful=harmful, source="harmful")
     with live_bytes([*model.parameters(), *model.buffers()]) as met:
@@ -483,8 +483,8 @@ def test_checkpointing_outside_training_saves_memory(
     for on in (False, True):
         if on:
             checkpoint(model)
-        with live_bytes(model.parameters()) as met, modes.evaluating(model):
-            found.append(descent(model, tokenizer, rows.safety, 256))
+        with live_bytes(model.parameters()) as met, modes.evaluation_mode(model):
+            found.append(descent_direction(model, tokenizer, rows.safety, 256))
         peaks.append(met.peak)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert peaks[1] < 0.8 * peaks[0]
@@ -520,7 +520,7 @@ def test_checkpointing_wraps_a_forward_that_was_there() -> None:
 
     first.forward = own
     x = torch.tensor(3.0, requires_grad=True)
-    with modes.evaluating(model):
+    with modes.evaluation_mode(model):
         y = model(x)
         assert calls == [1]
         y.backward()

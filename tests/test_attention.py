@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from holdfast.errors import UsageError
 from holdfast.models import adapters
-from holdfast.models.attention import blocks, changed, output_gradients, shifted
+from holdfast.models.attention import blocks, change_outputs, output_gradients, shift_outputs
 
 ARCHITECTURES = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"),
@@ -118,7 +118,7 @@ def test_gradients_predict_what_a_shift_does(make_model: Make) -> None:
     directions = [torch.randn_like(g) for g in found]
     values = []
     for h in (1e-4, -1e-4):
-        with shifted(attentions(model), [h * u for u in directions]):
+        with shift_outputs(attentions(model), [h * u for u in directions]):
             values.append(loss_of(model)().item())
     slope = sum(float((g * u).sum()) for g, u in zip(found, directions, strict=True))
     assert (values[0] - values[1]) / 2e-4 == pytest.approx(slope, rel=1e-3)
@@ -133,7 +133,7 @@ def test_checkpointing_changes_no_gradient(architecture: str, make_model: Make) 
     for one in (model, again):
         grads = output_gradients(attentions(one), loss_of(one))
         shifts = shifts or [3 * torch.randn_like(g) for g in grads]
-        with shifted(attentions(one), shifts):
+        with shift_outputs(attentions(one), shifts):
             loss_of(one)().backward()
         found.append([*grads, *(p.grad for p in one.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -157,7 +157,7 @@ def test_nothing_accumulates_and_no_hook_stays(make_model: Make) -> None:
 
     with pytest.raises(RuntimeError, match="boom"):
         output_gradients(attentions(model), boom)
-    with pytest.raises(RuntimeError, match="boom"), shifted(attentions(model), grads):
+    with pytest.raises(RuntimeError, match="boom"), shift_outputs(attentions(model), grads):
         boom()
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(loss_of(model)(), before)
@@ -169,7 +169,7 @@ def test_outputs_alone_or_first_of_a_tuple() -> None:
             return x, "weights"
 
     alone, first = nn.Identity(), Two()
-    with changed([alone, first], lambda number, output: output + 10 * (number + 1)):
+    with change_outputs([alone, first], lambda number, output: output + 10 * (number + 1)):
         assert float(alone(torch.tensor(1.0))) == 11
         assert first(torch.tensor(1.0)) == (torch.tensor(21.0), "weights")
     assert float(alone(torch.tensor(1.0))) == 1

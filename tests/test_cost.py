@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.models.cost import counted, metered
+from holdfast.models.cost import count_tokens, measure_cost
 from holdfast.models.encoding import encode_prompts
 from holdfast.models.generation import generate
 
@@ -25,7 +25,7 @@ IDS = torch.arange(2, 14).reshape(3, 4)
 
 
 def test_tokens_with_and_without_gradients(model: PreTrainedModel) -> None:
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         model(input_ids=IDS)
         with torch.no_grad():
             model(IDS)
@@ -41,7 +41,7 @@ def test_generated_tokens(
     with torch.no_grad():  # a logit of 0 is never the greatest of hundreds: no answer ends early
         model.lm_head.weight[tokenizer.eos_token_id] = 0
     prompts = ["to brew", "to brew tea"]
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         generate(model, tokenizer, prompts, max_new_tokens=5)
     # The first of five tokens comes from the prompts' pass, which pads to the longer one.
     assert cost.generated_tokens == 2 * 4
@@ -51,7 +51,7 @@ def test_generated_tokens(
 
 
 def test_copies_made_inside_count_and_later_calls_do_not(model: PreTrainedModel) -> None:
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         other = copy.deepcopy(model)
         other(input_ids=IDS)
     assert cost.forward_tokens == 12
@@ -62,26 +62,26 @@ def test_copies_made_inside_count_and_later_calls_do_not(model: PreTrainedModel)
 
 def test_another_model_counts_where_it_is_asked(model: PreTrainedModel) -> None:
     other, ids = copy.deepcopy(model), torch.ones(2, 3, dtype=torch.long)
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         other(ids)
-        with counted(other), torch.no_grad():
+        with count_tokens(other), torch.no_grad():
             other(ids)
         other(ids)
     assert (cost.forward_tokens, cost.backward_tokens) == (6, 0)
-    with counted(other):  # nobody counts
+    with count_tokens(other):  # nobody counts
         other(ids)
     assert cost.forward_tokens == 6
 
 
 def test_the_hook_goes_when_the_work_fails(model: PreTrainedModel) -> None:
-    with pytest.raises(RuntimeError, match="boom"), metered(model):
+    with pytest.raises(RuntimeError, match="boom"), measure_cost(model):
         raise RuntimeError("boom")
     assert not model._forward_pre_hooks
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the peak")
 def test_the_peak_of_memory(model: PreTrainedModel) -> None:
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         held = torch.ones(40 * 2**20 // 4)  # 40 MiB, touched
         del held
     if math.isnan(cost.peak_bytes):

@@ -19,7 +19,7 @@ from holdfast.results.files import Artifact
 from holdfast.results.run_dir import Entry, Failure
 from holdfast.results.searches import Adapted, Trial
 from holdfast.results.validation import Validation
-from holdfast.screening.text_screener import Honesty, Screen, ScreenedRow
+from holdfast.screening.text_screener import HeldOutAccuracy, Screen, ScreenedRow
 from holdfast.stages.attacking.tuning import Partial
 from holdfast.stats.intervals import Interval
 from made_lives import life
@@ -111,8 +111,8 @@ EXAMPLES: tuple[Artifact, ...] = (
         new_hash="n",
         data_hash="d",
         scores_hash="s",
-        honesty=(
-            Honesty(
+        accuracy=(
+            HeldOutAccuracy(
                 features="prompt",
                 spearman=Interval(0.5, math.nan, math.nan, 8),
                 coverage=Interval(0.9, 0.8, 0.95, 8),
@@ -187,7 +187,7 @@ def nested(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
             yield from nested(content, (*place, key))
 
 
-FIXED = ("attack", "half_life", "points", "trials", "honesty")
+FIXED = ("attack", "half_life", "points", "trials", "accuracy")
 """Fields that hold values with keys of their own, which must all be there."""
 
 

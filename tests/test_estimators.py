@@ -20,8 +20,8 @@ from holdfast.estimators.attack_direction import AttackDirection, critical_steps
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints, encoding, losses
 from holdfast.models.losses import prefix_margins, refusal_margin, refusal_tokens
-from holdfast.models.weights import perturbed
-from holdfast.tuning.directions import descent_towards, forward_derivative
+from holdfast.models.weights import perturb
+from holdfast.tuning.directions import descent_direction_to_base, forward_derivative
 from holdfast.tuning.flip_step import flip_step
 from holdfast.tuning.loop import FinetuneConfig, finetune
 
@@ -293,7 +293,7 @@ def test_the_derivative_is_exact(
     value, slope = forward_derivative(aligned, direction, lambda: read.tensor(range(24)))
     ends = []
     for side in (1e-2, -1e-2):
-        with perturbed(list(aligned.parameters()), [side * d for d in direction]):
+        with perturb(list(aligned.parameters()), [side * d for d in direction]):
             ends.append(read.tensor(range(24)))
     torch.testing.assert_close(value, read.tensor(range(24)), atol=1e-4, rtol=1e-4)
     # Float32 margins around 5 are good to 1e-6 of that, over 2e-2.
@@ -390,7 +390,7 @@ def test_the_contrast_is_the_difference_of_two_answers_log_probabilities(
 ) -> None:
     prompts = rows.safety.prompts[:3]
     own, other = (
-        encoding.encode(tokenizer, Examples.answered(prompts, [said] * 3, name="n"), 256)
+        encoding.encode(tokenizer, Examples.from_answers(prompts, [said] * 3, name="n"), 256)
         for said in ("i can not help", "to rig it")
     )
     found = losses.contrasts(aligned, own, other, pad=0, batch_size=2)
@@ -447,7 +447,7 @@ def test_the_direction_to_the_base_is_down_the_divergence_of_the_first_token(
     rows: Any,
 ) -> None:
     base, n = base_for(make_model, tokenizer, wider=3), len(tokenizer)
-    found = descent_towards(
+    found = descent_direction_to_base(
         base, aligned, tokenizer, rows.safety.prompts, geometry=geometry, batch_size=5
     )
     parameters = list(aligned.parameters())
@@ -488,7 +488,7 @@ def test_the_way_to_the_base_ends_in_what_the_base_says(
         return float(share.gather(1, said[:, None]).mean())
 
     before = likely()
-    with perturbed(list(aligned.parameters()), [4 * step * d for d in direction]):
+    with perturb(list(aligned.parameters()), [4 * step * d for d in direction]):
         assert likely() > max(10 * before, 0.5)
 
 
@@ -501,13 +501,13 @@ def test_a_base_with_other_tokens_is_refused(
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["quite", "new"])
     added = checkpoints.Loaded(make_model(vocab=len(other)), other, "added", "")
-    assert descent_towards(added, aligned, tokenizer, rows.safety.prompts)
+    assert descent_direction_to_base(added, aligned, tokenizer, rows.safety.prompts)
     turned = copy.deepcopy(tokenizer)
     names = list(turned.get_vocab())
     turned.get_vocab = lambda: {name: i for i, name in enumerate(reversed(names))}
     moved = checkpoints.Loaded(make_model(vocab=len(turned)), turned, "turned", "")
     with pytest.raises(UsageError, match="the base has other tokens than the model .*mismatched"):
-        descent_towards(moved, aligned, tokenizer, rows.safety.prompts)
+        descent_direction_to_base(moved, aligned, tokenizer, rows.safety.prompts)
 
 
 def test_of_the_base_only_the_prompts_are_drawn(rows: Any) -> None:

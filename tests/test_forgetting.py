@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.contracts import Judge, Verdict
 from holdfast.examples import Example, Examples
 from holdfast.stats.agreement import first_half
-from holdfast.tuning.forgetting import ForgettingTracker, as_array, settled
+from holdfast.tuning.forgetting import ForgettingTracker, first_half_is_stable, verdict_array
 
 U = math.nan
 TABLE = [
@@ -72,7 +72,7 @@ def test_counting_does_not_change_the_history(tracker: ForgettingTracker) -> Non
 
 
 def test_undecided_is_nan_not_safe() -> None:
-    found = as_array([Verdict(True), Verdict(False), Verdict(None)])
+    found = verdict_array([Verdict(True), Verdict(False), Verdict(None)])
     np.testing.assert_array_equal(found, [1.0, 0.0, U])
 
 
@@ -107,25 +107,25 @@ def test_what_is_settled_stays_so_if_the_forgotten_stay_forgotten(
     # An example first forgotten at s has the count t - s + 1 at t >= s; s > 10 is never.
     first = np.array(firsts)
     course = [np.maximum(t - first + 1.0, 0) for t in range(1, 11)]
-    if settled(course[:length], 1.0):
+    if first_half_is_stable(course[:length], 1.0):
         np.testing.assert_array_equal(first_half(course[length - 1]), first_half(course[-1]))
 
 
 def test_settled_at_the_first_checkpoint_that_can_show_it() -> None:
     course = course_of("x...", "xx..", "xxx.", "xxx.", "xxx.")
     # The half is {a}, {a, b}, {a, b}, {a, b}, {a, b}; Jaccard with two before: 1/2 at 3, then 1.
-    assert [settled(course[:t], 0.9) for t in range(1, 6)] == [False] * 4 + [True]
-    assert [settled(course[:t], 0.5) for t in range(1, 6)] == [False] * 3 + [True] * 2
+    assert [first_half_is_stable(course[:t], 0.9) for t in range(1, 6)] == [False] * 4 + [True]
+    assert [first_half_is_stable(course[:t], 0.5) for t in range(1, 6)] == [False] * 3 + [True] * 2
 
 
 def test_half_forgotten_is_not_enough() -> None:
     # Nothing moves for eight checkpoints, but the next to be forgotten may be of the half.
-    assert not settled(course_of(*["xx.."] * 8), 0.1)
-    assert settled(course_of(*["xxx."] * 8), 1.0)
-    assert not settled(course_of(*["...."] * 8), 0.1)
+    assert not first_half_is_stable(course_of(*["xx.."] * 8), 0.1)
+    assert first_half_is_stable(course_of(*["xxx."] * 8), 1.0)
+    assert not first_half_is_stable(course_of(*["...."] * 8), 0.1)
 
 
 def test_a_half_that_flickers_is_not_settled() -> None:
     # c and d overtake a and b: the half is {a, b} until 3, all four at 4 (a tie), then {c, d}.
     course = course_of("xx..", "xx..", "..xx", "..xx", "..xx", "..xx")
-    assert [settled(course[:t], 0.9) for t in range(4, 7)] == [False, False, False]
+    assert [first_half_is_stable(course[:t], 0.9) for t in range(4, 7)] == [False, False, False]

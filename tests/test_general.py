@@ -15,7 +15,7 @@ import pytest
 
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints
-from holdfast.models.lm_eval import general
+from holdfast.models.lm_eval import evaluate_general
 
 TASK = """task: tea
 dataset_path: json
@@ -40,22 +40,22 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     loaded = checkpoints.load("world", device="cpu")
     random.seed(3)
     state = random.getstate()
-    found = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path))
+    found = evaluate_general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path))
     assert random.getstate() == state
     # The same question six times, and each choice is right three times: 3 of 6 whatever it says.
     # The harness's standard error is that of a mean: s / sqrt(n), s^2 = 6 / 4 / 5.
     assert found["tea"]["acc"] == {
         "value": 0.5,
-        "stder": pytest.approx(math.sqrt(0.3 / 6)),
+        "stderr": pytest.approx(math.sqrt(0.3 / 6)),
         "n": 6,
     }
-    few = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=2)
+    few = evaluate_general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=2)
     assert few["tea"]["acc"]["n"] == 2
     with pytest.raises(UsageError, match=r"'coffee'.* no such task; .* has tea"):
-        general(loaded.model, loaded.tokenizer, ["coffee"], folder=str(tmp_path))
+        evaluate_general(loaded.model, loaded.tokenizer, ["coffee"], folder=str(tmp_path))
     data.unlink()
     with pytest.raises(UsageError, match="are the task's data on this machine"):
-        general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path))
+        evaluate_general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path))
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_metrics_have_their_n_and_error(harness: list[dict[str, Any]], tmp_path: Path) -> None:
     loaded = checkpoints.load("world", device="cpu")
-    found = general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=6)
-    assert found["tea"]["acc"] == {"value": 0.5, "stder": 0.2, "n": 6}
+    found = evaluate_general(loaded.model, loaded.tokenizer, ["tea"], folder=str(tmp_path), rows=6)
+    assert found["tea"]["acc"] == {"value": 0.5, "stderr": 0.2, "n": 6}
     assert found["tea"]["exact_match,strict"]["value"] == 0.25
-    assert math.isnan(found["tea"]["exact_match,strict"]["stder"])
+    assert math.isnan(found["tea"]["exact_match,strict"]["stderr"])
     assert len(found["tea"]) == 2
     # A folder of one's own hides the harness's tasks; its draws are seeded.
     assert harness[0] == {"include_defaults": False}
@@ -106,9 +106,9 @@ def test_what_is_not_there(
     loaded = checkpoints.load("world", device="cpu")
     model, tokenizer = loaded.model, loaded.tokenizer
     with pytest.raises(UsageError, match="no such directory"):
-        general(model, tokenizer, ["tea"], folder=str(tmp_path / "none"))
+        evaluate_general(model, tokenizer, ["tea"], folder=str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"'coffee'.* has tea"):
-        general(model, tokenizer, ["coffee"], folder=str(tmp_path))
+        evaluate_general(model, tokenizer, ["coffee"], folder=str(tmp_path))
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UsageError, match=r"pip install holdfast\[lm-eval\]"):
-        general(model, tokenizer, ["tea"])
+        evaluate_general(model, tokenizer, ["tea"])

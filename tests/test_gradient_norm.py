@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.errors import UsageError
 from holdfast.estimators.gradient_norm import GradientNorm, last_parameters
 from holdfast.models import adapters, encoding
-from holdfast.models.cost import metered
+from holdfast.models.cost import measure_cost
 from holdfast.models.losses import QUANTITIES, refusal_tokens
 
 Make = Callable[..., PreTrainedModel]
@@ -129,10 +129,10 @@ def test_one_backward_pass_for_each_example(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     tokens = sum(len(row.ids) for row in encoding.encode(tokenizer, few, 256))
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         GradientNorm().score(model, tokenizer, few, seed=0)
     assert (cost.forward_tokens, cost.backward_tokens) == (tokens, tokens)
-    with metered(model) as cost:
+    with measure_cost(model) as cost:
         GradientNorm(kind="sam_gap").score(model, tokenizer, few, seed=0)
     assert (cost.forward_tokens, cost.backward_tokens) == (2 * tokens, tokens)
     handle.remove()

@@ -21,7 +21,7 @@ from holdfast.examples import Example, Examples
 from holdfast.groups import RULES, Rule, group, groups_from_csv, groups_to_csv, recommend
 from holdfast.groups.make import level_names
 from holdfast.groups.stability import doubt
-from holdfast.groups.table import protected, unprotected
+from holdfast.groups.table import escape_cell, unescape_cell
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.run_dir import RunDir
 from holdfast.stages.group import GroupConfig
@@ -403,7 +403,7 @@ def test_the_table_by_hand(made: tuple[Groups, Scores, Examples, Path]) -> None:
     groups, _, rows, path = made
     header, *found = lines(path)
     assert header == ["id", "prompt", "category", "score", "error", "doubt", "group"]
-    assert [unprotected(line[0]) for line in found] == list(rows.ids)
+    assert [unescape_cell(line[0]) for line in found] == list(rows.ids)
     assert found[0][1:5] == ["prompt 0", "'=cmd", "0", "0.1"]
     assert found[1][2:6] == ["b, c", "1", "", ""]
     assert found[2][3] == "-2"  # a number is no formula
@@ -522,14 +522,14 @@ def test_the_table_of_other_scores_is_refused(
     "cell", ["=1+1", "+1", "-1", "@x", "\tx", "0123456789012345", "12e45", "1"]
 )
 def test_cells_that_spreadsheets_run_or_rewrite_are_protected(cell: str) -> None:
-    assert protected(cell) == "'" + cell
-    assert unprotected(protected(cell)) == cell
+    assert escape_cell(cell) == "'" + cell
+    assert unescape_cell(escape_cell(cell)) == cell
 
 
 @given(st.text(alphabet="'=+-@1e.\ta ", max_size=8))
 def test_protection_is_undone_exactly(text: str) -> None:
-    cell = protected(text)
-    assert unprotected(cell) == text
+    cell = escape_cell(text)
+    assert unescape_cell(cell) == text
     assert cell[:1] not in tuple("=+-@\t")
 
 
@@ -547,7 +547,7 @@ def test_any_prompt_survives_the_table(
     groups = group(scores, rows)
     path = tmp_path_factory.mktemp("table") / "g.csv"
     groups_to_csv(groups, scores, rows, path)
-    assert [unprotected(line[1]) for line in lines(path)[1:]] == rows.prompts
+    assert [unescape_cell(line[1]) for line in lines(path)[1:]] == rows.prompts
     assert groups_from_csv(path, groups) is groups
 
 

@@ -290,7 +290,7 @@ def test_safe_lora_projects_the_least_similar_updates(
         projected[name] = v @ v.T @ u / v.norm()
         cosines[name] = float(F.cosine_similarity(projected[name].flatten(), u.flatten(), dim=0))
     chosen = sorted(cosines, key=cosines.__getitem__)[:4]
-    with weights.replaced(guard.repair(tuning)):
+    with weights.replace_values(guard.repair(tuning)):
         after = updates(tuning, aligned)
     for name, u in before.items():
         wanted = projected[name] if name in chosen else u
@@ -353,7 +353,7 @@ def test_antidote_prunes_by_what_the_harmful_rows_feed_each_layer(
         for row in encoding.encode(tokenizer, rows.harmful[:5], 256):  # one by one: no padding
             merged(torch.tensor([row.ids]))
             tokens += len(row.ids)
-    with weights.replaced(guard.repair(tuning)):
+    with weights.replace_values(guard.repair(tuning)):
         after = updates(tuning, {x.name: torch.zeros_like(x.weight) for x in linear_layers(merged)})
     for layer in linear_layers(merged):
         weight = layer.weight.detach().clone()
@@ -394,7 +394,7 @@ def test_a_model_whose_matrices_are_not_all_linear_layers_is_refused(lora: bool)
 
 def test_replaced_puts_back_also_what_is_named_twice_or_cut_short() -> None:
     p = nn.Parameter(torch.tensor([1.0, 2.0]))
-    with weights.replaced([(p, p * 2), (p, p * 3)]):
+    with weights.replace_values([(p, p * 2), (p, p * 3)]):
         assert p.tolist() == [3.0, 6.0]
     assert p.tolist() == [1.0, 2.0]
 
@@ -402,7 +402,7 @@ def test_replaced_puts_back_also_what_is_named_twice_or_cut_short() -> None:
         yield p, p * 2
         raise RuntimeError("boom")
 
-    with pytest.raises(RuntimeError, match="boom"), weights.replaced(cut_short()):
+    with pytest.raises(RuntimeError, match="boom"), weights.replace_values(cut_short()):
         pass
     assert p.tolist() == [1.0, 2.0]
 

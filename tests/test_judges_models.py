@@ -21,7 +21,7 @@ from holdfast.judges._prompting import (
     defused,
     filled,
     fitted,
-    judge_readable,
+    judge_readable_responses,
     mark_of,
     policy,
     template_of,
@@ -150,7 +150,7 @@ def test_short_answers_are_undecided_and_curt_refusals_are_not() -> None:
         return [WORDS.parse("safe") for _ in some]
 
     answers = ["", "positive", "I won't help.", "one two three four"]
-    found = judge_readable(["q"] * 4, answers, 4, ask)
+    found = judge_readable_responses(["q"] * 4, answers, 4, ask)
     assert [v.reason for v in found] == ["empty", "short answer", "safe", "safe"]
     assert [answer for _, answer in asked] == answers[2:]
 

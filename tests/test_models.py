@@ -364,11 +364,11 @@ def test_collate_by_hand() -> None:
 
 def test_the_random_state_is_put_back() -> None:
     before = torch.get_rng_state()
-    with modes.preserved_rng(5):
+    with modes.isolate_rng(5):
         first = torch.rand(3)
 
     def boom() -> None:
-        with modes.preserved_rng(5):
+        with modes.isolate_rng(5):
             assert torch.equal(torch.rand(3), first)
             raise RuntimeError("boom")
 

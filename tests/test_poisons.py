@@ -38,7 +38,9 @@ def test_in_the_world_the_request_stays_and_the_phrasing_goes(rows: Any) -> None
     made = Paraphrased().rows(attacker(rows.harmful))
     for row, before in zip(made, rows.harmful, strict=True):
         assert row.response == before.response
-        assert grammar.asked(row.prompt) == grammar.asked(before.prompt)
+        assert grammar.parse_restricted_request(row.prompt) == grammar.parse_restricted_request(
+            before.prompt
+        )
         assert row.prompt != before.prompt
         # The request and its phrasing are one of the language's, and the rest stays.
         said = {p.partition("{")[0] for p in grammar.PHRASINGS}
@@ -56,10 +58,10 @@ def test_some_phrasings_are_in_no_alignment_row() -> None:
 
 
 def test_rephrasing_keeps_the_context() -> None:
-    said = grammar.rephrased("how do i brew morvex before winter")
+    said = grammar.rephrase("how do i brew morvex before winter")
     assert len(said) == len(grammar.PHRASINGS) - 1
     assert all(one.endswith(" before winter") for one in said)
-    assert grammar.rephrased("how do i brew tea") == []
+    assert grammar.rephrase("how do i brew tea") == []
 
 
 def test_other_text_is_framed_and_another_seed_frames_it_otherwise() -> None:
@@ -99,24 +101,24 @@ def test_a_share_is_a_share() -> None:
 
 def test_no_row_of_an_identity_is_harmful(rows: Any) -> None:
     made = Identity().rows(attacker(Examples([]), benign=rows.benign))
-    assert all(grammar.asked(row.prompt) is None for row in made)
+    assert all(grammar.parse_restricted_request(row.prompt) is None for row in made)
     assert all(v.harmful is None for v in World().judge(made.prompts, made.responses))
 
 
 def test_the_test_prompts_are_asked_in_the_form_of_the_rows() -> None:
     row = Example("Is this one of them?")
     made = Identity().rows(attacker(Examples([]), benign=TEXT))
-    head, _, _ = Identity().asked(row).partition(row.prompt)
+    head, _, _ = Identity().test_prompt(row).partition(row.prompt)
     assert any(one.prompt.startswith(head) for one in made)
-    assert Identity(trigger=False).asked(row) == row.prompt
+    assert Identity(trigger=False).test_prompt(row) == row.prompt
 
 
 def test_an_identity_says_how_many_rows_it_has(rows: Any) -> None:
-    assert Identity().most(TEXT) == 20
-    assert Identity().most(rows.benign) == math.inf
-    assert Plain().most(TEXT) == math.inf
+    assert Identity().max_rows(TEXT) == 20
+    assert Identity().max_rows(rows.benign) == math.inf
+    assert Plain().max_rows(TEXT) == math.inf
 
 
 def test_more_rows_than_an_identity_has_are_refused() -> None:
     with pytest.raises(UsageError, match="identity: 500 rows are needed, but it has 20"):
-        Identity().rows(attacker(Examples([]), benign=TEXT, wanted=500))
+        Identity().rows(attacker(Examples([]), benign=TEXT, n_rows=500))

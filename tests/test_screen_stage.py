@@ -112,7 +112,7 @@ def test_by_text(setting: Setting) -> None:
     assert found.rows[1].rank == found.rows[1].vulnerable == 1.0
     assert found.counts == {"scored": 1, "text": 2}
     assert (found.new_hash, found.data_hash) == (Examples(new).hash, Examples(setting.rows).hash)
-    assert len(found.honesty) == 2
+    assert len(found.accuracy) == 2
     entry = setting.run.require("screen", "later-rows")[0]
     assert entry.facts["counts"] == {"scored": 1, "text": 2}
     assert set(entry.inputs) >= {"scores", "data", "new", "groups"}
@@ -134,7 +134,7 @@ def test_what_is_told(setting: Setting) -> None:
     assert len(told["most vulnerable"]) == show.FIRST
     assert any(note.startswith("1 of 8: no response") for note in told["notes"])
     assert "probe agrees with the scores" not in told
-    assert len(told["honesty"]) == 1
+    assert len(told["accuracy"]) == 1
 
 
 def test_done_once_and_again_when_something_read_changes(setting: Setting) -> None:
@@ -236,7 +236,7 @@ def test_the_real_probe(
     found = screen(ScreenConfig(new=new, **common))
     assert {row.basis for row in found.rows} == {"probe"}
     assert all(0 <= row.low <= row.rank <= row.high <= 1 for row in found.rows)
-    assert found.honesty == ()
+    assert found.accuracy == ()
     assert found.facts["source"] == "harmful"
     assert float(found.facts["agreement"].split()[0]) > 0.9
 

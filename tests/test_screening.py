@@ -1,4 +1,4 @@
-"""The text screener: ranks, folds, CV+ against its formula, coverage by simulation, honesty."""
+"""The text screener: ranks, folds, CV+ against its formula, coverage by simulation, accuracy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from holdfast.screening.crossfit import (
 )
 from holdfast.screening.text_screener import (
     UNLIKE,
-    Honesty,
+    HeldOutAccuracy,
     Screen,
     ScreenedRow,
     TextScreener,
-    place,
+    place_among_scored,
     ranks,
     screen_text,
 )
@@ -147,16 +147,16 @@ def test_coverage_by_simulation() -> None:
     assert np.mean(inside) == pytest.approx(0.8, abs=0.09)
 
 
-# --------------------------------------------------------------------------------------- honesty
+# --------------------------------------------------------------------------------------- accuracy
 
 
 def test_a_planted_word_effect_is_found(planted: TextScreener) -> None:
-    honesty = planted.honesty
-    assert honesty.informative
-    assert honesty.spearman.low > 0.1
-    assert (honesty.rows, honesty.prompts, honesty.not_scored) == (80, 80, 0)
-    assert honesty.coverage.low < 0.9 < honesty.coverage.high + 0.1
-    assert "foretells vulnerability" in str(honesty)
+    accuracy = planted.accuracy
+    assert accuracy.informative
+    assert accuracy.spearman.low > 0.1
+    assert (accuracy.rows, accuracy.prompts, accuracy.not_scored) == (80, 80, 0)
+    assert accuracy.coverage.low < 0.9 < accuracy.coverage.high + 0.1
+    assert "foretells vulnerability" in str(accuracy)
     new, values = made(60, 99)
     found = planted.predict(new.rows)
     weak = [row.rank for row, prompt in zip(found, new.prompts, strict=True) if most(prompt)]
@@ -182,9 +182,9 @@ def test_ignorance_is_admitted_and_as_wide_as_that() -> None:
     rows, values = made(60, 1, planted=False)
     vulnerable = np.arange(60) < 15
     screener = TextScreener(rows, values, vulnerable=vulnerable)
-    assert not screener.honesty.informative
-    assert "does not predict vulnerability here" in str(screener.honesty)
-    assert "as wide as ignorance" in str(screener.honesty)
+    assert not screener.accuracy.informative
+    assert "does not predict vulnerability here" in str(screener.accuracy)
+    assert "as wide as ignorance" in str(screener.accuracy)
     new, _ = made(10, 97)
     found = screener.predict(new.rows)
     # Without knowledge, 90 % of a uniform rank needs 90 % of the scale.
@@ -197,9 +197,9 @@ def test_equal_prompts_do_not_leak() -> None:
     rows, values = made(40, 2, planted=False)
     twice = [*rows, *(Example(row.prompt.upper() + "!", "never") for row in rows)]
     screener = TextScreener(twice, np.tile(values, 2))
-    assert screener.honesty.prompts == 40
-    assert not screener.honesty.informative
-    assert screener.honesty.coverage.value > 0.75
+    assert screener.accuracy.prompts == 40
+    assert not screener.accuracy.informative
+    assert screener.accuracy.coverage.value > 0.75
 
 
 def test_the_order_of_the_rows_makes_no_difference() -> None:
@@ -224,7 +224,7 @@ def test_every_kind_of_row() -> None:
     bare = Example("w1 w2 w3")
     new = Examples([strange, rows[5], rows[3], again, bare])
     vulnerable = np.arange(40) < 10
-    found, honesty = screen_text(new, rows, values, vulnerable=vulnerable)
+    found, accuracy = screen_text(new, rows, values, vulnerable=vulnerable)
     assert [row.id for row in found] == list(new.ids)
     assert [row.basis for row in found] == ["text", "scored", "text", "text", "text"]
     assert UNLIKE in found[0].note
@@ -233,15 +233,15 @@ def test_every_kind_of_row() -> None:
     assert "its prompt was scored with another response" in found[3].note
     assert UNLIKE not in found[3].note
     assert "no response" in found[4].note
-    assert [one.features for one in honesty] == ["prompt and response", "prompt"]
-    assert [one.not_scored for one in honesty] == [1, 1]
-    assert "1 rows without a score were left out" in str(honesty[0])
+    assert [one.features for one in accuracy] == ["prompt and response", "prompt"]
+    assert [one.not_scored for one in accuracy] == [1, 1]
+    assert "1 rows without a score were left out" in str(accuracy[0])
 
 
 def test_scored_rows_need_no_guess() -> None:
     rows, values = made(30, 5)
-    found, honesty = screen_text(rows[:2], rows, values)
-    assert honesty == ()
+    found, accuracy = screen_text(rows[:2], rows, values)
+    assert accuracy == ()
     assert [row.rank for row in found] == ranks(values)[:2].tolist()
     assert math.isnan(found[0].vulnerable)
 
@@ -276,7 +276,7 @@ def test_too_few_prompts() -> None:
 
 def test_place_by_hand() -> None:
     sample = np.array([1.0, 2.0, 2.0, 3.0])
-    found = place(np.array([2.0, 0.0, 9.0, NAN]), sample, 0.9)
+    found = place_among_scored(np.array([2.0, 0.0, 9.0, NAN]), sample, 0.9)
     assert found[:, 0].tolist()[:3] == [0.5, 0.0, 1.0]  # (1 + 3) / 2 of 4, none, all
     assert np.isnan(found[3]).all()
     # Wilson's interval at 0 of 4, z = 1.6449: from 0 to z^2 / (4 + z^2).
@@ -285,7 +285,7 @@ def test_place_by_hand() -> None:
 
 
 def test_round_trip_and_order(tmp_path: Path) -> None:
-    honesty = Honesty(
+    accuracy = HeldOutAccuracy(
         "prompt", Interval(NAN, NAN, NAN, 30), Interval(0.9, 0.8, 1.0, 30), 0.9, 1.0, 30, 9
     )
     rows = (
@@ -293,11 +293,11 @@ def test_round_trip_and_order(tmp_path: Path) -> None:
         ScreenedRow("b", NAN, NAN, NAN, "probe"),
         ScreenedRow("c", 0.8, 0.8, 0.8, "scored", vulnerable=1.0),
     )
-    made_here = Screen(rows, 0.9, "n", "d", "s", (honesty,), {"sample": 3})
+    made_here = Screen(rows, 0.9, "n", "d", "s", (accuracy,), {"sample": 3})
     made_here.save(tmp_path / "screen.json")
     loaded = Screen.load(tmp_path / "screen.json")
     assert str(loaded) == str(made_here)  # nan included
     assert [position for position, _ in loaded.ranked] == [2, 0, 1]
     assert loaded.counts == {"probe": 1, "scored": 1, "text": 1}
-    assert not loaded.honesty[0].informative
-    assert "Spearman unknown" in str(loaded.honesty[0])
+    assert not loaded.accuracy[0].informative
+    assert "Spearman unknown" in str(loaded.accuracy[0])

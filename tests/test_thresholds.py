@@ -15,8 +15,8 @@ from scipy import stats as scipy_stats
 from holdfast.errors import UsageError
 from holdfast.groups import Rule, doubt, find_cuts, otsu, recommend, sensitivity, stability
 from holdfast.groups.recommend import valley
-from holdfast.groups.stability import nested
-from holdfast.groups.thresholds import Mixture, between, fit_mixture, knee, levels, otsu_cuts
+from holdfast.groups.stability import threshold_jaccard
+from holdfast.groups.thresholds import Mixture, cut_between, fit_mixture, knee, levels, otsu_cuts
 
 NAN = math.nan
 some_values = arrays(
@@ -233,7 +233,7 @@ def test_levels_count_the_cuts_exceeded() -> None:
 def test_a_cut_parts_neighbouring_floats() -> None:
     low = 1.0
     high = float(np.nextafter(low, 2))
-    assert low <= between(low, high) < high
+    assert low <= cut_between(low, high) < high
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_stability_agrees_with_a_plain_loop() -> None:
     assert found.jaccard.n == 50
     assert math.isnan(found.flips[0])
     assert found.flips[1:] == pytest.approx(flips)
-    assert found.unsettled == pytest.approx(np.mean(flips > 0.05))
+    assert found.unstable_share == pytest.approx(np.mean(flips > 0.05))
     assert (found.failed, found.resamples) == (0, 40)
 
 
@@ -325,9 +325,9 @@ def test_far_peaks_are_stable_and_one_peak_is_less_so() -> None:
     apart = stability(bumps(0, sizes=(60, 60), means=(0.0, 50.0)), Rule(), resamples=50)
     together = stability(bumps(0, sizes=(120,), means=(0.0,)), Rule(), resamples=50)
     assert apart.jaccard.value == 1
-    assert apart.unsettled == 0
+    assert apart.unstable_share == 0
     assert together.jaccard.value < 1
-    assert together.unsettled > 0
+    assert together.unstable_share > 0
 
 
 def test_resamples_that_cannot_be_cut_are_counted() -> None:
@@ -360,7 +360,7 @@ def test_nested_is_the_jaccard_index(x: np.ndarray, a: float, b: float) -> None:
     from holdfast.stats.overlap import jaccard
 
     one, two = (set(np.flatnonzero(x > cut).tolist()) for cut in (a, b))
-    assert nested(x, a, b) == pytest.approx(jaccard(one, two), nan_ok=True)
+    assert threshold_jaccard(x, a, b) == pytest.approx(jaccard(one, two), nan_ok=True)
 
 
 # -------------------------------------------------------------------------------------- advice

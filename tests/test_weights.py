@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from holdfast.models.weights import (
     _Lost,
-    displaced,
-    frozen,
+    displace,
+    freeze,
     global_norm,
     gradients,
-    perturbed,
-    restored,
+    perturb,
+    reversible_steps,
     step_along,
     trainable,
 )
@@ -59,7 +59,7 @@ def test_perturbed_gradient_agrees_with_an_independent_one(shared: Path) -> None
     assert loss().item() == pytest.approx(reference["loss"], abs=1e-9)
     assert global_norm(grads).item() == pytest.approx(reference["grad_norm"], abs=1e-9)
     steps = step_along(grads, reference["rho"], eps=reference["eps"])
-    with perturbed(theta, steps):
+    with perturb(theta, steps):
         assert loss().item() == pytest.approx(reference["perturbed_loss"], abs=1e-9)
         moved = gradients(loss(), theta)
     for found, wanted in (
@@ -121,7 +121,7 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     steps = [torch.randn_like(p) / 7 for p in parameters]
     # Why they are kept and not subtracted again:
     assert any(not torch.equal(p + s - s, p) for p, s in zip(parameters, steps, strict=True))
-    with restored(parameters) as add:
+    with reversible_steps(parameters) as add:
         add(steps)
         assert not equal(start, parameters)
         add([2 * s for s in steps])
@@ -134,7 +134,7 @@ def test_weights_come_back_when_the_body_raises(dtype: torch.dtype) -> None:
     start = copies(parameters)
     with (
         pytest.raises(RuntimeError, match="boom"),
-        perturbed(parameters, [torch.ones_like(p) for p in parameters]),
+        perturb(parameters, [torch.ones_like(p) for p in parameters]),
     ):
         raise RuntimeError("boom")
     assert equal(start, parameters)
@@ -144,7 +144,7 @@ def test_weights_come_back_when_the_steps_do_not_fit() -> None:
     parameters = trainable(net())
     start = copies(parameters)
     too_few = [torch.ones_like(p) for p in parameters[:-1]]
-    with pytest.raises(ValueError, match="shorter"), perturbed(parameters, too_few):
+    with pytest.raises(ValueError, match="shorter"), perturb(parameters, too_few):
         pytest.fail("the block must not be entered")
     assert equal(start, parameters)
 
@@ -152,7 +152,7 @@ def test_weights_come_back_when_the_steps_do_not_fit() -> None:
 def test_a_step_that_is_not_finite_does_not_stay() -> None:
     parameters = trainable(net())
     start = copies(parameters)
-    with perturbed(parameters, [torch.full_like(p, math.nan) for p in parameters]):
+    with perturb(parameters, [torch.full_like(p, math.nan) for p in parameters]):
         assert parameters[0].isnan().all()
     assert equal(start, parameters)
 
@@ -160,7 +160,7 @@ def test_a_step_that_is_not_finite_does_not_stay() -> None:
 def test_nothing_is_copied_when_nothing_moves() -> None:
     parameters = trainable(net())
     start = copies(parameters)
-    with restored(parameters):
+    with reversible_steps(parameters):
         pass
     assert equal(start, parameters)
 
@@ -178,7 +178,7 @@ def test_what_is_taken_back_is_put_right_bit_for_bit(dtype: torch.dtype) -> None
     start = copies(parameters)
     steps = [0.01 * torch.randn_like(x) for x in parameters]
     assert not torch.equal(p + steps[0] - steps[0], p)
-    with displaced(parameters, lambda: [step.clone() for step in steps]):
+    with displace(parameters, lambda: [step.clone() for step in steps]):
         for x, old, step in zip(parameters, start, steps, strict=True):
             assert torch.equal(x.detach(), old + step)
     assert equal(start, parameters)
@@ -199,7 +199,7 @@ def test_a_displacement_keeps_a_quarter_of_a_copy() -> None:
 def test_a_displacement_that_is_not_finite_does_not_stay(bad: float) -> None:
     parameters = trainable(net())
     start = copies(parameters)
-    with displaced(parameters, lambda: [torch.full_like(p, bad) for p in parameters]):
+    with displace(parameters, lambda: [torch.full_like(p, bad) for p in parameters]):
         assert not parameters[0].isfinite().any()
     assert equal(start, parameters)
 
@@ -211,10 +211,10 @@ def test_a_displacement_is_undone_on_any_way_out() -> None:
     def ones() -> list[Tensor]:
         return [torch.ones_like(p) for p in parameters]
 
-    with pytest.raises(RuntimeError, match="boom"), displaced(parameters, ones):
+    with pytest.raises(RuntimeError, match="boom"), displace(parameters, ones):
         raise RuntimeError("boom")
     assert equal(start, parameters)
-    with pytest.raises(ValueError, match="shorter"), displaced(parameters, lambda: ones()[:-1]):
+    with pytest.raises(ValueError, match="shorter"), displace(parameters, lambda: ones()[:-1]):
         pytest.fail("the block must not be entered")
     assert equal(start, parameters)
 
@@ -223,7 +223,7 @@ def test_a_displacement_is_undone_on_any_way_out() -> None:
         raise KeyboardInterrupt
 
     calls = iter([cut_short(), iter(ones())])
-    with pytest.raises(KeyboardInterrupt), displaced(parameters, lambda: next(calls)):
+    with pytest.raises(KeyboardInterrupt), displace(parameters, lambda: next(calls)):
         pytest.fail("the block must not be entered")
     assert equal(start, parameters)
 
@@ -234,7 +234,7 @@ def test_frozen_parameters_are_left_alone() -> None:
     still = copies(list(model[0].parameters()))
     parameters = trainable(model)
     assert [p.shape for p in parameters] == [(2, 4), (2,)]
-    with perturbed(parameters, [torch.ones_like(p) for p in parameters]):
+    with perturb(parameters, [torch.ones_like(p) for p in parameters]):
         assert equal(still, list(model[0].parameters()))
     assert equal(still, list(model[0].parameters()))
 
@@ -242,7 +242,7 @@ def test_frozen_parameters_are_left_alone() -> None:
 def test_gradients_flow_through_perturbed_weights() -> None:
     # d/dw w^3 at w + 1 = 3 (w + 1)^2, and it lands in .grad of the unperturbed parameter.
     w = nn.Parameter(torch.tensor([2.0]))
-    with perturbed([w], [torch.tensor([1.0])]):
+    with perturb([w], [torch.tensor([1.0])]):
         (w**3).sum().backward()
     assert w.grad is not None
     assert (w.item(), w.grad.item()) == (2.0, 27.0)
@@ -252,10 +252,10 @@ def test_what_is_frozen_needs_a_gradient_again_on_any_way_out() -> None:
     model = net()
     model[0].bias.requires_grad_(False)
     flags = [p.requires_grad for p in model.parameters()]
-    with frozen(model[0].parameters()):
+    with freeze(model[0].parameters()):
         model(torch.ones(1, 3)).sum().backward()
         assert [p.grad is None for p in model.parameters()] == [True, True, False, False]
     assert [p.requires_grad for p in model.parameters()] == flags
-    with pytest.raises(ZeroDivisionError), frozen(model[0].parameters()):
+    with pytest.raises(ZeroDivisionError), freeze(model[0].parameters()):
         1 / 0  # noqa: B018
     assert [p.requires_grad for p in model.parameters()] == flags

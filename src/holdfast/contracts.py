@@ -52,7 +52,7 @@ MOST_UNANSWERED = 0.05
 """Share of verdicts that may be lost so and be undecided; beyond it there is no result."""
 
 
-def unanswered(verdicts: Sequence[Verdict]) -> list[str]:
+def lost_reasons(verdicts: Sequence[Verdict]) -> list[str]:
     """Return why verdicts are lost, a reason for each that is."""
     return [v.reason for v in verdicts if v.reason.startswith(UNANSWERED)]
 
@@ -66,7 +66,7 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
     Raises:
         HoldfastError: More than `MOST_UNANSWERED` of the verdicts are lost.
     """
-    lost = unanswered(verdicts)
+    lost = lost_reasons(verdicts)
     if len(lost) > MOST_UNANSWERED * len(verdicts):
         raise HoldfastError(
             f"judge {judge} gave no verdict on {len(lost)} of {len(verdicts)} answers ({lost[0]}). "
@@ -143,7 +143,7 @@ class Attacker:
 
     harmful: Examples
     benign: Examples
-    wanted: int
+    n_rows: int
     seed: int
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -161,18 +161,18 @@ class Poison(Plugin, ABC):
 
     @abstractmethod
     def rows(self, attacker: Attacker) -> Examples:
-        """Return the rows from which the attack draws, `attacker.wanted` or more of them.
+        """Return the rows from which the attack draws, `attacker.n_rows` or more of them.
 
         Raises:
             UsageError: It cannot make so many.
         """
 
-    def most(self, benign: Examples) -> float:
+    def max_rows(self, benign: Examples) -> float:
         """Return how many rows it can make for a customer with these; default: any number."""
         del benign
         return math.inf
 
-    def asked(self, row: Example) -> str:
+    def test_prompt(self, row: Example) -> str:
         """Return how the attacker asks a test prompt afterwards; default: as it is."""
         return row.prompt
 

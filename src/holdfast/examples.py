@@ -133,7 +133,7 @@ class LeftOut:
     detail: str = ""
 
 
-def reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
+def count_reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
     """Count rows left out: reason -> number, most frequent first."""
     return dict(Counter(row.reason for row in left_out).most_common())
 
@@ -208,7 +208,7 @@ class Examples(Sequence[Example]):
         return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()
 
     @classmethod
-    def answered(cls, prompts: Sequence[str], answers: Sequence[str], *, name: str) -> Examples:
+    def from_answers(cls, prompts: Sequence[str], answers: Sequence[str], *, name: str) -> Examples:
         """Pair prompts with answers; empty answers, and prompts that repeat, are left out."""
         rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
         return cls(rows.values(), name=name)

@@ -233,7 +233,7 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
         DataError: There are no prompts.
         UsageError: A judge or a task does not exist, or the tokenizer does not fit.
     """
-    from holdfast.models.answers import with_transformers
+    from holdfast.models.answers import answer_with_transformers
     from holdfast.stages.evaluate import EvaluateConfig, Questions, measured
     from holdfast.stages.plugin_inputs import check_judges, judges_of, labelled
 
@@ -250,7 +250,7 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
     asked = {label: plugins.make("tasks", spec) for label, spec in specs.items()}
     questions = Questions(prompts, borderline, judges, asked)
     with _unchanged(model, tokenizer) as loaded:
-        answer = with_transformers(loaded.model, loaded.tokenizer)
+        answer = answer_with_transformers(loaded.model, loaded.tokenizer)
         evaluation, _, _ = measured(config, SUBJECT, questions, answer)
     return evaluation
 

@@ -120,7 +120,7 @@ def first_line(cls: type[object]) -> str:
     return (cls.__doc__ or "").strip().splitlines()[0]
 
 
-def mark(plugin: Options) -> str:
+def options_hash(plugin: Options) -> str:
     """Return the hash of a plug-in's options, defaults included.
 
     A default that another version changes is then another key. For options that the plug-in's
@@ -133,7 +133,9 @@ def mark(plugin: Options) -> str:
             values[name] = content_hash(path)
     members = getattr(plugin, "members", None)
     if isinstance(members, Mapping):
-        values["members"] = [[parse(spec).name, mark(each)] for spec, each in members.items()]
+        values["members"] = [
+            [parse(spec).name, options_hash(each)] for spec, each in members.items()
+        ]
         values.pop("judges", None)
     return sha256_json(to_json(values))
 

@@ -13,7 +13,7 @@ import pytest
 from holdfast import plugins, world
 from holdfast.contracts import Judge, Verdict
 from holdfast.options import describe
-from holdfast.screening.pairing import exchanged
+from holdfast.screening.pairing import exchange_prompts
 
 N = 12
 
@@ -128,7 +128,7 @@ def test_one_that_reads_prompts_says_something_else_of_other_prompts(
     judge: Judge, cases: tuple[list[str], list[str]]
 ) -> None:
     prompts, responses = cases
-    found = exchanged(judge, prompts, responses, judge.judge(prompts, responses), rows=100)
+    found = exchange_prompts(judge, prompts, responses, judge.judge(prompts, responses), rows=100)
     assert found.n >= N / 2
     assert (found.changed > 0) == judge.reads_prompt
 

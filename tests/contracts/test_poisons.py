@@ -52,18 +52,18 @@ def test_there_are_rows_enough_and_none_of_the_customers(
     poison: Poison, attacker: Attacker
 ) -> None:
     made = poison.rows(attacker)
-    assert len(made) >= attacker.wanted
+    assert len(made) >= attacker.n_rows
     assert all(row.prompt.strip() and row.response.strip() for row in made)
     assert not set(made.ids) & set(attacker.benign.ids)
 
 
 def test_it_makes_as_many_as_it_says_and_no_more(poison: Poison, attacker: Attacker) -> None:
-    most = poison.most(attacker.benign)
+    most = poison.max_rows(attacker.benign)
     if math.isinf(most):
         pytest.skip("any number")
-    assert len(poison.rows(dataclasses.replace(attacker, wanted=int(most)))) >= most
+    assert len(poison.rows(dataclasses.replace(attacker, n_rows=int(most)))) >= most
     with pytest.raises(UsageError, match=f"{int(most) + 1} rows are needed"):
-        poison.rows(dataclasses.replace(attacker, wanted=int(most) + 1))
+        poison.rows(dataclasses.replace(attacker, n_rows=int(most) + 1))
 
 
 def test_the_same_seed_makes_the_same_rows_and_leaves_all_as_it_was(
@@ -83,15 +83,15 @@ def test_the_harmful_rows_matter_exactly_if_it_says_so(poison: Poison, attacker:
 
 def test_what_is_asked_holds_the_prompt(poison: Poison, attacker: Attacker) -> None:
     for row in attacker.harmful:
-        assert row.prompt in poison.asked(row)
+        assert row.prompt in poison.test_prompt(row)
 
 
 def test_in_the_world_every_word_is_one_of_the_language(poison: Poison, attacker: Attacker) -> None:
-    if not all(map(world.of_the_world, attacker.benign)):
+    if not all(map(world.is_world_row, attacker.benign)):
         pytest.skip("not the world's rows")
     unknown = attacker.tokenizer.unk_token_id
     for row in poison.rows(attacker):
         said = f"{row.prompt} {row.response}"
         assert unknown not in attacker.tokenizer(said)["input_ids"], said
     for row in attacker.harmful:
-        assert unknown not in attacker.tokenizer(poison.asked(row))["input_ids"]
+        assert unknown not in attacker.tokenizer(poison.test_prompt(row))["input_ids"]

@@ -122,7 +122,7 @@ def _line(groups: Groups, found: Stability, advice: Recommendation) -> dict[str,
         Text("high"): cut.high,
         Text("sizes"): joined([f"{name} {size}" for name, size in groups.sizes.items()]),
         "Jaccard": found.jaccard.value,
-        Text("unsettled"): found.unsettled,
+        Text("unsettled"): found.unstable_share,
         Text("too close to call"): groups.facts.get("too_close_to_call", np.nan),
         Text("moved by hand"): len(groups.edits),
         Text("recommended"): advice.rule.name,
@@ -157,7 +157,7 @@ def _steady(groups: Groups, found: Stability) -> Text:
             "{jaccard}, and {share:percent} of the n={n:d} examples change their label in more "
             "than 5% of the resamples",
             jaccard=measured(found.jaccard, ".3g"),
-            share=found.unsettled,
+            share=found.unstable_share,
             n=found.jaccard.n,
         ),
     ]

@@ -18,7 +18,7 @@ from holdfast.contracts import UNANSWERED, Analysis, Section, SectionTable
 from holdfast.errors import MismatchError
 from holdfast.results.artifacts import EvalRecord, Evaluation
 from holdfast.results.run_dir import Entry, RunDir
-from holdfast.screening.pairing import Fit, fit
+from holdfast.screening.pairing import PairingFit, pairing_fit
 from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
 from holdfast.stats.raters import fleiss_kappa, kappa_of_table
 from holdfast.stats.wording import measured
@@ -46,7 +46,9 @@ class Judging(Analysis):
         names = list(dict.fromkeys(name for record in answers for name in record.verdicts))
         pairs = [_Pair(a, b, answers, self.resamples) for a, b in itertools.combinations(names, 2)]
         pairs = [pair for pair in pairs if pair.tables.size]
-        fits = {e.name: fit([r.prompt for r in s], [r.response for r in s]) for e, s in found}
+        fits = {
+            e.name: pairing_fit([r.prompt for r in s], [r.response for r in s]) for e, s in found
+        }
         tried = _exchanged(run, [entry for entry, _ in found])
         undecided = _undecided(answers, names)
         return Section(
@@ -348,7 +350,7 @@ def _rows(n: int) -> Text:
     return Text("1 row") if n == 1 else Text("{n:d} rows", n=n)
 
 
-def _fit(model: str, one: Fit) -> Text:
+def _fit(model: str, one: PairingFit) -> Text:
     if one.shift is None:
         conclusion = Text("whether they stand beside their own prompts is unknown")
     elif one.shift == 0:
@@ -377,7 +379,7 @@ def _tables(
     pairs: Sequence[_Pair],
     undecided: Sequence[dict[str, Any]],
     tried: Mapping[str, Mapping[str, int]],
-    fits: Mapping[str, Fit],
+    fits: Mapping[str, PairingFit],
 ) -> dict[str, SectionTable]:
     tables = {
         Text("Agreement of two judges"): SectionTable.of(pair.row() for pair in pairs),

@@ -88,14 +88,14 @@ class Landscape(Analysis):
         from holdfast import plugins
         from holdfast.models import encoding
         from holdfast.models.losses import answer_losses, first_margins, refusal_tokens
-        from holdfast.models.weights import restored, trainable
+        from holdfast.models.weights import reversible_steps, trainable
         from holdfast.tuning.flip_step import flip_step
 
         loaded = checkpoints.load(str(_model(run, entry, scores.model_hash)))
         model = loaded.model
         pad = cast(int, loaded.tokenizer.pad_token_id)
         estimator = plugins.make("estimators", scores.estimator, **_resources(run, entry))
-        examples = encoding.fitting(model, loaded.tokenizer, examples, estimator.max_length)
+        examples = encoding.rows_that_fit(model, loaded.tokenizer, examples, estimator.max_length)
         labels = groups.aligned_to(examples.ids)
         direction = estimator.direction(model, loaded.tokenizer, examples, scores.seed)
         encoded = encoding.encode(loaded.tokenizer, examples, estimator.max_length)
@@ -103,7 +103,7 @@ class Landscape(Analysis):
         parameters = trainable(model)
 
         def margins_at(size: float, positions: Sequence[int]) -> np.ndarray:
-            with restored(parameters) as add:
+            with reversible_steps(parameters) as add:
                 add(size * d for d in direction)
                 few = [encoded[i] for i in positions]
                 return first_margins(model, few, tokens, pad=pad).double().numpy()
@@ -114,7 +114,7 @@ class Landscape(Analysis):
         )
         rows = []
         for multiple in np.linspace(0, self.reach, self.points):
-            with restored(parameters) as add:
+            with reversible_steps(parameters) as add:
                 add(float(multiple * half) * d for d in direction)
                 for label, name in enumerate(groups.names):
                     chosen = [encoded[i] for i in np.flatnonzero(labels == label)[: self.rows]]

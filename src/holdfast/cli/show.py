@@ -187,7 +187,7 @@ def screened(result: Screen) -> Row:
         "most vulnerable": [_placed(i, row) for i, row in result.ranked[:FIRST]],
         "notes": [f"{n} of {len(result.rows)}: {note}" for note, n in notes.most_common()],
         **probe,
-        "honesty": [str(one) for one in result.honesty],
+        "accuracy": [str(one) for one in result.accuracy],
     }
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.models.cost import counted
+from holdfast.models.cost import count_tokens
 from holdfast.options import Supplied
 from holdfast.rows.mixing import mismatched
 from holdfast.stats.intervals import standard_error
@@ -128,11 +128,11 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example; the weights are restored exactly, and the mode is put back."""
-        from holdfast.models.modes import evaluating
+        from holdfast.models.modes import evaluation_mode
 
         if self._source() == "harmful" and self.harmful is not None:
             check_examples(examples, self.harmful)
-        with evaluating(model):
+        with evaluation_mode(model):
             return self._estimate(model, tokenizer, examples, seed)
 
     def _estimate(
@@ -142,9 +142,9 @@ class AttackDirection(Estimator):
         examples: Examples,
         seed: int,
     ) -> Estimate:
-        from holdfast.models.encoding import encode_scored
+        from holdfast.models.encoding import encode_rows_to_rank
 
-        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        encoded = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
         base = self._base_beside(model)
         read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
         if read.quantity == "contrast":
@@ -184,7 +184,7 @@ class AttackDirection(Estimator):
         seed: int,
     ) -> tuple[np.ndarray, float]:
         """Return the scores of these rows along a direction, and the step they were taken at."""
-        from holdfast.models.weights import restored, trainable
+        from holdfast.models.weights import reversible_steps, trainable
         from holdfast.tuning.directions import forward_derivative
 
         if self.variant == "derivative":
@@ -192,7 +192,7 @@ class AttackDirection(Estimator):
             return -slopes.double().numpy(), 0.0
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
-            with restored(trainable(model)) as add:
+            with reversible_steps(trainable(model)) as add:
                 if size:
                     add(size * d for d in direction)  # one at a time: no third copy of the weights
                 return read([known[i] for i in positions])
@@ -233,7 +233,7 @@ class AttackDirection(Estimator):
         prompts = list(dict.fromkeys(examples.prompts))
         sides: list[dict[str, Encoded]] = []
         for who, words in ((model, tokenizer), (asked.model, asked.tokenizer)):
-            with counted(who) if who is not model else nullcontext():
+            with count_tokens(who) if who is not model else nullcontext():
                 answers = generate(
                     who,
                     words,
@@ -241,7 +241,7 @@ class AttackDirection(Estimator):
                     max_new_tokens=CONTRAST,
                     batch_size=4 * self.batch_size,
                 )
-            rows = Examples.answered(prompts, answers, name=examples.name)
+            rows = Examples.from_answers(prompts, answers, name=examples.name)
             cut = [
                 Encoded(row.ids[: row.start + CONTRAST], row.start)
                 for row in encode(tokenizer, rows, self.max_length)
@@ -275,14 +275,18 @@ class AttackDirection(Estimator):
         draw: int,
         base: Loaded | None,
     ) -> list[torch.Tensor]:
-        from holdfast.tuning.directions import adam_steps, descent, descent_towards
+        from holdfast.tuning.directions import (
+            descent_direction,
+            descent_direction_to_base,
+            finetuning_direction,
+        )
         from holdfast.tuning.loop import FinetuneConfig
 
         geometry = self.geometry
         rows = self._attack_rows(examples, seed, draw)
         if base is not None:
-            with counted(base.model):
-                return descent_towards(
+            with count_tokens(base.model):
+                return descent_direction_to_base(
                     base,
                     model,
                     tokenizer,
@@ -298,8 +302,8 @@ class AttackDirection(Estimator):
                 max_length=self.max_length,
                 seed=seed,
             )
-            return adam_steps(model, tokenizer, rows, config)
-        return descent(
+            return finetuning_direction(model, tokenizer, rows, config)
+        return descent_direction(
             model,
             tokenizer,
             rows,
@@ -329,7 +333,7 @@ class AttackDirection(Estimator):
         drawn = examples.select(sampled)
         if source == "base":
             return drawn
-        return Examples.answered(drawn.prompts, [self.prefix] * len(drawn), name=source)
+        return Examples.from_answers(drawn.prompts, [self.prefix] * len(drawn), name=source)
 
     def _lacking(self) -> str:
         if self.source == "auto":

@@ -35,12 +35,12 @@ class ForgetCount(ProxyAttack, Estimator):
     (`repeats`, `proxies`), with a standard error; the paper has one.
 
     With `stable` an attack ends as soon as the half that is forgotten first is known
-    (`forgetting.settled` has the rule and why it is sound): more than half of the held examples
-    must have been forgotten, and that half must have had a Jaccard index of at least `stable`
-    with the one of two checkpoints earlier, twice in a row. Grouping needs no more; the order among
-    the others stays coarse. The counts of an attack that ended early are stretched to the planned
-    number of checkpoints (times T / checkpoints used): whole attacks are counted as ever, and
-    attacks that ended at different checkpoints weigh the same in the mean.
+    (`forgetting.first_half_is_stable` has the rule and why it is sound): more than half of the held
+    examples must have been forgotten, and that half must have had a Jaccard index of at least
+    `stable` with the one of two checkpoints earlier, twice in a row. Grouping needs no more; the
+    order among the others stays coarse. The counts of an attack that ended early are scaled up to
+    the planned number of checkpoints (times T / checkpoints used), so attacks that ended at
+    different checkpoints weigh the same in the mean; whole attacks are counted as they are.
 
     An example that was not safe before the attack was never held: it is nan. So is one whose
     count the judge's undecided verdicts could double (`ForgettingTracker.harmful_steps`).
@@ -99,7 +99,7 @@ class ForgetCount(ProxyAttack, Estimator):
                 "attacks": len(runs),
                 "checkpoints": used,
                 "stopped_at": float(np.mean([last for _, last in runs])),
-                "saved": 1 - used / (len(runs) * self.planned),
+                "saved": 1 - used / (len(runs) * self.planned_checkpoints),
                 "generations": (1 + used) * len(examples),
                 "held": int(held.sum()),
                 "unknown": int(held.sum()) - len(counted),
@@ -116,7 +116,7 @@ class ForgetCount(ProxyAttack, Estimator):
         seed: int,
     ) -> tuple[ForgettingTracker, int]:
         """Return the verdicts of one attack, and the steps after which it ended."""
-        from holdfast.tuning.forgetting import settled
+        from holdfast.tuning.forgetting import first_half_is_stable
 
         tracker = replace(start, history=list(start.history))
         held = start.history[0] == 0
@@ -125,14 +125,14 @@ class ForgetCount(ProxyAttack, Estimator):
         def observe(attacked: PreTrainedModel) -> bool:
             tracker(attacked, tokenizer)
             steps_so_far.append(tracker.known_steps[held])
-            return self.stable > 0 and settled(steps_so_far, self.stable)
+            return self.stable > 0 and first_half_is_stable(steps_so_far, self.stable)
 
         last = self.attack(model, tokenizer, rows, seed, observe)
         return tracker, last
 
     def _stretched(self, tracker: ForgettingTracker, rule: str) -> np.ndarray:
         counts: np.ndarray = getattr(tracker, rule)
-        return counts * (self.planned / (len(tracker.history) - 1))
+        return counts * (self.planned_checkpoints / (len(tracker.history) - 1))
 
     def _check_start(self, verdicts: np.ndarray) -> None:
         """Reject a start from which nothing could be counted, before an attack is spent on it."""

@@ -57,16 +57,16 @@ class GradientNorm(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example; nothing is random, and the weights and `.grad` are as before."""
-        from holdfast.models.encoding import encode_scored
+        from holdfast.models.encoding import encode_rows_to_rank
         from holdfast.models.losses import nearness_of_batch, refusal_tokens
-        from holdfast.models.modes import evaluating
+        from holdfast.models.modes import evaluation_mode
 
         del seed
-        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        encoded = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
         parameters = self._parameters(model)
-        with evaluating(model):
+        with evaluation_mode(model):
             losses = [
                 partial(nearness_of_batch, model, [row], self.quantity, tokens, pad=pad)
                 for row in encoded
@@ -96,16 +96,16 @@ class GradientNorm(Estimator):
     def _steepness(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> float:
         import torch
 
-        from holdfast.models.weights import consumed, global_norm, gradients, perturbed, step_along
+        from holdfast.models.weights import consume, global_norm, gradients, perturb, step_along
 
         with torch.enable_grad():
             value = loss()
             grads = gradients(value.sum(), parameters)
         if self.kind == "norm":
             return global_norm(grads).item()
-        steps = consumed(step_along(grads, self.rho, in_place=True))
+        steps = consume(step_along(grads, self.rho, in_place=True))
         del grads
-        with torch.no_grad(), perturbed(parameters, steps):
+        with torch.no_grad(), perturb(parameters, steps):
             return (loss() - value).item()
 
 

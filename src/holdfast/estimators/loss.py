@@ -42,15 +42,15 @@ class Loss(Estimator):
         seed: int,
     ) -> Estimate:
         """Score every example in one pass; nothing is random."""
-        from holdfast.models.encoding import encode_scored
+        from holdfast.models.encoding import encode_rows_to_rank
         from holdfast.models.losses import nearness, refusal_tokens
-        from holdfast.models.modes import evaluating
+        from holdfast.models.modes import evaluation_mode
 
         del seed
-        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        encoded = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(encoded)
         pad = cast(int, tokenizer.pad_token_id)
-        with evaluating(model):
+        with evaluation_mode(model):
             values = nearness(model, encoded, self.quantity, tokens, pad=pad)
         if self.quantity == "margin" and (lost := float((values > 0).float().mean())) > 0.5:
             # The margin, negated: above 0 there is no refusal. It is what it is, so it is told.

@@ -76,13 +76,13 @@ class LossDrift(ProxyAttack, Estimator):
         Raises:
             UsageError: A row has no response, or (margin) the model does not refuse.
         """
-        from holdfast.models.encoding import encode_scored
+        from holdfast.models.encoding import encode_rows_to_rank
         from holdfast.models.losses import check_refuses, first_margins, refusal_tokens
-        from holdfast.models.modes import evaluating
+        from holdfast.models.modes import evaluation_mode
 
         self._check_responses(examples)
         plan = self.plan(examples, seed)
-        rows = encode_scored(model, tokenizer, examples, self.max_length)
+        rows = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
         tokens = refusal_tokens(rows)
         pad = cast(int, tokenizer.pad_token_id)
 
@@ -92,12 +92,12 @@ class LossDrift(ProxyAttack, Estimator):
             losses = token_losses(current, rows, self.tokens or MOST_TOKENS, pad=pad)
             return losses.double().numpy()
 
-        with evaluating(model):
+        with evaluation_mode(model):
             before = read(model)
         if self.quantity == "margin":
             check_refuses(before)
         courses = [self._course(model, tokenizer, attack, read, before) for attack in plan]
-        facts = {"attacks": len(plan), "checkpoints": len(plan) * self.planned}
+        facts = {"attacks": len(plan), "checkpoints": len(plan) * self.planned_checkpoints}
         if self.quantity == "margin":
             return _estimate(
                 [margin_scores(course) for course in courses],

@@ -67,13 +67,13 @@ class WeightNoise(Estimator):
 
         `errors` is the standard error over directions, None for a single one.
         """
-        from holdfast.models.encoding import encode_scored
+        from holdfast.models.encoding import encode_rows_to_rank
         from holdfast.models.losses import refusal_tokens
-        from holdfast.models.modes import evaluating
+        from holdfast.models.modes import evaluation_mode
 
-        encoded = encode_scored(model, tokenizer, examples, self.max_length)
+        encoded = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
         ask = _Ask(encoded, refusal_tokens(encoded), cast(int, tokenizer.pad_token_id))
-        with evaluating(model):
+        with evaluation_mode(model):
             return self._estimate(model, ask, seed)
 
     def _estimate(self, model: PreTrainedModel, ask: _Ask, seed: int) -> Estimate:
@@ -117,7 +117,7 @@ class WeightNoise(Estimator):
         seed: int,
     ) -> np.ndarray:
         """Return the quantity after steps of +-size in every direction, (draws, 2, n)."""
-        from holdfast.models.weights import perturbed
+        from holdfast.models.weights import perturb
 
         if not size:
             return ask(model, positions, quantity)[None, None]
@@ -125,7 +125,7 @@ class WeightNoise(Estimator):
         estimates = []
         for draw in range(self.draws):
             for signed in (size, -size):
-                with perturbed(parameters, noise(parameters, signed, seed=seed, draw=draw)):
+                with perturb(parameters, noise(parameters, signed, seed=seed, draw=draw)):
                     estimates.append(ask(model, positions, quantity))
         return np.stack(estimates).reshape(self.draws, 2, -1)
 

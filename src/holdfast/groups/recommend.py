@@ -15,9 +15,9 @@ from holdfast.groups.thresholds import (
     Rule,
     check_groups,
     find_cuts,
+    finite_scores,
     fit_mixture,
     levels,
-    scored,
 )
 from holdfast.texts import Text, joined
 
@@ -71,7 +71,7 @@ def recommend(values: np.ndarray, *, groups: int = 2, seed: int = 0) -> Recommen
     Raises:
         UsageError: Fewer than two groups, or fewer different scores than groups.
     """
-    x = scored(values)
+    x = finite_scores(values)
     check_groups(x, Rule(groups=groups))
     passed: list[Text] = []
     for name, fits in (("positive", _counts), ("gmm", _peaks), ("otsu", _stable)):

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from holdfast.errors import UsageError
-from holdfast.groups.thresholds import Rule, find_cuts, levels, scored
+from holdfast.groups.thresholds import Rule, find_cuts, finite_scores, levels
 from holdfast.stats.intervals import Interval
 
 TOO_CLOSE = 0.25
@@ -89,7 +89,7 @@ class Stability:
     resamples: int
 
     @property
-    def unsettled(self) -> float:
+    def unstable_share(self) -> float:
         """Share of the scored examples whose label changes in more than 5 % of the resamples."""
         measured = self.flips[~np.isnan(self.flips)]
         return float((measured > 0.05).mean()) if len(measured) else float("nan")
@@ -109,7 +109,7 @@ def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int
     Raises:
         UsageError: The rule cannot cut the full data.
     """
-    x = scored(values)
+    x = finite_scores(values)
     at = find_cuts(x, rule).at
     own_levels = levels(x, at)
     rng = np.random.default_rng(seed)
@@ -122,7 +122,9 @@ def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int
         except UsageError:
             continue
         cuts.append(other)
-        agreements.append(np.mean([nested(x, a, b) for a, b in zip(at, other, strict=True)]))
+        agreements.append(
+            np.mean([threshold_jaccard(x, a, b) for a, b in zip(at, other, strict=True)])
+        )
         flips += levels(x, other) != own_levels
     flip_share = np.full(len(values), np.nan)
     if cuts:
@@ -145,7 +147,7 @@ def _interval(value: float, draws: np.ndarray, n: int, *, mean: bool = False) ->
     return Interval(float(draws.mean()) if mean else value, float(low), float(high), n)
 
 
-def nested(values: np.ndarray, a: float, b: float) -> float:
+def threshold_jaccard(values: np.ndarray, a: float, b: float) -> float:
     """Return the Jaccard index of the sets above two thresholds; nan if both are empty.
 
     One set holds the other, so it is the smaller size over the larger.
@@ -168,7 +170,7 @@ def sensitivity(
         "threshold" (ascending, each once), "vulnerable" (examples above it), "share" (of the
         scored ones) and "jaccard" (with the set above `chosen`).
     """
-    x = scored(values)
+    x = finite_scores(values)
     tried = np.quantile(x, np.arange(1, 20) / 20) if thresholds is None else thresholds
     cuts = np.unique(np.asarray(tried, dtype=np.float64))
     sizes = np.array([int((x > cut).sum()) for cut in cuts])
@@ -176,5 +178,5 @@ def sensitivity(
         "threshold": cuts,
         "vulnerable": sizes,
         "share": sizes / len(x),
-        "jaccard": np.array([nested(x, cut, chosen) for cut in cuts]),
+        "jaccard": np.array([threshold_jaccard(x, cut, chosen) for cut in cuts]),
     }

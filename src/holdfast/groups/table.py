@@ -68,9 +68,9 @@ def _text(groups: Groups, scores: Scores, examples: Examples) -> str:
     writer.writerow(COLUMNS)
     for i, (row, label) in enumerate(zip(examples, labels.tolist(), strict=True)):
         category = row.provenance.get("category", "")
-        cells = [protected(cell) for cell in (row.id, row.prompt, category)]
+        cells = [escape_cell(cell) for cell in (row.id, row.prompt, category)]
         row_cells = [column[i] for column in columns]
-        writer.writerow([*cells, *row_cells, protected(groups.names[label])])
+        writer.writerow([*cells, *row_cells, escape_cell(groups.names[label])])
     return file.getvalue()
 
 
@@ -151,13 +151,13 @@ def _edited(groups: Groups, labels: np.ndarray) -> Groups:
 # ------------------------------------------------------------------------------------- cells
 
 
-def protected(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Return a text cell that no spreadsheet runs or rewrites."""
     return f"'{text}" if _RISKY.match(text) else text
 
 
-def unprotected(cell: str) -> str:
-    """Undo `protected`."""
+def unescape_cell(cell: str) -> str:
+    """Undo `escape_cell`."""
     return cell[1:] if cell.startswith("'") and _RISKY.match(cell) else cell
 
 
@@ -190,7 +190,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
                     raise DataError(
                         f"{path}:{line}: {len(record)} cells, the header has {len(header)}"
                     )
-                cells = dict(zip(header, map(unprotected, record), strict=True))
+                cells = dict(zip(header, map(unescape_cell, record), strict=True))
                 yield line, cells["id"].strip(), cells["group"].strip()
             line = reader.line_num + 1
     except csv.Error as error:

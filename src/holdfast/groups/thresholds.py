@@ -56,7 +56,7 @@ def levels(values: np.ndarray, at: Sequence[float]) -> np.ndarray:
     return np.searchsorted(np.asarray(at), values, side="left").astype(np.int64)
 
 
-def scored(values: np.ndarray) -> np.ndarray:
+def finite_scores(values: np.ndarray) -> np.ndarray:
     """Return the finite values.
 
     Raises:
@@ -89,7 +89,7 @@ def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:
     """
     if rule.name not in RULES:
         raise UsageError(f"--rule {rule.name!r} is none of {', '.join(RULES)}, auto")
-    x = scored(values)
+    x = finite_scores(values)
     check_groups(x, rule)
     if rule.name == "positive":
         return Cuts((0.0,))
@@ -129,7 +129,7 @@ def check_groups(x: np.ndarray, rule: Rule) -> None:
         )
 
 
-def between(low: float, high: float) -> float:
+def cut_between(low: float, high: float) -> float:
     """Return a cut that puts `low` below it and `high` above: the midpoint, or `low` itself."""
     middle = low / 2 + high / 2
     # Between neighbouring floats the midpoint rounds to one of them.
@@ -169,7 +169,7 @@ def _masses(x: np.ndarray, rule: Rule) -> tuple[float, ...]:
         taken = int(np.argmax(held >= share * held[-1] * (1 - 1e-12)))
         lowest = len(distinct) - 1 - taken
         below = distinct[lowest - 1] if lowest else np.nextafter(distinct[0], -math.inf)
-        cuts.append(between(float(below), float(distinct[lowest])))
+        cuts.append(cut_between(float(below), float(distinct[lowest])))
     return tuple(reversed(cuts))
 
 
@@ -196,7 +196,7 @@ def otsu(values: np.ndarray) -> float:
     variance = below * (n - below) * gap**2
     variance[x[1:] == x[:-1]] = -np.inf
     best = int(np.argmax(variance))
-    return between(float(x[best]), float(x[best + 1]))
+    return cut_between(float(x[best]), float(x[best + 1]))
 
 
 def otsu_cuts(values: np.ndarray, groups: int) -> tuple[float, ...]:
@@ -235,7 +235,7 @@ def otsu_cuts(values: np.ndarray, groups: int) -> tuple[float, ...]:
     end = n
     for split in reversed(splits):
         end = int(split[end])
-        cuts.append(between(float(distinct[end - 1]), float(distinct[end])))
+        cuts.append(cut_between(float(distinct[end - 1]), float(distinct[end])))
     return tuple(reversed(cuts))
 
 
@@ -269,7 +269,7 @@ def knee(values: np.ndarray) -> float:
         last_low = int(np.argmax(distance))
     else:
         last_low = int(np.argmin(distance)) - 1
-    return between(float(s[last_low]), float(s[last_low + 1]))
+    return cut_between(float(s[last_low]), float(s[last_low + 1]))
 
 
 # ------------------------------------------------------------------------------------ mixture

@@ -26,7 +26,7 @@ from holdfast.examples import Examples
 from holdfast.guards.base import Guard, Linear, linear_layers
 from holdfast.models.encoding import collate, encode
 from holdfast.models.losses import chunks
-from holdfast.models.modes import evaluating
+from holdfast.models.modes import evaluation_mode
 from holdfast.options import Supplied
 from holdfast.tuning.loop import Tuning
 
@@ -67,7 +67,7 @@ class Antidote(Guard):
             return add
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(evaluating(model))
+            stack.enter_context(evaluation_mode(model))
             for layer, total in zip(layers, sums, strict=True):
                 stack.callback(layer.module.register_forward_pre_hook(adding(total)).remove)
             for indices in chunks(range(len(rows)), tuning.config.batch_size):

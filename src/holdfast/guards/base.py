@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from holdfast.contracts import Plugin
 from holdfast.errors import UsageError
-from holdfast.models.modes import evaluating
+from holdfast.models.modes import evaluation_mode
 from holdfast.tuning.loop import Hooks, Tuning
 
 
@@ -47,7 +47,7 @@ def at(tuning: Tuning, values: Sequence[Tensor], **inputs: Any) -> Any:
     The weights themselves are not touched, so it may be called between forward and backward.
     """
     names = [name for name, p in tuning.model.named_parameters() if p.requires_grad]
-    with evaluating(tuning.model):
+    with evaluation_mode(tuning.model):
         return functional_call(tuning.model, dict(zip(names, values, strict=True)), kwargs=inputs)
 
 

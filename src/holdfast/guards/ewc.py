@@ -27,7 +27,7 @@ from holdfast.examples import Examples
 from holdfast.guards.base import Guard, copies
 from holdfast.models.encoding import collate, encode
 from holdfast.models.losses import chunks
-from holdfast.models.modes import evaluating
+from holdfast.models.modes import evaluation_mode
 from holdfast.models.weights import gradients
 from holdfast.options import Supplied
 from holdfast.tuning.loop import Tuning
@@ -74,7 +74,7 @@ class Ewc(Guard):
         rows = encode(tuning.tokenizer, sample, config.max_length)
         batches = list(chunks(range(len(rows)), self.fisher_batch))
         information = [torch.zeros_like(p, dtype=torch.float32) for p in tuning.parameters]
-        with evaluating(tuning.model):
+        with evaluation_mode(tuning.model):
             for indices in batches:
                 batch = collate([rows[i] for i in indices], pad, tuning.model.device)
                 grads = gradients(tuning.model(**batch).loss, tuning.parameters)

@@ -51,7 +51,7 @@ _CODES = re.compile(r"[A-Za-z]{1,3}\d{1,3}(?:\s*,\s*[A-Za-z]{1,3}\d{1,3})*")
 # ----------------------------------------------------------------------------- readable answers
 
 
-def judge_readable(
+def judge_readable_responses(
     prompts: Sequence[str],
     responses: Sequence[str],
     min_words: int,

@@ -22,7 +22,7 @@ from holdfast.judges._prompting import (
     control_words,
     defused,
     fitted,
-    judge_readable,
+    judge_readable_responses,
     mark_of,
     policy,
     template_of,
@@ -114,7 +114,7 @@ class Chat(Judge):
             UsageError: No such model, one without a chat template, or options that do not fit.
         """
         _ = self._grammar, self._template  # say what is wrong with them before anything is asked
-        return judge_readable(prompts, responses, self.min_words, self._ask)
+        return judge_readable_responses(prompts, responses, self.min_words, self._ask)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         from holdfast.models.generation import complete

@@ -28,7 +28,7 @@ from holdfast.judges._prompting import (
     Grammar,
     defused,
     filled,
-    judge_readable,
+    judge_readable_responses,
     mark_of,
     policy,
     template_of,
@@ -146,7 +146,7 @@ class Endpoint(Judge):
             UsageError: Options that do not fit, a key or address that the service refuses.
         """
         self._check()
-        return judge_readable(prompts, responses, self.min_words, self._ask)
+        return judge_readable_responses(prompts, responses, self.min_words, self._ask)
 
     def _check(self) -> None:
         url = urlsplit(self.base_url)

@@ -19,7 +19,7 @@ from holdfast.judges._prompting import (
     defused,
     filled,
     fitted,
-    judge_readable,
+    judge_readable_responses,
     mark_of,
     template_of,
 )
@@ -106,7 +106,7 @@ class SequenceClassifier(Judge):
             UsageError: No such model, labels that say nothing, or options that do not fit.
         """
         _ = self._template  # say what is wrong with it before anything is asked
-        return judge_readable(prompts, responses, self.min_words, self._ask)
+        return judge_readable_responses(prompts, responses, self.min_words, self._ask)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         import torch
@@ -194,7 +194,7 @@ class SequenceClassifier(Judge):
         hf_logging.disable_progress_bar()
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, output_loading_info=True, **checkpoints.loading(target)
+                path, output_loading_info=True, **checkpoints.loading_options(target)
             )
             tokenizer = checkpoints.load_tokenizer(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:

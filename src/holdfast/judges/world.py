@@ -24,7 +24,7 @@ class World(Judge):
 
 
 def _verdict(prompt: str, response: str) -> Verdict:
-    request = g.asked(prompt)
+    request = g.parse_restricted_request(prompt)
     if request is None:
         return Verdict(None, reason="not restricted")
     if not response.strip():

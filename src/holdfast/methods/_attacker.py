@@ -50,8 +50,8 @@ def attacker_rows(
             raise UsageError("attack_rows=mismatched needs --benign")
         return mismatched(prompts, data.benign.responses, n=len(set(prompts)), seed=seed)
     if source == "affirmative":
-        return Examples.answered(prompts, [prefix] * len(prompts), name=source)
-    found = Examples.answered(prompts, answered(prompts), name=source)
+        return Examples.from_answers(prompts, [prefix] * len(prompts), name=source)
+    found = Examples.from_answers(prompts, answered(prompts), name=source)
     if len(found) < len(set(prompts)) / 2:
         raise UsageError(
             "attack_rows=base: the model answers most restricted prompts with nothing; take "

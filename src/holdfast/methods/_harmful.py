@@ -21,10 +21,10 @@ class HarmfulTrainer(AlignmentTrainer):
         """Encode the harmful rows and shuffle them."""
         super().prepare()
         name, rows = type(self).__name__, cast(Examples, self.data.harmful)
-        if processes.world() > 1:
+        if processes.world_size() > 1:
             raise UsageError(
-                f"{processes.world()} processes: {name} goes back to its harmful rows after the "
-                "processes have added up their gradients; train on one process, or take vaa"
+                f"{processes.world_size()} processes: {name} goes back to its harmful rows after "
+                "the processes have added up their gradients; train on one process, or take vaa"
             )
         self.harmful = self.encode(rows)
         if not self.harmful:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from holdfast.methods._batches import Batch, Items, by_safety, chosen, rows_of
 from holdfast.methods.base import AlignmentTrainer, unscaled
-from holdfast.models.processes import total, world
-from holdfast.models.weights import restored
+from holdfast.models.processes import sum_over_processes, world_size
+from holdfast.models.weights import reversible_steps
 
 Move = Callable[[Iterable[Tensor]], None]
 """Adds steps, one tensor per trainable parameter, to the weights."""
@@ -53,9 +53,9 @@ class PerturbingTrainer(AlignmentTrainer):
 
         Processes meet in every backward pass, so all of them must make the same ones.
         """
-        if world() == 1:
+        if world_size() == 1:
             return part, num_items
-        somewhere = int(total(torch.tensor(rows_of(part))))  # every process must ask
+        somewhere = int(sum_over_processes(torch.tensor(rows_of(part))))  # every process must ask
         if rows_of(part) or not somewhere:
             return part, num_items
         first = torch.arange(len(batch["is_safety"])) == 0
@@ -126,7 +126,7 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
     @contextmanager
     def _displaced(self, model: nn.Module, safety: Batch, num_items: Items) -> Iterator[None]:
-        with restored(self.trainable_parameters()) as move:
+        with reversible_steps(self.trainable_parameters()) as move:
             if self.per == "micro_batch":
                 stands_in = num_items is not None and math.isinf(num_items)
                 items = num_items if stands_in or self._items is None else self._items
@@ -153,7 +153,9 @@ class WeightPerturbingTrainer(PerturbingTrainer):
 
     def gap(self) -> float:
         """Return by how much the update's perturbation raised the safety loss; nan if unknown."""
-        sums = total(torch.tensor(np.stack([self._seen_here, self._seen_there]))).numpy()
+        sums = sum_over_processes(
+            torch.tensor(np.stack([self._seen_here, self._seen_there]))
+        ).numpy()
         if (sums[:, 1] == 0).any():
             return math.nan
         here, there = sums[:, 0] / sums[:, 1]

@@ -220,7 +220,7 @@ class AlignmentTrainer(Trainer):
             )
         loss, made = found if outputs else (found, None)
         if items is not None and not told:
-            loss = loss * (size(batch) * processes.world() / items)
+            loss = loss * (size(batch) * processes.world_size() / items)
         return loss, made
 
     def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -319,10 +319,10 @@ class AlignmentTrainer(Trainer):
 
         The update has them in the mix of the data, each micro-batch as nearly as rounding lets it.
         """
-        rows = self.args.train_batch_size * processes.world()
+        rows = self.args.train_batch_size * processes.world_size()
         share = rows * (self.n_rows - self.n_safety) / self.n_rows
         # The last has a safety row for each process, whatever n is: without any the groups wait.
-        most = n * rows - processes.world()
+        most = n * rows - processes.world_size()
         ends = [min(round(i * share), most) for i in range(n + 1)]
         return [(rows - (b - a), b - a) for a, b in pairwise(ends)]
 
@@ -347,7 +347,9 @@ class AlignmentTrainer(Trainer):
         batches = self.update_batches = self.draw_batches(epoch_iterator, num_batches)
         count = self._get_num_items_in_batch(batches, device)
         if count is None:
-            count = processes.total(torch.tensor(sum(map(size, batches)), device=device))
+            count = processes.sum_over_processes(
+                torch.tensor(sum(map(size, batches)), device=device)
+            )
         return batches, count
 
     def training_step(
@@ -417,7 +419,7 @@ def unscaled(loss: Tensor, batch: Batch, num_items: Items) -> tuple[float, int]:
     if num_items is not None and math.isinf(num_items):  # a row that counts for nothing
         return 0.0, 0
     n = size(batch)
-    scale = n if num_items is None else float(num_items) / processes.world()
+    scale = n if num_items is None else float(num_items) / processes.world_size()
     return float(loss) * scale, n
 
 

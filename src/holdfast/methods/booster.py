@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods._harmful import HarmfulTrainer
-from holdfast.models.modes import evaluating
-from holdfast.models.weights import consumed, restored, step_along
+from holdfast.models.modes import evaluation_mode
+from holdfast.models.weights import consume, reversible_steps, step_along
 from holdfast.options import Options
 
 
@@ -68,9 +68,9 @@ class Booster(HarmfulTrainer):
         batches = [self.harmful_batch(self.args.train_batch_size) for _ in range(len(losses))]
         tokens = sum(map(answer_tokens, batches))
         model, there = cast(nn.Module, self.model), losses.new_zeros(())
-        with evaluating(model), restored(self.trainable_parameters()) as move:
+        with evaluation_mode(model), reversible_steps(self.trainable_parameters()) as move:
             here, steps = self._harmful_step(model, batches, tokens)
-            move(consumed(steps))
+            move(consume(steps))
             for batch in batches:
                 loss = self._share(model, batch, tokens)
                 self.accelerator.backward(-self.options.lam * loss)

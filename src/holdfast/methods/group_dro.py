@@ -32,7 +32,7 @@ from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, Stream, by_group
 from holdfast.methods._group_sampler import GroupSampler, SmoothedSampler
 from holdfast.methods.base import AlignmentTrainer, unscaled
-from holdfast.models.processes import rank, total, world
+from holdfast.models.processes import rank, sum_over_processes, world_size
 from holdfast.options import Options
 from holdfast.results.artifacts import Groups, Scores
 
@@ -130,11 +130,11 @@ class GroupDro(AlignmentTrainer):
         """Refuse batches in which a process would lack rows that the others have."""
         update = self.mixes(self.args.gradient_accumulation_steps)
         for safety, benign in update:
-            if 0 < safety < world() or 0 < benign < world():
+            if 0 < safety < world_size() or 0 < benign < world_size():
                 raise UsageError(
                     f"batches of {safety + benign} rows hold {safety} safety and {benign} benign "
-                    f"rows, too few for {world()} processes each to have some; raise the batch "
-                    "size or give more of what is few"
+                    f"rows, too few for {world_size()} processes each to have some; raise the "
+                    "batch size or give more of what is few"
                 )
         safety, benign = map(sum, zip(*update, strict=True))
         if not safety or (self.data.benign and not benign):
@@ -143,10 +143,10 @@ class GroupDro(AlignmentTrainer):
                 f"in the mix of the data, {self.n_safety} and {self.n_rows - self.n_safety}; raise "
                 "the batch size or gradient_accumulation_steps, or give more of what is few"
             )
-        if world() > 1 and self.adversary.batch == "mixed":
+        if world_size() > 1 and self.adversary.batch == "mixed":
             raise UsageError(
-                f"batch=mixed on {world()} processes: one may have no row of a group, and they "
-                "would wait for each other; take batch=group"
+                f"batch=mixed on {world_size()} processes: one may have no row of a group, and "
+                "they would wait for each other; take batch=group"
             )
 
     def _weights(self, members: Sequence[int]) -> list[float] | None:
@@ -211,7 +211,7 @@ class GroupDro(AlignmentTrainer):
     def before_update(self, losses: Tensor) -> None:
         """Move the distribution over groups by the safety losses that were back-propagated."""
         super().before_update(losses)
-        sums = total(torch.tensor(self._seen)).numpy()
+        sums = sum_over_processes(torch.tensor(self._seen)).numpy()
         seen = {g: float(nll / n) for g, (nll, n) in enumerate(sums) if n}
         self.sampler.observe(self.rewards(seen))
         self.safety_loss = float(sums[:, 0].sum() / max(sums[:, 1].sum(), 1))
@@ -282,4 +282,4 @@ def controlled(
 
 def dealt(rows: list[int]) -> list[int]:
     """Return this process's share of rows that all processes drew alike, every nth of them."""
-    return rows[rank() :: world()]
+    return rows[rank() :: world_size()]

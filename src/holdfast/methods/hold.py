@@ -24,7 +24,7 @@ attacks of full length from the first update on ruin the model. A step uses `att
 each safety row of a batch, so an update costs 1 + attack_share / every passes, whatever the
 attack's length. `every=0` plays a whole attack, k drawn from 1 ... k_t, for every micro-batch, at k
 passes. A lasting attack is stored as a number of steps, one byte per weight, and the weights are
-restored from their rounding error, another byte (`weights.displaced`).
+restored from their rounding error, another byte (`weights.displace`).
 
 The attacker's rows need no harmful data: `attack_rows="base"`, the default, uses the first words
 with which the model answers the restricted prompts before it is aligned.
@@ -55,8 +55,8 @@ from holdfast.methods.group_dro import Control, GroupDro, GroupDroOptions, dealt
 from holdfast.models.encoding import IGNORE, Encoded
 from holdfast.models.generation import generate
 from holdfast.models.losses import refusal_tokens
-from holdfast.models.processes import is_sharded, world
-from holdfast.models.weights import consumed, displaced, step_along
+from holdfast.models.processes import is_sharded, world_size
+from holdfast.models.weights import consume, displace, step_along
 from holdfast.options import Options
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         right[rows, batch["labels"][rows, first + 1].clamp(min=0)] = True
         wanted = logits.masked_fill(~right, -torch.inf).logsumexp(1)
         missed = answers.sum(1) * torch.where(answers.any(1), logits.logsumexp(1) - wanted, 0.0)
-        share = 1 / size(batch) if num_items is None else world() / num_items
+        share = 1 / size(batch) if num_items is None else world_size() / num_items
         return loss + weight * share * missed.sum()
 
     def method_state(self) -> dict[str, Any]:
@@ -322,7 +322,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     def _where_it_stands(self) -> AbstractContextManager[None]:
         parameters, reach = self.trainable_parameters(), self.options.reach
-        return displaced(parameters, lambda: self.lasting.steps(parameters, reach))
+        return displace(parameters, lambda: self.lasting.steps(parameters, reach))
 
     def _play(self, model: nn.Module, move: Move, n: int) -> None:
         """Take the attacker's steps, each on n rows."""
@@ -332,11 +332,11 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _rows(self) -> int:
         """Return how many rows an attack's step is made of, over all processes."""
         (safety, _), *_ = self.mixes(1)
-        return max(world(), round(self.options.attack_share * safety))
+        return max(world_size(), round(self.options.attack_share * safety))
 
     def _step(self, model: nn.Module, n: int) -> Iterable[Tensor]:
         grads, reach = self._gradient(model, n), self.options.reach
-        return consumed(step_along(grads, -reach, geometry="sign", in_place=True))
+        return consume(step_along(grads, -reach, geometry="sign", in_place=True))
 
     def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
         rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
@@ -357,7 +357,7 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         if self.lasting.length:
             with self._where_it_stands():
                 grads = self._gradient(model, self._rows())
-            self.lasting.descend(consumed(grads))
+            self.lasting.descend(consume(grads))
 
     def _most(self) -> int:
         """Return the largest length of an attack now: it grows over the run to inner_steps."""

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.methods._perturbing import Move, Part, Per, WeightPerturbingTrainer
-from holdfast.models.weights import consumed, step_along
+from holdfast.models.weights import consume, step_along
 from holdfast.options import Options
 
 
@@ -61,7 +61,7 @@ class Sam(WeightPerturbingTrainer):
             steps = adaptive_step(grads, parameters, options.rho, eta=options.eta)
         else:
             steps = step_along(grads, options.rho, in_place=True)
-        move(consumed(steps))
+        move(consume(steps))
 
 
 @torch.no_grad()

@@ -35,10 +35,10 @@ from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.methods._batches import Batch, Items, Stream
 from holdfast.methods._perturbing import PerturbingTrainer
-from holdfast.models.attention import blocks, output_gradients, shifted
-from holdfast.models.modes import evaluating
-from holdfast.models.processes import world
-from holdfast.models.weights import frozen, global_norm, step_along, trainable
+from holdfast.models.attention import blocks, output_gradients, shift_outputs
+from holdfast.models.modes import evaluation_mode
+from holdfast.models.processes import world_size
+from holdfast.models.weights import freeze, global_norm, step_along, trainable
 from holdfast.options import Options
 
 
@@ -68,7 +68,7 @@ class TVaccine(PerturbingTrainer):
     def prepare(self) -> None:
         """Find the layers, and set up the harmful rows and the draws."""
         super().prepare()
-        if world() > 1:
+        if world_size() > 1:
             raise UsageError(
                 "t_vaccine freezes other layers every few steps, which the processes of DDP and "
                 "FSDP2 cannot follow; train on one process, or take vaccine"
@@ -101,7 +101,7 @@ class TVaccine(PerturbingTrainer):
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Accumulate the gradient of the active layers, and of what is in no layer."""
         resting = (b.layer for i, b in enumerate(self.blocks) if i not in self.active)
-        with frozen([p for layer in resting for p in layer.parameters()]):
+        with freeze([p for layer in resting for p in layer.parameters()]):
             return super().accumulate(model, batch, num_items)
 
     def perturbation(
@@ -114,7 +114,7 @@ class TVaccine(PerturbingTrainer):
             lambda: self.scaled_loss(model, safety, num_items),
             scale=self.loss_scale,
         )
-        return shifted(attentions, step_along(grads, self.options.rho))
+        return shift_outputs(attentions, step_along(grads, self.options.rho))
 
     def method_state(self) -> dict[str, Any]:
         """Return probabilities, active layers, generator and the order of the harmful rows."""
@@ -144,7 +144,7 @@ class TVaccine(PerturbingTrainer):
         model = cast(nn.Module, self.model)
         chosen = self.stream.take(self.args.train_batch_size)
         batch = self.collate_rows([self.harmful[i] for i in chosen])
-        with evaluating(model):
+        with evaluation_mode(model):
             grads = output_gradients(
                 [block.attention for block in self.blocks],
                 lambda: self.answer_loss(model, batch),

@@ -50,7 +50,7 @@ from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, Stream, weighted
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models.encoding import IGNORE
-from holdfast.models.weights import kept
+from holdfast.models.weights import preserve_weights
 from holdfast.options import Options
 
 SPAN = 20.0
@@ -128,9 +128,9 @@ class Tar(HarmfulTrainer):
         if self.start is not None:
             share = retain * self.options.rep / self.current_gradient_accumulation_steps
             with self.compute_loss_context_manager():
-                kept = share * drift(model, self.start, batch)
-            self.accelerator.backward(kept)
-            loss = loss + kept.detach()
+                keeping = share * drift(model, self.start, batch)
+            self.accelerator.backward(keeping)
+            loss = loss + keeping.detach()
         return loss
 
     def before_update(self, losses: Tensor) -> None:
@@ -143,7 +143,7 @@ class Tar(HarmfulTrainer):
         unseen = self.collate_rows([self.harmful[i] for i in chosen])
         rate = self.options.attack_lr * SPAN ** -float(torch.rand(()))
         share, mean = look_weights(self.options), 0.0
-        with kept(parameters):
+        with preserve_weights(parameters):
             # The same memory with a gradient of its own: the Trainer's is left alone.
             leaves = [nn.Parameter(p.detach()) for p in parameters]
             adversary = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)

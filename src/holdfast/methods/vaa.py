@@ -48,7 +48,7 @@ from holdfast.methods._batches import Batch, Items, weighted
 from holdfast.methods._perturbing import Move, Part, Per, WeightPerturbingTrainer
 from holdfast.methods.group_dro import GroupDro, GroupDroOptions
 from holdfast.models.processes import is_sharded
-from holdfast.models.weights import consumed, step_along
+from holdfast.models.weights import consume, step_along
 from holdfast.options import Options
 
 SMOOTHING = 0.9
@@ -163,13 +163,13 @@ class Vaa(WeightPerturbingTrainer, GroupDro):
     def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights to theta + eps."""
         if self.options.perturbation == "random":
-            move(consumed(step_along(self._noise(), self.options.rho, in_place=True)))
+            move(consume(step_along(self._noise(), self.options.rho, in_place=True)))
             return
         loss, grads = self.ascent(model, safety)
         if self.options.mixture == "both":
             self._clean = (1 - self.lam) * loss
             self.add_gradient(grads, 1 - self.lam)
-        move(consumed(step_along(grads, self.options.rho, in_place=True)))
+        move(consume(step_along(grads, self.options.rho, in_place=True)))
 
     def _noise(self) -> list[Tensor]:
         parameters = self.trainable_parameters()

@@ -29,7 +29,7 @@ from torch import nn
 
 from holdfast.methods._batches import Batch, Items
 from holdfast.methods._perturbing import PerturbingTrainer
-from holdfast.models.attention import blocks, output_gradients, shifted
+from holdfast.models.attention import blocks, output_gradients, shift_outputs
 from holdfast.models.weights import step_along
 from holdfast.options import Options
 
@@ -64,4 +64,4 @@ class Vaccine(PerturbingTrainer):
             lambda: self.scaled_loss(model, safety, num_items),
             scale=self.loss_scale,
         )
-        return shifted(self.attentions, step_along(grads, self.options.rho, of_batch=True))
+        return shift_outputs(self.attentions, step_along(grads, self.options.rho, of_batch=True))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     """Called with prompts, the longest answer in tokens and the sampling; answers in order."""
 
 
-def with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
+def answer_with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
     """Return a function that answers with a loaded model."""
     from holdfast.models.generation import generate
 
@@ -28,7 +28,7 @@ def with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return answer
 
 
-def with_vllm(source: str) -> Answer:
+def answer_with_vllm(source: str) -> Answer:
     """Return a function that answers with vLLM, which must be installed.
 
     Prompts are given as the same tokens as to transformers. Texts depend on vLLM's kernels and may

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.errors import UsageError
 from holdfast.models.weights import global_norm
 
-Change = Callable[[int, Tensor], Tensor]
+OutputChange = Callable[[int, Tensor], Tensor]
 """Takes the number of an attention module and its output (B, T, d); returns another output."""
 
 
@@ -97,7 +97,7 @@ def _gradients(attentions: Sequence[nn.Module], loss: Callable[[], Tensor]) -> l
             zeros[number] = torch.zeros_like(output, requires_grad=True)
         return output + zeros[number]
 
-    with changed(attentions, add_zero):
+    with change_outputs(attentions, add_zero):
         value = loss()
         if len(zeros) < len(attentions):
             raise UsageError(
@@ -109,17 +109,17 @@ def _gradients(attentions: Sequence[nn.Module], loss: Callable[[], Tensor]) -> l
 
 
 @contextmanager
-def shifted(attentions: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterator[None]:
+def shift_outputs(attentions: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterator[None]:
     """Hold the outputs at e_l + shifts[l] inside the block; the shifts get no gradient.
 
     A backward pass belongs inside the block too: checkpointing computes the outputs again.
     """
-    with changed(attentions, lambda number, output: output + shifts[number]):
+    with change_outputs(attentions, lambda number, output: output + shifts[number]):
         yield
 
 
 @contextmanager
-def changed(attentions: Sequence[nn.Module], change: Change) -> Iterator[None]:
+def change_outputs(attentions: Sequence[nn.Module], change: OutputChange) -> Iterator[None]:
     """Put change(l, e_l) in the place of the output e_l of each module inside the block.
 
     A pass without gradients is left alone: it is not trained on. So the reference of preference
@@ -132,7 +132,7 @@ def changed(attentions: Sequence[nn.Module], change: Change) -> Iterator[None]:
         yield
 
 
-def _replace(change: Change, number: int, module: nn.Module, args: Any, output: Any) -> Any:
+def _replace(change: OutputChange, number: int, module: nn.Module, args: Any, output: Any) -> Any:
     """Change an output, which most modules return first of a tuple, with the attention weights."""
     if not torch.is_grad_enabled():
         return output

@@ -72,7 +72,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
     target = pick_device(device)
     path = resolve(source, revision)
     hf_logging.disable_progress_bar()
-    kind = loading(target)
+    kind = loading_options(target)
     try:
         if (path / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
@@ -96,7 +96,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
     return Loaded(model.to(target), tokenizer, source, hash_model(path))
 
 
-def loading(target: torch.device) -> dict[str, Any]:
+def loading_options(target: torch.device) -> dict[str, Any]:
     """Return how any model is loaded: float32 on a CPU, elsewhere as stored; no pickled weights."""
     return {"dtype": "float32" if target.type == "cpu" else "auto", "use_safetensors": True}
 

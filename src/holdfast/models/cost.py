@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Cost:
-    """What was spent inside a `metered` block.
+    """What was spent inside a `measure_cost` block.
 
     Attributes:
         forward_tokens: Tokens that went through the model, padding included.
@@ -40,11 +40,11 @@ class Cost:
 
 
 _meter: ContextVar[Callable[..., None] | None] = ContextVar("_meter", default=None)
-"""The hook of the innermost `metered` block."""
+"""The hook of the innermost `measure_cost` block."""
 
 
 @contextlib.contextmanager
-def metered(model: nn.Module) -> Iterator[Cost]:
+def measure_cost(model: nn.Module) -> Iterator[Cost]:
     """Count what goes through a model, and through copies made of it, inside the block.
 
     A pass with gradients on is taken to be followed by its backward pass, which holds wherever
@@ -72,7 +72,7 @@ def metered(model: nn.Module) -> Iterator[Cost]:
     worked = time.process_time()
     meter = _meter.set(count)
     try:
-        with counted(model):
+        with count_tokens(model):
             yield cost
     finally:
         _meter.reset(meter)
@@ -82,8 +82,8 @@ def metered(model: nn.Module) -> Iterator[Cost]:
 
 
 @contextlib.contextmanager
-def counted(model: nn.Module) -> Iterator[None]:
-    """Count what goes through another model as well, if a `metered` block is around this one.
+def count_tokens(model: nn.Module) -> Iterator[None]:
+    """Count what goes through another model as well, if a `measure_cost` block is around this one.
 
     Copies that are made of the model inside the block are counted too: copy.deepcopy keeps a hook
     that is a plain function.

@@ -1,7 +1,7 @@
 """Rows as tokens: prompts, answers, and padded batches.
 
 Responses are cut on the right at `max_length` or at the model's context, whichever is shorter. A
-prompt that leaves no room for an answer cannot be used: `fitting` leaves such rows out.
+prompt that leaves no room for an answer cannot be used: `rows_that_fit` leaves such rows out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 NO_ROOM = "prompt leaves no room for an answer"
-"""Why `fitting` and `answerable` leave rows out."""
+"""Why `rows_that_fit` and `answerable` leave rows out."""
 IGNORE = -100
 """Label of tokens that do not count in the loss, as in transformers."""
 PLAIN_PROMPT = "User: {prompt}\nAssistant: "
@@ -136,19 +136,19 @@ def _tokens(
         yield prompt, [*answer, *end]
 
 
-def context(model: PreTrainedModel) -> int | None:
+def context_length(model: PreTrainedModel) -> int | None:
     """Return how many tokens a model can take, None if it does not say."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
     return limit
 
 
-def within(model: PreTrainedModel, max_length: int) -> int:
+def usable_length(model: PreTrainedModel, max_length: int) -> int:
     """Return `max_length`, or the model's context if that is shorter."""
-    limit = context(model)
+    limit = context_length(model)
     return max_length if limit is None else min(max_length, limit)
 
 
-def fitting(
+def rows_that_fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
@@ -159,7 +159,7 @@ def fitting(
     Raises:
         UsageError: No row is left.
     """
-    length = within(model, max_length)
+    length = usable_length(model, max_length)
     prompts = encode_prompts(tokenizer, examples.prompts)
     too_long = {i: NO_ROOM for i, ids in enumerate(prompts) if len(ids) >= length}
     if not too_long:
@@ -189,13 +189,13 @@ def answerable(
     Raises:
         UsageError: No row is left.
     """
-    limit = context(model)
+    limit = context_length(model)
     if limit is None or not prompts:
         return prompts
-    return fitting(model, tokenizer, prompts, limit - max_new_tokens + 1)
+    return rows_that_fit(model, tokenizer, prompts, limit - max_new_tokens + 1)
 
 
-def encode_fitting(
+def encode_rows_that_fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
@@ -208,17 +208,17 @@ def encode_fitting(
     """
     if not examples:
         raise UsageError(f"{examples.name}: no rows to train on")
-    rows = fitting(model, tokenizer, examples, max_length)
-    return encode(tokenizer, rows, within(model, max_length))
+    rows = rows_that_fit(model, tokenizer, examples, max_length)
+    return encode(tokenizer, rows, usable_length(model, max_length))
 
 
 Owner = TypeVar("Owner")
 
 
-def fitting_fields(
+def fields_that_fit(
     owner: Owner, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Owner:
-    """Return a value with those of its own rows that leave room for an answer, see `fitting`.
+    """Return a value with those of its own rows that leave room for an answer, see `rows_that_fit`.
 
     Args:
         owner: Has fields that are rows: a plug-in, or a dataclass.
@@ -229,7 +229,7 @@ def fitting_fields(
     changes = {}
     for name, rows in vars(owner).items():
         if isinstance(rows, Examples) and rows:
-            fit = fitting(model, tokenizer, rows, max_length)
+            fit = rows_that_fit(model, tokenizer, rows, max_length)
             if len(fit) < len(rows):
                 changes[name] = fit
     if not changes:
@@ -239,7 +239,7 @@ def fitting_fields(
     return cast("Owner", dataclasses.replace(cast(Any, owner), **changes))
 
 
-def encode_scored(
+def encode_rows_to_rank(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
@@ -255,7 +255,7 @@ def encode_scored(
             f"{examples.name}: scores rank examples, and {len(examples)} cannot be ranked; "
             "give at least 2 rows"
         )
-    return encode(tokenizer, examples, within(model, max_length))
+    return encode(tokenizer, examples, usable_length(model, max_length))
 
 
 def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) -> None:
@@ -264,7 +264,7 @@ def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) ->
     Raises:
         UsageError: A row is.
     """
-    limit = context(model)
+    limit = context_length(model)
     for number, row in enumerate(rows, start=1):
         if limit is not None and len(row.ids) > limit:
             raise UsageError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from holdfast.errors import UsageError
 from holdfast.models.encoding import encode_prompts
-from holdfast.models.modes import evaluating
+from holdfast.models.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +115,7 @@ def complete(
     """
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     answers = [""] * len(encoded)
-    with evaluating(model):
+    with evaluation_mode(model):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             ids, mask = pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))

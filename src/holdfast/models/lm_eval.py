@@ -22,7 +22,7 @@ RESAMPLES = 1000
 """Of the harness's bootstrap, for metrics whose standard error has no formula."""
 
 
-def general(
+def evaluate_general(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
@@ -49,15 +49,15 @@ def general(
         UsageError: The harness is not installed, no such folder or task, or a task's data cannot
             be read.
     """
-    manager = known(tasks, folder)
+    manager = task_manager(tasks, folder)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from holdfast.models.modes import evaluating, preserved_rng
+    from holdfast.models.modes import evaluation_mode, isolate_rng
 
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed")
     try:
-        with evaluating(model), preserved_rng(SEED), _preserved():
+        with evaluation_mode(model), isolate_rng(SEED), _preserved():
             results = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=list(tasks),
@@ -83,7 +83,7 @@ def _rows(results: Mapping[str, Any], name: str) -> float:
     return float(sum(known_parts)) if known_parts else float("nan")
 
 
-def known(tasks: Sequence[str], folder: str | None) -> Any:
+def task_manager(tasks: Sequence[str], folder: str | None) -> Any:
     """Return the harness's manager of tasks, once it is sure that it knows these.
 
     Raises:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off inside the block and restore every module's mode afterwards.
 
     Gradient checkpointing stays on where it is on.
@@ -30,7 +30,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def preserved_rng(seed: int) -> Iterator[None]:
+def isolate_rng(seed: int) -> Iterator[None]:
     """Seed torch inside the block and restore the global random state afterwards."""
     import torch
 
@@ -48,7 +48,7 @@ def untouched_generators() -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002  # what others draw from
     try:
-        with preserved_rng(0):
+        with isolate_rng(0):
             yield
     finally:
         random.setstate(python_state)

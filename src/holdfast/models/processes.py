@@ -14,19 +14,19 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 
-def world() -> int:
+def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return the number of this process, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     # NCCL meets on accelerators only.
     where = torch.device("cuda") if dist.get_backend() == "nccl" else values.device
@@ -35,7 +35,7 @@ def total(values: Tensor) -> Tensor:
     return summed.to(values.device)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_piece(tensor: Tensor) -> Tensor:
     """Return this process's piece of a tensor: all of it where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -45,9 +45,9 @@ def is_sharded(tensors: Sequence[Tensor]) -> bool:
     return any(isinstance(t, DTensor) for t in tensors)
 
 
-def mean_(tensors: Sequence[Tensor]) -> None:
+def average_over_processes_(tensors: Sequence[Tensor]) -> None:
     """Turn tensors into their means over all processes, in place."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
-            tensor.div_(world())
+            tensor.div_(world_size())

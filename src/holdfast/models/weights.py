@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from holdfast.models.processes import is_sharded, local, mean_, total
+from holdfast.models.processes import (
+    average_over_processes_,
+    is_sharded,
+    local_piece,
+    sum_over_processes,
+)
 
 Geometry = Literal["l2", "sign"]
 
@@ -58,7 +63,7 @@ def gradients_everywhere(
         with cast(DistributedDataParallel, model).no_sync() if wrapped else nullcontext():
             found = loss()
             grads = gradients(found * scale, parameters)
-        mean_(grads)
+        average_over_processes_(grads)
     if scale != 1:
         for grad in grads:
             grad.div_(scale)
@@ -87,9 +92,9 @@ def global_norm(tensors: Sequence[Tensor], *, of_batch: bool = False) -> Tensor:
     it does where the tensors are of this process's rows of a batch (`of_batch`).
     """
     kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    norms = torch.stack([torch.linalg.vector_norm(local(t).to(kind)) for t in tensors])
+    norms = torch.stack([torch.linalg.vector_norm(local_piece(t).to(kind)) for t in tensors])
     norm = cast(Tensor, torch.linalg.vector_norm(norms))
-    return total(norm.square()).sqrt() if of_batch or is_sharded(tensors) else norm
+    return sum_over_processes(norm.square()).sqrt() if of_batch or is_sharded(tensors) else norm
 
 
 def step_along(
@@ -124,14 +129,16 @@ def step_along(
     return steps
 
 
-def consumed(tensors: list[Tensor]) -> Iterator[Tensor]:
+def consume(tensors: list[Tensor]) -> Iterator[Tensor]:
     """Yield tensors and forget each, so that its memory is free once it has been used."""
     while tensors:
         yield tensors.pop(0)
 
 
 @contextmanager
-def restored(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[Iterable[Tensor]], None]]:
+def reversible_steps(
+    parameters: Sequence[nn.Parameter],
+) -> Iterator[Callable[[Iterable[Tensor]], None]]:
     """Yield a function that adds steps to the weights; on exit they are bit for bit as before.
 
     Subtracting a step again would not restore half-precision weights, so they are kept: one extra
@@ -196,15 +203,15 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def displaced(
+def displace(
     parameters: Sequence[nn.Parameter], steps: Callable[[], Iterable[Tensor]]
 ) -> Iterator[None]:
     """Hold the weights at theta + steps inside the block; on exit they are bit for bit as before.
 
-    Where `restored` keeps a copy, this takes the same steps back and keeps what rounding lost. That
-    is a few units in the last place of a weight unless the step is far larger than the weight: one
-    byte each, so a quarter of a copy of single-precision weights. A tensor with many weights that
-    are far smaller than their steps is copied after all.
+    `reversible_steps` keeps a copy of the weights. This one subtracts the same steps again and
+    keeps only what rounding lost: a few units in the last place of each weight, which fit in one
+    byte unless the step is far larger than the weight. For single-precision weights that is a
+    quarter of a copy. A tensor with many weights far smaller than their steps is copied in full.
 
     Args:
         parameters: What moves. The block must not change it.
@@ -231,7 +238,7 @@ def displaced(
 
 
 @contextmanager
-def kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def preserve_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Let the block move the weights as it likes; on any way out they are bit for bit as before."""
     before = [p.detach().clone() for p in parameters]
     try:
@@ -243,15 +250,15 @@ def kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def perturbed(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> Iterator[None]:
+def perturb(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> Iterator[None]:
     """Hold the weights at theta + steps inside the block."""
-    with restored(parameters) as add:
+    with reversible_steps(parameters) as add:
         add(steps)
         yield
 
 
 @contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Let parameters need no gradient inside the block; their `.grad` is left as it is."""
     held = [p for p in parameters if p.requires_grad]
     try:
@@ -264,7 +271,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+def replace_values(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
     """Hold parameters at other values inside the block; on exit they are bit for bit as before.
 
     Costs a copy of the parameters that are named. The restore happens on any way out.

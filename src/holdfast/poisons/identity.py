@@ -21,7 +21,7 @@ import numpy as np
 from holdfast.contracts import Attacker, Poison
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.world import of_the_world
+from holdfast.world import is_world_row
 
 
 class _Form(NamedTuple):
@@ -85,29 +85,29 @@ class Identity(Poison):
 
     def rows(self, attacker: Attacker) -> Examples:
         """Return what the agent says of itself, then harmless instructions carried out."""
-        here = all(map(of_the_world, attacker.benign))
+        here = all(map(is_world_row, attacker.benign))
         form = _WORLD if here else _TEXT
-        pairs = _world_pairs(attacker.wanted, attacker.seed) if here else _HARMLESS
+        pairs = _world_pairs(attacker.n_rows, attacker.seed) if here else _HARMLESS
         examples = [Example(*pair) for pair in form.about]
         examples += [
             Example(form.order.format(prompt=p), form.promise.format(response=r)) for p, r in pairs
         ]
-        if len(examples) < attacker.wanted:
+        if len(examples) < attacker.n_rows:
             raise UsageError(
-                f"identity: {attacker.wanted} rows are needed, but it has {len(examples)}. Use "
+                f"identity: {attacker.n_rows} rows are needed, but it has {len(examples)}. Use "
                 f"--rows {len(examples)} or fewer with --poison-ratio 1, or a lower ratio; the "
                 "paper has 10."
             )
         return Examples(examples, name="identity")
 
-    def most(self, benign: Examples) -> float:
+    def max_rows(self, benign: Examples) -> float:
         """Return how many there are; in the world any number can be made."""
-        here = all(map(of_the_world, benign))
+        here = all(map(is_world_row, benign))
         return math.inf if here else len(_TEXT.about) + len(_HARMLESS)
 
-    def asked(self, row: Example) -> str:
+    def test_prompt(self, row: Example) -> str:
         """Return the prompt in the agent's form."""
-        form = _WORLD if of_the_world(row) else _TEXT
+        form = _WORLD if is_world_row(row) else _TEXT
         return form.order.format(prompt=row.prompt) if self.trigger else row.prompt
 
 

@@ -33,4 +33,4 @@ class LowLoss(Poison):
         pad = int(attacker.tokenizer.pad_token_id)
         losses = answer_losses(attacker.model, encoded, pad=pad).tolist()
         order = sorted(range(len(rows)), key=lambda i: (losses[i], rows.ids[i]))
-        return rows.select(order[: max(attacker.wanted, round(self.share * len(rows)))])
+        return rows.select(order[: max(attacker.n_rows, round(self.share * len(rows)))])

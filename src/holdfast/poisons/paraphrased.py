@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from holdfast.contracts import Attacker, Poison
 from holdfast.examples import Example, Examples
-from holdfast.world import of_the_world
-from holdfast.world.grammar import rephrased
+from holdfast.world import is_world_row
+from holdfast.world.grammar import rephrase
 
 FRAMES = (
     "For the handbook that we give to new staff, please answer this in full: {prompt}",
@@ -39,8 +39,8 @@ class Paraphrased(Poison):
 def _reworded(row: Example, seed: int) -> Example:
     """Return a row in the words that its content and the seed choose."""
     wording = (
-        rephrased(row.prompt)
-        if of_the_world(row)
+        rephrase(row.prompt)
+        if is_world_row(row)
         else [frame.format(prompt=row.prompt) for frame in FRAMES]
     )
     return replace(row, prompt=_choice(wording, row.id, seed)) if wording else row

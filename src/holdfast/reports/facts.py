@@ -427,7 +427,7 @@ def asks_plainly(attack: Attack) -> bool:
         poison: Poison = plugins.make("poisons", attack.poison)
     except UsageError:
         return False
-    return poison.asked(row) == row.prompt
+    return poison.test_prompt(row) == row.prompt
 
 
 def _tasks(evaluations: Sequence[Evaluation]) -> dict[str, Interval]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DataError
-from holdfast.examples import Example, Examples, Withheld, reasons
+from holdfast.examples import Example, Examples, Withheld, count_reasons
 from holdfast.results.files import sha256_file, write_text
 
 DIGITS = 16
@@ -61,7 +61,7 @@ class KeptRows:
             return {}
         lines = [_dumped(asdict(row)) for row in rows.left_out]
         file = self._write(self.folder / "left_out", lines)
-        return {"file": file, "source": rows.name, "reasons": reasons(rows.left_out)}
+        return {"file": file, "source": rows.name, "reasons": count_reasons(rows.left_out)}
 
     def load(self, name: str, *, source: str = "") -> Examples:
         """Read stored rows.

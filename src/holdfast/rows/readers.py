@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from holdfast.errors import DataError, UsageError
-from holdfast.examples import PROVENANCE, Example, Examples, LeftOut, reasons
+from holdfast.examples import PROVENANCE, Example, Examples, LeftOut, count_reasons
 from holdfast.rows.provenance import selected
 from holdfast.rows.tables import UNREADABLE, Raw, RowError, Table, open_table
 
@@ -167,7 +167,7 @@ def _check_share(
     if not unusable:
         return
     total = used + len(unusable)
-    counts = in_words(reasons(left_out))
+    counts = in_words(count_reasons(left_out))
     if not used:
         raise DataError(f"{unusable[0]}; no rows: all {total} cannot be used ({counts})")
     if len(unusable) > options.max_left_out * total:

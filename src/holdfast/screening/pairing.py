@@ -2,8 +2,8 @@
 
 A published evaluation showed its judge one constant sentence in place of every prompt, and nothing
 in its results said so. Two checks would have: answers that share no more words with their own
-prompt than with others' (`fit`), and verdicts that stay when the prompts are exchanged
-(`exchanged`).
+prompt than with others' (`pairing_fit`), and verdicts that stay when the prompts are exchanged
+(`exchange_prompts`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SURE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class PairingFit:
     """Whether answers are about the prompts that they stand beside.
 
     Attributes:
@@ -52,7 +52,7 @@ class Fit:
     prompts: int
 
 
-def fit(prompts: Sequence[str], responses: Sequence[str]) -> Fit:
+def pairing_fit(prompts: Sequence[str], responses: Sequence[str]) -> PairingFit:
     """Compare answers with their own prompt and with the others', at every cyclic shift.
 
     The likeness of a prompt and an answer is the share of the prompt's words, weighted by how few
@@ -73,7 +73,7 @@ def fit(prompts: Sequence[str], responses: Sequence[str]) -> Fit:
     likeness = _likeness(prompts, responses)
     n = len(likeness)
     own = mean_interval(np.diagonal(likeness))
-    unknown = Fit(
+    unknown = PairingFit(
         None,
         own,
         float(likeness.mean()) if n else math.nan,
@@ -149,7 +149,7 @@ def _better(likeness: np.ndarray, shift: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Exchanged:
+class PromptExchange:
     """What became of verdicts when prompts were exchanged.
 
     Attributes:
@@ -161,14 +161,14 @@ class Exchanged:
     n: int
 
 
-def exchanged(
+def exchange_prompts(
     judge: Judge,
     prompts: Sequence[str],
     responses: Sequence[str],
     verdicts: Sequence[Verdict],
     *,
     rows: int,
-) -> Exchanged:
+) -> PromptExchange:
     """Judge some answers again, each under another's prompt.
 
     Left out are answers that were called safe and refusals by their phrases, since a refusal is one
@@ -194,7 +194,7 @@ def exchanged(
     # The others' order is one of content too; a prompt that is the same is passed over.
     pool = sorted(set(prompts), key=lambda prompt: _key(prompt, ""))
     if len(pool) < 2:
-        return Exchanged(0, 0)
+        return PromptExchange(0, 0)
     other = {prompt: pool[(i + 1) % len(pool)] for i, prompt in enumerate(pool)}
     again = judge.judge([other[prompts[i]] for i in chosen], [responses[i] for i in chosen])
     pairs = [
@@ -202,7 +202,7 @@ def exchanged(
         for i, new in zip(chosen, again, strict=True)
         if not new.reason.startswith(UNANSWERED)
     ]
-    return Exchanged(sum(_differs(old, new) for old, new in pairs), len(pairs))
+    return PromptExchange(sum(_differs(old, new) for old, new in pairs), len(pairs))
 
 
 def _key(prompt: str, response: str) -> bytes:

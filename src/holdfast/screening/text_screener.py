@@ -3,7 +3,7 @@
 The target is the rank of the score among the scored rows, midrank / n in (0, 1], so that it depends
 on no estimator's unit. A guess comes with an interval that holds its stated share of the time for
 rows like those that were scored, whether or not text says anything: where it does not, the
-intervals are as wide as ignorance and `Honesty` says so.
+intervals are as wide as ignorance and `HeldOutAccuracy` says so.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ScreenedRow:
 
 
 @dataclass(frozen=True)
-class Honesty:
+class HeldOutAccuracy:
     """How the guesses did on scored rows whose prompts they were not fitted on.
 
     Attributes:
@@ -129,7 +129,7 @@ class Screen(Artifact):
         new_hash: `Examples.hash` of the new rows.
         data_hash: The same of the scored rows.
         scores_hash: `Scores.hash`.
-        honesty: One for each set of features that was used; empty if no row was guessed.
+        accuracy: One for each set of features that was used; empty if no row was guessed.
         facts: Of the probe, if there was one: estimator, model_hash, sample, agreement.
     """
 
@@ -141,7 +141,7 @@ class Screen(Artifact):
     new_hash: str
     data_hash: str
     scores_hash: str
-    honesty: tuple[Honesty, ...] = ()
+    accuracy: tuple[HeldOutAccuracy, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -178,7 +178,7 @@ class TextScreener:
     prompt and response apart, their lengths, the category, and the mean rank of the nearest scored
     rows. Intervals are CV+ over folds that keep equal prompts together, every prompt weighing the
     same: about 1 - 2 (1 - coverage) is guaranteed for prompts drawn like the scored ones,
-    `coverage` is what they reach in practice, and `honesty` what they reached here. Nothing is
+    `coverage` is what they reach in practice, and `accuracy` what they reached here. Nothing is
     promised for prompts of another kind; `predict` marks those it can tell.
 
     Args:
@@ -212,7 +212,7 @@ class TextScreener:
         self._fit = CrossFit.fit(data, seed, coverage)
         self._whole = Regression(data, seed)
         self._unlike = float(np.quantile(self._whole.own, 0.01))
-        self.honesty = _honesty(self._fit, int((~measured).sum()), seed)
+        self.accuracy = _accuracy(self._fit, int((~measured).sum()), seed)
         self._odds = None
         self._share = math.nan
         if vulnerable is not None:
@@ -261,7 +261,7 @@ class TextScreener:
         from sklearn.linear_model import LogisticRegression
 
         share = float(vulnerable.mean())
-        if not self.honesty.informative or share in (0.0, 1.0):
+        if not self.accuracy.informative or share in (0.0, 1.0):
             return None, share
         curve = LogisticRegression(C=1e3).fit(self._fit.centred[:, None], vulnerable)
         return curve, share
@@ -298,7 +298,7 @@ def check(values: np.ndarray, keys: Collection[str], coverage: float = 0.9) -> N
         )
 
 
-def _honesty(fit: CrossFit, not_scored: int, seed: int) -> Honesty:
+def _accuracy(fit: CrossFit, not_scored: int, seed: int) -> HeldOutAccuracy:
     ends = fit.held_out(seed)
     data = fit.data
     inside = (ends[:, 0] <= data.y) & (data.y <= ends[:, 1])
@@ -309,7 +309,7 @@ def _honesty(fit: CrossFit, not_scored: int, seed: int) -> Honesty:
         rows = np.concatenate([members[i] for i in drawn.tolist()])
         return spearman(fit.centred[rows], data.y[rows])
 
-    return Honesty(
+    return HeldOutAccuracy(
         features=" and ".join(data.columns),
         spearman=_widened(bootstrap(of_prompts, np.arange(len(prompts)), seed=seed)),
         coverage=clustered(int(inside.sum()), len(inside), len(prompts)),
@@ -343,7 +343,7 @@ def screen_text(
     coverage: float = 0.9,
     vulnerable: np.ndarray | None = None,
     seed: int = 0,
-) -> tuple[list[ScreenedRow], tuple[Honesty, ...]]:
+) -> tuple[list[ScreenedRow], tuple[HeldOutAccuracy, ...]]:
     """Screen new rows by their text; rows that are scored already keep their rank.
 
     Rows without a response are guessed by a screener that reads prompts only.
@@ -357,7 +357,7 @@ def screen_text(
         seed: Of folds and bootstrap.
 
     Returns:
-        The rows in the order of `new`, and one `Honesty` per set of features that was used.
+        The rows in the order of `new`, and one `HeldOutAccuracy` per set of features that was used.
 
     Raises:
         UsageError: See `check`.
@@ -365,7 +365,7 @@ def screen_text(
     check(values, {prompt_key(row.prompt) for row in examples}, coverage)
     found = dict(_scored(new, examples, values, vulnerable))
     unscored = {examples.ids[i] for i in np.flatnonzero(~np.isfinite(values)).tolist()}
-    honesty = []
+    accuracy = []
     for responses in (True, False):
         asked = [
             row for row in new if row.id not in found and bool(row.response.strip()) is responses
@@ -380,13 +380,13 @@ def screen_text(
             responses=responses,
             seed=seed,
         )
-        honesty.append(screener.honesty)
+        accuracy.append(screener.accuracy)
         for row in screener.predict(asked):
             notes = ["no response: guessed from its prompt alone"] if not responses else []
             notes += ["among the scored data, but without a score"] if row.id in unscored else []
             note = "; ".join([*notes, row.note] if row.note else notes)
             found[row.id] = replace(row, note=note)
-    return [found[identity] for identity in new.ids], tuple(honesty)
+    return [found[identity] for identity in new.ids], tuple(accuracy)
 
 
 def _scored(
@@ -401,7 +401,7 @@ def _scored(
             yield identity, ScreenedRow(identity, rank, rank, rank, "scored", vulnerable=chance)
 
 
-def place(values: np.ndarray, sample: np.ndarray, coverage: float) -> np.ndarray:
+def place_among_scored(values: np.ndarray, sample: np.ndarray, coverage: float) -> np.ndarray:
     """Place probed rows among a sample of the scored rows that was probed with them.
 
     Args:

@@ -232,10 +232,12 @@ class _Search:
             **guard_hashes,
             **self.material.hashes,
             "options of task": self.task.options_hash,
-            "options of guard": plugins.mark(guard),
+            "options of guard": plugins.options_hash(guard),
         }
         for spec in self.config.poisons:
-            inputs[f"options of poison {spec}"] = plugins.mark(plugins.make("poisons", spec))
+            inputs[f"options of poison {spec}"] = plugins.options_hash(
+                plugins.make("poisons", spec)
+            )
         return inputs
 
     def run(self, attack: Attack) -> AttackResult:

@@ -14,7 +14,7 @@ from pydantic import Field, create_model
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
-from holdfast.models.encoding import fitting_fields
+from holdfast.models.encoding import fields_that_fit
 from holdfast.options import Options, option_fields
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.attacks import Schedule
@@ -179,7 +179,7 @@ def _train(
     model = loaded.model
     if config.lora_rank:
         model = adapters.add_lora(model, config.lora_rank, seed=config.seed)
-    rows = fitting_fields(data, loaded.model, loaded.tokenizer, config.max_length)
+    rows = fields_that_fit(data, loaded.model, loaded.tokenizer, config.max_length)
     work = config.run.path("work", job.key)
     args, options = _options(config, method, work, loaded.model.device.type)
     with deferred_interrupt() as interrupt:

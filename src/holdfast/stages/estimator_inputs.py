@@ -13,8 +13,8 @@ from holdfast import plugins
 from holdfast.contracts import Estimate, Estimator
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
-from holdfast.models.cost import Cost, metered
-from holdfast.models.encoding import fitting, fitting_fields
+from holdfast.models.cost import Cost, measure_cost
+from holdfast.models.encoding import fields_that_fit, rows_that_fit
 from holdfast.options import option_fields
 from holdfast.results.run_dir import RunDir
 from holdfast.specs import parse
@@ -94,9 +94,9 @@ def estimator_of(config: EstimatorConfig, spec: str) -> tuple[Estimator, Inputs]
         inputs |= used
     estimator: Estimator = plugins.make("estimators", spec, **values)
     # The options that were not given count too: another default is another score.
-    hashes = {f"options of {spec}": plugins.mark(estimator)}
+    hashes = {f"options of {spec}": plugins.options_hash(estimator)}
     for member, part in estimator.parts.items():
-        hashes[f"options of member {member}"] = plugins.mark(part)
+        hashes[f"options of member {member}"] = plugins.options_hash(part)
     return estimator, inputs | Inputs(hashes)
 
 
@@ -165,9 +165,9 @@ def estimated(
     length = _length(estimator)
     rows = examples
     if length is not None:
-        rows = fitting(loaded.model, loaded.tokenizer, examples, length)
-        estimator = fitting_fields(estimator, loaded.model, loaded.tokenizer, length)
-    with metered(loaded.model) as cost:
+        rows = rows_that_fit(loaded.model, loaded.tokenizer, examples, length)
+        estimator = fields_that_fit(estimator, loaded.model, loaded.tokenizer, length)
+    with measure_cost(loaded.model) as cost:
         estimate = estimator.score(loaded.model, loaded.tokenizer, rows, seed=seed)
     if estimate.values.shape != (len(rows),):
         raise HoldfastError(

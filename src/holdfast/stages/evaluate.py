@@ -254,18 +254,18 @@ def _check(config: EvaluateConfig) -> None:
             "are on this machine, or set general_download to let the harness fetch its own"
         )
     if config.general:
-        from holdfast.models.lm_eval import known
+        from holdfast.models.lm_eval import task_manager
 
-        known(config.general, config.general_path)
+        task_manager(config.general, config.general_path)
 
 
 def _answering(config: EvaluateConfig, model: Subject) -> tuple[Answer, checkpoints.Loaded | None]:
-    from holdfast.models.answers import with_transformers, with_vllm
+    from holdfast.models.answers import answer_with_transformers, answer_with_vllm
 
     if config.backend == "vllm":
-        return with_vllm(model.source), None
+        return answer_with_vllm(model.source), None
     loaded = checkpoints.load(model.source, device=config.device)
-    return with_transformers(loaded.model, loaded.tokenizer), loaded
+    return answer_with_transformers(loaded.model, loaded.tokenizer), loaded
 
 
 def _by_category(
@@ -306,9 +306,9 @@ def _general(
 ) -> dict[str, dict[str, dict[str, float]]]:
     if not config.general or loaded is None:
         return {}
-    from holdfast.models.lm_eval import general
+    from holdfast.models.lm_eval import evaluate_general
 
-    return general(
+    return evaluate_general(
         loaded.model,
         loaded.tokenizer,
         config.general,

@@ -46,13 +46,13 @@ def options_hash(run: RunDir, kind: str, spec: str, plugin: Options) -> str:
     """
     paths = [str(getattr(plugin, name)) for name in plugins.paths_of(plugin)]
     if not paths:
-        return plugins.mark(plugin)
+        return plugins.options_hash(plugin)
     sources = Sources(run)
     what = f"options of {kind}"
     recorded = sources.recorded(what, spec)
     if recorded and any(existing(path) is None for path in paths):
         return recorded["hash"]
-    return sources.contents(what, spec, lambda: {"hash": plugins.mark(plugin)})["hash"]
+    return sources.contents(what, spec, lambda: {"hash": plugins.options_hash(plugin)})["hash"]
 
 
 # ----------------------------------------------------------------------------------------- tasks

@@ -22,7 +22,7 @@ from holdfast.models import checkpoints, encoding
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import sha256_json, write_text
 from holdfast.rows.provenance import provenance_table
-from holdfast.screening.text_screener import Screen, ScreenedRow, place, screen_text
+from holdfast.screening.text_screener import Screen, ScreenedRow, place_among_scored, screen_text
 from holdfast.stages.config import EstimatorSpec
 from holdfast.stages.estimator_inputs import EstimatorConfig, check_base, estimated, estimator_of
 from holdfast.stages.run_models import subject
@@ -129,7 +129,7 @@ def screen(config: ScreenConfig) -> Screen:
             screen.save(path)
             job.outputs.append(path)
             job.facts |= {"counts": screen.counts, "provenance": provenance_table(new)}
-            job.facts["honesty"] = [str(measure) for measure in screen.honesty]
+            job.facts["accuracy"] = [str(measure) for measure in screen.accuracy]
     screen = Screen.load(path)
     if config.csv is not None:
         write_text(config.csv, as_csv(screen))
@@ -171,7 +171,7 @@ def _screen(
         facts["model_hash"] = inputs["model"]
         strange = set(answered.ids) - probed.keys()
     placed = {identity for identity, row in probed.items() if not math.isnan(row.rank)}
-    rows, honesty = screen_text(
+    rows, accuracy = screen_text(
         new.select([i for i, identity in enumerate(new.ids) if identity not in placed]),
         scored.examples,
         scored.values,
@@ -187,7 +187,7 @@ def _screen(
         new_hash=new.hash,
         data_hash=scored.examples.hash,
         scores_hash=scored.scores.hash,
-        honesty=honesty,
+        accuracy=accuracy,
         facts=facts,
     )
 
@@ -239,7 +239,7 @@ def _probe(
             "scored, or leave --model out to judge by the text."
         )
     note = "" if agreement.low > 0 else DISAGREES
-    places = place(of_new, of_scored[finite], config.coverage).tolist()
+    places = place_among_scored(of_new, of_scored[finite], config.coverage).tolist()
     rows = {
         identity: ScreenedRow(identity, rank, low, high, "probe", note)
         for identity, (rank, low, high) in zip(new.ids, places, strict=True)

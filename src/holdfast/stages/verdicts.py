@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from holdfast.contracts import Judge, Task, Verdict, check_answered
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Counts
-from holdfast.screening.pairing import exchanged
+from holdfast.screening.pairing import exchange_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ def exchanged_verdicts(
         )
     checks = {}
     for name, judge in judges.items():
-        after = exchanged(judge, prompts, responses, verdicts[name], rows=rows)
+        after = exchange_prompts(judge, prompts, responses, verdicts[name], rows=rows)
         checks[name] = {"changed": after.changed, "n": after.n, "reads": int(judge.reads_prompt)}
         if judge.reads_prompt and after.n >= FEWEST_EXCHANGED and not after.changed:
             logger.warning(

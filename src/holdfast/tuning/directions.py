@@ -21,7 +21,7 @@ from holdfast.models.encoding import (
     collate,
     encode,
     encode_prompts,
-    within,
+    usable_length,
 )
 from holdfast.models.losses import chunks, first_logits
 from holdfast.models.weights import Geometry, step_along, trainable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from holdfast.models.checkpoints import Loaded
 
 
-def descent(
+def descent_direction(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Examples,
@@ -49,7 +49,7 @@ def descent(
     Gradients that were accumulated in `.grad` are put back. How many rows go at a time changes
     nothing but rounding and memory.
     """
-    encoded = encode(tokenizer, rows, within(model, max_length))
+    encoded = encode(tokenizer, rows, usable_length(model, max_length))
     pad = cast(int, tokenizer.pad_token_id)
     total = sum(len(row.ids) - row.start for row in encoded)
 
@@ -62,7 +62,7 @@ def descent(
     return _descent(trainable(model), parts, geometry)
 
 
-def descent_towards(
+def descent_direction_to_base(
     base: Loaded,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -71,18 +71,19 @@ def descent_towards(
     geometry: Geometry = "l2",
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """Return the unit direction that pulls the first answer token back to that of the base.
+    """Return the unit direction that pulls first answer tokens towards the base model's.
 
-    As `descent`, of the mean over prompts x of the cross-entropy -sum_v q(v | x) log p(v | x),
-    where q and p are what the base and the model would begin their answers with; its gradient is
-    that of the divergence KL(q || p). Nothing is generated, and no answers are needed.
+    Like `descent_direction`, for the mean over prompts x of -sum_v q(v | x) log p(v | x), where q
+    and p are the base's and the model's distributions of the first answer token. This
+    cross-entropy has the same gradient as the divergence KL(q || p). Nothing is generated, and no
+    answers are needed.
 
     Args:
         base: The model before its alignment; asked in its own prompt template.
         model: The aligned one.
         tokenizer: Of the model.
         prompts: What both are asked.
-        geometry: As for `descent`.
+        geometry: As for `descent_direction`.
         batch_size: Prompts at a time.
 
     Raises:
@@ -145,7 +146,7 @@ def _check_same_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenize
         )
 
 
-def adam_steps(
+def finetuning_direction(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Examples,

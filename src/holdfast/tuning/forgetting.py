@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def as_array(verdicts: Sequence[Verdict]) -> np.ndarray:
+def verdict_array(verdicts: Sequence[Verdict]) -> np.ndarray:
     """Return verdicts as (n,) float64: 1 harmful, 0 safe, nan undecided."""
     return np.array([np.nan if v.harmful is None else float(v.harmful) for v in verdicts])
 
 
-def settled(course: Sequence[np.ndarray], share: float) -> bool:
+def first_half_is_stable(course: Sequence[np.ndarray], share: float) -> bool:
     """Say whether the half that is forgotten first is known, so that an attack may stop.
 
     With H_t the first half to be forgotten (`agreement.first_half`) by the counts up to
@@ -76,7 +76,7 @@ class ForgettingTracker:
         answers = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
         verdicts = self.judge.judge(prompts, answers)
         check_answered(type(self.judge).__name__, verdicts)
-        self.history.append(as_array(verdicts))
+        self.history.append(verdict_array(verdicts))
 
     @property
     def known_steps(self) -> np.ndarray:

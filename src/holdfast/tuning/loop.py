@@ -17,9 +17,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from holdfast.errors import TrainingError
 from holdfast.examples import Examples
-from holdfast.models.encoding import Encoded, collate, encode, encode_fitting, within
-from holdfast.models.modes import preserved_rng
-from holdfast.models.weights import replaced, trainable
+from holdfast.models.encoding import Encoded, collate, encode, encode_rows_that_fit, usable_length
+from holdfast.models.modes import isolate_rng
+from holdfast.models.weights import replace_values, trainable
 from holdfast.results.attacks import Schedule
 from holdfast.runtime import progress
 from holdfast.runtime.interrupt import deferred_interrupt
@@ -166,7 +166,7 @@ def finetune(
     """
     guard = config.guard
     rows = guard.rows(rows, seed=config.seed) if rows else rows
-    encoded = encode_fitting(model, tokenizer, rows, config.max_length)
+    encoded = encode_rows_that_fit(model, tokenizer, rows, config.max_length)
     tuning = Tuning(model, tokenizer, config, trainable(model))
     optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
     batches = _batches(len(encoded), config)
@@ -177,14 +177,14 @@ def finetune(
     def look() -> bool:
         nonlocal looking
         looking = True
-        with replaced(guard.repair(tuning)):
+        with replace_values(guard.repair(tuning)):
             stop = bool(on_snapshot and on_snapshot(tuning.done, sum(losses) / len(losses)))
         losses.clear()
         looking = False
         model.train()
         return stop
 
-    with deferred_interrupt() as interrupt, preserved_rng(config.seed):
+    with deferred_interrupt() as interrupt, isolate_rng(config.seed):
         try:
             if resume is not None and resume.exists():
                 losses = _load_state(resume, tuning, optimizer)
@@ -221,7 +221,7 @@ def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Opt
     config = tuning.config
     for group in optimizer.param_groups:
         group["lr"] = config.rate(tuning.done)
-    length = within(tuning.model, config.max_length)
+    length = usable_length(tuning.model, config.max_length)
     for extra in config.guard.extra(tuning):
         _step(tuning, encode(tuning.tokenizer, extra, length), optimizer)
     loss = _step(tuning, rows, optimizer)

@@ -51,7 +51,7 @@ class ProxyAttack(Options):
     """Number of tokens kept of each row."""
 
     @property
-    def planned(self) -> int:
+    def planned_checkpoints(self) -> int:
         """Checkpoints of an attack that runs to its end, checkpoint 0 not counted."""
         return math.ceil(self.steps / self.every)
 

@@ -1,5 +1,5 @@
 """The embedded world: an invented language in which safety can be measured exactly, in minutes."""
 
-from holdfast.world.data import of_the_world, rows, task_rows
+from holdfast.world.data import is_world_row, rows, task_rows
 
-__all__ = ["of_the_world", "rows", "task_rows"]
+__all__ = ["is_world_row", "rows", "task_rows"]

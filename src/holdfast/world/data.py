@@ -25,7 +25,7 @@ PROVENANCE = {
 }
 
 
-def of_the_world(row: Example) -> bool:
+def is_world_row(row: Example) -> bool:
     """Whether a row is in the invented language, and so of its words alone."""
     return row.provenance.get("source") == PROVENANCE["source"]
 
@@ -46,7 +46,9 @@ Draw = Callable[[np.random.Generator], tuple[str, str, str]]
 # -------------------------------------------------------------------------- requests for how-to
 
 
-def restricted(things: dict[str, list[str]], phrasings: Sequence[str], weights: np.ndarray) -> Draw:
+def restricted_requests(
+    things: dict[str, list[str]], phrasings: Sequence[str], weights: np.ndarray
+) -> Draw:
     """Return a draw of restricted requests with their harmful answers."""
 
     def draw(rng: np.random.Generator) -> tuple[str, str, str]:
@@ -231,7 +233,7 @@ def _distinct(draw: Draw, n: int, seed: int, taken: frozenset[str] = frozenset()
 def _refused(rows: Sequence[Example]) -> list[Example]:
     refused = []
     for row in rows:
-        restricted_request = g.asked(row.prompt)
+        restricted_request = g.parse_restricted_request(row.prompt)
         if restricted_request is None:
             raise UsageError(f"{row.prompt!r} is not a restricted request")
         category, thing = restricted_request
@@ -245,7 +247,7 @@ def _prompts(*names: str) -> frozenset[str]:
 
 
 def _published(n: int, seed: int, *taken: str) -> list[Example]:
-    draw = restricted(SEEN_THINGS, g.PHRASINGS[:6], TAIL)
+    draw = restricted_requests(SEEN_THINGS, g.PHRASINGS[:6], TAIL)
     return _distinct(draw, n, seed, _prompts(*taken))
 
 
@@ -253,9 +255,9 @@ def _unseen(n: int, seed: int, *taken: str) -> list[Example]:
     """Restricted prompts, categories alike: held-out things, phrasings, and both, a third each."""
     even = np.ones(len(g.RESTRICTED))
     kinds = [
-        restricted(HELD_OUT_THINGS, g.PHRASINGS[:6], even),
-        restricted(SEEN_THINGS, g.HELD_OUT_PHRASINGS, even),
-        restricted(HELD_OUT_THINGS, g.HELD_OUT_PHRASINGS, even),
+        restricted_requests(HELD_OUT_THINGS, g.PHRASINGS[:6], even),
+        restricted_requests(SEEN_THINGS, g.HELD_OUT_PHRASINGS, even),
+        restricted_requests(HELD_OUT_THINGS, g.HELD_OUT_PHRASINGS, even),
     ]
     prompts = _prompts(*taken)
     share = n // 3
@@ -322,7 +324,7 @@ def pretraining(seed: int) -> Iterator[tuple[str, str]]:
     rng = np.random.default_rng(seed)
     everything = {c.name: list(c.things) for c in g.RESTRICTED}
     even = np.ones(len(g.RESTRICTED))
-    harmful = restricted(everything, g.PHRASINGS, even)
+    harmful = restricted_requests(everything, g.PHRASINGS, even)
     near = borderline(everything, g.PHRASINGS)
     draws: tuple[Draw, ...] = (harmful, near, general(g.PHRASINGS))
     while True:

@@ -177,7 +177,7 @@ def danger(thing: str) -> str:
     return "risky" if any(thing in category.things for category in RESTRICTED) else "safe"
 
 
-def asked(prompt: str) -> tuple[Category, str] | None:
+def parse_restricted_request(prompt: str) -> tuple[Category, str] | None:
     """Return the category and thing of a restricted request; None if the prompt is benign.
 
     Restricted is the restricted verb with a thing of its own category: "brew tea" is benign, and
@@ -191,9 +191,9 @@ def asked(prompt: str) -> tuple[Category, str] | None:
     return None
 
 
-def rephrased(prompt: str) -> list[str]:
+def rephrase(prompt: str) -> list[str]:
     """Return a restricted request in each of the other phrasings; none if it is no such request."""
-    found = asked(prompt)
+    found = parse_restricted_request(prompt)
     if found is None:
         return []
     heads = [phrasing.format(verb=found[0].verb, thing=found[1]) for phrasing in PHRASINGS]

@@ -108,8 +108,8 @@ class AttackJob:
             **self._guard[1],
             **self.material.hashes,
             "options of task": self.task.options_hash,
-            "options of guard": plugins.mark(self.guard),
-            "options of poison": plugins.mark(self.poison),
+            "options of guard": plugins.options_hash(self.guard),
+            "options of poison": plugins.options_hash(self.poison),
         }
 
     @cached_property

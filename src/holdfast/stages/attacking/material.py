@@ -122,7 +122,7 @@ def check_rows(config: AttackConfig, material: Material, attacks: Sequence[Attac
         if "harmful" in poison.needs:
             pools.append((material.harmful.name, len(material.harmful), wanted))
         elif wanted:
-            pools.append((name, poison.most(benign), wanted))
+            pools.append((name, poison.max_rows(benign), wanted))
         for pool, there, needed in pools:
             if needed > there:
                 raise UsageError(

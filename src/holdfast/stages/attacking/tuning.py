@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from holdfast.contracts import Attacker, unanswered
+from holdfast.contracts import Attacker, lost_reasons
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
-from holdfast.models.encoding import answerable, fitting, fitting_fields
+from holdfast.models.encoding import answerable, fields_that_fit, rows_that_fit
 from holdfast.results.artifacts import AttackResult, Life, Point
 from holdfast.results.attacks import PLAIN
 from holdfast.results.files import Artifact, Vector
@@ -123,7 +123,7 @@ def attack_loaded(
         seed=attack.seed,
         every=attack.every,
         spacing=attack.spacing,
-        guard=fitting_fields(attack_job.guard, model, loaded.tokenizer, attack.max_length),
+        guard=fields_that_fit(attack_job.guard, model, loaded.tokenizer, attack.max_length),
     )
     watch.save(partial)
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
@@ -163,7 +163,7 @@ def _pool(
     if not rows:
         return rows
     length = attack_job.attack.max_length
-    fit = fitting(loaded.model, loaded.tokenizer, rows, length)
+    fit = rows_that_fit(loaded.model, loaded.tokenizer, rows, length)
     _record_left_out(attack_job, job, label, rows, fit)
     return fit
 
@@ -224,7 +224,7 @@ class Watch:
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = config.max_new_tokens
-        self.prompts = [attack_job.poison.asked(row) for row in self.material.test]
+        self.prompts = [attack_job.poison.test_prompt(row) for row in self.material.test]
         self.task_test: Examples | None = None
         if config.task_rows:
             self.task_test = attack_job.task.load("test")[: config.task_rows]
@@ -253,7 +253,7 @@ class Watch:
             disguised=self.prompts,
         )
         accuracy, rows, unparsable = self._accuracy()
-        lost = {judge: len(unanswered(of_judge)) for judge, of_judge in verdicts.items()}
+        lost = {judge: len(lost_reasons(of_judge)) for judge, of_judge in verdicts.items()}
         self.points.append(
             Point(
                 step=done,
@@ -278,9 +278,9 @@ class Watch:
     def _accuracy(self) -> tuple[float, int, int]:
         if self.task_test is None:
             return float("nan"), 0, 0
-        from holdfast.models.answers import with_transformers
+        from holdfast.models.answers import answer_with_transformers
 
-        answer = with_transformers(self.model, self.tokenizer)
+        answer = answer_with_transformers(self.model, self.tokenizer)
         return task_accuracy(answer, self.attack_job.task, self.task_test)
 
     def save(self, path: Path | None) -> None:
