@@ -91,8 +91,8 @@ def write_files(folder: Path) -> None:
     write_rows(folder / "pool.jsonl", world.rows("harmful")[:48])
     write_rows(folder / "prompts.jsonl", world.rows("test")[:16])
     write_rows(folder / "validation.jsonl", world.rows("test")[16:32])
-    write_rows(folder / "collected.jsonl", world.rows("test")[32:40])
-    write_rows(folder / "new.jsonl", world.rows("test")[40:48])
+    write_rows(folder / "collected.jsonl", world.rows("alignment")[48:56])
+    write_rows(folder / "new.jsonl", world.rows("alignment")[56:64])
     sentiment = make("tasks", "world_sentiment").load("train")
     lines = [f"{row.prompt}\t{i % 2}" for i, row in enumerate(sentiment[:80])]
     (folder / "train.tsv").write_text("\n".join(["sentence\tlabel", *lines[:60]]) + "\n")
