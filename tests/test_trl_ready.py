@@ -271,7 +271,7 @@ def test_a_judge_that_fails_stops_nothing(
         raise HoldfastError("the service is down")
 
     callback = HarmfulScore(data.safety.prompts[:2], every=5)
-    monkeypatch.setattr("holdfast.trl.ask", fail)
+    monkeypatch.setattr("holdfast.trl.answer_and_judge", fail)
     trainer = trained(model, config, data, tokenizer, callback)
     assert trainer.state.global_step == 5
     scores = [e["harmful_score"] for e in trainer.state.log_history if "harmful_score" in e]
