@@ -216,6 +216,23 @@ def test_descriptions() -> None:
     }
 
 
+def test_the_length_of_a_list_is_part_of_its_type() -> None:
+    class Lists(Options):
+        pair: list[Annotated[float, Field(gt=0)]] = Field(
+            default=[1, 2], min_length=2, max_length=2
+        )
+        words: list[str] = Field(default=["a"], min_length=1)
+        several: list[Literal["a", "b"]] = Field(default=["a"], min_length=1, max_length=3)
+
+    assert [(option.type, option.range) for option in describe(Lists)] == [
+        ("list of 2 numbers", "each above 0"),
+        ("list of one or more texts", ""),
+        ("list of 1 to 3 values from 'a', 'b'", ""),
+    ]
+    with pytest.raises(OptionError, match=r"words=\[\] must be a list of one or more texts"):
+        Lists(words=[])
+
+
 def test_values_are_plain_data() -> None:
     values = Toy(source="a", path=Path("b")).option_values()
     assert values["path"] == "b"

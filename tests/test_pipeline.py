@@ -133,8 +133,8 @@ def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
          "steps?"),
         ("evaluate: {samples: 0}", "evaluate: samples=0 must be a whole number, at least 1"),
         ("report: {language: fr}", "report: language='fr' must be one of 'en', 'ja'"),
-        ("seeds: []", "run configuration: seeds=[] must be a list of whole numbers, each at least "
-         "0, at least 1 of them"),
+        ("seeds: []", "run configuration: seeds=[] must be a list of one or more whole numbers, "
+         "each at least 0"),
         ("data: {alignment: a, harmful: b, test: c, tests: d}", "data: tests is not an option. Did "
          "you mean test? The options are alignment, benign, harmful, "),
     ],

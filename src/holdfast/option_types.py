@@ -1,4 +1,4 @@
-"""The type of an option as a person reads it, derived from the annotation of its field."""
+"""Types of options in words, derived from the annotations of their fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = {
     bool: ("true or false", "true or false"),
     Path: ("path", "paths"),
 }
-"""Type -> its name, and the name of several."""
+"""Type -> its name in singular and plural."""
 
 LISTS = (list, tuple, set, frozenset, Sequence)
 MAPPINGS = (dict, Mapping)
@@ -25,7 +25,7 @@ MAPPINGS = (dict, Mapping)
 
 @dataclass(frozen=True)
 class SpecOf:
-    """Marks a text that is the spec of a plug-in: `Annotated[str, SpecOf("judges")]`.
+    """Marks a text as the spec of a plug-in: `Annotated[str, SpecOf("judges")]`.
 
     Attributes:
         kind: The kind of plug-in.
@@ -40,14 +40,14 @@ class OptionType:
 
     Attributes:
         name: For example "number" or "list of texts".
-        plural: The name of several of them.
+        plural: The name in the plural.
         article: Whether a sentence puts "a" before `name`.
-        range: The allowed values in words, e.g. "from 0 to 1"; "" if all are.
-        choices: The values there are; empty if they cannot be listed.
-        nullable: Whether None is a value.
-        is_list: Whether it is a list.
-        kind: The kind of plug-in that a spec names; "" if it is no spec.
-        python: The Python type, object where it is no simple one.
+        range: The allowed values in words, e.g. "from 0 to 1"; "" if every value is allowed.
+        choices: The allowed values; empty if they cannot be listed.
+        nullable: Whether None is allowed.
+        is_list: Whether the option takes a list.
+        kind: The kind of plug-in that a spec names; "" if the option is not a spec.
+        python: The Python type if it is one of `WORDS`, else object.
     """
 
     name: str
@@ -62,29 +62,36 @@ class OptionType:
 
     @property
     def rule(self) -> str:
-        """The type as the end of "must be ..."."""
+        """The type and its range, to complete "must be ..."."""
         name = f"a {self.name}" if self.article else self.name
-        separator = ", " if self.range and not self.range.startswith("from") else " "
         null = " or null" if self.nullable else ""
-        return f"{name}{separator}{self.range}".strip() + null
+        if not self.range:
+            return name + null
+        separator = " " if self.range.startswith("from") else ", "
+        return f"{name}{separator}{self.range}{null}"
 
     def allows(self, value: Any, truths: Sequence[str]) -> bool:
-        """Whether a value may be of this type, where pydantic would take more.
+        """Return False for values that pydantic would convert but an option must reject.
 
-        Pydantic takes 1 for True and True for 1; here neither is the other.
+        Pydantic converts 1 to True and True to 1; an option accepts neither.
+
+        Args:
+            value: The value.
+            truths: Words for true and false.
         """
-        if self.python is bool:
-            word = value.lower() in truths if isinstance(value, str) else False
-            return isinstance(value, bool) or word or (value is None and self.nullable)
-        return not (self.python in (int, float) and isinstance(value, bool))
+        if self.python is not bool:
+            return not (self.python in (int, float) and isinstance(value, bool))
+        if isinstance(value, str):
+            return value.lower() in truths
+        return isinstance(value, bool) or (value is None and self.nullable)
 
 
 def type_of(annotation: Any, metadata: Sequence[Any] = ()) -> OptionType:
-    """Return the type that an annotation stands for.
+    """Return the option type of an annotation.
 
     Args:
         annotation: The annotation of a field.
-        metadata: What stands beside it in `Annotated` or comes from `Field`.
+        metadata: Marks from `Annotated` and constraints from `Field`.
     """
     if get_origin(annotation) is Annotated:
         inner, *marks = get_args(annotation)
@@ -94,17 +101,20 @@ def type_of(annotation: Any, metadata: Sequence[Any] = ()) -> OptionType:
     kinds = [mark.kind for mark in marks if isinstance(mark, SpecOf)]
     if kinds:
         option_type = replace(option_type, name="spec", plural="specs", article=True, kind=kinds[0])
-    ranges = [words for words in (option_type.range, _range(marks)) if words]
-    return replace(option_type, range=", ".join(ranges))
+    bounds = _bounds(marks)
+    if option_type.is_list:
+        return _with_length(option_type, bounds)
+    return replace(option_type, range=_range(bounds) or option_type.range)
 
 
 def _parts(mark: Any) -> Sequence[Any]:
-    """Return what a mark consists of: `Field(ge=0)` inside an annotation holds its bounds."""
+    """Return the constraints of a mark; a `Field` inside an annotation holds several."""
     return mark.metadata if isinstance(mark, FieldInfo) else (mark,)
 
 
 def _bare_type(annotation: Any) -> OptionType:
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin in (Union, UnionType):
         return _union(arguments)
     if origin is Literal:
@@ -151,20 +161,24 @@ def _list(arguments: Sequence[Any]) -> OptionType:
     item = type_of(items[0])
     name = f"list of {item.plural}"
     if item.choices and not item.kind:
-        name = f"list of any of {', '.join(repr(choice) for choice in item.choices)}"
+        name = f"list of values from {', '.join(repr(choice) for choice in item.choices)}"
     each = f"each {item.range}" if item.range else ""
     plural = name.replace("list", "lists", 1)
     return OptionType(name, plural, range=each, choices=item.choices, is_list=True, kind=item.kind)
 
 
-def _range(marks: Sequence[Any]) -> str:
-    """Say the bounds among the marks in words."""
-    bounds = {
-        key: getattr(mark, key)
+def _bounds(marks: Sequence[Any]) -> dict[str, float]:
+    """Return the bounds of values and lengths among the marks, by pydantic's names."""
+    return {
+        name: getattr(mark, name)
         for mark in marks
-        for key in ("ge", "gt", "le", "lt", "min_length", "max_length")
-        if getattr(mark, key, None) is not None
+        for name in ("ge", "gt", "le", "lt", "min_length", "max_length")
+        if getattr(mark, name, None) is not None
     }
+
+
+def _range(bounds: Mapping[str, float]) -> str:
+    """Return the bounds of a value in words."""
     if "ge" in bounds and "le" in bounds:
         return f"from {bounds['ge']:g} to {bounds['le']:g}"
     words = {
@@ -172,7 +186,23 @@ def _range(marks: Sequence[Any]) -> str:
         "gt": "above {:g}",
         "le": "at most {:g}",
         "lt": "below {:g}",
-        "min_length": "at least {:g} of them",
-        "max_length": "at most {:g} of them",
     }
-    return " and ".join(words[key].format(bounds[key]) for key in words if key in bounds)
+    return " and ".join(words[name].format(bounds[name]) for name in words if name in bounds)
+
+
+def _with_length(list_type: OptionType, bounds: Mapping[str, float]) -> OptionType:
+    """Put the bounds of a list's length into its name, e.g. "list of 2 numbers"."""
+    length = _length(bounds.get("min_length", 0), bounds.get("max_length"))
+    if not length:
+        return list_type
+    return replace(
+        list_type,
+        name=list_type.name.replace("list of", f"list of {length}", 1),
+        plural=list_type.plural.replace("lists of", f"lists of {length}", 1),
+    )
+
+
+def _length(least: float, most: float | None) -> str:
+    if most is not None:
+        return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+    return {0: "", 1: "one or more"}.get(int(least), f"{least:g} or more")

@@ -1,8 +1,9 @@
-"""The base of everything that has options: plug-ins, stages, configuration files.
+"""Base class of everything that has options: plug-ins, stages, configuration files.
 
-An option is an annotated field of an `Options` model. Its type, choices (`Literal`), range
-(`Field(ge=..., le=...)`), default and help (the string under the field) are written once, there;
-checks, messages, `--help`, `holdfast plugins` and the documentation read them from there.
+An option is an annotated field of an `Options` model. The field is the only place that states its
+type, choices (`Literal`), range (`Field(ge=..., le=...)`), default and help (the string under the
+field). Validation, messages, `--help`, `holdfast plugins` and the documentation are derived from
+it.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from holdfast.specs import NULL, Bare, Spec, value_text
 TRUTHS = ("true", "false", "yes", "no", "on", "off")
 
 LONGEST_VALUE = 80
-"""Characters of a value that a message shows."""
+"""Longest value shown in a message, in characters."""
 
 T = TypeVar("T")
 
 
 class _SuppliedMarker:
-    """Marks a field that a stage fills in; its value is taken as it is."""
+    """Marks a field that a stage fills in; its value is not validated."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         del source, handler
@@ -47,18 +48,19 @@ class _SuppliedMarker:
 
 
 Supplied = Annotated[T, _SuppliedMarker()]
-"""A field that a stage fills in (rows, a judge, a model) and that nobody can type."""
+"""A field that a stage fills in (rows, a judge, a model), so it is not an option."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Marks a field whose option on the command line has another name.
+    """Marks a field whose command-line option has a different name.
 
-    A list is given once for each of its values and is called by one of them: `models` is --model.
+    On the command line a list is an option that is repeated for each value, so its name is
+    singular: `models` is --model.
 
     Attributes:
-        name: Name of the option, without dashes in front.
-        short: Another name that works as well; empty for none.
+        name: Name of the command-line option, without the leading dashes.
+        short: An alternative, shorter name; empty for none.
     """
 
     name: str
@@ -67,17 +69,17 @@ class Flag:
 
 @dataclass(frozen=True)
 class Description:
-    """What a person reads of an option.
+    """An option as help and documentation present it.
 
     Attributes:
         name: Name of the option.
         type: For example "number", "list of texts", "one of a, b".
         range: For example "from 0 to 1"; "" if any value of the type is allowed.
-        choices: The values there are; empty if they cannot be listed.
+        choices: The allowed values; empty if they cannot be listed.
         required: Whether the option has no default.
         default: The default; None if `required`.
         help: What the option does.
-        kind: The kind of plug-in that a spec names; "" if the option is no spec.
+        kind: The kind of plug-in that the option names; "" if it does not name a plug-in.
     """
 
     name: str
@@ -91,7 +93,7 @@ class Description:
 
     @property
     def default_text(self) -> str:
-        """The default as it would be typed."""
+        """The default as the user would type it."""
         if self.required:
             return "required"
         return value_text(self.default)
@@ -102,8 +104,8 @@ class Problem:
     """What is wrong with one option.
 
     Attributes:
-        option: Its name; "" if the rule concerns several options.
-        value: The value that breaks the rule, as text; "" if there is none.
+        option: Name of the option; "" if the rule concerns several options.
+        value: The value that breaks the rule, as text; "" if there is no value.
         rule: The rule and the way out, as the end of a sentence about the option.
     """
 
@@ -115,7 +117,7 @@ class Problem:
         """Return the problem as a sentence.
 
         Args:
-            name: What the option is called where it was given, such as a flag.
+            name: Name of the option as the user typed it, such as a flag; `option` if empty.
         """
         name = name or self.option
         subject = f"{name}={self.value}" if name and self.value else name
@@ -123,7 +125,7 @@ class Problem:
 
 
 class OptionError(UsageError):
-    """Options are unknown, missing, ill-typed or out of range."""
+    """Options are unknown, missing, out of range or of the wrong type."""
 
     def __init__(self, owner: str, problems: tuple[Problem, ...]) -> None:
         super().__init__(f"{owner}: {'; '.join(problem.text() for problem in problems)}")
@@ -131,12 +133,12 @@ class OptionError(UsageError):
         self.problems = problems
 
     def of(self, owner: str) -> OptionError:
-        """Return the same problems as those of an owner that is called otherwise."""
+        """Return the same problems under another owner's name."""
         return OptionError(owner, self.problems)
 
     @property
     def missing(self) -> list[str]:
-        """Required options that were not given."""
+        """Names of the required options that were not given."""
         return [problem.option for problem in self.problems if problem.rule == REQUIRED]
 
 
@@ -144,13 +146,13 @@ REQUIRED = "is required"
 
 
 class Options(BaseModel):
-    """Base of everything that has options.
+    """Base class of everything that has options.
 
-    Values may be Python objects, the texts of a parsed spec or the content of a YAML file. A list
-    of one value may be given as the value.
+    Values may be Python objects, the texts of a parsed spec or the content of a YAML file. A single
+    value is accepted in place of a list of one.
 
     Raises:
-        OptionError: An option is unknown, missing, ill-typed or out of range.
+        OptionError: An option is unknown, missing, out of range or of the wrong type.
     """
 
     model_config = ConfigDict(
@@ -164,11 +166,11 @@ class Options(BaseModel):
     )
 
     owner: ClassVar[str] = ""
-    """What messages call these options; "" takes the name of the class."""
+    """Name of the owner of these options in messages; "" stands for the class name."""
 
     @classmethod
     def owner_name(cls) -> str:
-        """Return what messages call these options."""
+        """Return the name of the owner of these options in messages."""
         return cls.owner or cls.__name__
 
     def __init__(self, **values: Any) -> None:
@@ -179,12 +181,12 @@ class Options(BaseModel):
             raise OptionError(cls.owner_name(), _problems(cls, error, values)) from error
 
     def changed(self, **changes: Any) -> Self:
-        """Return a copy with other values, checked as any."""
+        """Return a validated copy with some values replaced."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**values, **changes})
 
     def option_values(self) -> dict[str, Any]:
-        """Return the value of every option, defaults included, as plain data."""
+        """Return the value of every option, including defaults, as plain data."""
         return self.model_dump(mode="json", include=set(option_fields(type(self))))
 
     @field_validator("*", mode="before")
@@ -195,7 +197,7 @@ class Options(BaseModel):
 
 
 def option_fields(cls: type[Options]) -> dict[str, FieldInfo]:
-    """Return the fields of a class that are options, without those that a stage supplies."""
+    """Return the fields of a class that are options: all but those that a stage fills in."""
     return {
         name: field
         for name, field in cls.model_fields.items()
@@ -205,7 +207,7 @@ def option_fields(cls: type[Options]) -> dict[str, FieldInfo]:
 
 @functools.cache
 def option_types(cls: type[Options]) -> Mapping[str, OptionType]:
-    """Return option -> its type, for the options of a class."""
+    """Return the type of each option of a class, by name."""
     return {
         name: type_of(field.annotation, field.metadata)
         for name, field in option_fields(cls).items()
@@ -213,7 +215,7 @@ def option_types(cls: type[Options]) -> Mapping[str, OptionType]:
 
 
 def describe(cls: type[Options]) -> list[Description]:
-    """Describe the options of a class: required ones first, otherwise in the class's order."""
+    """Describe the options of a class: required ones first, otherwise in order of definition."""
     descriptions = [_description(name, cls) for name in option_fields(cls)]
     return sorted(descriptions, key=lambda description: not description.required)
 
@@ -238,11 +240,12 @@ def _description(name: str, cls: type[Options]) -> Description:
 
 
 def _as_typed(value: Any, option_type: OptionType) -> Any:
-    """Prepare a value for pydantic where its rules are not those of an option."""
+    """Prepare a value for pydantic where the rules of options differ from pydantic's."""
     if isinstance(value, Bare) and value == NULL and option_type.nullable:
         return None
     if option_type.is_list:
-        items = value if isinstance(value, (list, tuple, set, frozenset, NoneType)) else (value,)
+        whole = isinstance(value, (list, tuple, set, frozenset, NoneType))
+        items = value if whole else (value,)
         return _texts(items) if isinstance(items, tuple) else items
     if isinstance(value, Spec):
         return str(value)
@@ -261,7 +264,7 @@ def _texts(items: tuple[Any, ...]) -> tuple[Any, ...]:
 def _problems(
     cls: type[Options], error: ValidationError, values: Mapping[str, Any]
 ) -> tuple[Problem, ...]:
-    """Return one problem for each option that is wrong."""
+    """Return the first problem of each option that is wrong."""
     problems: dict[str, Problem] = {}
     for details in error.errors(include_url=False):
         problem = _problem(cls, details, values)
@@ -283,7 +286,7 @@ def _problem(cls: type[Options], details: ErrorDetails, values: Mapping[str, Any
 
 
 def unknown_option(name: str, names: list[str]) -> str:
-    """Return the rule that an unknown option breaks, with the options there are."""
+    """Return the rule that an unknown option breaks, listing the valid options."""
     if not names:
         return "is not an option; there are no options"
     close = difflib.get_close_matches(name, names, n=1)
@@ -292,9 +295,9 @@ def unknown_option(name: str, names: list[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it: as it was typed, shortened if it is long."""
-    typed = isinstance(value, (Bare, Spec)) or (isinstance(value, tuple) and value)
-    text = value_text(value) if typed else ""
+    """Return a value for a message: as the user typed it, shortened if it is long."""
+    from_spec = isinstance(value, (Bare, Spec)) or (isinstance(value, tuple) and value)
+    text = value_text(value) if from_spec else ""
     if 0 < len(text) <= LONGEST_VALUE:
         return text
     short = reprlib.Repr()
