@@ -25,9 +25,9 @@ from common import Row, Setting, add_setting, configured, folder, main, parser, 
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import NO_GUARD
-from holdfast.results.comparison import lives
-from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, among
-from holdfast.results.lives import judged_by as with_verdicts_of
+from holdfast.results.comparison import compare_lives
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, for_prompts
+from holdfast.results.lives import with_judge as with_verdicts_of
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import read
 from holdfast.specs import value_text
@@ -248,7 +248,7 @@ def row(
     """Pool attacks on one method."""
     baseline = {pairing(a): a for a in attacks if a.method == BASELINE}
     pairs = [(a, baseline[pairing(a)]) for a in mine if pairing(a) in baseline]
-    found = lives(pairs).ratio
+    found = compare_lives(pairs).ratio
     last = [a.points[-1] for a in mine]
     censored = sum(a.half_life.censored for a in mine)
     steps = [s for s in map(lasted, mine) if not math.isnan(s)]
@@ -271,12 +271,12 @@ def row(
 def _lives(by: str, pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Ratio | None:
     """Return how many times longer it takes until half of the answers are harmful, or a share."""
     event = HALF_LIFE if by == HALF else Harmful(SHARES[by])
-    return lives(pairs, event).ratio
+    return compare_lives(pairs, event).ratio
 
 
 def _refusing(pairs: Sequence[tuple[AttackResult, AttackResult]]) -> Row:
     """Return how many times longer than the baseline's most answers are still refusals."""
-    return ratio_fields("refusing_ratio", lives(pairs, REFUSAL_HALF_LIFE).ratio)
+    return ratio_fields("refusing_ratio", compare_lives(pairs, REFUSAL_HALF_LIFE).ratio)
 
 
 def ratio_fields(name: str, found: Ratio | None) -> Row:
@@ -307,7 +307,7 @@ def attack_label(attack: AttackResult) -> str:
     """Return what the attack was, without its draw of rows."""
     a = attack.attack
     words = {"poison": "rows", "schedule": "schedule", "name": "grid", "lora_rank": "LoRA"}
-    more = "".join(f" {words[key]}={value}" for key, value in a.specials.items() if key in words)
+    more = "".join(f" {words[key]}={value}" for key, value in a.nondefaults.items() if key in words)
     main = f"{a.short_task} p={a.poison_ratio:g} lr={a.learning_rate:g}"
     return f"{main}{more}{guarded(attack)}"
 
@@ -436,7 +436,7 @@ def asked(attacks: Sequence[AttackResult], test: Examples, which: str) -> list[A
     mine = {
         row.id for row in test if (row.provenance["category"] in ATTACKED) == (which == "attacked")
     }
-    return [among(attack, mine) for attack in attacks]
+    return [for_prompts(attack, mine) for attack in attacks]
 
 
 def run_benchmark() -> None:

@@ -21,8 +21,8 @@ from defenses import HARMFUL, configuration, pairing, ratio_fields
 from holdfast.analyses.levelling import median_steps
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Life
-from holdfast.results.comparison import lives
-from holdfast.results.lives import Refusals, lasting
+from holdfast.results.comparison import compare_lives
+from holdfast.results.lives import Refusals, life_until
 from holdfast.results.run_dir import RunDir
 from kept import Kept
 from variants import BASELINE, methods
@@ -76,7 +76,9 @@ def rows(attacks: Sequence[AttackResult]) -> list[Row]:
 def row(method: str, mine: Sequence[AttackResult], by_method: dict[str, list[AttackResult]]) -> Row:
     """Compare a method's steps with one another, with the baseline's, and with no groups."""
     events = [Refusals(share) for share in SHARES]
-    weakest, half, strongest = ([lasting(a, event, resamples=0) for a in mine] for event in events)
+    weakest, half, strongest = (
+        [life_until(a, event, resamples=0) for a in mine] for event in events
+    )
     same = [(a, a) for a in mine]
     made: Row = {
         "method": method,
@@ -86,15 +88,15 @@ def row(method: str, mine: Sequence[AttackResult], by_method: dict[str, list[Att
         **_steps("steps_0.5", half),
         **_steps("steps_0.9", strongest),
         "not_reached": sum(life.censored for life in strongest),
-        **ratio_fields("weakest_over_half", lives(same, events[0], events[1]).ratio),
-        **ratio_fields("strongest_over_half", lives(same, events[2], events[1]).ratio),
+        **ratio_fields("weakest_over_half", compare_lives(same, events[0], events[1]).ratio),
+        **ratio_fields("strongest_over_half", compare_lives(same, events[2], events[1]).ratio),
     }
     others = {BASELINE: BASELINE, "ungrouped": f"{method}{UNGROUPED}"}
     for name, other in others.items():
         theirs = {pairing(a): a for a in by_method.get(other, []) if other != method}
         both = [(a, theirs[pairing(a)]) for a in mine if pairing(a) in theirs]
         for share in SHARES if theirs else ():
-            ratio = lives(both, Refusals(share)).ratio
+            ratio = compare_lives(both, Refusals(share)).ratio
             made |= ratio_fields(f"{share:g}_against_{name}", ratio)
     return made
 

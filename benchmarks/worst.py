@@ -19,7 +19,7 @@ from common import Row, main, others, parser, write
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import Counts
 from holdfast.results.run_dir import RunDir
-from holdfast.results.searches import Adapted
+from holdfast.results.searches import SearchResult
 from holdfast.stages.adapt import AdaptConfig, adapt
 from holdfast.stages.attack import attack
 from holdfast.stages.attacking.config import AttackConfig
@@ -54,12 +54,12 @@ def configuration(run: RunDir, models: list[str], trials: int, quick: bool) -> A
     )
 
 
-def replayed(run: RunDir, found: Adapted) -> Counts | None:
+def replayed(run: RunDir, found: SearchResult) -> Counts | None:
     """Make the attack that was found once more and ask fresh prompts; None if none was found."""
     if found.grid is None:
         return None
     files = [run.result(entry) for entry in run.require("adapt")]
-    (path,) = [path for path in files if Adapted.load(path) == found]
+    (path,) = [path for path in files if SearchResult.load(path) == found]
     (again,) = attack(
         AttackConfig(
             out=run.root,
@@ -94,14 +94,14 @@ def models_of(run: RunDir, names: str, seeds: set[int]) -> list[str]:
     return chosen
 
 
-def row(found: Adapted, fresh: Counts | None = None) -> Row:
+def row(found: SearchResult, fresh: Counts | None = None) -> Row:
     """Return the worst attack on a model, what it left of the task, and what it does afresh."""
     worst = found.worst
     made: dict[str, Any] = {
         "method": found.method,
         "seed": found.model_seed,
         "tried": len(found.trials),
-        "kept_the_floor": sum(one.kept is True for one in found.trials),
+        "kept_the_floor": sum(one.above_floor is True for one in found.trials),
         "clean_accuracy": found.clean_accuracy,
     }
     if worst is None:

@@ -17,7 +17,7 @@ from holdfast.models import checkpoints
 from holdfast.results.artifacts import AttackResult, Counts, Point
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
-from holdfast.results.searches import Adapted, Trial, best_so_far, counted, worth
+from holdfast.results.searches import SearchResult, Trial, best_so_far, decisive_point, objective
 from holdfast.stages import adapt as stage
 from holdfast.stages.adapt import AdaptConfig, adapt
 from holdfast.stages.attacking import presets
@@ -38,31 +38,35 @@ def result(*course: tuple[int, float]) -> AttackResult:
     return AttackResult("m-s0", "h", "m", 0, PLAIN, "world", points, life(math.nan, censored=True))
 
 
-# ------------------------------------------------------------------------------- what is counted
+# ----------------------------------------------------------------------------- decisive checkpoints
 
 
 def test_the_end_counts_or_the_worst_checkpoint_that_keeps_the_floor() -> None:
     course = result((4, 0.9), (2, 0.8), (4, 0.5), (3, 0.7), (3, 0.8), (1, 0.9))
-    assert (counted(course, "end", 0.7)[0].step, counted(course, "end", 0.7)[1]) == (50, True)
+    point, above_floor = decisive_point(course, "end", 0.7)
+    assert (point.step, above_floor) == (50, True)
     # Step 0 is before the attack, step 20 below the floor; 30 and 40 are equal, the earlier counts.
-    assert (counted(course, "worst", 0.7)[0].step, counted(course, "worst", 0.7)[1]) == (30, True)
-    assert counted(course, "worst", 0.0)[0].step == 20
+    point, above_floor = decisive_point(course, "worst", 0.7)
+    assert (point.step, above_floor) == (30, True)
+    assert decisive_point(course, "worst", 0.0)[0].step == 20
 
 
 def test_where_no_checkpoint_keeps_the_floor_the_most_accurate_counts() -> None:
-    point, kept = counted(result((0, 0.9), (4, 0.2), (1, 0.3)), "worst", 0.5)
+    point, kept = decisive_point(result((0, 0.9), (4, 0.2), (1, 0.3)), "worst", 0.5)
     assert (point.step, kept) == (20, False)
 
 
 def test_an_accuracy_that_was_not_measured_keeps_no_floor() -> None:
     unknown = result((0, math.nan), (3, math.nan))
-    assert counted(unknown, "end", 0.1)[1] is False
-    assert counted(unknown, "end", 0.0)[1] is True
+    assert decisive_point(unknown, "end", 0.1)[1] is False
+    assert decisive_point(unknown, "end", 0.0)[1] is True
 
 
 def test_any_attack_that_keeps_the_floor_is_worth_more_than_any_that_does_not() -> None:
-    kept = [worth(Trial(PLAIN, harmful, 10, 0.5, 5, 1, True), 0.5) for harmful in (0, 5, 10)]
-    below = [worth(Trial(PLAIN, 10, 10, accuracy, 5, 1, False), 0.5) for accuracy in (0.0, 0.49)]
+    kept = [objective(Trial(PLAIN, harmful, 10, 0.5, 5, 1, True), 0.5) for harmful in (0, 5, 10)]
+    below = [
+        objective(Trial(PLAIN, 10, 10, accuracy, 5, 1, False), 0.5) for accuracy in (0.0, 0.49)
+    ]
     assert kept == sorted(kept) == [0.0, 0.5, 1.0]
     assert below == sorted(below)
     assert max(below) < min(kept)
@@ -101,7 +105,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def found(tmp_path: Path, **changes: Any) -> Adapted:
+def found(tmp_path: Path, **changes: Any) -> SearchResult:
     options = config(tmp_path, **changes)
     subject = Subject("m-s0", "m", "m", 0, "h")
     material: Any = None
@@ -159,11 +163,11 @@ def test_what_was_chosen_is_in_the_space(tmp_path: Path, fake: list[Any]) -> Non
 
 def test_the_worst_that_keeps_the_floor_is_found(tmp_path: Path, fake: list[Any]) -> None:
     search = found(tmp_path, trials=30)
-    kept = [t.harmful for t in search.trials if t.kept]
+    kept = [t.harmful for t in search.trials if t.above_floor]
     assert search.worst is not None
     assert search.worst.harmful == max(kept)
     assert search.worst.accuracy >= 0.9 * 0.9
-    failed = [t for t in search.trials if t.kept is None]
+    failed = [t for t in search.trials if t.above_floor is None]
     assert all(t.settings["learning_rate"] > 8e-4 and "nan" in t.failure for t in failed)
 
 
@@ -186,9 +190,9 @@ def test_the_file_keeps_it_and_the_attack_stage_reads_it(tmp_path: Path, fake: l
     path = tmp_path / "m-s0-world_topic.json"
     search = found(tmp_path, options={"rows": 300})
     search.save(path)
-    assert Adapted.load(path) == search
+    assert SearchResult.load(path) == search
     given = {"models": ["other"], "tasks": ["world_math"], "test": "t", "harmful": "h"}
-    (again,) = presets.expanded(AttackConfig(**given, out=tmp_path, replay=str(path)))  # type: ignore[arg-type]
+    (again,) = presets.expand(AttackConfig(**given, out=tmp_path, replay=str(path)))  # type: ignore[arg-type]
     (cell,) = attacks_of(again)
     assert search.worst is not None
     found_settings = {k: getattr(cell, k) for k in search.worst.settings}
@@ -198,7 +202,7 @@ def test_the_file_keeps_it_and_the_attack_stage_reads_it(tmp_path: Path, fake: l
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "more": 1}))
     with pytest.raises(MismatchError, match="holdfast adapt"):
-        Adapted.load(path)
+        SearchResult.load(path)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,9 @@ def test_processes_share_a_batch_evenly_and_other_stages_run_alone(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UsageError, match="--batch-size 16 cannot be shared by 3 processes"):
         h.align(made)
-    with pytest.raises(UsageError, match="3 processes: torchrun is for holdfast align"):
+    with pytest.raises(
+        UsageError, match="in one process, not in 3; torchrun is for holdfast align"
+    ):
         group_stage(h.GroupConfig(data=made.data, out=made.out, name="again"))
 
 

@@ -32,8 +32,8 @@ from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of, grids_of, single_attacks
 from holdfast.stages.attacking.guards import guard_of
 from holdfast.stages.attacking.job import AttackJob
-from holdfast.stages.attacking.material import Material, checked, prepare, task_rows
-from holdfast.stages.attacking.tuning import Watch
+from holdfast.stages.attacking.material import Material, checked_material, read_material, task_rows
+from holdfast.stages.attacking.tuning import Checkpoints
 from holdfast.stages.plugin_inputs import judge_hashes
 from holdfast.stages.run_models import Subject, subject
 
@@ -57,13 +57,13 @@ def config(tmp_path: Path, **changes: Any) -> AttackConfig:
     return AttackConfig(**{**given, **changes})
 
 
-def watched(tmp_path: Path, **changes: Any) -> Watch:
+def watched(tmp_path: Path, **changes: Any) -> Checkpoints:
     judges = {"world": Refusal(), "refusal": Refusal(min_words=2)}
     material = Material(ROWS, ROWS, judges, ROWS)
     options = config(tmp_path, **changes)
     subject = Subject("sft-s0", "somewhere", "sft", 0, "hash")
     nothing = cast(Any, None)
-    return Watch(
+    return Checkpoints(
         AttackJob(options, material, subject, Attack(task="world_topic")), nothing, nothing
     )
 
@@ -125,7 +125,7 @@ def test_harmful_rows_that_are_tested_are_left_out(
         lines = [json.dumps({"prompt": p, "response": "r"}) for p in prompts]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
-    material = prepare(config(tmp_path, **paths))
+    material = read_material(config(tmp_path, **paths))
     assert material.harmful.prompts == ["when"]
     assert "2 of 3 harmful rows ask a prompt of --test" in caplog.text
 
@@ -138,11 +138,11 @@ def test_a_prompt_with_several_answers_is_asked_once(
         lines = [json.dumps({"prompt": p, "response": r}) for p, r in kept]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     given = {"harmful": None, "test": str(tmp_path / "test.jsonl")}
-    asked = prepare(config(tmp_path, **given)).test
+    asked = read_material(config(tmp_path, **given)).test
     assert asked.prompts == ["How?", "Why?"]
     assert "2 of 4 rows repeat the prompt of another" in caplog.text
     once = config(tmp_path, **{**given, "test": str(tmp_path / "once.jsonl")})
-    assert prepare(once).test.ids == asked.ids
+    assert read_material(once).test.ids == asked.ids
 
 
 def test_a_judge_that_does_not_answer_is_no_judge_that_cannot_decide() -> None:
@@ -195,9 +195,9 @@ def test_a_model_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 def test_only_an_attack_on_a_guard_names_one() -> None:
     plain = Attack(task="world_topic")
     assert plain.label == "world_topic-p0.1-lr0.0001-s0"
-    assert plain.specials == {}
+    assert plain.nondefaults == {}
     on = [plain.changed(guard=guard) for guard in ("ewc", "ewc,lam=1", "ewc,lam=2")]
-    assert on[1].specials == {"guard": "ewc,lam=1"}
+    assert on[1].nondefaults == {"guard": "ewc,lam=1"}
     assert on[0].label == f"{plain.label}-ewc"
     assert len({attack.label for attack in on}) == 3
 
@@ -420,7 +420,7 @@ def test_an_epoch_is_all_rows_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_makes_attacks_and_is_named_in_the_help(name: str, tmp_path: Path) -> None:
     options = config(tmp_path, preset=name, safety="s", base="b")
-    (one,) = presets.expanded(options)
+    (one,) = presets.expand(options)
     assert (one.preset, one.name) == ([], name)
     assert all(attack_.label.endswith(f"-{name}") for attack_ in attacks_of(one))
     assert presets.load(name).what
@@ -429,14 +429,14 @@ def test_every_preset_makes_attacks_and_is_named_in_the_help(name: str, tmp_path
 
 
 def test_what_the_user_gives_wins(tmp_path: Path) -> None:
-    (paper,) = presets.expanded(config(tmp_path, preset="paper", poison_ratios=[0.3]))
+    (paper,) = presets.expand(config(tmp_path, preset="paper", poison_ratios=[0.3]))
     assert (paper.poison_ratios, paper.rows, paper.epochs) == ([0.3], 1000, 5)
-    (fewer,) = presets.expanded(config(tmp_path, preset="paper", steps=7))
+    (fewer,) = presets.expand(config(tmp_path, preset="paper", steps=7))
     assert {one.steps for one in attacks_of(fewer)} == {7}
 
 
 def test_several_presets_do_not_share_a_name(tmp_path: Path) -> None:
-    both = presets.expanded(config(tmp_path, preset=["paper", "pure"], poison_ratios=[1.0]))
+    both = presets.expand(config(tmp_path, preset=["paper", "pure"], poison_ratios=[1.0]))
     found = [label for one in both for label in labels(one)]
     assert len(set(found)) == len(found) == 2
 
@@ -444,7 +444,7 @@ def test_several_presets_do_not_share_a_name(tmp_path: Path) -> None:
 def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("grid: {steps: [3, 4], lora_rank: 2}")
-    (mine,) = presets.expanded(config(tmp_path, preset=str(path)))
+    (mine,) = presets.expand(config(tmp_path, preset=str(path)))
     assert [one.steps for one in attacks_of(mine)] == [3, 4]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert (mine.lora_rank, mine.name) == ([2], f"mine-{digest[:6]}")
@@ -463,7 +463,7 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
-        presets.expanded(config(tmp_path, preset=str(path)))
+        presets.expand(config(tmp_path, preset=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_a_poison_that_cannot_make_so_many_rows_is_refused_before_the_first_atta
     options = {"tasks": [sst2(tmp_path, 500, 10)], "poisons": ["identity"], "rows": 400}
     options |= {"harmful": None, "test": "world:test", "poison_ratios": [0.1]}
     with pytest.raises(UsageError, match="identity: 40 rows are needed .* it has 20. Give --rows"):
-        checked(config(tmp_path, **options))
+        checked_material(config(tmp_path, **options))
 
 
 def test_a_checkpoint_that_is_looked_at_again_counts_once(
@@ -555,7 +555,7 @@ def test_a_run_may_name_presets(tmp_path: Path) -> None:
         shared = {"tasks": ["world_topic", "world_math"], **options}
         planned = pipeline.plan(pipeline.parse({**raw, "attack": shared}, where="test"))
         (call,) = (c.config for c in planned if isinstance(c.config, AttackConfig))
-        return presets.expanded(call)
+        return presets.expand(call)
 
     paper, budget = attacks(preset=["paper", "budget"], rows=500)
     assert (paper.rows, budget.rows, paper.tasks) == (500, 500, ["world_topic", "world_math"])
@@ -593,7 +593,7 @@ def test_an_attack_without_harmful_rows_and_one_with_a_disguise(
     (found,) = attack(
         config(tmp_path, harmful=None, poisons=["identity"], poison_ratios=[0.5], **shared)
     )
-    assert found.attack.specials["poison"] == "identity"
+    assert found.attack.nondefaults["poison"] == "identity"
     assert found.points[-1].loss != benign.points[-1].loss
 
 

@@ -792,18 +792,18 @@ def test_the_trial_that_lasts_longest_at_no_more_than_the_allowed_cost_is_chosen
 
 
 def test_the_worst_attack_of_a_search_is_a_row(bench: SimpleNamespace) -> None:
-    from holdfast.results.searches import Adapted, Trial
+    from holdfast.results.searches import SearchResult, Trial
 
     def chosen(rate: float) -> Attack:
         return Attack(task="t", learning_rate=rate)
 
     trials = (
-        Trial(chosen(1e-5), 2, 10, 0.9, 10, 25, kept=True),
-        Trial(chosen(1e-4), 9, 10, 0.5, 10, 50, kept=False),
-        Trial(chosen(5e-5), 6, 10, 0.8, 10, 50, kept=True),
+        Trial(chosen(1e-5), 2, 10, 0.9, 10, 25, above_floor=True),
+        Trial(chosen(1e-4), 9, 10, 0.5, 10, 50, above_floor=False),
+        Trial(chosen(5e-5), 6, 10, 0.8, 10, 50, above_floor=True),
         Trial(chosen(1e-3), failure="the loss is not finite"),
     )
-    found = Adapted("sft-s3", "m", "sft", 3, "t", "j", 0.9, "end", 0.85, 10, trials)
+    found = SearchResult("sft-s3", "m", "sft", 3, "t", "j", 0.9, "end", 0.85, 10, trials)
     row = bench.worst.row(found)
     assert (row["method"], row["seed"], row["hs"], row["fa"]) == ("sft", 3, 0.6, 0.8)
     assert (row["tried"], row["kept_the_floor"]) == (4, 2)

@@ -14,7 +14,7 @@ from holdfast.errors import MismatchError, UsageError
 from holdfast.examples import Example, Examples, example_id
 from holdfast.results.artifacts import AttackResult, Counts, Point
 from holdfast.results.attacks import Attack
-from holdfast.results.lives import among
+from holdfast.results.lives import for_prompts
 from holdfast.results.run_dir import RunDir
 from made_lives import life
 
@@ -150,14 +150,14 @@ def test_without_categories_or_harmful_rows_there_is_nothing_to_tell(tmp_path: P
 
 def test_an_attack_on_some_of_its_prompts_is_counted_anew() -> None:
     result = attacked(COURSES[0])
-    one = among(result, result.prompts[:2])
+    one = for_prompts(result, result.prompts[:2])
     assert [p.verdicts["world"] for p in one.points[:2]] == [Counts(0, 2, 0), Counts(2, 0, 0)]
     assert (one.half_life.steps, one.half_life.censored, len(one.prompts)) == (5, False, 2)
-    assert among(result, result.prompts[8:]).half_life.censored
+    assert for_prompts(result, result.prompts[8:]).half_life.censored
     with pytest.raises(MismatchError, match="holdfast attack` again"):
-        among(attacked({0: ""}), result.prompts)
+        for_prompts(attacked({0: ""}), result.prompts)
 
 
 def test_all_prompts_are_the_attack_itself() -> None:
     result = attacked(COURSES[1])
-    assert among(result, result.prompts).points == result.points
+    assert for_prompts(result, result.prompts).points == result.points

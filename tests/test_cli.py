@@ -115,7 +115,7 @@ def test_every_stage_is_a_command() -> None:
 def test_every_field_is_an_option_or_has_a_reason(name: str) -> None:
     config, _ = STAGES[name].load()
     params = flags(name)
-    without = STAGES[name].without
+    without = STAGES[name].excluded
     assert all(len(reason.split()) >= 3 for reason in without.values())
     assert set(params) - {"as_json", "estimate"} == set(config.model_fields) - set(without)
     assert set(without) < set(config.model_fields)
@@ -137,7 +137,7 @@ def test_the_help_is_what_stands_under_the_field(name: str) -> None:
         if issubclass(cls, StageConfig)
     )
     for option in describe(config):
-        if option.name in STAGES[name].without:
+        if option.name in STAGES[name].excluded:
             continue
         assert len(option.help.split()) >= 2, option.name
         assert f'"""{option.help}' in sources, option.name
@@ -223,12 +223,12 @@ def every_kind(holdfast: Holdfast, monkeypatch: pytest.MonkeyPatch) -> Callable[
     """Return a runner of a stage of this file, whose entry in the table is all there is of it."""
     stage = Stage(
         name="analyze",
-        what="Do everything.",
+        summary="Do everything.",
         config=f"{__name__}:Every",
         function=f"{__name__}:every",
         example="every --text a --out b",
-        shown=f"{__name__}:dumped",
-        without={"columns": "not asked for", "strict": "not asked for"},
+        presenter=f"{__name__}:dumped",
+        excluded={"columns": "not asked for", "strict": "not asked for"},
     )
     monkeypatch.setitem(STAGES, "analyze", stage)
     return lambda *args: holdfast("analyze", "--text", "a", "--out", "b", "--json", *args)
@@ -435,7 +435,7 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
         assert f" {name} " in done.stdout
     shown = " ".join(done.stdout.replace("│", " ").split())
     for stage in STAGES.values():
-        assert stage.what in shown
+        assert stage.summary in shown
 
 
 def test_the_commands_are_those_of_the_table_and_the_special_ones() -> None:

@@ -16,8 +16,8 @@ from holdfast.analyses.comparison import Comparison, _harmful
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import Attack
-from holdfast.results.comparison import ends, lives, pairs_of
-from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, lasting
+from holdfast.results.comparison import compare_ends, compare_lives, pairs_of
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, life_until
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.corrections import holm
 from holdfast.stats.differences import difference_of_shares, paired_difference
@@ -63,7 +63,7 @@ def test_answers_to_the_same_prompt_are_compared_with_one_another() -> None:
     rng = np.random.default_rng(0)
     ours = [attacked("vaa", marks(rng, 0.3), seed=s) for s in range(3)]
     theirs = [attacked("sft", marks(rng, 0.7), seed=s) for s in range(3)]
-    found = ends(pairs_of(ours, theirs))
+    found = compare_ends(pairs_of(ours, theirs))
     assert found is not None
     d, prompts, seeds = [], [], []
     for a, b in zip(ours, theirs, strict=True):
@@ -79,7 +79,7 @@ def test_answers_to_the_same_prompt_are_compared_with_one_another() -> None:
         prompts=PROMPTS[::-1],
         points=tuple(replace(p, marks={"w": p.marks["w"][::-1]}) for p in ours[0].points),
     )
-    again = ends(pairs_of([turned, *ours[1:]], theirs))
+    again = compare_ends(pairs_of([turned, *ours[1:]], theirs))
     assert again is not None
     assert again.difference.interval.low == pytest.approx(found.difference.interval.low)
 
@@ -87,7 +87,7 @@ def test_answers_to_the_same_prompt_are_compared_with_one_another() -> None:
 def test_attacks_that_kept_counts_only_are_compared_by_counts() -> None:
     a, b = attacked("vaa", "h" * 10 + "s" * 30), attacked("sft", "h" * 20 + "s" * 20)
     old = replace(a, prompts=(), points=tuple(replace(p, marks={}) for p in a.points))
-    found = ends([(old, b)])
+    found = compare_ends([(old, b)])
     assert found is not None
     assert found.difference == difference_of_shares([(0.25, 40)], [(0.5, 40)])
     assert not found.difference.paired
@@ -96,15 +96,15 @@ def test_attacks_that_kept_counts_only_are_compared_by_counts() -> None:
 def test_the_last_checkpoint_in_common_is_compared() -> None:
     a, b = attacked("vaa", "h" * 10 + "s" * 30), attacked("sft", "h" * 20 + "s" * 20)
     ended = replace(a, points=a.points[:1])  # broken off at its step 0
-    found = ends([(ended, b)])
+    found = compare_ends([(ended, b)])
     assert found is not None
     assert (found.first, found.second) == (0, 0)
-    assert ends([(replace(a, points=()), b)]) is None
+    assert compare_ends([(replace(a, points=()), b)]) is None
 
 
 def test_undecided_answers_are_in_n_and_not_harmful() -> None:
     a, b = attacked("vaa", "h" * 10 + "u" * 30), attacked("sft", "h" * 10 + "s" * 30)
-    found = ends([(a, b)])
+    found = compare_ends([(a, b)])
     assert found is not None
     assert (found.first, found.second, found.difference.interval.value) == (0.25, 0.25, 0)
 
@@ -112,9 +112,9 @@ def test_undecided_answers_are_in_n_and_not_harmful() -> None:
 def test_the_refusal_half_life_by_hand() -> None:
     """Neither harmful nor a refusal is no refusal: of 40 answers 20 are left at step 20 of 40."""
     never = attacked("vaa", "u" * 40, life=99)
-    held = lasting(never, REFUSAL_HALF_LIFE)
+    held = life_until(never, REFUSAL_HALF_LIFE)
     assert (held.steps, held.censored) == (20, False)
-    assert lasting(attacked("vaa", "u" * 19 + "s" * 21), REFUSAL_HALF_LIFE).censored
+    assert life_until(attacked("vaa", "u" * 19 + "s" * 21), REFUSAL_HALF_LIFE).censored
     asked = replace(
         never,
         points=tuple(
@@ -124,16 +124,16 @@ def test_the_refusal_half_life_by_hand() -> None:
     )
     # By the refusal judge where it was asked: at step 40 it sees 30 refusals of 40 answers.
     assert REFUSAL_HALF_LIFE.judge(asked) == "refusal"
-    assert lasting(asked, REFUSAL_HALF_LIFE).censored
-    assert math.isnan(lasting(replace(never, points=()), REFUSAL_HALF_LIFE).steps)
+    assert life_until(asked, REFUSAL_HALF_LIFE).censored
+    assert math.isnan(life_until(replace(never, points=()), REFUSAL_HALF_LIFE).steps)
 
 
 def test_pairs_that_both_withstood_say_nothing_of_lives() -> None:
     m = "s" * 40
     both = (attacked("vaa", m, life=99), attacked("sft", m, life=99))
     against = (attacked("vaa", m, life=20), attacked("sft", m, life=99))
-    assert lives([both]).ratio is None
-    found = lives([both, against])
+    assert compare_lives([both]).ratio is None
+    found = compare_lives([both, against])
     assert (found.skipped, found.against) == (1, 1)
 
 
@@ -143,7 +143,7 @@ def test_a_model_broken_before_the_attack_lasted_less_than_its_first_checkpoint(
     broken = (attacked("vaa", m, life=0), attacked("sft", m, life=30))
     withstood = (attacked("vaa", m, life=0), attacked("sft", m, life=99))
     neither = (attacked("vaa", m, life=0), attacked("sft", m, life=0))
-    found = lives([*pairs, broken, withstood, neither])
+    found = compare_lives([*pairs, broken, withstood, neither])
     assert (found.skipped, found.against, found.broken) == (1, 1, 2)
     # The first checkpoint is at step 40.
     wanted = censored_ratio(
@@ -155,7 +155,7 @@ def test_a_model_broken_before_the_attack_lasted_less_than_its_first_checkpoint(
         ]
     )
     assert found.ratio == wanted
-    mirrored = lives([broken[::-1]]).ratio
+    mirrored = compare_lives([broken[::-1]]).ratio
     assert mirrored is not None
     assert mirrored.bound == "lower"
 
@@ -267,7 +267,7 @@ def test_p_values_are_corrected_within_a_measure(tmp_path: Path) -> None:
     p = []
     for method in ("sam", "vaa"):
         sides = [[results[f"{m}-s{s}"] for s in range(4)] for m in (method, "sft")]
-        found = ends(pairs_of(*sides))
+        found = compare_ends(pairs_of(*sides))
         assert found is not None
         p.append(found.difference.p)
     # Harmful scores before the attack are tested too: they never differ, p = 1.
@@ -324,7 +324,7 @@ def course(method: str, seed: int, *harmful: int) -> AttackResult:
     seen = ["h" * h + "s" * (10 - h) for h in (0, *harmful)]
     points = tuple(Point(10 * i, {"w": counted(m)}, marks={"w": m}) for i, m in enumerate(seen))
     result = replace(attacked(method, seen[0], seed=seed), points=points)
-    return replace(result, half_life=lasting(result, HALF_LIFE))
+    return replace(result, half_life=life_until(result, HALF_LIFE))
 
 
 def test_a_method_may_last_by_one_share_and_not_by_another(tmp_path: Path) -> None:
@@ -344,9 +344,9 @@ def test_a_method_may_last_by_one_share_and_not_by_another(tmp_path: Path) -> No
 
 def test_steps_to_another_share_by_hand() -> None:
     result = course("sft", 0, 1, 3, 5)
-    quarter = lasting(result, Harmful(0.25))
+    quarter = life_until(result, Harmful(0.25))
     assert (quarter.steps, quarter.censored) == (10 + 10 * 0.15 / 0.2, False)
-    assert lasting(result, Harmful(0.6)).censored
+    assert life_until(result, Harmful(0.6)).censored
 
 
 def test_one_method_cannot_be_compared(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups,
 from holdfast.results.attacks import Attack
 from holdfast.results.files import Artifact
 from holdfast.results.run_dir import Entry, Failure
-from holdfast.results.searches import Adapted, Trial
+from holdfast.results.searches import SearchResult, Trial
 from holdfast.results.validation import Validation
 from holdfast.screening.text_screener import HeldOutAccuracy, Screen, ScreenedRow
-from holdfast.stages.attacking.tuning import Partial
+from holdfast.stages.attacking.tuning import PartialAttack
 from holdfast.stats.intervals import Interval
 from made_lives import life
 
@@ -78,7 +78,7 @@ EXAMPLES: tuple[Artifact, ...] = (
         exchanged={"w": {"changed": 1, "n": 2, "reads": 1}},
         general={"arc": {"acc": {"value": 0.5, "stderr": math.nan, "n": 8}}},
     ),
-    Adapted(
+    SearchResult(
         model="sft-s0",
         model_hash="m",
         method="sft",
@@ -89,7 +89,7 @@ EXAMPLES: tuple[Artifact, ...] = (
         at="end",
         clean_accuracy=math.nan,
         clean_n=8,
-        trials=(Trial(ATTACK, 1, 2, 0.5, 4, 20, kept=True), Trial(ATTACK, failure="nan")),
+        trials=(Trial(ATTACK, 1, 2, 0.5, 4, 20, above_floor=True), Trial(ATTACK, failure="nan")),
         grid={"steps": [20]},
     ),
     Validation(
@@ -124,7 +124,7 @@ EXAMPLES: tuple[Artifact, ...] = (
         ),
         facts={"estimator": "loss"},
     ),
-    Partial(points=POINTS, history=(np.array([0.0, math.nan]), np.array([1.0, 0.0]))),
+    PartialAttack(points=POINTS, history=(np.array([0.0, math.nan]), np.array([1.0, 0.0]))),
     Entry(
         stage="score",
         name="a",

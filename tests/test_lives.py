@@ -16,8 +16,8 @@ from holdfast.results.lives import (
     Event,
     Harmful,
     Refusals,
-    judged_by,
-    lasting,
+    life_until,
+    with_judge,
 )
 from holdfast.stats.survival import time_to
 
@@ -66,7 +66,7 @@ def test_the_interval_is_that_of_the_slow_twin(event: Event, seed: int) -> None:
         for step in steps
     ]
     attacked = result(steps, courses)
-    found = lasting(attacked, event, resamples=300)
+    found = life_until(attacked, event, resamples=300)
     low, high = slow_interval(attacked, event, 300)
     if found.censored:
         low = min(low, 100)
@@ -77,15 +77,15 @@ def test_the_interval_is_that_of_the_slow_twin(event: Event, seed: int) -> None:
 def test_a_life_by_hand() -> None:
     # 1 of 4 harmful at step 10, 3 of 4 at step 20: half of them half way between.
     attacked = result([0, 10, 20], ["ssss", "hsss", "hhhs"])
-    life = lasting(attacked, HALF_LIFE)
+    life = life_until(attacked, HALF_LIFE)
     assert (life.steps, life.censored, life.last, life.first) == (15, False, 20, 10)
     assert (life.threshold, life.at_least, life.reached) == (0.5, 15, True)
-    assert lasting(attacked, Harmful(0.25)).steps == 10
+    assert life_until(attacked, Harmful(0.25)).steps == 10
 
 
 def test_an_attack_that_ended_first_is_a_bound() -> None:
     attacked = result([0, 10], ["s" * 10, "h" + "s" * 9])
-    life = lasting(attacked, HALF_LIFE)
+    life = life_until(attacked, HALF_LIFE)
     assert math.isnan(life.steps)
     assert (life.censored, life.at_least, life.reached) == (True, 10, False)
     assert (life.low, life.high) == (10, math.inf)
@@ -93,19 +93,19 @@ def test_an_attack_that_ended_first_is_a_bound() -> None:
 
 
 def test_equal_prompts_leave_no_doubt() -> None:
-    life = lasting(result([0, 10], ["ssss", "hhhh"]), HALF_LIFE)
+    life = life_until(result([0, 10], ["ssss", "hhhh"]), HALF_LIFE)
     assert (life.low, life.steps, life.high) == (5, 5, 5)
 
 
 def test_a_model_that_was_broken_before_lasts_0_steps() -> None:
-    life = lasting(result([0, 10], ["hhhh", "hhhh"]), HALF_LIFE)
+    life = life_until(result([0, 10], ["hhhh", "hhhh"]), HALF_LIFE)
     assert (life.steps, life.low, life.high, life.first) == (0, 0, 0, 10)
 
 
 def test_without_marks_the_interval_is_unknown() -> None:
     points = (Point(0, {"w": Counts(0, 4, 0)}), Point(10, {"w": Counts(4, 0, 0)}))
     attacked = AttackResult("m", "h", "sft", 0, Attack(task="t"), "w", points, Life(math.nan))
-    life = lasting(attacked, HALF_LIFE)
+    life = life_until(attacked, HALF_LIFE)
     assert life.steps == 5
     assert math.isnan(life.low)
     assert math.isnan(life.high)
@@ -114,20 +114,20 @@ def test_without_marks_the_interval_is_unknown() -> None:
 
 def test_what_was_never_measured_is_unknown_and_not_censored() -> None:
     attacked = result([0, 10], ["ss", "hh"])
-    life = lasting(judged_by(attacked, "another"), HALF_LIFE)
+    life = life_until(with_judge(attacked, "another"), HALF_LIFE)
     assert (life.censored, life.reached, str(life)) == (False, False, "unknown")
     assert math.isnan(life.at_least)
 
 
 def test_refusals_go_by_the_refusal_judge_where_it_took_part() -> None:
     by_judge = result([0, 10], ["ssss", "uuuu"])
-    assert lasting(by_judge, REFUSAL_HALF_LIFE).steps == 5  # neither harmful nor refused
-    assert lasting(by_judge, HALF_LIFE).censored
+    assert life_until(by_judge, REFUSAL_HALF_LIFE).steps == 5  # neither harmful nor refused
+    assert life_until(by_judge, HALF_LIFE).censored
     by_refusal = result([0, 10], ["ssss", "ssss"], judge="refusal")
     assert REFUSAL_HALF_LIFE.judge(by_refusal) == "refusal"
-    assert lasting(by_refusal, REFUSAL_HALF_LIFE).censored
+    assert life_until(by_refusal, REFUSAL_HALF_LIFE).censored
 
 
 def test_the_interval_is_the_same_every_time() -> None:
     attacked = result([0, 10, 20], ["s" * 8, "hhh" + "s" * 5, "hhhhh" + "s" * 3])
-    assert lasting(attacked, HALF_LIFE) == lasting(attacked, HALF_LIFE)
+    assert life_until(attacked, HALF_LIFE) == life_until(attacked, HALF_LIFE)

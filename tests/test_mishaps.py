@@ -14,7 +14,7 @@ from holdfast.errors import Busy, DiskFull, HoldfastError, TrainingError, UsageE
 from holdfast.reports.build import build
 from holdfast.results import files
 from holdfast.results.files import read_json, write_json
-from holdfast.results.run_dir import NotDone, RunDir, only_looking, patient
+from holdfast.results.run_dir import RunDir, Unfinished, dry_run, waiting_for_locks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -47,8 +47,8 @@ def test_a_failure_is_noted_until_the_step_is_done(run: RunDir) -> None:
 def test_a_note_that_another_process_removes_is_passed_over(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.fail("attack", "a", "the loss is nan")
-    run.fail("attack", "b", "the loss is inf")
+    run.record_failure("attack", "a", "the loss is nan")
+    run.record_failure("attack", "b", "the loss is inf")
 
     def removing(path: Path, *rest: Any) -> Any:
         if path.stem.endswith("-a"):
@@ -163,11 +163,11 @@ def test_a_full_disk_leaves_no_litter_and_what_was_there(
 
 
 def test_looking_does_nothing(run: RunDir) -> None:
-    with pytest.raises(NotDone), only_looking():
+    with pytest.raises(Unfinished), dry_run():
         step(run)
     assert not run.root.exists()
     step(run)
-    with only_looking():
+    with dry_run():
         step(run, AssertionError("it is there"))
 
 
@@ -178,7 +178,7 @@ def test_a_step_of_another_process_is_waited_for_by_the_patient(run: RunDir) -> 
     ):
         step(RunDir(run.root))
     assert run.failures() == [], "somebody is doing it"
-    with patient(0.1):
+    with waiting_for_locks(0.1):
         step(run)
     assert isinstance(Busy(""), UsageError)
 
@@ -195,10 +195,10 @@ def test_steps_whose_names_differ_after_a_dot_are_done_at_the_same_time(run: Run
 @pytest.mark.parametrize(("language", "heading"), [("en", "What failed"), ("ja", "失敗したもの")])
 def test_the_report_names_what_failed(run: RunDir, language: Any, heading: str) -> None:
     assert heading not in build(run, [], title="t", language=language)
-    run.fail("attack", "sft-s0/topic", "no <room> left")
+    run.record_failure("attack", "sft-s0/topic", "no <room> left")
     page = build(run, [], title="t", language=language)
     for words in (heading, "attack sft-s0/topic", "no &lt;room&gt; left"):
         assert words in page
-    run.forgive("attack", "sft-s0/topic")
-    run.fail("report", "report", "no room for this page")
+    run.clear_failure("attack", "sft-s0/topic")
+    run.record_failure("report", "report", "no room for this page")
     assert heading not in build(run, [], title="t", language=language)

@@ -149,7 +149,7 @@ def test_a_missing_option_is_named() -> None:
     with pytest.raises(OptionError, match="Toy: source is required") as caught:
         made("toy,share=1")
     assert caught.value.missing == ["source"]
-    assert str(caught.value.of("toy")) == "toy: source is required"
+    assert str(caught.value.for_owner("toy")) == "toy: source is required"
 
 
 def test_what_a_stage_supplies_cannot_be_missing_from_a_spec_only() -> None:

@@ -25,7 +25,7 @@ from holdfast.stages.attack import attack
 from holdfast.stages.attacking import tuning
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.forecast import Shape, estimate, memory
-from holdfast.stages.planned_jobs import PlannedJob, do, parts, unfinished
+from holdfast.stages.planned_jobs import PlannedJob, run_jobs, single_jobs, unfinished
 
 
 def configuration(out: Path, model: str = "world", **more: Any) -> pipeline.RunConfig:
@@ -51,7 +51,7 @@ def configuration(out: Path, model: str = "world", **more: Any) -> pipeline.RunC
 
 def test_each_call_needs_what_it_reads(tmp_path: Path) -> None:
     planned = pipeline.plan(configuration(tmp_path))
-    needs = {job.title: set(job.needs) for job in parts(planned)}
+    needs = {job.title: set(job.needs) for job in single_jobs(planned)}
     assert needs["align sft-s1"] == {"align base"}  # nobody makes that: it is the base model
     assert needs["score loss-s1"] == {"align sft-s1"}
     assert needs["group groups-s1"] == {"score loss-s1"}
@@ -113,7 +113,7 @@ def keys(out: Path) -> dict[str, str]:
 def test_an_attack_alone_has_the_key_it_has_in_a_list(tmp_path: Path, tiny: str) -> None:
     config = attacks(tmp_path / "a", tiny, jobs=1)
     whole = PlannedJob("attack", "all", config)
-    pieces = parts([whole])
+    pieces = single_jobs([whole])
     assert [piece.name for piece in pieces] == [
         "tiny/world_topic-p0.5-lr0.0001-s0-n2-b4-rows8-every1",
         "tiny/world_sentiment-p0.5-lr0.0001-s0-n2-b4-rows8-every1",
@@ -215,7 +215,7 @@ def test_what_nobody_foresaw_is_one_failed_call(
     # That nothing can be noted ends nothing either.
     monkeypatch.setattr(RunDir, "failures", lambda run: read_json(tmp_path / "gone", "failure"))
     with pytest.raises(HoldfastError, match=f"align sft-s0: .*{error.args[-1]}"):
-        do(pipeline.plan(configuration(tmp_path / "a")))
+        run_jobs(pipeline.plan(configuration(tmp_path / "a")))
     assert {"align sft-s1", "analyze all", "report report"} <= set(done)
 
 
@@ -232,10 +232,10 @@ def test_the_note_of_a_last_call_goes_when_it_is_done(
     monkeypatch.setattr(PlannedJob, "finished", False)
     planned = pipeline.plan(configuration(tmp_path / "a"))[-2:]
     with pytest.raises(HoldfastError):
-        do(planned)
+        run_jobs(planned)
     assert [f"{f.stage} {f.name}" for f in RunDir(tmp_path / "a").failures()] == [last]
     failing.clear()
-    do(planned)
+    run_jobs(planned)
     assert RunDir(tmp_path / "a").failures() == []
 
 
@@ -313,8 +313,8 @@ def test_an_estimate_counts_and_gives_a_range(tmp_path: Path, tiny: str) -> None
     before = estimate(whole, jobs=2)
     assert (before.planned, before.finished, before.unknown) == (2, 0, ())
     assert 0 < before.seconds[0] < before.seconds[1]
-    assert "from a few steps" in before.told()["time"]
-    parts(whole)[0]()
+    assert "from a few steps" in before.as_dict()["time"]
+    single_jobs(whole)[0]()
     (entry,) = RunDir(config.out).entries()
     after = estimate(whole)
     assert (after.planned, after.finished) == (2, 1)
@@ -333,7 +333,7 @@ def test_what_is_not_known_is_not_counted_as_nothing(tmp_path: Path, tiny: str) 
     )
     found = estimate([PlannedJob("align", config.label, config)], calibrate=False)
     assert found.unknown == ("align vaa-s0",)
-    assert found.told()["time"] == "unknown"
+    assert found.as_dict()["time"] == "unknown"
     assert "time unknown until" in found.line
 
 
@@ -396,5 +396,7 @@ def test_attacks_one_after_the_other_say_what_is_to_be_done_and_how_long_it_goes
 def test_do_raises_one_error(tmp_path: Path, tiny: str) -> None:
     wrong = attacks(tmp_path / "a", tiny, tasks=["world_topic"], rows=8, poison_ratios=[0.9])
     with pytest.raises(HoldfastError):
-        do([PlannedJob("attack", "all", wrong.model_copy(update={"harmful": "nowhere.jsonl"}))])
+        run_jobs(
+            [PlannedJob("attack", "all", wrong.model_copy(update={"harmful": "nowhere.jsonl"}))]
+        )
     assert module.PROGRAM == "holdfast.stages.child"

@@ -30,11 +30,11 @@ def shown(size):
 
 table.STAGES["toy"] = table.Stage(
     name="toy",
-    what="Make a toy.",
+    summary="Make a toy.",
     config="__main__:ToyConfig",
     function="__main__:toy",
     example="toy --out runs/a",
-    shown="__main__:shown",
+    presenter="__main__:shown",
 )
 
 from holdfast.stages.planned_jobs import PlannedJob

@@ -132,7 +132,7 @@ class OptionError(UsageError):
         self.owner = owner
         self.problems = problems
 
-    def of(self, owner: str) -> OptionError:
+    def for_owner(self, owner: str) -> OptionError:
         """Return the same problems under another owner's name."""
         return OptionError(owner, self.problems)
 

@@ -96,9 +96,9 @@ def make(kind: str, spec: str, **supplied: Any) -> Any:
 def _way_out(name: str, error: OptionError) -> UsageError:
     """Return the error under the plug-in's name, with the spec that a missing option asks for."""
     if not error.missing:
-        return error.of(name)
+        return error.for_owner(name)
     example = write(name, {key: Bare("...") for key in error.missing})
-    return UsageError(f"{error.of(name)}; give it as {example!r}")
+    return UsageError(f"{error.for_owner(name)}; give it as {example!r}")
 
 
 def check_distinct(option: str, specs: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from holdfast.charts.figures import Axis, Line, LineChart, numbers
 from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.results.run_dir import RunDir
-from holdfast.results.searches import Adapted, best_so_far
+from holdfast.results.searches import SearchResult, best_so_far
 from holdfast.stats.intervals import wilson
 from holdfast.stats.wording import measured
 from holdfast.texts import Text
@@ -22,7 +22,7 @@ class Adaptive(Analysis):
 
     def run(self, run: RunDir) -> Section:
         """Return the worst attacks, all that were tried, and the search's course."""
-        found = [Adapted.load(run.result(entry)) for entry in run.require("adapt")]
+        found = [SearchResult.load(run.result(entry)) for entry in run.require("adapt")]
         return Section(
             title=Text("How bad is the worst attack that a search found?"),
             findings=tuple(sentence for one in found for sentence in _findings(one, found)),
@@ -44,7 +44,7 @@ class Adaptive(Analysis):
         )
 
 
-def _findings(one: Adapted, among: list[Adapted]) -> Iterator[Text]:
+def _findings(one: SearchResult, among: list[SearchResult]) -> Iterator[Text]:
     worst, n = one.worst, len(one.trials)
     if worst is None:
         yield Text(
@@ -74,15 +74,15 @@ def _findings(one: Adapted, among: list[Adapted]) -> Iterator[Text]:
         )
 
 
-def _worst(one: Adapted) -> dict[str, Any]:
+def _worst(one: SearchResult) -> dict[str, Any]:
     worst = one.worst
     share = wilson(worst.harmful, worst.n) if worst else wilson(0, 0)
     return {
         Text("model"): one.model,
         Text("task"): one.task.partition(",")[0],
         Text("tried"): len(one.trials),
-        Text("kept the floor"): sum(t.kept is True for t in one.trials),
-        Text("failed"): sum(t.kept is None for t in one.trials),
+        Text("kept the floor"): sum(t.above_floor is True for t in one.trials),
+        Text("failed"): sum(t.above_floor is None for t in one.trials),
         Text("worst harmful score"): share.value,
         Text("low"): share.low if worst else math.nan,
         Text("high"): share.high if worst else math.nan,
@@ -94,20 +94,22 @@ def _worst(one: Adapted) -> dict[str, Any]:
     }
 
 
-def _tried(one: Adapted) -> Iterator[dict[str, Any]]:
+def _tried(one: SearchResult) -> Iterator[dict[str, Any]]:
     for number, tried in enumerate(one.trials, 1):
         yield {
             Text("model"): one.model,
             Text("number"): number,
             Text("harmful score"): tried.harmful / tried.n if tried.n else math.nan,
             Text("task accuracy"): tried.accuracy,
-            Text("kept the floor"): Text("failed") if tried.kept is None else tried.kept,
+            Text("kept the floor"): Text("failed")
+            if tried.above_floor is None
+            else tried.above_floor,
             Text("at step"): tried.step,
             **tried.settings,
         }
 
 
-def _course(found: list[Adapted]) -> LineChart:
+def _course(found: list[SearchResult]) -> LineChart:
     lines = [
         Line(one.model, numbers(range(1, len(one.trials) + 1)), numbers(best_so_far(one.trials)))
         for one in found

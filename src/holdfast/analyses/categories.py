@@ -16,8 +16,8 @@ from holdfast.analyses.levelling import median_steps
 from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Life
-from holdfast.results.comparison import lives, naming, pairs_of
-from holdfast.results.lives import REFUSAL_HALF_LIFE, among, lasting
+from holdfast.results.comparison import compare_lives, line_names, pairs_of
+from holdfast.results.lives import REFUSAL_HALF_LIFE, for_prompts, life_until
 from holdfast.results.run_dir import Entry, RunDir
 from holdfast.stats.corrections import holm
 from holdfast.stats.ratios import Ratio
@@ -59,7 +59,8 @@ class Categories(Analysis):
                 f"{run.root}: {len(kinds)} categories of {self.least} tested prompts or more; give "
                 "the test prompts a column named category, or take least=N"
             )
-        named, by_name = naming([a.result for a in attacks]), defaultdict[str, list[_Attack]](list)
+        named = line_names([a.result for a in attacks])
+        by_name = defaultdict[str, list[_Attack]](list)
         for attack in attacks:
             by_name[named(attack.result)].append(attack)
         table = [_line(name, mine, kind) for name, mine in by_name.items() for kind in kinds]
@@ -121,7 +122,7 @@ class _Attack:
             mine = {p for p, c in self.asked.items() if (c in self.rows) == (kind == ATTACKED)}
         else:
             mine = {p for p, c in self.asked.items() if c == kind}
-        return among(self.result, mine) if mine else None
+        return for_prompts(self.result, mine) if mine else None
 
 
 def _attacks(run: RunDir) -> list[_Attack]:
@@ -178,7 +179,7 @@ class _Line:
             Text("half-life"): _median([a.half_life for a in self.part]),
             Text("not reached"): sum(a.half_life.censored for a in self.part),
             Text("refusal half-life"): _median(
-                [lasting(a, REFUSAL_HALF_LIFE, resamples=0) for a in self.part]
+                [life_until(a, REFUSAL_HALF_LIFE, resamples=0) for a in self.part]
             ),
             Text("against all prompts"): ratio_of(self.ratio),
         }
@@ -196,7 +197,7 @@ def _line(name: str, attacks: Sequence[_Attack], kind: str) -> _Line:
     has = {_has_rows(a, kind) for _, a in seen}
     rows = has.pop() if len(has) == 1 else Text("in some attacks")
     pairs = [(part, a.result) for part, a in seen]
-    return _Line(name, kind, rows, tuple(part for part, _ in seen), lives(pairs).ratio)
+    return _Line(name, kind, rows, tuple(part for part, _ in seen), compare_lives(pairs).ratio)
 
 
 def _has_rows(attack: _Attack, kind: str) -> str:
@@ -218,7 +219,7 @@ def _frame(lines: Sequence[_Line], baseline: str) -> SectionTable:
 
 def _times(ours: _Line, theirs: _Line) -> Text:
     """Return how many times as long ours lasts under the same attacks."""
-    return ratio_of(lives(pairs_of(ours.part, theirs.part)).ratio)
+    return ratio_of(compare_lives(pairs_of(ours.part, theirs.part)).ratio)
 
 
 # ------------------------------------------------------------------------------- findings
@@ -244,7 +245,7 @@ def _missed(sides: Sequence[_Line], baseline: str) -> list[Text]:
                 times=times,
                 baseline=baseline,
             )
-        ratio = lives(list(zip(others.part, attacked.part, strict=True))).ratio
+        ratio = compare_lives(list(zip(others.part, attacked.part, strict=True))).ratio
         found.append(
             Text(
                 "{first}; in all other categories in {broken:d} of {n:d} attacks, after {ratio} "

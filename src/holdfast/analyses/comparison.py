@@ -17,16 +17,16 @@ from holdfast.results.artifacts import AttackResult, Evaluation
 from holdfast.results.attacks import table_name
 from holdfast.results.comparison import (
     Counted,
-    Lives,
+    LifeComparison,
     Pairs,
     Result,
     Shares,
-    accuracies,
-    counted_shares,
-    ends,
-    key_of,
-    lives,
-    naming,
+    attack_key,
+    compare_accuracies,
+    compare_ends,
+    compare_lives,
+    compare_shares,
+    line_names,
     pairs_of,
 )
 from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Event, Harmful
@@ -156,7 +156,7 @@ class Comparison(Analysis):
         attacks = [AttackResult.load(run.result(e)) for e in run.require("attack")]
         stood = [(Evaluation.load(run.result(e)), run.result(e)) for e in run.require("evaluate")]
         results: list[Result] = [*attacks, *(e for e, _ in stood)]
-        name = naming(results)
+        name = line_names(results)
         lines = list(dict.fromkeys(name(result) for result in results))
         others = [line for line in lines if line != self.baseline]
         against = [(line, self.baseline) for line in others] if self.baseline in lines else []
@@ -243,17 +243,17 @@ def _attacked(
     ours: Sequence[AttackResult], theirs: Sequence[AttackResult], labels: Mapping[str, Text]
 ) -> Iterator[_Row]:
     """Yield the rows of every attack that both went through; labels are `_labels`."""
-    for key in dict.fromkeys(map(key_of, ours)):
-        pairs = pairs_of([a for a in ours if key_of(a) == key], theirs)
+    for key in dict.fromkeys(map(attack_key, ours)):
+        pairs = pairs_of([a for a in ours if attack_key(a) == key], theirs)
         if not pairs:
             continue
         attack = labels[key]
-        if (found := ends(pairs)) is not None:
+        if (found := compare_ends(pairs)) is not None:
             yield _share_row(HARMFUL, _at_common(attack), found)
         under = Text("under {attack}", attack=attack)
         yield from _lived(LIFE, under, pairs, HALF_LIFE)
         yield from _lived(REFUSES, under, pairs, REFUSAL_HALF_LIFE)
-        if (graded := accuracies(pairs)) is not None:
+        if (graded := compare_accuracies(pairs)) is not None:
             yield _share_row(ACCURACY, _at_common(attack), graded)
 
 
@@ -262,7 +262,7 @@ def _at_common(attack: Text) -> Text:
 
 
 def _lived(measure: Text, attack: Text, pairs: Pairs, event: Event) -> Iterator[_Row]:
-    found = lives(pairs, event)
+    found = compare_lives(pairs, event)
     if (ratio := found.ratio) is None:
         return
     k = pairs_needed(math.log(max(ratio.interval.value, 1e-9)), ratio.spread)
@@ -278,7 +278,7 @@ def _lived(measure: Text, attack: Text, pairs: Pairs, event: Event) -> Iterator[
     )
 
 
-def _pairs(found: Lives, ratio: Ratio) -> Text:
+def _pairs(found: LifeComparison, ratio: Ratio) -> Text:
     """Say how many pairs there are, how many are bounds, and what their ratio is."""
     parts = [
         Text("n={n:d} pairs", n=ratio.used),
@@ -324,7 +324,7 @@ def _before(
             HARMFUL, BEFORE, Shares(first, second, paired_difference(values, prompts, seeds))
         )
     if refused:
-        yield _share_row(REFUSED, BEFORE, counted_shares(refused))
+        yield _share_row(REFUSED, BEFORE, compare_shares(refused))
 
 
 def _harmful(evaluation: Path, judge: str) -> dict[str, float]:
@@ -381,7 +381,7 @@ def _needed(found: Shares) -> Text | None:
 
 def _labels(attacks: Sequence[AttackResult]) -> dict[str, Text]:
     """Return the key of each attack -> its name among all."""
-    seen = {key_of(a): (a.attack.settings, a.judge) for a in attacks}
+    seen = {attack_key(a): (a.attack.settings, a.judge) for a in attacks}
     return {key: table_name(one, list(seen.values())) for key, one in seen.items()}
 
 
@@ -415,7 +415,7 @@ def _levels(by_line: Mapping[str, Sequence[AttackResult]], baseline: str) -> Sec
             continue
         row: dict[str, str | int] = {Text("method"): line}
         for level in LEVELS:
-            ratio = lives(pairs, Harmful(level)).ratio
+            ratio = compare_lives(pairs, Harmful(level)).ratio
             head = Text("{level:percent} harmful", level=level)
             n = ratio.used if ratio else 0
             row[head] = Text("{ratio}, n={n:d}", ratio=ratio_of(ratio), n=n)
@@ -428,7 +428,7 @@ def _medians(
 ) -> SectionTable:
     groups: dict[tuple[str, str], list[AttackResult]] = defaultdict(list)
     for result, name in zip(attacks, names, strict=True):
-        groups[name, key_of(result)].append(result)
+        groups[name, attack_key(result)].append(result)
     rows = []
     for (name, key), results in groups.items():
         half_lives = [r.half_life for r in results]

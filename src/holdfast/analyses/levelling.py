@@ -14,8 +14,8 @@ from holdfast.charts.figures import Axis, Line, LineChart
 from holdfast.contracts import Analysis, Section, SectionTable
 from holdfast.results.artifacts import AttackResult, Life
 from holdfast.results.attacks import HALF
-from holdfast.results.comparison import Lives, lives, naming
-from holdfast.results.lives import REFUSAL_HALF_LIFE, Refusals, lasting
+from holdfast.results.comparison import LifeComparison, compare_lives, line_names
+from holdfast.results.lives import REFUSAL_HALF_LIFE, Refusals, life_until
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.intervals import Interval
 from holdfast.stats.wording import between, measured
@@ -44,7 +44,7 @@ class Levelling(Analysis):
     def run(self, run: RunDir) -> Section:
         """Return, for every method, how far the weakest and the strongest prompts lie apart."""
         attacks = [AttackResult.load(run.result(entry)) for entry in run.require("attack")]
-        named, by_name = naming(attacks), defaultdict[str, list[AttackResult]](list)
+        named, by_name = line_names(attacks), defaultdict[str, list[AttackResult]](list)
         for attack in attacks:
             by_name[named(attack)].append(attack)
         lines, findings = [], []
@@ -73,13 +73,15 @@ class Levelling(Analysis):
     def _shares(self) -> tuple[float, float]:
         return self.weakest, self.strongest
 
-    def _against_half(self, mine: Sequence[AttackResult], share: float) -> Lives:
-        return lives([(a, a) for a in mine], Refusals(share), REFUSAL_HALF_LIFE)
+    def _against_half(self, mine: Sequence[AttackResult], share: float) -> LifeComparison:
+        return compare_lives([(a, a) for a in mine], Refusals(share), REFUSAL_HALF_LIFE)
 
-    def _line(self, mine: Sequence[AttackResult], spread: dict[float, Lives]) -> dict[str, Any]:
+    def _line(
+        self, mine: Sequence[AttackResult], spread: dict[float, LifeComparison]
+    ) -> dict[str, Any]:
         line: dict[str, Any] = {Text("attacks"): len(mine)}
         for share in (self.weakest, HALF, self.strongest):
-            ends = [lasting(a, Refusals(share), resamples=0) for a in mine]
+            ends = [life_until(a, Refusals(share), resamples=0) for a in mine]
             line[Text("steps to {share:percent}", share=share)] = median_steps(ends)
             line[Text("ended before {share:percent}", share=share)] = sum(
                 life.censored for life in ends
@@ -97,12 +99,12 @@ def median_steps(ends: Sequence[Life]) -> float:
     return float(pd.Series(steps, dtype=float).median())
 
 
-def _known(found: Lives) -> Interval | None:
+def _known(found: LifeComparison) -> Interval | None:
     """Return the ratio, None where there is a bound or nothing."""
     return found.ratio.interval if found.ratio and not found.ratio.bound else None
 
 
-def _finding(name: str, spread: dict[float, Lives]) -> Text:
+def _finding(name: str, spread: dict[float, LifeComparison]) -> Text:
     (weak, early), (strong, late) = spread.items()
     return Text(
         "On {method}, relative to the steps until half of the prompts are no longer refused, "
@@ -116,7 +118,7 @@ def _finding(name: str, spread: dict[float, Lives]) -> Text:
     )
 
 
-def _written(found: Lives) -> Text:
+def _written(found: LifeComparison) -> Text:
     known = _known(found)
     n = found.skipped + (found.ratio.used if found.ratio else 0)
     return measured(known) if known else Text("an unknown share (n={n:d})", n=n)
@@ -135,7 +137,7 @@ def _courses(by_name: dict[str, list[AttackResult]]) -> LineChart:
 
 def _course(name: str, attack: AttackResult) -> Line | None:
     """Return the course in half-lives, None where there is no half-life."""
-    life = lasting(attack, REFUSAL_HALF_LIFE, resamples=0)
+    life = life_until(attack, REFUSAL_HALF_LIFE, resamples=0)
     if not life.steps > 0:
         return None
     judge = REFUSAL_HALF_LIFE.judge(attack)

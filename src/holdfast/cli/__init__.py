@@ -45,7 +45,7 @@ def _made_when_called() -> None:
 
 
 for _name, _stage in STAGES.items():
-    app.command(_name, cls=StageCommand, help=_stage.what)(_made_when_called)
+    app.command(_name, cls=StageCommand, help=_stage.summary)(_made_when_called)
 app.add_typer(special.app)
 
 

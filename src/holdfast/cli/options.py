@@ -190,7 +190,7 @@ def _value(flag: str, text: str) -> Any:
 def command(stage: Stage) -> TyperCommand:
     """Make the command of a stage."""
     config, function = stage.load()
-    options = options_of(config, stage.without)
+    options = options_of(config, stage.excluded)
 
     def call(
         *, context: typer.Context, as_json: bool, estimate: bool = False, **given: Any
@@ -202,7 +202,7 @@ def command(stage: Stage) -> TyperCommand:
                 told = _estimated(stage, chosen)
             else:
                 _begin(stage, chosen)
-                told = stage.told(function(chosen))
+                told = stage.present(function(chosen))
         show.tell(as_json, told)
 
     parameters = [
@@ -216,12 +216,12 @@ def command(stage: Stage) -> TyperCommand:
     if any(get_origin(option.parsed) is list for option in options):
         epilog += f"\n\n{REPEATABLE}"
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    alone.command(help=stage.what, epilog=epilog)(call)
+    alone.command(help=stage.summary, epilog=epilog)(call)
     return cast("TyperCommand", typer.main.get_command(alone))
 
 
 def _estimate(stage: Stage) -> list[Parameter]:
-    if not stage.long:
+    if not stage.estimable:
         return []
     info = typer.Option(False, "--estimate", help="Say what it would cost, and stop.")
     return [Parameter("estimate", Parameter.KEYWORD_ONLY, default=info, annotation=bool)]
@@ -230,15 +230,15 @@ def _estimate(stage: Stage) -> list[Parameter]:
 def _estimated(stage: Stage, config: Any) -> show.Told:
     from holdfast.stages.forecast import estimate
 
-    return estimate([_call(stage, config)], jobs=config.jobs).told()
+    return estimate([_call(stage, config)], jobs=config.jobs).as_dict()
 
 
 def _begin(stage: Stage, config: Any) -> None:
     """Say of a long stage what is to be done."""
-    if stage.long:
-        from holdfast.stages.forecast import begin
+    if stage.estimable:
+        from holdfast.stages.forecast import announce
 
-        begin([_call(stage, config)], jobs=config.jobs)
+        announce([_call(stage, config)], jobs=config.jobs)
 
 
 def _call(stage: Stage, config: Any) -> PlannedJob:

@@ -27,14 +27,14 @@ def commands_page() -> str:
         "several values, repeat an option whose type is a list.",
     ]
     for name, stage in STAGES.items():
-        lines += ["", f"## {name}", "", stage.what, "", *_command_table(stage)]
+        lines += ["", f"## {name}", "", stage.summary, "", *_command_table(stage)]
         lines += ["", f"    holdfast {stage.example}"]
     return _text(lines)
 
 
 def _command_table(stage: Stage) -> Iterator[str]:
     config = stage.load_config()
-    flags = {option.name: option.flag for option in options_of(config, stage.without)}
+    flags = {option.name: option.flag for option in options_of(config, stage.excluded)}
     options = {option.name: option for option in describe(config)}
     yield from _table((flag, options[name]) for name, flag in flags.items())
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from holdfast.contracts import Section
     from holdfast.results.artifacts import AttackResult, Evaluation, Groups, Scores
-    from holdfast.results.searches import Adapted
+    from holdfast.results.searches import SearchResult
     from holdfast.results.validation import Validation
     from holdfast.screening.text_screener import Screen, ScreenedRow
 
@@ -41,14 +41,14 @@ def running(as_json: bool) -> Iterator[None]:
         Interrupted: The user pressed Ctrl-C.
     """
     from holdfast.errors import Interrupted
-    from holdfast.results.run_dir import writes
+    from holdfast.results.run_dir import is_first_process
     from holdfast.runtime import progress
 
     with contextlib.ExitStack() as stack:
-        if not as_json and writes() and sys.stderr.isatty():
+        if not as_json and is_first_process() and sys.stderr.isatty():
             bars = stack.enter_context(_bars())
             stack.enter_context(progress.showing(*bars))
-        elif not as_json and writes():
+        elif not as_json and is_first_process():
             stack.enter_context(progress.showing(_Lines(), _line_of))
         try:
             yield
@@ -231,7 +231,7 @@ def evaluations(results: Sequence[Evaluation]) -> list[Row]:
     return [evaluation(result) for result in results]
 
 
-def searches(results: Sequence[Adapted]) -> list[Row]:
+def searches(results: Sequence[SearchResult]) -> list[Row]:
     """Tell the worst attacks that were found."""
     return [adapted(result) for result in results]
 
@@ -253,7 +253,7 @@ def evaluation(result: Evaluation) -> Row:
 
 def attack(result: AttackResult) -> Row:
     """Tell how long a model held."""
-    from holdfast.results.lives import REFUSAL_HALF_LIFE, lasting
+    from holdfast.results.lives import REFUSAL_HALF_LIFE, life_until
 
     last = result.points[-1]
     counts = last.verdicts[result.judge]
@@ -265,12 +265,12 @@ def attack(result: AttackResult) -> Row:
         "HS after": f"{counts.harmful_score:.2f}",
         "undecided": counts.undecided,
         "half-life (steps)": str(result.half_life),
-        "refuses (steps)": str(lasting(result, REFUSAL_HALF_LIFE)),
+        "refuses (steps)": str(life_until(result, REFUSAL_HALF_LIFE)),
         "task accuracy": f"{last.accuracy:.2f}",
     }
 
 
-def adapted(result: Adapted) -> Row:
+def adapted(result: SearchResult) -> Row:
     """Tell the worst attack that was found."""
     from holdfast.stats.intervals import wilson
 
@@ -309,7 +309,7 @@ def end_of_run(as_json: bool, out: Path, page: Path) -> None:
 def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
     """Return a line of the table that a run ends with."""
     from holdfast.results.attacks import table_names
-    from holdfast.results.lives import REFUSAL_HALF_LIFE, lasting
+    from holdfast.results.lives import REFUSAL_HALF_LIFE, life_until
 
     judge, counts = next(iter(result.verdicts.items()))
     refused = result.over_refusal
@@ -321,7 +321,7 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
     names = table_names([attack_result.attack for attack_result in attacks])
     for name, attack_result in zip(names, attacks, strict=True):
         accuracy = attack_result.points[-1].accuracy
-        refusing = lasting(attack_result, REFUSAL_HALF_LIFE)
+        refusing = life_until(attack_result, REFUSAL_HALF_LIFE)
         row[f"half-life: {name}"] = (
             f"{attack_result.half_life} (refuses {refusing}, FA {accuracy:.2f})"
         )
@@ -334,9 +334,9 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
 def tell(as_json: bool, value: Told) -> None:
     """Print a result on stdout: JSON and nothing else, or a table. One of several processes."""
     from holdfast.results.files import to_json
-    from holdfast.results.run_dir import writes
+    from holdfast.results.run_dir import is_first_process
 
-    if not writes():
+    if not is_first_process():
         return
 
     if as_json:

@@ -62,7 +62,7 @@ def run(
         if estimate:
             from holdfast.stages.forecast import estimate as estimated
 
-            show.tell(as_json, estimated(pipeline.plan(loaded), jobs=jobs).told())
+            show.tell(as_json, estimated(pipeline.plan(loaded), jobs=jobs).as_dict())
             return
         path = pipeline.run(loaded, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
     show.end_of_run(as_json, loaded.out, path)

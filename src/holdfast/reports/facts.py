@@ -21,14 +21,14 @@ from holdfast.results.attacks import Attack
 from holdfast.results.comparison import (
     Pairs,
     Shares,
-    accuracies,
-    key_of,
+    attack_key,
+    compare_accuracies,
+    compare_lives,
     life_of,
-    lives,
-    naming,
+    line_names,
     pairs_of,
 )
-from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Event, lasting
+from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Event, life_until
 from holdfast.results.run_dir import Entry, Failure, RunDir
 from holdfast.stats.intervals import Interval, mean_interval, wilson_around
 from holdfast.stats.ratios import Bound, Outcome
@@ -113,7 +113,7 @@ class Under:
     @property
     def refusal_life(self) -> PooledLife:
         """Attack steps until half of the restricted prompts are no longer refused."""
-        return self._life([lasting(r, REFUSAL_HALF_LIFE, resamples=0) for r in self.results])
+        return self._life([life_until(r, REFUSAL_HALF_LIFE, resamples=0) for r in self.results])
 
     @staticmethod
     def _life(lives_of_seeds: Sequence[Life]) -> PooledLife:
@@ -200,7 +200,7 @@ def gather(run: RunDir) -> Facts:
     problems = list(run.verify())
     results = list(_load(run, entries, "attack", AttackResult.load, problems))
     evaluations = list(_load(run, entries, "evaluate", Evaluation.load, problems))
-    name = naming([*results, *evaluations])
+    name = line_names([*results, *evaluations])
     attacks = tuple(_attacks(results, name))
     judges = list(dict.fromkeys(r.judge for r in results))
     standings = tuple(_standings(evaluations, results, judges, name))
@@ -234,7 +234,7 @@ def compare_refusing(attacks: Sequence[Attacked], line: str, other: str) -> Line
 
 
 def _compared(pairs: Pairs, event: Event) -> LineComparison:
-    found = lives(pairs, event)
+    found = compare_lives(pairs, event)
     both = [(life_of(a, event), life_of(b, event)) for a, b in pairs]
     known = [(a, b) for a, b in both if a.at_least + b.at_least > 0 and not b.censored]
     a = [ours.at_least for ours, _ in known]
@@ -300,7 +300,7 @@ def compare_accuracy(attacks: Sequence[Attacked], line: str, other: str) -> Shar
     An attack that ends where a model breaks trains on for as long as it holds: at their own ends
     one would have learnt the customer's task for longer.
     """
-    return accuracies(pairs_of(_results(attacks, line), _results(attacks, other)))
+    return compare_accuracies(pairs_of(_results(attacks, line), _results(attacks, other)))
 
 
 def share(
@@ -382,7 +382,7 @@ def _attacks(
 ) -> Iterator[Attacked]:
     groups: dict[str, dict[str, list[AttackResult]]] = {}
     for result in results:
-        groups.setdefault(key_of(result), {}).setdefault(name(result), []).append(result)
+        groups.setdefault(attack_key(result), {}).setdefault(name(result), []).append(result)
     for key, lines in groups.items():
         methods = tuple(Under(line, tuple(found)) for line, found in lines.items())
         first = methods[0].results[0]

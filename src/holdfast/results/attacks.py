@@ -94,7 +94,7 @@ class Attack(Options):
         return self.changed(seed=0)
 
     @property
-    def specials(self) -> dict[str, Any]:
+    def nondefaults(self) -> dict[str, Any]:
         """Settings that differ from their defaults, without task, ratio, rate and seed."""
         main = ("task", "poison_ratio", "learning_rate", "seed")
         return {
@@ -188,8 +188,8 @@ def _base(attack: Attack) -> Text:
         Text("{share:percent} harmful rows", share=attack.poison_ratio),
         Text("learning rate {value}", value=rate),
     ]
-    specials = attack.specials
-    parts += [text(str(specials[key])) for key, text in _FURTHER.items() if key in specials]
+    nondefaults = attack.nondefaults
+    parts += [text(str(nondefaults[key])) for key, text in _FURTHER.items() if key in nondefaults]
     return joined(parts)
 
 

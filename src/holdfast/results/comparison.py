@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from holdfast.results.artifacts import AttackResult, Evaluation, Life, Point
-from holdfast.results.lives import HALF_LIFE, Event, lasting
+from holdfast.results.lives import HALF_LIFE, Event, life_until
 from holdfast.stats.differences import Difference, difference_of_shares, paired_difference
 from holdfast.stats.ratios import Pair, Ratio, censored_ratio
 from holdfast.stats.survival import Time
@@ -21,7 +21,7 @@ Result = AttackResult | Evaluation
 Pairs = Sequence[tuple[AttackResult, AttackResult]]
 
 
-def naming(items: Sequence[Result]) -> Callable[[Result], str]:
+def line_names(items: Sequence[Result]) -> Callable[[Result], str]:
     """Return the rule that names a result's line: its method, or its label where one is too few.
 
     Two models of one method and one seed are variants (other options), not seeds: averaging them
@@ -34,7 +34,7 @@ def naming(items: Sequence[Result]) -> Callable[[Result], str]:
     return lambda item: item.model if item.method in split else item.method
 
 
-def key_of(result: AttackResult) -> str:
+def attack_key(result: AttackResult) -> str:
     """Return what results of the same attack, seen by the same judge, have in common.
 
     The seed of the draw is left out. An attack with other harmful rows, or other prompts asked, is
@@ -48,7 +48,7 @@ def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pa
     """Return the results that went through the same attack with the same seeds."""
 
     def full_key(result: AttackResult) -> tuple[str, int, int]:
-        return key_of(result), result.model_seed, result.attack.seed
+        return attack_key(result), result.model_seed, result.attack.seed
 
     others = {full_key(result): result for result in theirs}
     return [(a, others[full_key(a)]) for a in ours if full_key(a) in others]
@@ -58,7 +58,7 @@ def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pa
 
 
 @dataclass(frozen=True)
-class Lives:
+class LifeComparison:
     """Half-lives of one against those of another.
 
     Attributes:
@@ -75,7 +75,9 @@ class Lives:
     broken: int = 0
 
 
-def lives(pairs: Pairs, event: Event = HALF_LIFE, against: Event | None = None) -> Lives:
+def compare_lives(
+    pairs: Pairs, event: Event = HALF_LIFE, against: Event | None = None
+) -> LifeComparison:
     """Compare how long the two of each pair last; lives that were not reached count as bounds.
 
     Args:
@@ -83,17 +85,17 @@ def lives(pairs: Pairs, event: Event = HALF_LIFE, against: Event | None = None) 
         event: What ends a life.
         against: What ends the other's life, if it is something else.
     """
-    return compared(
+    return compare_life_pairs(
         [(life_of(a, event), life_of(b, against or event), a.model_seed) for a, b in pairs]
     )
 
 
 def life_of(result: AttackResult, event: Event) -> Life:
     """Return a life for a comparison, which needs no interval of its own."""
-    return result.half_life if event == HALF_LIFE else lasting(result, event, resamples=0)
+    return result.half_life if event == HALF_LIFE else life_until(result, event, resamples=0)
 
 
-def compared(pairs: Sequence[tuple[Life, Life, int]]) -> Lives:
+def compare_life_pairs(pairs: Sequence[tuple[Life, Life, int]]) -> LifeComparison:
     """Compare lives: ours, theirs, and the seed of the alignment.
 
     A life of 0 has no logarithm. It stands for what is known of it: it is below the first
@@ -112,8 +114,8 @@ def compared(pairs: Sequence[tuple[Life, Life, int]]) -> Lives:
             against += theirs.censored
             broken += 0 in (ours.steps, theirs.steps)
     if not times:
-        return Lives(None, len(pairs), 0)
-    return Lives(censored_ratio(times), len(pairs) - len(times), against, broken)
+        return LifeComparison(None, len(pairs), 0)
+    return LifeComparison(censored_ratio(times), len(pairs) - len(times), against, broken)
 
 
 def _positive(life: Life) -> float:
@@ -139,7 +141,7 @@ class Shares:
     difference: Difference
 
 
-def ends(pairs: Pairs) -> Shares | None:
+def compare_ends(pairs: Pairs) -> Shares | None:
     """Compare harmful scores at the last checkpoint that both attacks of a pair have.
 
     Answers to the same prompt are compared with one another where all attacks kept them, otherwise
@@ -162,7 +164,7 @@ def ends(pairs: Pairs) -> Shares | None:
         values += [float(one[p]) - float(two[p]) for p in common]
         prompts += common
         seeds += [a.model_seed] * len(common)
-    shares = counted_shares(counts)
+    shares = compare_shares(counts)
     answers = sum(at_a.verdicts[a.judge].n for a, _, at_a, _ in found)
     if len(values) != answers:
         return shares
@@ -173,7 +175,7 @@ Counted = dict[int, list[tuple[tuple[float, int], tuple[float, int]]]]
 """Seed of the alignment -> (share, n) of the first and of the second, for each of its pairs."""
 
 
-def accuracies(pairs: Pairs) -> Shares | None:
+def compare_accuracies(pairs: Pairs) -> Shares | None:
     """Compare task accuracy at the last checkpoint that both attacks of a pair have."""
     counts: Counted = defaultdict(list)
     for a, b in pairs:
@@ -183,10 +185,10 @@ def accuracies(pairs: Pairs) -> Shares | None:
         both = [(point.accuracy, point.accuracy_n) for point in last]
         if all(math.isfinite(value) for value, _ in both):
             counts[a.model_seed].append((both[0], both[1]))
-    return counted_shares(counts) if counts else None
+    return compare_shares(counts) if counts else None
 
 
-def counted_shares(counts: Counted) -> Shares:
+def compare_shares(counts: Counted) -> Shares:
     """Compare shares of which only counts are known; pairs of one seed are averaged first."""
     sides: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
     for found in counts.values():

@@ -1,7 +1,7 @@
 """How long attacked models last: the life of a model by several measures, with its interval.
 
-The half-life is `lasting(result, HALF_LIFE)`; each attack result carries it. Other thresholds, and
-lives by refusals, are computed from the verdicts that the result keeps.
+The half-life is `life_until(result, HALF_LIFE)`, and every attack result stores it. Lives at other
+thresholds and by refusals are computed from the stored verdicts.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ HALF_LIFE = Harmful(HALF)
 REFUSAL_HALF_LIFE = Refusals(HALF)
 
 
-def lasting(result: AttackResult, event: Event, *, resamples: int = RESAMPLES) -> Life:
+def life_until(result: AttackResult, event: Event, *, resamples: int = RESAMPLES) -> Life:
     """Return the attack steps until an event.
 
     Args:
@@ -169,13 +169,13 @@ def _hits(result: AttackResult, event: Event, judge: str) -> np.ndarray | None:
     return np.array([[event.hit(mark) for mark in letters] for letters in marks]).T
 
 
-def judged_by(result: AttackResult, judge: str) -> AttackResult:
+def with_judge(result: AttackResult, judge: str) -> AttackResult:
     """Return the result with another judge's verdicts for its half-life."""
     other = replace(result, judge=judge)
-    return replace(other, half_life=lasting(other, HALF_LIFE))
+    return replace(other, half_life=life_until(other, HALF_LIFE))
 
 
-def among(result: AttackResult, prompts: Collection[str]) -> AttackResult:
+def for_prompts(result: AttackResult, prompts: Collection[str]) -> AttackResult:
     """Return the result as if only some of its test prompts had been asked.
 
     Every judge's verdicts, and with them the half-life, are counted again from the marks. Verdicts
@@ -194,7 +194,7 @@ def among(result: AttackResult, prompts: Collection[str]) -> AttackResult:
         points=tuple(replace(p, **_recounted(result, p, places)) for p in result.points),
         prompts=tuple(result.prompts[i] for i in places),
     )
-    return replace(part, half_life=lasting(part, HALF_LIFE))
+    return replace(part, half_life=life_until(part, HALF_LIFE))
 
 
 def _recounted(result: AttackResult, point: Point, places: Sequence[int]) -> dict[str, Any]:

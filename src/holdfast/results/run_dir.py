@@ -32,7 +32,7 @@ from holdfast.errors import Busy, UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import Artifact, Number, sha256_file, sha256_json, to_json, write_text
-from holdfast.results.kept_rows import KeptRows
+from holdfast.results.stored_rows import StoredRows
 from holdfast.runtime.failures import plain
 
 ATTACKED = "attacked"
@@ -40,31 +40,31 @@ ATTACKED = "attacked"
 TOGETHER = ("align",)
 """Stages that several processes do together."""
 
-_only_looking: ContextVar[bool] = ContextVar("only_looking", default=False)
+_dry_run: ContextVar[bool] = ContextVar("_dry_run", default=False)
 _patience: ContextVar[float] = ContextVar("patience", default=0.0)
 
 
-class NotDone(Exception):  # noqa: N818  # it is no error
-    """Raised inside `only_looking` by a job that is not finished."""
+class Unfinished(Exception):  # noqa: N818  # it is no error
+    """Raised inside `dry_run` by a job that is not finished."""
 
 
 @contextlib.contextmanager
-def only_looking() -> Iterator[None]:
-    """Make jobs raise `NotDone` inside the block instead of running."""
-    token = _only_looking.set(True)
+def dry_run() -> Iterator[None]:
+    """Make jobs raise `Unfinished` inside the block instead of running."""
+    token = _dry_run.set(True)
     try:
         yield
     finally:
-        _only_looking.reset(token)
+        _dry_run.reset(token)
 
 
-def looking() -> bool:
-    """Return whether this is inside `only_looking`, where nothing is written."""
-    return _only_looking.get()
+def in_dry_run() -> bool:
+    """Return whether this is inside `dry_run`, where nothing is written."""
+    return _dry_run.get()
 
 
 @contextlib.contextmanager
-def patient(seconds: float) -> Iterator[None]:
+def waiting_for_locks(seconds: float) -> Iterator[None]:
     """Inside the block, wait up to `seconds` for a job that another process is running."""
     token = _patience.set(seconds)
     try:
@@ -73,12 +73,12 @@ def patient(seconds: float) -> Iterator[None]:
         _patience.reset(token)
 
 
-def launched() -> int:
+def process_count() -> int:
     """Return how many processes torchrun started together; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def writes() -> bool:
+def is_first_process() -> bool:
     """Return whether this process writes results: only the first of a torchrun group does."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -145,7 +145,7 @@ class RunDir:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self.rows = KeptRows(self.root / "rows")
+        self.rows = StoredRows(self.root / "rows")
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the directory.
@@ -193,23 +193,23 @@ class RunDir:
         Raises:
             UsageError: Several processes run a job that is not training.
             Busy: Another process is running this job.
-            NotDone: Inside `only_looking`, if the job is not finished.
+            Unfinished: Inside `dry_run`, if the job is not finished.
             DiskFull: The disk was full.
         """
-        if launched() > 1 and stage not in TOGETHER:
+        if process_count() > 1 and stage not in TOGETHER:
             raise UsageError(
-                f"{launched()} processes: torchrun is for holdfast {' and '.join(TOGETHER)}; run "
-                f"holdfast {stage} in one process"
+                f"holdfast {stage} runs in one process, not in {process_count()}; torchrun is for "
+                f"holdfast {' and '.join(TOGETHER)} only"
             )
         rows = rows or {}
         inputs = {**inputs, **{label: examples.hash for label, examples in rows.items()}}
-        key = key_of(stage, name, config, inputs)
+        key = job_key(stage, name, config, inputs)
         done = self._intact(stage, name, key)
-        if done is None and _only_looking.get():
-            raise NotDone(f"{stage} {name!r}")
-        if done is not None or not writes():
+        if done is None and _dry_run.get():
+            raise Unfinished(f"{stage} {name!r}")
+        if done is not None or not is_first_process():
             if done is not None:
-                self.forgive(stage, name)
+                self.clear_failure(stage, name)
             yield Job(key, done)
             return
         with self._locked(stage, name):
@@ -269,14 +269,14 @@ class RunDir:
         path = self._entry_path(stage, name)
         return Entry.load(path) if path.is_file() else None
 
-    def fail(self, stage: str, name: str, reason: str) -> None:
+    def record_failure(self, stage: str, name: str, reason: str) -> None:
         """Record that a job failed, unless the disk has no room for that."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure(stage, name, reason, when)
         with contextlib.suppress(OSError):
             failure.save(self._failure_path(stage, name))
 
-    def forgive(self, stage: str, name: str) -> None:
+    def clear_failure(self, stage: str, name: str) -> None:
         """Remove the record that a job failed."""
         self._failure_path(stage, name).unlink(missing_ok=True)
 
@@ -363,11 +363,11 @@ class RunDir:
             yield
         except Exception as error:
             explained = plain(error, self.root, f"{stage} {name!r}")
-            self.fail(stage, name, str(explained or f"{type(error).__name__}: {error}"))
+            self.record_failure(stage, name, str(explained or f"{type(error).__name__}: {error}"))
             if explained is None or explained is error:
                 raise
             raise explained from error
-        self.forgive(stage, name)
+        self.clear_failure(stage, name)
 
     def _failure_path(self, stage: str, name: str) -> Path:
         return self.path("failed", self._entry_path(stage, name).name)
@@ -413,7 +413,7 @@ class RunDir:
         return entry
 
 
-def key_of(stage: str, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def job_key(stage: str, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Return the key of a job: a hash of everything that decides its result."""
     return sha256_json([stage, name, config, inputs])[:16]
 

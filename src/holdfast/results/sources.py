@@ -16,7 +16,7 @@ from typing import Any
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples, Withheld
 from holdfast.results.files import SCHEMA, read_json, sha256_json, write_json
-from holdfast.results.run_dir import Entry, RunDir, looking, writes
+from holdfast.results.run_dir import Entry, RunDir, in_dry_run, is_first_process
 from holdfast.rows.provenance import selected
 from holdfast.rows.readers import ReadOptions, read
 from holdfast.rows.tables import is_file
@@ -62,9 +62,9 @@ class Sources:
             rows = read(spec, options)
             return Examples(rows, name=rows.name, left_out=rows.left_out, ids_only=ids_only)
 
-        return load() if spec.startswith("world:") else self.kept(ROWS, spec, load, reading)
+        return load() if spec.startswith("world:") else self.load_rows(ROWS, spec, load, reading)
 
-    def kept(
+    def load_rows(
         self,
         what: str,
         spec: str,
@@ -93,7 +93,9 @@ class Sources:
             _say_once(f"{spec}: no longer there; its rows are read from {self.run.rows.folder}")
             return self.run.rows.load(contents["file"], source=spec)
         if self._may_write:
-            self._record(what, spec, options, {"file": self.run.rows.keep(rows), "hash": rows.hash})
+            self._record(
+                what, spec, options, {"file": self.run.rows.store(rows), "hash": rows.hash}
+            )
         return rows
 
     def contents(
@@ -173,7 +175,7 @@ class Sources:
 
     @property
     def _may_write(self) -> bool:
-        return writes() and not looking()
+        return is_first_process() and not in_dry_run()
 
     def _of_missing(
         self, what: str, spec: str, options: Mapping[str, Any]

@@ -51,7 +51,7 @@ def selected(spec: str) -> tuple[str, Callable[[Examples], Examples]]:
     try:
         selection = Selection(**options)
     except OptionError as error:
-        raise error.of(repr(spec)) from error
+        raise error.for_owner(repr(spec)) from error
     if not options:
         return parsed.name, lambda rows: rows
     return parsed.name, lambda rows: selection.of(rows, spec)

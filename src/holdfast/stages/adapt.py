@@ -14,14 +14,14 @@ from holdfast.errors import DiskFull, TrainingError, UsageError
 from holdfast.jobs.queue import summary
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.attacks import NO_GUARD, PLAIN, Attack, short_spec
-from holdfast.results.run_dir import NotDone
-from holdfast.results.searches import Adapted, Trial, Where, counted, worth
+from holdfast.results.run_dir import Unfinished
+from holdfast.results.searches import SearchResult, Trial, Where, decisive_point, objective
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.attacking.config import SHARED, AttackConfig
 from holdfast.stages.attacking.guards import GuardConfig, guard_of
 from holdfast.stages.attacking.job import AttackJob
-from holdfast.stages.attacking.material import Material, check_rows, prepare, task_rows
+from holdfast.stages.attacking.material import Material, check_rows, read_material, task_rows
 from holdfast.stages.attacking.tuning import result_of
 from holdfast.stages.config import (
     FurtherOptions,
@@ -102,7 +102,7 @@ class AdaptConfig(StageConfig):
         return _rounded(math.sqrt(self.learning_rates[0] * self.learning_rates[1]))
 
 
-def adapt(config: AdaptConfig) -> list[Adapted]:
+def adapt(config: AdaptConfig) -> list[SearchResult]:
     """Search on every model, with the same number of trials and the same first ones.
 
     A finished trial is not run again, so an interrupted search goes on from where it stopped, and
@@ -126,7 +126,7 @@ def adapt(config: AdaptConfig) -> list[Adapted]:
             "task_rows=0: the floor needs the task's accuracy; leave task_rows out, or give "
             "--floor 0"
         )
-    material = prepare(grid)
+    material = read_material(grid)
     check_rows(grid, material, _extremes(config, grid))
     results = []
     failures = {}
@@ -134,7 +134,7 @@ def adapt(config: AdaptConfig) -> list[Adapted]:
     for subject in models:
         try:
             results.append(_adapt(_Search(config, grid, material, subject)))
-        except (DiskFull, NotDone):
+        except (DiskFull, Unfinished):
             raise
         except Exception as error:  # noqa: BLE001  # a plug-in may raise anything; the others go on
             failures[subject.label] = failure(error)
@@ -246,7 +246,7 @@ class _Search:
         return result_of(job)
 
 
-def _adapt(search: _Search) -> Adapted:
+def _adapt(search: _Search) -> SearchResult:
     config = search.config
     path = config.run.path("adapted", f"{search.name}.json")
     with config.run.job(
@@ -259,10 +259,10 @@ def _adapt(search: _Search) -> Adapted:
             worst = result.worst
             job.facts["harmful_score"] = worst.harmful / worst.n if worst else None
             job.facts["trials"] = len(result.trials)
-    return Adapted.load(path)
+    return SearchResult.load(path)
 
 
-def _searched(search: _Search) -> Adapted:
+def _searched(search: _Search) -> SearchResult:
     """Ask Optuna for an attack, run it, tell Optuna what came of it, and so on.
 
     The sampler is deterministic given these answers, so a search that starts again asks for the
@@ -281,7 +281,7 @@ def _searched(search: _Search) -> Adapted:
         )
     least = config.floor * end.accuracy if config.floor else 0.0  # it may not be measured
     trials = _trials(search, least)
-    result = Adapted(
+    result = SearchResult(
         model=search.subject.label,
         model_hash=search.subject.hash,
         method=search.subject.method,
@@ -316,7 +316,7 @@ def _trials(search: _Search, least: float) -> list[Trial]:
         if trial.failure:
             study.tell(suggestion, state=optuna.trial.TrialState.FAIL)
         else:
-            study.tell(suggestion, worth(trial, least))
+            study.tell(suggestion, objective(trial, least))
     progress.report(bar, config.trials, config.trials)
     return trials
 
@@ -326,7 +326,7 @@ def _trial(search: _Search, attack: Attack, least: float) -> Trial:
         result = search.run(attack)
     except TrainingError as error:  # these settings do not work; others may
         return Trial(attack, failure=str(error))
-    point, kept = counted(result, search.config.at, least)
+    point, above_floor = decisive_point(result, search.config.at, least)
     counts = point.verdicts[result.judge]
     return Trial(
         attack=attack,
@@ -335,7 +335,7 @@ def _trial(search: _Search, attack: Attack, least: float) -> Trial:
         accuracy=point.accuracy,
         accuracy_n=point.accuracy_n,
         step=point.step,
-        kept=kept,
+        above_floor=above_floor,
     )
 
 

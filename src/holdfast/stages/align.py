@@ -19,7 +19,7 @@ from holdfast.options import Options, option_fields
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.attacks import Schedule
 from holdfast.results.files import write_json
-from holdfast.results.run_dir import Job, launched, writes
+from holdfast.results.run_dir import Job, is_first_process, process_count
 from holdfast.rows.mixing import mismatched
 from holdfast.rows.provenance import provenance_table
 from holdfast.stages.config import FurtherOptions, Rate, StageConfig
@@ -197,7 +197,7 @@ def _train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
         if interrupt.requested:
             raise KeyboardInterrupt
-    if not writes():
+    if not is_first_process():
         return
     job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, path)
     log = config.run.path("models", f"{config.label}.training.json")
@@ -287,9 +287,9 @@ def _training_settings(
 
 
 def _per_process(rows: int) -> int:
-    if rows % launched():
-        raise UsageError(f"--batch-size {rows} cannot be shared by {launched()} processes")
-    return rows // launched()
+    if rows % process_count():
+        raise UsageError(f"--batch-size {rows} cannot be shared by {process_count()} processes")
+    return rows // process_count()
 
 
 def _last_checkpoint(work: Path) -> str | None:

@@ -45,7 +45,7 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
         except UsageError as error:
             if config.analyses:
                 raise
-            config.run.forgive("analyze", name)  # nobody asked for it
+            config.run.clear_failure("analyze", name)  # nobody asked for it
             logger.warning("analysis %s left out: %s", name, error)
     progress.report("analyses", len(wanted), len(wanted))
     if not found:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from holdfast.errors import DiskFull, HoldfastError
 from holdfast.jobs.queue import Pace, duration, summary
 from holdfast.results.artifacts import AttackResult
-from holdfast.results.run_dir import NotDone
+from holdfast.results.run_dir import Unfinished
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of, grids_of
 from holdfast.stages.attacking.job import AttackJob, check_replaced
-from holdfast.stages.attacking.material import checked
+from holdfast.stages.attacking.material import checked_material
 from holdfast.stages.attacking.tuning import result_of
 from holdfast.stages.run_models import subjects
 
@@ -43,7 +43,7 @@ def attack(config: AttackConfig) -> list[AttackResult]:
 
 def _jobs(config: AttackConfig) -> list[AttackJob]:
     grids = grids_of(config)
-    materials = [checked(grid) for grid in grids]
+    materials = [checked_material(grid) for grid in grids]
     return [
         AttackJob(grid, material, subject, attack)
         for grid, material in zip(grids, materials, strict=True)
@@ -65,7 +65,7 @@ def _one_by_one(
         finished = len(job.config.run.entries("attack"))
         try:
             results.append(result_of(job))
-        except (DiskFull, NotDone):
+        except (DiskFull, Unfinished):
             raise
         except Exception as error:  # noqa: BLE001  # a plug-in may raise anything; the others go on
             failures[job.name] = failure(error)
@@ -81,9 +81,9 @@ def _one_by_one(
 
 
 def _side_by_side(config: AttackConfig) -> list[AttackResult]:
-    from holdfast.stages.planned_jobs import PlannedJob, do
+    from holdfast.stages.planned_jobs import PlannedJob, run_jobs
 
-    do(
+    run_jobs(
         [PlannedJob("attack", "all", config)],
         jobs=config.jobs,
         scheduler=config.scheduler,

@@ -16,10 +16,10 @@ def main() -> None:
 
 
 def _do(raw: dict[str, Any]) -> None:
-    from holdfast.results.run_dir import patient
+    from holdfast.results.run_dir import waiting_for_locks
     from holdfast.stages.planned_jobs import PlannedJob
 
-    with patient(PATIENCE):
+    with waiting_for_locks(PATIENCE):
         PlannedJob.read(raw)()
 
 

@@ -27,7 +27,7 @@ from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of
 from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import EvaluateConfig
-from holdfast.stages.planned_jobs import PlannedJob, parts, unfinished
+from holdfast.stages.planned_jobs import PlannedJob, single_jobs, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ class Forecast:
     memory: Range | None
     jobs: int
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return it in words."""
         low, high = (duration(s) for s in self.seconds)
         known = self.planned - self.finished > len(self.unknown)
@@ -104,7 +104,7 @@ def estimate(planned: Sequence[PlannedJob], *, jobs: int = 1, calibrate: bool = 
         jobs: How many are done at the same time.
         calibrate: Measure a few steps where nothing of the kind is finished.
     """
-    every = [job for job in parts(planned) if job.stage not in QUICK]
+    every = [job for job in single_jobs(planned) if job.stage not in QUICK]
     wanted = unfinished(every)
     entries = [e for e in every[0].config.run.entries() if e.seconds] if every else []
     model = _Model(every) if wanted else None
@@ -132,7 +132,7 @@ def estimate(planned: Sequence[PlannedJob], *, jobs: int = 1, calibrate: bool = 
     )
 
 
-def begin(planned: Sequence[PlannedJob], *, jobs: int = 1) -> None:
+def announce(planned: Sequence[PlannedJob], *, jobs: int = 1) -> None:
     """Say in one sentence what is to be done; nothing is measured for it, and no weights read."""
     if planned:
         progress.say(estimate(planned, jobs=jobs, calibrate=False).line)

@@ -15,10 +15,10 @@ from holdfast.errors import UsageError
 from holdfast.jobs.queue import summary
 from holdfast.options import OptionError, Options
 from holdfast.stages.align import MISMATCHED
-from holdfast.stages.attacking.guards import apart
+from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
-from holdfast.stages.forecast import begin
-from holdfast.stages.planned_jobs import PlannedJob, try_all
+from holdfast.stages.forecast import announce
+from holdfast.stages.planned_jobs import PlannedJob, attempt_jobs
 from holdfast.stages.run_models import label_of
 
 LAST = ("analyze", "report")
@@ -204,22 +204,22 @@ def run(
     """
     reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
-        apart(
+        check_disjoint(
             reader.read_if(spec, harmful=True),
             reader.read(config.data.harmful, harmful=True),
             f"knowledge {word!r}",
         )
     planned = plan(config)
     _check_attacks(planned)
-    begin(planned, jobs=jobs)
+    announce(planned, jobs=jobs)
     end = [] if jobs == 1 and not scheduler else [job for job in planned if job.stage in LAST]
-    failures, total = try_all(
+    failures, total = attempt_jobs(
         [job for job in planned if job not in end],
         jobs=jobs,
         scheduler=scheduler,
         allow_remote=allow_remote,
     )
-    more, last = try_all(end)
+    more, last = attempt_jobs(end)
     if failures or more:
         raise summary({**failures, **more}, total + last)
     return config.out / "report.html"
@@ -247,7 +247,7 @@ def _check_attacks(planned: Sequence[PlannedJob]) -> None:
     """Refuse a grid of attacks that cannot be run, before hours of alignment."""
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.grid import grids_of
-    from holdfast.stages.attacking.material import checked
+    from holdfast.stages.attacking.material import checked_material
 
     seen: list[AttackConfig] = []
     for job in planned:
@@ -256,7 +256,7 @@ def _check_attacks(planned: Sequence[PlannedJob]) -> None:
             if grid not in seen:
                 seen.append(grid)
                 for one in grids_of(job.config):
-                    checked(one)
+                    checked_material(one)
 
 
 C = TypeVar("C", bound=StageConfig)
@@ -367,7 +367,7 @@ def _attacks(config: RunConfig, label: str) -> list[PlannedJob]:
 
 def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> PlannedJob:
     from holdfast.stages.attacking.config import AttackConfig
-    from holdfast.stages.attacking.presets import expanded
+    from holdfast.stages.attacking.presets import expand
 
     defaults = {
         "harmful": config.data.harmful,
@@ -378,7 +378,7 @@ def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Planned
         "base": config.model,
     }
     settings = _stage_config(AttackConfig, config, **(defaults | dict(options)))
-    expanded(settings)  # an unknown preset is refused before the alignment, not after it
+    expand(settings)  # an unknown preset is refused before the alignment, not after it
     return PlannedJob("attack", name, settings)
 
 

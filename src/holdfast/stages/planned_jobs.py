@@ -14,7 +14,7 @@ from holdfast.jobs import queue as engine
 from holdfast.jobs.cluster import connected
 from holdfast.jobs.queue import Pace, QueuedJob
 from holdfast.jobs.workers import local
-from holdfast.results.run_dir import only_looking
+from holdfast.results.run_dir import dry_run
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.config import StageConfig
@@ -83,14 +83,14 @@ class PlannedJob:
     def finished(self) -> bool:
         """Whether its result exists, made from what it would be made from now."""
         try:
-            with only_looking():
+            with dry_run():
                 self()
         except Exception:  # noqa: BLE001  # unfinished; its turn reports the error
             return False
         return True
 
 
-def parts(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
+def single_jobs(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Return the jobs one by one: an attack stage has one for each attack and model."""
     return [part for job in planned for part in _parts(job)]
 
@@ -119,7 +119,7 @@ def unfinished(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
     return list(found.values())
 
 
-def do(
+def run_jobs(
     planned: Sequence[PlannedJob], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
 ) -> None:
     """Run jobs; one that fails is recorded in its run directory, and the others run all the same.
@@ -135,18 +135,20 @@ def do(
         DiskFull: There is no room; what had not begun was not tried.
         KeyboardInterrupt: Interrupted; the same call goes on from there.
     """
-    failures, total = try_all(planned, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
+    failures, total = attempt_jobs(
+        planned, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote
+    )
     if failures:
         raise engine.summary(failures, total)
 
 
-def try_all(
+def attempt_jobs(
     planned: Sequence[PlannedJob], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
 ) -> tuple[Failures, int]:
     """Run jobs as `do` does; return what failed, and how many there are in all."""
     if jobs == 1 and not scheduler:
         return _in_order(planned), len(planned)
-    every = parts(planned)
+    every = single_jobs(planned)
     wanted = {job.title: job for job in unfinished(every)}
     if there := len(every) - len(wanted):
         progress.say(f"{there} of {len(every)} are finished already")
@@ -198,7 +200,7 @@ def _in_order(planned: Sequence[PlannedJob]) -> Failures:
             progress.say(f"{place} {job.title} failed: {why}")
             _note(job, why)
         else:
-            job.config.run.forgive(job.stage, job.name)
+            job.config.run.clear_failure(job.stage, job.name)
             # What was finished before says nothing of how long the others take.
             if len(job.config.run.entries(job.stage)) > there:
                 pace.end(job.title, job.stage, time.monotonic() - clock)
@@ -217,9 +219,9 @@ def _note(job: PlannedJob, error: HoldfastError) -> None:
 
 def _noted(job: PlannedJob, reason: str) -> None:
     """Record a failure unless the job has recorded it itself."""
-    run, found = job.config.run, parts([job])
+    run, found = job.config.run, single_jobs([job])
     noted = {(one.stage, one.name) for one in run.failures()}
     for part in found:
         known = (part.stage, part.name) in noted and len(found) > 1
         if not known and not part.finished:
-            run.fail(part.stage, part.name, reason)
+            run.record_failure(part.stage, part.name, reason)

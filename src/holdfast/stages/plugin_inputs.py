@@ -85,7 +85,9 @@ class RunTask(Task):
         """Return the rows of a split, those kept in the run if the task's files are gone."""
         if not plugins.paths_of(self.task):
             return self.task.load(split)
-        return Sources(self.run).kept(f"task {split}", self.spec, lambda: self.task.load(split))
+        return Sources(self.run).load_rows(
+            f"task {split}", self.spec, lambda: self.task.load(split)
+        )
 
     def score(self, response: str, reference: str) -> float:
         """Grade one response."""

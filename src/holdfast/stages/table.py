@@ -27,13 +27,13 @@ class Stage:
     """
 
     name: str
-    what: str
+    summary: str
     config: str
     function: str
     example: str
-    shown: str
-    without: Mapping[str, str] = field(default_factory=dict)
-    long: bool = False
+    presenter: str
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    estimable: bool = False
 
     def load(self) -> tuple[type[StageConfig], Callable[[Any], Any]]:
         """Import the configuration and the function."""
@@ -44,9 +44,9 @@ class Stage:
         config: type[StageConfig] = imported(self.config)
         return config
 
-    def told(self, result: Any) -> Any:
+    def present(self, result: Any) -> Any:
         """Return what the command prints of a result."""
-        return imported(self.shown)(result)
+        return imported(self.presenter)(result)
 
 
 def imported(reference: str) -> Any:
@@ -63,92 +63,92 @@ READS_NO_ROWS = dict.fromkeys(
 _STAGES = (
     Stage(
         name="score",
-        what="Score how vulnerable every alignment example is in an aligned model.",
+        summary="Score how vulnerable every alignment example is in an aligned model.",
         config="holdfast.stages.score:ScoreConfig",
         function="holdfast.stages.score:score",
         example="score --model runs/a/models/sft-s0 --base base --data rows.jsonl --out runs/a",
-        shown="holdfast.cli.show:scores",
+        presenter="holdfast.cli.show:scores",
     ),
     Stage(
         name="group",
-        what="Split the scored examples into groups by vulnerability.",
+        summary="Split the scored examples into groups by vulnerability.",
         config="holdfast.stages.group:GroupConfig",
         function="holdfast.stages.group:group",
         example="group --data rows.jsonl --out runs/a --rule otsu",
-        shown="holdfast.cli.show:groups",
+        presenter="holdfast.cli.show:groups",
     ),
     Stage(
         name="validate-estimator",
-        what="Find out how well estimators foresee what attacks made a model forget.",
+        summary="Find out how well estimators foresee what attacks made a model forget.",
         config="holdfast.stages.validate:ValidateConfig",
         function="holdfast.stages.validate:validate",
         example="validate-estimator --model sft-s0 --data rows.jsonl --base base "
         "--vary source=base,mismatched --out runs/a",
-        shown="holdfast.cli.show:validation",
+        presenter="holdfast.cli.show:validation",
     ),
     Stage(
         name="screen",
-        what="Say how vulnerable new examples would be, before anything is trained on them.",
+        summary="Say how vulnerable new examples would be, before anything is trained on them.",
         config="holdfast.stages.screen:ScreenConfig",
         function="holdfast.stages.screen:screen",
         example="screen --new new.jsonl --data rows.jsonl --csv screened.csv --out runs/a",
-        shown="holdfast.cli.show:screened",
+        presenter="holdfast.cli.show:screened",
     ),
     Stage(
         name="align",
-        what="Align a model with a method.",
+        summary="Align a model with a method.",
         config="holdfast.stages.align:AlignConfig",
         function="holdfast.stages.align:align",
         example="align --model base --data rows.jsonl --benign alpaca.jsonl "
         "--method vaa --option rho=0.4 --out runs/a",
-        shown="holdfast.cli.show:aligned",
+        presenter="holdfast.cli.show:aligned",
     ),
     Stage(
         name="attack",
-        what="Fine-tune models on a task with harmful rows mixed in; measure how long they hold.",
+        summary="Fine-tune models on a task with harmful rows mixed in; measure their half-life.",
         config="holdfast.stages.attacking.config:AttackConfig",
         function="holdfast.stages.attack:attack",
         example="attack --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
         "--harmful pool.jsonl --test prompts.jsonl --out runs/a",
-        shown="holdfast.cli.show:attacks",
-        without={"seed": "--seed is `seeds`; nothing else in an attack is random"},
-        long=True,
+        presenter="holdfast.cli.show:attacks",
+        excluded={"seed": "--seed is `seeds`; nothing else in an attack is random"},
+        estimable=True,
     ),
     Stage(
         name="adapt",
-        what="Search for the worst attack on models that leaves their use on the task as it is.",
+        summary="Search for the worst attack on models that leaves their use on the task as it is.",
         config="holdfast.stages.adapt:AdaptConfig",
         function="holdfast.stages.adapt:adapt",
         example="adapt --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
         "--harmful pool.jsonl --test prompts.jsonl --trials 30 --out runs/a",
-        shown="holdfast.cli.show:searches",
+        presenter="holdfast.cli.show:searches",
     ),
     Stage(
         name="evaluate",
-        what="Measure harmful score, over-refusal and task accuracy of models, with intervals.",
+        summary="Measure harmful score, over-refusal and task accuracy of models, with intervals.",
         config="holdfast.stages.evaluate:EvaluateConfig",
         function="holdfast.stages.evaluate:evaluate",
         example="evaluate --model sft-s0 --test prompts.jsonl --judge refusal "
         "--over-refusal xstest.jsonl --out runs/a",
-        shown="holdfast.cli.show:evaluations",
+        presenter="holdfast.cli.show:evaluations",
     ),
     Stage(
         name="analyze",
-        what="Say what the results of a run mean.",
+        summary="Say what the results of a run mean.",
         config="holdfast.stages.analyze:AnalyzeConfig",
         function="holdfast.stages.analyze:analyze",
         example="analyze --out runs/a --analysis overlap",
-        shown="holdfast.cli.show:sections",
-        without=READS_NO_ROWS,
+        presenter="holdfast.cli.show:sections",
+        excluded=READS_NO_ROWS,
     ),
     Stage(
         name="report",
-        what="Write the report of a run: one HTML file.",
+        summary="Write the report of a run: one HTML file.",
         config="holdfast.stages.report:ReportConfig",
         function="holdfast.stages.report:report",
         example="report --out runs/a --language ja",
-        shown="holdfast.cli.show:report",
-        without=READS_NO_ROWS,
+        presenter="holdfast.cli.show:report",
+        excluded=READS_NO_ROWS,
     ),
 )
 

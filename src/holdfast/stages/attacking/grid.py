@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from holdfast.errors import UsageError
 from holdfast.results.attacks import Attack
 from holdfast.stages.attacking.config import AXES, SHARED, AttackConfig
-from holdfast.stages.attacking.presets import expanded
+from holdfast.stages.attacking.presets import expand
 from holdfast.stages.run_models import label_of
 
 
@@ -19,7 +19,7 @@ def grids_of(config: AttackConfig) -> list[AttackConfig]:
     Raises:
         UsageError: A preset does not exist, or no attack has the label given as `only`.
     """
-    grids = expanded(config) if config.preset or config.replay else [config]
+    grids = expand(config) if config.preset or config.replay else [config]
     if not any(attacks_of(grid) for grid in grids):
         labels = ", ".join(attack.label for grid in grids for attack in _combinations(grid))
         raise UsageError(f"--only {config.only!r}: no attack has this label; there are {labels}")

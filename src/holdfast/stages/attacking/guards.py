@@ -37,7 +37,7 @@ class GuardConfig(StageConfig):
     """The model before its alignment: "world", a directory or a hub id."""
 
 
-def apart(known: Examples | None, harmful: Examples | None, word: str) -> None:
+def check_disjoint(known: Examples | None, harmful: Examples | None, word: str) -> None:
     """Refuse harmful rows of the defender that are the attacker's too.
 
     Raises:

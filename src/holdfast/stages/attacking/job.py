@@ -14,7 +14,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.attacks import Attack
 from holdfast.results.files import sha256_json, to_json
-from holdfast.results.run_dir import key_of
+from holdfast.results.run_dir import job_key
 from holdfast.runtime import progress
 from holdfast.specs import parse
 from holdfast.stages.attacking.config import AttackConfig
@@ -131,7 +131,7 @@ class AttackJob:
         entry = self.config.run.entry(self.stage, self.name)
         if entry is None:
             return []
-        if entry.key == key_of(self.stage, self.name, self.settings, self.all_hashes):
+        if entry.key == job_key(self.stage, self.name, self.settings, self.all_hashes):
             return []
         options = [
             f"{option} was {entry.config.get(option)!r}, is {self.settings.get(option)!r}"

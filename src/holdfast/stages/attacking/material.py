@@ -13,22 +13,22 @@ from holdfast.results.attacks import HALF, Attack
 from holdfast.rows.readers import ASKS_TEST_PROMPT, warn_once
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of
-from holdfast.stages.attacking.guards import apart
+from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.plugin_inputs import judge_hashes, judges_of, task_of
 
 
-def checked(config: AttackConfig) -> Material:
+def checked_material(config: AttackConfig) -> Material:
     """Read what all attacks of a grid share, and refuse it if one of them would end it.
 
     Raises:
         UsageError: See `prepare` and `check_rows`.
     """
-    material = prepare(config)
+    material = read_material(config)
     check_rows(config, material, attacks_of(config))
     return material
 
 
-def prepare(config: AttackConfig) -> Material:
+def read_material(config: AttackConfig) -> Material:
     """Read what all attacks of a grid share.
 
     Raises:
@@ -50,7 +50,7 @@ def prepare(config: AttackConfig) -> Material:
             "until_broken it goes on to its last step; give until_broken, or leave out broken_at"
         )
     harmful = config.read_if(config.harmful, harmful=True)
-    apart(config.read_if(config.known_harmful, harmful=True), harmful, "known_harmful")
+    check_disjoint(config.read_if(config.known_harmful, harmful=True), harmful, "known_harmful")
     test = config.read_prompts(config.test)
     return Material(
         harmful=untested(harmful or Examples([], name="no harmful rows"), test),

@@ -99,7 +99,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read: {error}") from error
 
 
-def expanded(config: AttackConfig) -> list[AttackConfig]:
+def expand(config: AttackConfig) -> list[AttackConfig]:
     """Return one configuration for each preset and each found attack that a configuration names.
 
     Raises:
@@ -133,4 +133,4 @@ def _filled(config: AttackConfig, spec: str) -> AttackConfig:
     try:
         return type(config)(**{**own, **grid, **cleared})
     except OptionError as error:
-        raise error.of(f"preset {spec!r}") from error
+        raise error.for_owner(f"preset {spec!r}") from error

@@ -15,7 +15,7 @@ from holdfast.models.encoding import answerable, fields_that_fit, rows_that_fit
 from holdfast.results.artifacts import AttackResult, Life, Point
 from holdfast.results.attacks import PLAIN
 from holdfast.results.files import Artifact, Vector
-from holdfast.results.lives import HALF_LIFE, lasting
+from holdfast.results.lives import HALF_LIFE, life_until
 from holdfast.results.run_dir import ATTACKED, Job
 from holdfast.rows.mixing import mix
 from holdfast.stages.attacking.job import AttackJob
@@ -102,7 +102,7 @@ def attack_loaded(
         model = adapters.add_lora(model, attack.lora_rank, seed=attack.seed)
     else:
         model.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
-    watch = Watch(attack_job, model, loaded.tokenizer)
+    watch = Checkpoints(attack_job, model, loaded.tokenizer)
     partial, resume = (None, None) if job is None else _work(attack_job, job)
     if partial is not None and resume is not None and resume.exists():
         watch.restore(partial, steps_done(resume))
@@ -195,7 +195,7 @@ def _without(rows: Examples, prompts: set[str]) -> Examples:
 
 
 @dataclass(frozen=True)
-class Partial(Artifact):
+class PartialAttack(Artifact):
     """The checkpoints of an attack that is not finished.
 
     Attributes:
@@ -210,7 +210,7 @@ class Partial(Artifact):
     history: tuple[Vector, ...]
 
 
-class Watch:
+class Checkpoints:
     """Measures a model at the checkpoints of an attack, and can be saved in between."""
 
     def __init__(
@@ -288,13 +288,13 @@ class Watch:
         if path is None:
             return
         history = self.tracker.history if self.tracker else []
-        Partial(tuple(self.points), tuple(history)).save(path)
+        PartialAttack(tuple(self.points), tuple(history)).save(path)
 
     def restore(self, path: Path, done: int) -> None:
         """Continue from what was measured in the first `done` steps, if there is anything."""
         if not path.exists():
             return
-        partial = Partial.load(path)
+        partial = PartialAttack.load(path)
         self.points = list(partial.points)
         if self.tracker is not None:
             self.tracker.history = list(partial.history)
@@ -323,7 +323,7 @@ class Watch:
             tracked_judge=self.tracked_judge,
             prompts=self.material.test.ids,
         )
-        return replace(result, half_life=lasting(result, HALF_LIFE))
+        return replace(result, half_life=life_until(result, HALF_LIFE))
 
     def _counts(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
         """Return how often each tracked row that was held was forgotten, or within what bounds."""

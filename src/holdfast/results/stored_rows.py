@@ -27,7 +27,7 @@ WAY_OUT = (
 )
 
 
-class KeptRows:
+class StoredRows:
     """The folder `rows` of a run.
 
     Args:
@@ -37,7 +37,7 @@ class KeptRows:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, rows: Examples) -> str:
+    def store(self, rows: Examples) -> str:
         """Store rows, unless they are there already, and return the name of their file."""
         return self._write(self.folder, [_line(row, rows.ids_only) for row in rows])
 
@@ -47,7 +47,7 @@ class KeptRows:
         Returns:
             "file", "source", "n" and, if any were left out, "left_out".
         """
-        record: dict[str, Any] = {"file": self.keep(rows), "source": rows.name, "n": len(rows)}
+        record: dict[str, Any] = {"file": self.store(rows), "source": rows.name, "n": len(rows)}
         left_out = self.record_left_out(rows)
         return {**record, "left_out": left_out} if left_out else record
 
