@@ -15,11 +15,16 @@ import yaml
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints
+from holdfast.models.encoding import NO_ROOM
+from holdfast.reports.catalogue import Code
+from holdfast.reports.words import Words
 from holdfast.results.run_dir import RunDir
 from holdfast.results.sources import Sources
+from holdfast.rows.readers import ASKS_TEST_PROMPT, REASONS, REPEATED_PROMPT
 from holdfast.stages import pipeline
 from holdfast.stages.config import StageConfig
 from holdfast.stages.group import GroupConfig, group
+from holdfast.stages.report import ReportConfig, report
 from holdfast.stages.run_models import subject, subjects
 
 SECRET = "answer that nobody may read"
@@ -238,3 +243,23 @@ def test_models_of_one_folder_name_are_refused_across_commands(
     # A copy of the same model is the same model, and one trained again in its place keeps its name.
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     assert subjects(run, [str(tmp_path / "c/final")])[0].hash == first.hash
+
+
+def test_the_report_counts_rows_that_were_left_out_in_both_languages(tmp_path: Path) -> None:
+    rows = [Example(f"p{i}", "r") for i in range(40)]
+    spec = write(tmp_path / "a.jsonl", [*rows, Example("", "r"), rows[0]])
+    config = StageConfig(out=tmp_path / "run")
+    with config.run.job("score", "s", config={}, inputs={}, rows={"data": config.read(spec)}):
+        pass
+    for language, reason in (("en", "empty prompt"), ("ja", "プロンプトが空")):
+        page = report(ReportConfig(out=config.out, language=language)).read_text()
+        assert spec in page
+        assert reason in page
+    facts = json.loads(config.run.path("report.json").read_text())
+    assert facts["left_out"] == {spec: {"empty prompt": 1, "duplicate": 1}}
+
+
+@pytest.mark.parametrize("code", ["en", "ja"])
+def test_every_reason_has_a_text(code: Code) -> None:
+    for reason in (*REASONS, REPEATED_PROMPT, ASKS_TEST_PROMPT, NO_ROOM):
+        assert Words(code).text[f"reason_{reason.replace(' ', '_')}"]

@@ -25,6 +25,7 @@ from holdfast.reports.facts import BASELINE, Attacked, Facts, LineComparison, Un
 from holdfast.reports.verdict import cards, verdict
 from holdfast.reports.words import Words, attack_of
 from holdfast.results.files import SCHEMA, write_json, write_text
+from holdfast.results.left_out import left_out_counts
 from holdfast.results.run_dir import Entry, RunDir, versions
 
 _SHOWN = 6
@@ -123,6 +124,7 @@ def _render(
         limits=[words.say(f"limit_{k}", seeds=_seeds(facts)) for k in _LIMITS if _says(k, facts)],
         terms=[(words.text[f"term_{k}"], words.text[f"term_{k}_text"]) for k in _TERMS],
         provenance=_provenance(facts, words),
+        left_out=_left_out(facts, words),
         provenance_columns=PROVENANCE,
         versions=_versions(facts),
         hardware=_hardware(facts),
@@ -175,6 +177,7 @@ def _machine(
         "missing": facts.missing,
         "problems": facts.problems,
         "failed": [asdict(one) for one in facts.failed],
+        "left_out": left_out_counts(facts.entries),
         "provenance": {step: found for step, found in _provenance_facts(facts)},
         "sections": [
             {
@@ -306,6 +309,19 @@ def _provenance_facts(facts: Facts) -> Iterator[tuple[str, Mapping[str, Mapping[
             found[key] = columns
     for key, columns in found.items():
         yield ", ".join(steps[key]), columns
+
+
+def _left_out(facts: Facts, words: Words) -> list[dict[str, str]]:
+    """Return one line for each file and reason."""
+    return [
+        {
+            "file": source,
+            "reason": words.text.get(f"reason_{reason.replace(' ', '_')}", reason),
+            "rows": words.steps(number),
+        }
+        for source, counts in left_out_counts(facts.entries).items()
+        for reason, number in counts.items()
+    ]
 
 
 def _provenance(facts: Facts, words: Words) -> list[dict[str, Any]]:
