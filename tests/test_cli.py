@@ -176,7 +176,11 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_that_are_in_use_stay(name: str) -> None:
-    rows = [] if name in ("analyze", "report") else ["columns", "strict", "max-left-out", "limit"]
+    rows = (
+        []
+        if name in ("analyze", "report")
+        else ["columns", "strict", "max-left-out", "drop-invalid", "limit"]
+    )
     wanted = {f"--{word}" for word in [*OPTIONS[name].split(), "seed", "device", "json", *rows]}
     assert wanted <= {opt for param in flags(name).values() for opt in param.opts}
 
@@ -304,7 +308,7 @@ def test_required_options_come_first_and_common_ones_last() -> None:
     order = [option.name for option in options_of(Every)]
     assert order[:3] == ["text", "out", "share"]
     assert order[-7:-3] == ["seed", "device", "columns", "strict"]
-    assert order[-3:] == ["max_left_out", "limit", "keep_harmful_rows"]
+    assert order[-3:] == ["drop_invalid", "limit", "keep_harmful_rows"]
 
 
 # ------------------------------------------------------------------------------------------- help

@@ -20,6 +20,7 @@ from holdfast.examples import PROVENANCE, Example, Examples
 from holdfast.rows import mixing
 from holdfast.rows.provenance import provenance_table
 from holdfast.rows.readers import ReadOptions, read
+from holdfast.stages.config import StageConfig
 
 Write = Callable[[str, object], str]
 ROWS = [{"prompt": "a", "response": "1"}, {"prompt": "b", "response": "2"}]
@@ -423,6 +424,14 @@ def test_more_than_five_percent_is_an_error(write: Write, n_bad: int, refused: b
     with pytest.raises(DataError, match=message):
         read(spec)
     assert len(read(spec, ReadOptions(max_left_out=0.06))) == 94
+
+
+def test_drop_invalid_leaves_out_any_number_of_rows(write: Write, tmp_path: Path) -> None:
+    spec = write("d.json", [*ROWS[:1], {"prompt": "", "response": "r"}, {"prompt": "p"}])
+    with pytest.raises(DataError, match="2 of 3 rows cannot be used .*--drop-invalid"):
+        StageConfig(out=tmp_path / "run").read(spec)
+    rows = StageConfig(out=tmp_path / "run", drop_invalid=True).read(spec)
+    assert (len(rows), len(rows.left_out)) == (1, 2)
 
 
 def test_a_file_without_a_usable_row_is_an_error(write: Write) -> None:

@@ -174,7 +174,7 @@ def _check_share(
         raise DataError(
             f"{unusable[0]}; {len(unusable)} of {total} rows cannot be used ({counts}), more than "
             f"the {options.max_left_out:.0%} that may be left out: fix the file, or allow more "
-            "with --max-left-out"
+            "with --max-left-out or --drop-invalid"
         )
     warn_once(f"{spec}: {len(unusable)} of {total} rows left out ({counts})")
 

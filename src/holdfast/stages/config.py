@@ -44,7 +44,7 @@ class StageConfig(Options):
     """Options that say where things are or what computes them. A job's key has the hash of their
     content instead."""
     READING: ClassVar[frozenset[str]] = frozenset(
-        {"columns", "strict", "max_left_out", "limit", "keep_harmful_rows"}
+        {"columns", "strict", "max_left_out", "drop_invalid", "limit", "keep_harmful_rows"}
     )
     """Options that change results only through the rows that are read, whose hash is in the key."""
 
@@ -60,6 +60,8 @@ class StageConfig(Options):
     """Stop at the first row that cannot be used, instead of leaving it out."""
     max_left_out: float = Field(default=0.05, ge=0, le=1)
     """Largest share of a file's rows that may be left out; more is an error."""
+    drop_invalid: bool = False
+    """Leave out every row that cannot be used, however many there are, as --max-left-out 1 does."""
     limit: int | None = Field(default=None, ge=1)
     """Read only this number of rows of every data file."""
     keep_harmful_rows: bool = False
@@ -94,7 +96,7 @@ class StageConfig(Options):
         options = ReadOptions(
             columns=self.columns,
             strict=self.strict,
-            max_left_out=self.max_left_out,
+            max_left_out=1.0 if self.drop_invalid else self.max_left_out,
             limit=self.limit,
             needs_response=needs_response,
         )

@@ -75,6 +75,8 @@ class RunConfig(Options):
     """Stop at the first row that cannot be used, instead of leaving it out."""
     max_left_out: float = Field(default=0.05, ge=0, le=1)
     """Largest share of a file's rows that may be left out; more is an error."""
+    drop_invalid: bool = False
+    """Leave out every row that cannot be used, however many there are."""
     keep_harmful_rows: bool = False
     """Keep the text of harmful rows in the run directory, not only their ids."""
     align: dict[str, Any] = Field(default_factory=dict)
@@ -270,6 +272,7 @@ def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
         "columns": config.columns,
         "strict": config.strict,
         "max_left_out": config.max_left_out,
+        "drop_invalid": config.drop_invalid,
         "keep_harmful_rows": config.keep_harmful_rows,
     }
     return cls(**(common | options))

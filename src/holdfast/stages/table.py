@@ -56,7 +56,7 @@ def imported(reference: str) -> Any:
 
 
 READS_NO_ROWS = dict.fromkeys(
-    ("columns", "strict", "max_left_out", "limit", "keep_harmful_rows"),
+    ("columns", "strict", "max_left_out", "drop_invalid", "limit", "keep_harmful_rows"),
     "the stage reads results of the run, no rows",
 )
 
