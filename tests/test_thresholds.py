@@ -376,7 +376,7 @@ def test_counts_that_are_nearly_all_positive_are_not() -> None:
     found = recommend(np.array([0] * 5 + [1] * 50 + [9] * 45, float))
     assert found.rule.name == "otsu"
     assert found.at == (5.0,)
-    assert "95% of the 100 above zero, not within 5% to 60%" in found.reason
+    assert "95% of the 100 above zero, which is not between 5.0% and 60%" in found.reason
 
 
 def test_two_peaks_get_a_mixture() -> None:
@@ -400,7 +400,7 @@ def test_a_stable_otsu_comes_next() -> None:
     found = recommend(np.linspace(-1, 1, 400))
     assert found.rule.name == "otsu"
     assert found.at == pytest.approx((0.0,), abs=0.01)
-    assert "no 2 clear peaks" in found.reason
+    assert "not 2 clear peaks" in found.reason
     assert "it is stable" in found.reason
 
 
@@ -418,7 +418,7 @@ def test_ties_that_leave_no_quantile() -> None:
     found = recommend(np.array([0.0] * 97 + [-1.0] * 3))
     assert found.rule.name == "otsu"
     assert found.at == (-0.5,)
-    assert "equal scores" in found.reason
+    assert "tied scores" in found.reason
 
 
 def test_advice_for_three_groups() -> None:

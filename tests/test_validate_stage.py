@@ -331,9 +331,9 @@ def test_average_precision_is_told_with_what_chance_has(setting: Setting) -> Non
     assert show.validation(found)[0]["AUPRC"] == f"1.00 ({plain['base_rate']:.2f})"
     section = Reliability().run(setting.run)
     table = section.tables["By estimator, option and seed"].frame
-    assert table["auprc"].tolist() == pytest.approx([1.0, turned["auprc"]], abs=1e-3)
-    assert {"auprc_low", "auprc_high", "base_rate"} <= set(table.columns)
-    assert f"AUPRC 1.00 [1.00, 1.00] (chance has {plain['base_rate']:.2f})" in section.findings[0]
+    assert table["AUPRC"].tolist() == pytest.approx([1.0, turned["auprc"]], abs=1e-3)
+    assert {"AUPRC, low", "AUPRC, high", "chance"} <= set(table.columns)
+    assert f"AUPRC 1.00 [1.00, 1.00] (chance: {plain['base_rate']:.2f})" in section.findings[0]
 
 
 def test_no_number_is_broken_in_a_narrow_terminal(
