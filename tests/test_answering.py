@@ -84,7 +84,7 @@ def test_each_prompt_has_a_seed_of_its_own(vllm: type[LLM]) -> None:
 
 def test_an_adapter_is_refused(vllm: type[LLM], tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UsageError, match="takes merged models, and this is an adapter"):
+    with pytest.raises(UsageError, match="needs a merged model, but this is an adapter"):
         answer_with_vllm(str(tmp_path))
 
 

@@ -131,7 +131,7 @@ def test_an_unlucky_sample_does_not_decide_that_nothing_is_held() -> None:
 
 def test_what_is_said_of_all_examples_was_looked_at_on_all() -> None:
     margins = Lines([-1.0] * 60 + [1.0] * 40, [1.0] * 100)
-    with pytest.raises(UsageError, match="60% of all 100 examples are not refused"):
+    with pytest.raises(UsageError, match="does not refuse 60% of all 100 examples"):
         step_that_flips(margins, sample=5)
     assert margins.asked[-1] == (0.0, 100)
 
@@ -578,7 +578,7 @@ def test_a_model_that_does_not_refuse(
     model = make_model(vocab=len(tokenizer))
     obliging = Examples(Example(row.prompt, "to brew tea") for row in rows.safety)
     finetune(model, tokenizer, obliging, FinetuneConfig(learning_rate=1e-2, steps=15))
-    with pytest.raises(UsageError, match=r"100% of all 24 examples are not refused.*not its base"):
+    with pytest.raises(UsageError, match=r"does not refuse 100% of all 24 examples.*not its base"):
         AttackDirection(harmful=rows.harmful).score(model, tokenizer, rows.safety, seed=0)
 
 

@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite(
         with torch.no_grad():
             next(model.parameters()).fill_(torch.nan)
 
-    with pytest.raises(TrainingError, match=r"loss is nan at step 4: .*Lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"loss is nan at step 4, .*Lower the learning rate"):
         finetune(model, tokenizer, rows.harmful, CONFIG, on_snapshot=poison)
     assert steps == [3]
     assert not model.training

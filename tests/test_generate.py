@@ -12,7 +12,7 @@ from holdfast import world
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints, encoding
 from holdfast.models.encoding import encode_prompts
-from holdfast.models.generation import Sampling, _Drawn, complete, generate, stop_tokens
+from holdfast.models.generation import Sampling, _TokenSampler, complete, generate, stop_tokens
 
 
 def slow_twin(
@@ -228,7 +228,7 @@ def test_drawn_tokens_have_the_models_probabilities(
         share = model(input_ids=torch.tensor(ids)).logits[0, -1].double().softmax(-1)
     likeliest = int(share.argmax())
     uniforms = torch.rand(20000, 1, generator=torch.Generator().manual_seed(0)).double()
-    draw = _Drawn(uniforms, Sampling(temperature=1.0))
+    draw = _TokenSampler(uniforms, Sampling(temperature=1.0))
     scores = share.log().float().expand(20000, -1)
     hits = float((draw(torch.zeros(20000, 1), scores).argmax(-1) == likeliest).double().mean())
     p = float(share[likeliest])
@@ -244,5 +244,5 @@ def test_a_low_temperature_is_greedy(prompts: list[str]) -> None:
 
 @pytest.mark.parametrize("how", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_sampling_out_of_range(how: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="must not be negative, the second must lie above 0"):
+    with pytest.raises(UsageError, match="must not be negative, and top_p must be above 0"):
         Sampling(**how)  # type: ignore[arg-type]

@@ -92,14 +92,14 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(
 ) -> None:
     tokenizer = make_tokenizer()
     checkpoints.save(make_model(vocab=len(tokenizer) - 2), tokenizer, tmp_path / "model")
-    words = rf"has the id {len(tokenizer) - 1}, and the model embeds {len(tokenizer) - 2} tokens"
+    words = rf"has id {len(tokenizer) - 1}, but the model embeds only ids 0 to {len(tokenizer) - 3}"
     with pytest.raises(UsageError, match=words):
         checkpoints.load(str(tmp_path / "model"), device="cpu")
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UsageError, match=r"is no model \(no config\.json\)"):
+    with pytest.raises(UsageError, match=r"is not a model \(no config\.json\)"):
         checkpoints.load(str(tmp_path))
 
 
@@ -158,7 +158,7 @@ def test_the_world_is_a_model() -> None:
 
 @pytest.mark.parametrize("name", ["warp", "cpu:x", ""])
 def test_a_device_that_is_none(name: str) -> None:
-    with pytest.raises(UsageError, match="is no device"):
+    with pytest.raises(UsageError, match="is not a device"):
         checkpoints.pick_device(name)
 
 

@@ -100,7 +100,9 @@ def test_the_length_of_an_estimator_holds_for_its_attacks(
     )
     with caplog.at_level(logging.WARNING):
         cut = drift.score(aligned, tokenizer, rows.safety, seed=0)
-    assert f"long+obliging: 1 of {len(long)} rows left out, since the prompt leaves" in caplog.text
+    assert (
+        f"long+obliging: 1 of {len(long)} rows left out, because the prompt leaves" in caplog.text
+    )
     assert "no room for an answer in 40 tokens" in caplog.text
     without = drift.changed(benign=Examples(rows.benign), rows=len(rows.benign))
     assert len(cut.values) == len(without.score(aligned, tokenizer, rows.safety, seed=0).values)

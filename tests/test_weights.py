@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.models.weights import (
-    _Lost,
+    _RoundingError,
     displace,
     freeze,
     global_norm,
@@ -187,12 +187,12 @@ def test_what_is_taken_back_is_put_right_bit_for_bit(dtype: torch.dtype) -> None
 
 def test_a_displacement_keeps_a_quarter_of_a_copy() -> None:
     p = torch.randn(100, 100) + 5
-    lost = _Lost.between(p, p + 0.1 - 0.1)
+    lost = _RoundingError.between(p, p + 0.1 - 0.1)
     assert lost is not None
-    assert lost.near.nbytes == p.nbytes / 4
-    assert len(lost.where) == 0
+    assert lost.small.nbytes == p.nbytes / 4
+    assert len(lost.large_at) == 0
     tiny = torch.full((100,), 1e-9)  # of which nothing is left: a copy is smaller
-    assert _Lost.between(tiny, tiny + 0.1 - 0.1) is None
+    assert _RoundingError.between(tiny, tiny + 0.1 - 0.1) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

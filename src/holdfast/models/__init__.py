@@ -1,1 +1,1 @@
-"""Language models: loading, tokens, weights, losses, answers, and what they cost."""
+"""Language models: loading, tokens, weights, losses, generation and cost."""

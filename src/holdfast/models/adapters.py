@@ -1,4 +1,4 @@
-"""Loading, saving and adapting causal language models, and turning rows into tokens."""
+"""LoRA adapters: adding them to a model and merging them into its weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ if TYPE_CHECKING:
 
 
 def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel:
-    """Freeze a model and add LoRA adapters of a rank to all its linear layers (peft).
+    """Freeze a model and add LoRA adapters to all its linear layers (peft).
 
-    The result is a `PeftModel`; `merge` folds the adapters in.
+    Args:
+        model: Changed in place.
+        rank: Rank of the adapters; their alpha is twice the rank.
+        seed: Seed of the adapters' initial weights.
+
+    Returns:
+        A `PeftModel`; `merge` folds the adapters into the weights.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -29,13 +35,13 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel
 
 @contextlib.contextmanager
 def without_peft_warning() -> Iterator[None]:
-    """Keep from the user that peft still reads an attribute which transformers has renamed."""
+    """Hide the warning that peft still reads an attribute transformers has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         yield
 
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """Fold LoRA adapters into the weights; a model without them is returned as it is."""
+    """Fold LoRA adapters into the weights; return a model without adapters unchanged."""
     fold: Callable[[], PreTrainedModel] | None = getattr(model, "merge_and_unload", None)
     return model if fold is None else fold()

@@ -1,4 +1,4 @@
-"""Answers to prompts, by the model in this process or by vLLM."""
+"""Answering prompts with transformers or with vLLM."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from holdfast.models.generation import Sampling
 
     Answer = Callable[[Sequence[str], int, Sampling], list[str]]
-    """Called with prompts, the longest answer in tokens and the sampling; answers in order."""
+    """Maps prompts, the maximum answer length in tokens and the sampling to answers, in order."""
 
 
 def answer_with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """Return a function that answers with a loaded model."""
+    """Return a function that answers prompts with a loaded model."""
     from holdfast.models.generation import generate
 
     def answer(prompts: Sequence[str], max_new_tokens: int, sampling: Sampling) -> list[str]:
@@ -29,32 +29,32 @@ def answer_with_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def answer_with_vllm(source: str) -> Answer:
-    """Return a function that answers with vLLM, which must be installed.
+    """Return a function that answers prompts with vLLM, which must be installed.
 
-    Prompts are given as the same tokens as to transformers. Texts depend on vLLM's kernels and may
-    differ from those of transformers and, in half precision, from one batch to another.
+    vLLM gets the same prompt tokens as transformers. Its answers depend on its kernels: they may
+    differ from those of transformers and, in half precision, between batches.
 
     Args:
         source: "world", a directory, or a hub id.
 
     Raises:
-        UsageError: vLLM is not installed, or the directory holds an adapter only.
+        UsageError: vLLM is not installed, or the directory holds only an adapter.
     """
     try:
         import vllm
     except ModuleNotFoundError as error:
         raise UsageError(
             f"backend 'vllm': module {error.name!r} is not installed; "
-            "pip install holdfast[vllm], or leave the backend at transformers"
+            "run pip install holdfast[vllm], or use backend transformers"
         ) from error
     path = resolve(source)
     if (path / "adapter_config.json").is_file():
         raise UsageError(
-            f"{source}: backend 'vllm' takes merged models, and this is an adapter; merge and save "
-            "it, or leave the backend at transformers"
+            f"{source}: backend 'vllm' needs a merged model, but this is an adapter; merge and "
+            "save it, or use backend transformers"
         )
     tokenizer = tokenizer_of(source)
-    # generation_config "vllm": the sampling defaults stored with the model are not used.
+    # generation_config="vllm" ignores the sampling defaults stored with the model.
     engine: Any = vllm.LLM(
         model=str(path), trust_remote_code=False, generation_config="vllm", seed=0
     )
@@ -65,14 +65,14 @@ def answer_with_vllm(source: str) -> Answer:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=max_new_tokens,
-                seed=sampling.number(prompt),
+                seed=sampling.prompt_seed(prompt),
             )
             for prompt in prompts
         ]
         inputs = [{"prompt_token_ids": ids} for ids in encode_prompts(tokenizer, prompts)]
         outputs = engine.generate(inputs, parameters, use_tqdm=False) if inputs else []
-        answers = [list(output.outputs[0].token_ids) for output in outputs]
-        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        answer_ids = [list(output.outputs[0].token_ids) for output in outputs]
+        texts = tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     return answer

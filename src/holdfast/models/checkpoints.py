@@ -1,4 +1,4 @@
-"""Loading, saving and adapting causal language models, and turning rows into tokens."""
+"""Loading, saving and identifying causal language models and their tokenizers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ HUB = "hub:"
 """Prefix of a hub id without an organisation, e.g. "hub:gpt2"."""
 WORLD_BASE = Path(__file__).parents[1] / "world" / "base"
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""Files that make up a model; weights in pickle formats are never read."""
+"""Suffixes of the files that make up a model; pickled weights are never read."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its tokenizer, and where both came from."""
+    """A model with its tokenizer, its source and its content hash."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,18 +38,22 @@ class Loaded:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device that a name means; "auto" takes an accelerator where there is one."""
+    """Return the device with this name; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        UsageError: No such device.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one accelerator for each of torchrun's
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one per process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(
-            f"--device {name!r} is no device; use auto, cpu, cuda or cuda:N"
+            f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N"
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name!r}: this machine has no CUDA device; use cpu")
@@ -59,11 +63,11 @@ def pick_device(name: str = "auto") -> torch.device:
 def load(source: str, *, device: str = "auto", revision: str | None = None) -> Loaded:
     """Load a causal language model from "world", a directory, or a hub id at a revision.
 
-    A directory with a LoRA adapter is loaded with its base and merged. Weights are float32 on a
-    CPU; elsewhere as stored. Code from the model's repository is never run.
+    A LoRA adapter is loaded with its base model and merged. Weights are float32 on a CPU and as
+    stored on other devices. Code from the model's repository is never run.
 
     Raises:
-        UsageError: Not a model; the message says what was missing.
+        UsageError: The source is not a model, or its tokenizer does not fit the model.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -79,14 +83,14 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
 
             with without_peft_warning():
                 model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
-            model.requires_grad_(True)  # peft has frozen all of it
+            model.requires_grad_(True)  # peft froze all weights
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **kind)
         tokenizer = load_tokenizer(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{source}: cannot be loaded as a causal language model ({first}); "
+            f"{source}: cannot be loaded as a causal language model ({reason}); "
             "give a directory written by save_pretrained, or a hub id"
         ) from error
     prepare_tokenizer(tokenizer, source)
@@ -97,33 +101,35 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
 
 
 def loading_options(target: torch.device) -> dict[str, Any]:
-    """Return how any model is loaded: float32 on a CPU, elsewhere as stored; no pickled weights."""
+    """Return options of from_pretrained: float32 on a CPU, else as stored; no pickled weights."""
     return {"dtype": "float32" if target.type == "cpu" else "auto", "use_safetensors": True}
 
 
 def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer alone, ready for batches.
+    """Load only a model's tokenizer, ready for batches.
 
     Raises:
-        UsageError: No tokenizer, or one without an end token.
+        UsageError: There is no tokenizer, or it has no end-of-sequence token.
     """
     try:
         tokenizer = load_tokenizer(resolve(source))
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"{source}: its tokenizer cannot be loaded ({first})") from error
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{source}: its tokenizer cannot be loaded ({reason}); save it with save_pretrained"
+        ) from error
     prepare_tokenizer(tokenizer, source)
     return tokenizer
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is stored in a model's directory."""
+    """Load the tokenizer stored in a model's directory."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     config = path / "tokenizer_config.json"
     declared = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    # AutoTokenizer gives some architectures (Qwen2) their usual tokenizer though another is
-    # stored, and would turn every word into nonsense without a word.
+    # For some architectures (Qwen2) AutoTokenizer silently loads the usual tokenizer instead of the
+    # stored one, which garbles all text.
     if declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
         return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(path))
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path))
@@ -133,7 +139,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     """Return the local directory of a model: "world", a directory, or a hub id (downloaded).
 
     Args:
-        source: The model. Only "ORGANISATION/NAME" and "hub:NAME" are looked up on the hub.
+        source: The model; only "ORGANISATION/NAME" and "hub:NAME" are looked up on the hub.
         revision: Branch, tag or commit on the hub; None for the newest.
 
     Raises:
@@ -143,12 +149,12 @@ def resolve(source: str, revision: str | None = None) -> Path:
     if path.is_dir():
         if revision:
             raise UsageError(
-                f"{source}: a directory has no revision {revision!r}; leave it out, or give a "
+                f"{source}: a directory has no revision {revision!r}; omit the revision, or give a "
                 "hub id"
             )
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UsageError(
-                f"{source}: the directory is no model (no config.json); "
+                f"{source}: the directory is not a model (no config.json); "
                 "give one written by save_pretrained, or a hub id"
             )
         return path
@@ -156,7 +162,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if local or (hub_id == source and "/" not in source):
         raise UsageError(
-            f"{source}: no such model directory; a model on the hub is ORGANISATION/NAME or "
+            f"{source}: no such model directory; for a model on the hub give ORGANISATION/NAME or "
             f"{HUB}NAME"
         )
     from huggingface_hub import snapshot_download
@@ -166,17 +172,17 @@ def resolve(source: str, revision: str | None = None) -> Path:
         patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError, HFValidationError) as error:
-        first = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{source}: no such directory, and the hub could not be read: {first}"
+            f"{source}: no such directory, and the hub could not be read: {reason}"
         ) from error
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Give a tokenizer what batches need: an end token and a padding token.
+    """Check that a tokenizer has an end token, and set a padding token if it has none.
 
     Raises:
-        UsageError: No end-of-sequence token.
+        UsageError: There is no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise UsageError(
@@ -184,28 +190,28 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
             "set tokenizer.eos_token and save it again"
         )
     if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so the end token can stand in for it.
+        # Padding is masked everywhere, so the end token can serve as padding.
         tokenizer.pad_token = tokenizer.eos_token
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Refuse a tokenizer with tokens that the model does not know.
+    """Reject a tokenizer with token ids beyond the model's embedding.
 
     Raises:
-        UsageError: Its greatest id is beyond the embedding, so that some text would end a stage.
+        UsageError: The highest id has no row in the embedding, so some text would crash a stage.
     """
     rows = cast("Any", model.get_input_embeddings()).weight.shape[0]
-    token, most = max(tokenizer.get_vocab().items(), key=lambda found: found[1])
-    if most >= rows:
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if highest >= rows:
         raise UsageError(
-            f"{source}: the tokenizer's {token!r} has the id {most}, and the model embeds {rows} "
-            "tokens, from 0 on; give the tokenizer that it was trained with, or call "
-            f"model.resize_token_embeddings({most + 1}), and save both again"
+            f"{source}: token {token!r} of the tokenizer has id {highest}, but the model embeds "
+            f"only ids 0 to {rows - 1}; use the tokenizer the model was trained with, or call "
+            f"model.resize_token_embeddings({highest + 1}) and save both again"
         )
 
 
 def hash_model(path: Path) -> str:
-    """Return a sha256 over the names and contents of a model directory's files."""
+    """Return a SHA-256 over the names and contents of a model directory's files."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.suffix in MODEL_SUFFIXES and file.is_file():
@@ -217,7 +223,7 @@ def hash_model(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256(file: Path, size: int, changed: int) -> str:
-    """Hash a file once: every attack on a model asks for the hash of its weights."""
+    """Return the hash of a file, cached: every attack on a model needs the hash of its weights."""
     del size, changed
     return sha256_file(file)
 
@@ -226,7 +232,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
     """Write a model directory atomically (safetensors) and return its files.
 
     Raises:
-        HoldfastError: It could not be written; what was there before is still there.
+        HoldfastError: The model could not be written; a previous model at `path` is kept.
     """
     from safetensors import SafetensorError
 
@@ -245,14 +251,14 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
     return sorted(p for p in path.rglob("*") if p.is_file())
 
 
-def _swap(made: Path, path: Path, aside: Path) -> None:
-    """Put a directory in the place of another, which cannot be done in one step."""
+def _swap(staged: Path, path: Path, aside: Path) -> None:
+    """Move a staged directory to `path`; a directory already there is moved aside first."""
     if not path.exists():
-        os.replace(made, path)
+        os.replace(staged, path)
         return
     try:
         os.replace(path, aside)
-        os.replace(made, path)
+        os.replace(staged, path)
     except BaseException:
         if aside.exists() and not path.exists():
             os.replace(aside, path)

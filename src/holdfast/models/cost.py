@@ -1,4 +1,4 @@
-"""What work on a model costs: tokens through it, time and memory, counted from outside."""
+"""Cost of work on a model: tokens, time and memory, counted with hooks from outside."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Cost:
-    """What was spent inside a `measure_cost` block.
+    """The cost of a `measure_cost` block.
 
     Attributes:
         forward_tokens: Tokens that went through the model, padding included.
-        backward_tokens: Those of them that went through it with gradients on.
-        generated_tokens: Tokens that were fed one at a time to continue an answer, a subset of
-            forward_tokens; the first token of every answer comes from its prompt's pass.
-        seconds: Wall clock.
-        processor_seconds: Of all threads of this process: on a shared machine the steadier one.
-        peak_bytes: Peak of the allocated memory on an accelerator, above what was held before, or
-            of the process's resident memory on Linux; nan where it cannot be known.
+        backward_tokens: Forward tokens that were processed with gradients enabled.
+        generated_tokens: Forward tokens fed one at a time to continue an answer. The first token
+            of an answer is not among them: it comes from the pass over the prompt.
+        seconds: Wall-clock time.
+        processor_seconds: CPU time of all threads of this process, which varies less than
+            wall-clock time on a shared machine.
+        peak_bytes: Increase of the peak memory: allocated memory on an accelerator, resident
+            memory of the process on Linux; nan where it cannot be measured.
     """
 
     forward_tokens: int = 0
@@ -45,10 +46,13 @@ _meter: ContextVar[Callable[..., None] | None] = ContextVar("_meter", default=No
 
 @contextlib.contextmanager
 def measure_cost(model: nn.Module) -> Iterator[Cost]:
-    """Count what goes through a model, and through copies made of it, inside the block.
+    """Measure what a model, and copies made of it, cost inside the block.
 
-    A pass with gradients on is taken to be followed by its backward pass, which holds wherever
-    losses are only computed to be differentiated.
+    A forward pass with gradients enabled is assumed to be followed by its backward pass, which
+    holds wherever losses are computed only to be differentiated.
+
+    Yields:
+        The cost; times and memory are filled in at the end of the block.
     """
     import torch
 
@@ -62,31 +66,31 @@ def measure_cost(model: nn.Module) -> Iterator[Cost]:
         if torch.is_grad_enabled():
             cost.backward_tokens += ids.numel()
         mask: Tensor | None = kwargs.get("attention_mask")
-        # A mask that is longer than the ids covers what a cache already holds.
+        # A mask longer than the ids also covers the tokens in the cache.
         if mask is not None and mask.shape[-1] > ids.shape[-1]:
             cost.generated_tokens += ids.numel()
 
     device = next(model.parameters()).device
-    before = _start_peak(device)
-    started = time.monotonic()
-    worked = time.process_time()
+    start_bytes = _reset_peak(device)
+    start_seconds = time.monotonic()
+    start_processor_seconds = time.process_time()
     meter = _meter.set(count)
     try:
         with count_tokens(model):
             yield cost
     finally:
         _meter.reset(meter)
-        cost.seconds = time.monotonic() - started
-        cost.processor_seconds = time.process_time() - worked
-        cost.peak_bytes = _peak(device) - before
+        cost.seconds = time.monotonic() - start_seconds
+        cost.processor_seconds = time.process_time() - start_processor_seconds
+        cost.peak_bytes = _peak(device) - start_bytes
 
 
 @contextlib.contextmanager
 def count_tokens(model: nn.Module) -> Iterator[None]:
-    """Count what goes through another model as well, if a `measure_cost` block is around this one.
+    """Count another model's tokens too, if this block runs inside a `measure_cost` block.
 
-    Copies that are made of the model inside the block are counted too: copy.deepcopy keeps a hook
-    that is a plain function.
+    Copies of the model made inside the block are counted as well, because copy.deepcopy keeps a
+    hook that is a plain function.
     """
     count = _meter.get()
     if count is None:
@@ -99,8 +103,8 @@ def count_tokens(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _start_peak(device: torch.device) -> float:
-    """Set the high-water mark back; return what is held now, nan if that cannot be done."""
+def _reset_peak(device: torch.device) -> float:
+    """Reset the peak memory; return the bytes held now, nan if the peak cannot be reset."""
     import torch
 
     if device.type == "cuda":

@@ -1,7 +1,8 @@
-"""Rows as tokens: prompts, answers, and padded batches.
+"""Encoding rows as tokens: prompts, answers and padded batches.
 
-Responses are cut on the right at `max_length` or at the model's context, whichever is shorter. A
-prompt that leaves no room for an answer cannot be used: `rows_that_fit` leaves such rows out.
+Responses are truncated on the right at `max_length` or at the model's context, whichever is
+shorter. A prompt that leaves no room for an answer cannot be used: `rows_that_fit` leaves such
+rows out.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 
 
 NO_ROOM = "prompt leaves no room for an answer"
-"""Why `rows_that_fit` and `answerable` leave rows out."""
+"""The reason with which `rows_that_fit` and `answerable` leave rows out."""
 IGNORE = -100
-"""Label of tokens that do not count in the loss, as in transformers."""
+"""Label of tokens excluded from the loss, as in transformers."""
 PLAIN_PROMPT = "User: {prompt}\nAssistant: "
-"""How a prompt is shown to a model whose tokenizer has no chat template."""
+"""Format of a prompt for a tokenizer without a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row as tokens: the prompt's, then the answer's from position `start` on."""
+    """The tokens of one row: the prompt, then the answer from position `start`."""
 
     ids: tuple[int, ...]
     start: int
 
 
 def prompt_texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
-    """Return the texts that the model sees before it answers."""
+    """Return the text of each prompt up to where the answer begins."""
     if not tokenizer.chat_template:
         return [PLAIN_PROMPT.format(prompt=prompt) for prompt in prompts]
     return chat_texts(tokenizer, [[("user", p)] for p in prompts], add_generation_prompt=True)
@@ -47,12 +48,12 @@ def prompt_texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> 
 def answer_texts(
     tokenizer: PreTrainedTokenizerBase, examples: Examples, befores: Sequence[str] | None = None
 ) -> list[str]:
-    """Return what follows each prompt in training: the response as the template writes it.
+    """Return the text after each prompt in training: the response in the chat template's format.
 
     Args:
         tokenizer: With or without a chat template.
-        examples: Rows.
-        befores: Their `prompt_texts`, where the caller has them: a template is slow to fill in.
+        examples: The rows.
+        befores: Their `prompt_texts`, if already computed (filling in a template is slow).
     """
     if not tokenizer.chat_template:
         return examples.responses
@@ -74,7 +75,7 @@ def chat_texts(
     *,
     add_generation_prompt: bool,
 ) -> list[str]:
-    """Return what the chat template makes of conversations, each of (role, text) turns."""
+    """Format conversations, each a sequence of (role, text) turns, with the chat template."""
     chats = [[{"role": role, "content": text} for role, text in chat] for chat in turns]
     if not chats:
         return []
@@ -85,7 +86,7 @@ def chat_texts(
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each prompt; the template's special tokens are added once."""
+    """Return the tokens of each prompt, with special tokens added once."""
     return _encode_texts(tokenizer, prompt_texts(tokenizer, prompts))
 
 
@@ -95,27 +96,26 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     encoded = tokenizer(list(texts), add_special_tokens=not tokenizer.chat_template)["input_ids"]
     if tokenizer.chat_template:
         return cast("list[list[int]]", encoded)
-    # Some tokenizers end every text, but an answer is to follow.
+    # Some tokenizers append the end token to every text, but an answer follows here.
     return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
 ) -> list[Encoded]:
-    """Turn rows into tokens that end with the end token; long ones are cut on the right.
+    """Encode rows, each with a final end token; long rows are truncated on the right.
 
     Raises:
         UsageError: A prompt leaves no room for its answer.
     """
     encoded: list[Encoded] = []
-    for row, tokens in zip(examples, _tokens(tokenizer, examples), strict=True):
-        prompt, answer = tokens
+    for row, (prompt, answer) in zip(examples, _tokens(tokenizer, examples), strict=True):
         if len(prompt) >= max_length:
             raise UsageError(
                 f"{examples.name}: the prompt of row {len(encoded) + 1} (id {row.id}) has "
                 f"{len(prompt)} tokens and leaves no room for an answer in {max_length}; raise "
-                "max_length (of an estimator --estimator NAME,max_length=N, elsewhere "
-                "--max-length N) or remove the row"
+                "max_length (--estimator NAME,max_length=N for an estimator, --max-length N "
+                "elsewhere) or remove the row"
             )
         encoded.append(Encoded(tuple([*prompt, *answer][:max_length]), len(prompt)))
     return encoded
@@ -124,7 +124,7 @@ def encode(
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, examples: Examples
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the tokens of each prompt and of its answer, which ends with the end token."""
+    """Yield the tokens of each prompt and of its answer, with the end token."""
     if not examples:
         return
     befores = prompt_texts(tokenizer, examples.prompts)
@@ -137,13 +137,13 @@ def _tokens(
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Return how many tokens a model can take, None if it does not say."""
+    """Return the maximum number of tokens of a model's input; None if its config has no limit."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
     return limit
 
 
 def usable_length(model: PreTrainedModel, max_length: int) -> int:
-    """Return `max_length`, or the model's context if that is shorter."""
+    """Return `max_length` or the model's context length, whichever is shorter."""
     limit = context_length(model)
     return max_length if limit is None else min(max_length, limit)
 
@@ -167,12 +167,12 @@ def rows_that_fit(
     first = min(too_long)
     if len(too_long) == len(examples):
         raise UsageError(
-            f"{examples.name}: every prompt leaves no room for an answer in {length} tokens (the "
-            f"first has {len(prompts[first])}); raise max_length (of an estimator --estimator "
-            "NAME,max_length=N, elsewhere --max-length N), or take a model with a longer context"
+            f"{examples.name}: no prompt leaves room for an answer in {length} tokens (the "
+            f"first has {len(prompts[first])}); raise max_length (--estimator NAME,max_length=N "
+            "for an estimator, --max-length N elsewhere), or use a model with a longer context"
         )
     warn_once(
-        f"{examples.name}: {len(too_long)} of {len(examples)} rows left out, since the prompt "
+        f"{examples.name}: {len(too_long)} of {len(examples)} rows left out, because the prompt "
         f"leaves no room for an answer in {length} tokens (first: {examples.ids[first]})"
     )
     return examples.without(too_long)
@@ -201,13 +201,13 @@ def encode_rows_that_fit(
     examples: Examples,
     max_length: int,
 ) -> list[Encoded]:
-    """Turn the rows whose prompt leaves room for an answer into tokens that the model can take.
+    """Encode the rows whose prompt leaves room for an answer, within the model's context.
 
     Raises:
-        UsageError: There are no rows, or none is left.
+        UsageError: There are no rows, or none fits.
     """
     if not examples:
-        raise UsageError(f"{examples.name}: no rows to train on")
+        raise UsageError(f"{examples.name}: no rows to train on; give at least one")
     rows = rows_that_fit(model, tokenizer, examples, max_length)
     return encode(tokenizer, rows, usable_length(model, max_length))
 
@@ -218,20 +218,20 @@ Owner = TypeVar("Owner")
 def fields_that_fit(
     owner: Owner, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Owner:
-    """Return a value with those of its own rows that leave room for an answer, see `rows_that_fit`.
+    """Return a copy of a value whose row fields hold only the rows that fit.
 
     Args:
-        owner: Has fields that are rows: a plug-in, or a dataclass.
-        model: Whose context counts.
+        owner: A plug-in or a dataclass with fields of type `Examples`.
+        model: The model whose context limits the length.
         tokenizer: Its tokenizer.
-        max_length: Tokens kept per row.
+        max_length: Maximum number of tokens per row.
     """
     changes = {}
     for name, rows in vars(owner).items():
         if isinstance(rows, Examples) and rows:
-            fit = rows_that_fit(model, tokenizer, rows, max_length)
-            if len(fit) < len(rows):
-                changes[name] = fit
+            fitting_rows = rows_that_fit(model, tokenizer, rows, max_length)
+            if len(fitting_rows) < len(rows):
+                changes[name] = fitting_rows
     if not changes:
         return owner
     if isinstance(owner, Options):
@@ -245,10 +245,10 @@ def encode_rows_to_rank(
     examples: Examples,
     max_length: int,
 ) -> list[Encoded]:
-    """Turn rows that are to be ranked into tokens that the model can take.
+    """Encode rows that will be ranked, within the model's context.
 
     Raises:
-        UsageError: Fewer than two rows; a prompt leaves no room for its answer.
+        UsageError: There are fewer than two rows, or a prompt leaves no room for its answer.
     """
     if len(examples) < 2:
         raise UsageError(
@@ -262,7 +262,7 @@ def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) ->
     """Check that no row is longer than the model's context.
 
     Raises:
-        UsageError: A row is.
+        UsageError: A row is too long.
     """
     limit = context_length(model)
     for number, row in enumerate(rows, start=1):
@@ -276,7 +276,7 @@ def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) ->
 def collate(
     rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """Pad rows on the right into input_ids, attention_mask and labels, each (B, T)."""
+    """Pad rows on the right; return input_ids, attention_mask and labels, each (B, T)."""
     import torch
 
     width = max(len(row.ids) for row in rows)

@@ -1,8 +1,8 @@
-"""Batched generation: the same text whatever the batch, longest prompts first, greedy or sampled.
+"""Batched generation, greedy or sampled; the text does not depend on the batch.
 
-A sampled answer is drawn with random numbers that belong to its prompt, not to its place in a
-batch: the t-th token is the first whose cumulative probability, in the vocabulary's order, exceeds
-the t-th number of a generator that is seeded by the prompt.
+The random numbers of a sampled answer depend on its prompt, not on its place in a batch: the t-th
+token is the first whose cumulative probability, in vocabulary order, exceeds the t-th number of a
+generator seeded by the prompt.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: 0 takes the likeliest token (greedy); above, tokens are drawn.
-        top_p: Drawn from the smallest set of likeliest tokens with this share of the probability.
-        seed: Of the draws.
-        draw: Which of several answers to the same prompt.
+        temperature: 0 for greedy decoding; above 0, tokens are sampled.
+        top_p: Sample from the smallest set of most likely tokens with this total probability.
+        seed: Random seed.
+        draw: Index of the answer, if a prompt is answered several times.
     """
 
     temperature: float = 0.0
@@ -43,23 +43,23 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise UsageError(
-                f"temperature {self.temperature:g} and top_p {self.top_p:g}: the first must not be "
-                "negative, the second must lie above 0 and not above 1"
+                f"temperature {self.temperature:g} and top_p {self.top_p:g}: temperature must not "
+                "be negative, and top_p must be above 0 and at most 1"
             )
 
-    def number(self, prompt: str) -> int:
-        """Return the seed of a prompt's answer, 32 bits."""
+    def prompt_seed(self, prompt: str) -> int:
+        """Return the 32-bit seed of the answer to a prompt."""
         text = f"{self.seed}\0{self.draw}\0{prompt}"
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
     def uniforms(self, prompt: str, n: int) -> np.ndarray:
-        """Return the numbers in [0, 1) that draw a prompt's first n tokens, (n,) float64."""
-        return np.random.default_rng(self.number(prompt)).random(n)
+        """Return the random numbers in [0, 1) for the first n tokens, (n,) float64."""
+        return np.random.default_rng(self.prompt_seed(prompt)).random(n)
 
 
 GREEDY = Sampling()
-LIKELY = 32
-"""Tokens that are looked at first for those that make up `top_p`."""
+FIRST_TOP_TOKENS = 32
+"""How many of the most likely tokens are searched first for the set that makes up `top_p`."""
 
 
 @torch.no_grad()
@@ -72,10 +72,10 @@ def generate(  # noqa: PLR0913  # all but three have a default
     batch_size: int = 128,
     sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Answer every prompt and return the answers in the prompts' order.
+    """Answer every prompt and return the answers in the order of the prompts.
 
-    Rows are sorted by length so that little is padded; padding is on the left and masked. The
-    model's training mode is put back afterwards.
+    Rows are sorted by length to minimize padding, which is on the left and masked. The model's
+    training mode is restored afterwards.
 
     Raises:
         UsageError: A prompt with its answer does not fit the model's context.
@@ -88,7 +88,9 @@ def generate(  # noqa: PLR0913  # all but three have a default
         encoded,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        drawing=lambda few: _drawing(sampling, [prompts[i] for i in few], max_new_tokens),
+        batch_options=lambda positions: _sampling_options(
+            sampling, [prompts[i] for i in positions], max_new_tokens
+        ),
     )
 
 
@@ -100,33 +102,34 @@ def complete(
     *,
     max_new_tokens: int,
     batch_size: int = 128,
-    drawing: Callable[[Sequence[int]], dict[str, Any]] | None = None,
+    batch_options: Callable[[Sequence[int]], dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Go on from every row of tokens and return what was added, as `generate` does.
+    """Continue every row of tokens and return the added texts, in the order of the rows.
 
     Args:
-        model: Goes on.
+        model: The model that generates.
         tokenizer: Its tokenizer.
         encoded: Rows of tokens.
-        max_new_tokens: Length of what is added.
-        batch_size: Rows at a time, longest first.
-        drawing: From the positions of a batch's rows to further options of `model.generate`;
-            greedy without.
+        max_new_tokens: Maximum number of added tokens.
+        batch_size: Rows per batch; the longest rows come first.
+        batch_options: Maps the positions of a batch's rows to further options of
+            `model.generate`; greedy decoding if None.
     """
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     answers = [""] * len(encoded)
     with evaluation_mode(model):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
+            options = batch_options(indices) if batch_options else {}
             ids, mask = pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
-            output = model.generate(  # type: ignore[operator]  # a mixin that stubs do not see
+            output = model.generate(  # type: ignore[operator]  # stubs lack this mixin
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=stop_tokens(model, tokenizer),
-                **(drawing(indices) if drawing else {}),
+                **options,
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(indices, texts, strict=True):
@@ -135,56 +138,60 @@ def complete(
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens at which an answer ends: the tokenizer's, and those that the model names.
+    """Return the tokens that end an answer: the tokenizer's and the generation config's.
 
-    Chat models end a turn at a token of its own (<|end|>, <end_of_turn>) that is not the
-    tokenizer's end of text; beyond it they make up the next turn.
+    Chat models end a turn with a special token (<|end|>, <end_of_turn>) that differs from the
+    tokenizer's end of text; if it does not stop generation, the model invents the next turn.
     """
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = named if isinstance(named, list) else [named]
+    model_eos = getattr(model.generation_config, "eos_token_id", None)
+    ids = model_eos if isinstance(model_eos, list) else [model_eos]
     return sorted({int(t) for t in (tokenizer.eos_token_id, *ids) if t is not None})
 
 
-def _drawing(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
-    """Return what makes greedy decoding draw: a processor that leaves one token, the drawn one."""
+def _sampling_options(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
+    """Return options that make greedy decoding sample: a processor that keeps only one token."""
     if not sampling.temperature:
         return {}
     from transformers import LogitsProcessorList
 
     uniforms = torch.tensor(np.array([sampling.uniforms(prompt, n) for prompt in prompts]))
-    return {"logits_processor": LogitsProcessorList([_Drawn(uniforms, sampling)])}
+    return {"logits_processor": LogitsProcessorList([_TokenSampler(uniforms, sampling)])}
 
 
-class _Drawn:
-    """Leaves of each row's tokens the one that the row's next number draws."""
+class _TokenSampler:
+    """Logits processor that keeps, for each row, only the token its next random number selects."""
 
     def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
         self.uniforms = uniforms
         self.sampling = sampling
-        self.done = 0
+        self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        number = self.uniforms[:, self.done, None].to(scores.device)
-        self.done += 1
-        return torch.full_like(scores, -torch.inf).scatter_(1, self._token(scores, number), 0.0)
+        uniform = self.uniforms[:, self.step, None].to(scores.device)
+        self.step += 1
+        tokens = self._select(scores, uniform)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
 
-    def _token(self, scores: Tensor, number: Tensor) -> Tensor:
+    def _select(self, scores: Tensor, uniform: Tensor) -> Tensor:
         last = scores.shape[-1] - 1
-        # In float64, so that sums over a large vocabulary do not depend on how they are batched.
-        chances = (scores.double() / self.sampling.temperature).softmax(-1)
+        # In float64, so that sums over a large vocabulary do not depend on the batch.
+        probabilities = (scores.double() / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p < 1:
-            chances = chances.where(chances >= _least(chances, self.sampling.top_p), 0.0)
-        below = chances.cumsum(-1)
-        return torch.searchsorted(below, number * below[:, -1:], right=True).clamp(max=last)
+            threshold = _smallest_in_nucleus(probabilities, self.sampling.top_p)
+            probabilities = probabilities.where(probabilities >= threshold, 0.0)
+        cumulative = probabilities.cumsum(-1)
+        target = uniform * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, target, right=True).clamp(max=last)
 
 
-def _least(chances: Tensor, share: float) -> Tensor:
-    """Return the chance of the last token that it takes to make up a share, (B, 1).
+def _smallest_in_nucleus(probabilities: Tensor, share: float) -> Tensor:
+    """Return the smallest probability in each row's smallest set that reaches a share, (B, 1).
 
-    Most often a few tokens are enough, and no row need be sorted.
+    A few tokens are usually enough, so the whole vocabulary is sorted only if they are not.
     """
-    for width in (min(LIKELY, chances.shape[-1]), chances.shape[-1]):
-        top = chances.topk(width).values
+    size = probabilities.shape[-1]
+    for width in (min(FIRST_TOP_TOKENS, size), size):
+        top = probabilities.topk(width).values
         short = (top.cumsum(-1) < share).sum(-1, keepdim=True)
         if int(short.max()) < width:
             break
@@ -216,6 +223,6 @@ def _check_fits(
         raise UsageError(
             f"prompt {longest + 1} of {len(prompts)} has {len(encoded[longest])} tokens; with "
             f"{max_new_tokens} new ones it exceeds the model's context of {limit}. "
-            "Let answers be shorter (--max-new-tokens N; of a judge or an estimator its option "
-            "max_new_tokens) or drop the prompt."
+            "Shorten the answers (--max-new-tokens N, or the option max_new_tokens of a judge or "
+            "estimator) or remove the prompt."
         )

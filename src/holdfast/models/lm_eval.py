@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from holdfast.errors import UsageError
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, dict[str, float]]
 SEED = 0
 RESAMPLES = 1000
-"""Of the harness's bootstrap, for metrics whose standard error has no formula."""
+"""Resamples of the harness's bootstrap, for metrics whose standard error has no formula."""
 
 
 def evaluate_general(
@@ -31,33 +28,35 @@ def evaluate_general(
     rows: int | None = None,
     batch_size: int = 16,
 ) -> dict[str, Metrics]:
-    """Ask tasks of the harness; the global random state and the model's mode are left as found.
+    """Evaluate a model on tasks of the harness.
+
+    The global random state and the model's mode are restored afterwards.
 
     Args:
-        model: To be asked, on its device.
+        model: The model, on its device.
         tokenizer: Its tokenizer.
-        tasks: Names.
-        folder: Directory of task files (yaml), the only ones looked at; with None the harness's
-            own tasks, which load their data from the hub.
-        rows: At most so many rows of each; None for all.
-        batch_size: Rows at one time.
+        tasks: Names of tasks or groups of tasks.
+        folder: Directory of task files (YAML) that replaces the harness's own tasks; None for the
+            harness's tasks, which load their data from the hub.
+        rows: Maximum number of rows per task; None for all.
+        batch_size: Rows per batch.
 
     Returns:
-        Task -> metric -> {"value", "stderr", "n"}; stderr is nan where the harness has none.
+        Task -> metric -> {"value", "stderr", "n"}; stderr is nan if the harness reports none.
 
     Raises:
-        UsageError: The harness is not installed, no such folder or task, or a task's data cannot
-            be read.
+        UsageError: The harness is not installed, there is no such folder or task, or a task's
+            data cannot be read.
     """
     manager = task_manager(tasks, folder)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from holdfast.models.modes import evaluation_mode, isolate_rng
+    from holdfast.models.modes import evaluation_mode, untouched_generators
 
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed")
     try:
-        with evaluation_mode(model), isolate_rng(SEED), _preserved():
+        with evaluation_mode(model), untouched_generators():
             results = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=list(tasks),
@@ -68,36 +67,39 @@ def evaluate_general(
                 **dict.fromkeys(seeds, SEED),
             )
     except (ImportError, OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"general {', '.join(tasks)}: {first}; are the task's data on this machine?"
+            f"general {', '.join(tasks)}: {reason}; are the task's data on this machine?"
         ) from error
     return {name: _metrics(results["results"][name], _rows(results, name)) for name in tasks}
 
 
 def _rows(results: Mapping[str, Any], name: str) -> float:
-    """Return the rows of a task, or of all tasks of a group; nan if the harness does not say."""
+    """Return the number of rows of a task or a group of tasks; nan if not reported."""
     counts = results["n-samples"]
     parts = [name] if name in counts else results.get("group_subtasks", {}).get(name, [])
-    known_parts = [counts[part]["effective"] for part in parts if part in counts]
-    return float(sum(known_parts)) if known_parts else float("nan")
+    part_rows = [counts[part]["effective"] for part in parts if part in counts]
+    return float(sum(part_rows)) if part_rows else float("nan")
 
 
 def task_manager(tasks: Sequence[str], folder: str | None) -> Any:
-    """Return the harness's manager of tasks, once it is sure that it knows these.
+    """Return the harness's task manager, after checking that it has these tasks.
 
     Raises:
-        UsageError: The harness is not installed, no such folder or task, or a file is broken.
+        UsageError: The harness is not installed, there is no such folder or task, or a task file
+            is not valid.
     """
     try:
-        import lm_eval  # noqa: F401  # the parts of it are imported where they are used
+        import lm_eval  # noqa: F401  # only to check that it is installed
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"general: module {error.name!r} is not installed; pip install holdfast[lm-eval]"
+            f"general: module {error.name!r} is not installed; run pip install holdfast[lm-eval]"
         ) from error
     if folder is not None and not Path(folder).is_dir():
-        raise UsageError(f"general_path {folder!r}: no such directory; give one of task files")
+        raise UsageError(
+            f"general_path {folder!r}: no such directory; give a directory of task files"
+        )
     try:
         manager = TaskManager(include_path=folder, include_defaults=folder is None)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -107,30 +109,19 @@ def task_manager(tasks: Sequence[str], folder: str | None) -> Any:
         where = (
             f"{folder} has {', '.join(manager.all_tasks) or 'none'}" if folder else "see lm-eval"
         )
-        raise UsageError(f"general {unknown[0]!r}: the harness knows no such task; {where}")
+        raise UsageError(f"general {unknown[0]!r}: the harness has no such task; {where}")
     return manager
 
 
-@contextlib.contextmanager
-def _preserved() -> Iterator[None]:
-    """Put the states of Python's and numpy's global generators back, which the harness seeds."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
 def _metrics(result: Mapping[str, Any], n: float) -> Metrics:
-    """Read the harness's keys, "acc,none" with "acc_stderr,none"; what is not a number is left."""
+    """Read keys such as "acc,none" and "acc_stderr,none"; skip values that are not numbers."""
     metrics: Metrics = {}
     for key, value in result.items():
-        name, comma, how = key.partition(",")
+        name, comma, filter_name = key.partition(",")
         if not comma or name.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        error = result.get(f"{name}_stderr,{how}")
-        metrics[name if how == "none" else key] = {
+        error = result.get(f"{name}_stderr,{filter_name}")
+        metrics[name if filter_name == "none" else key] = {
             "value": float(value),
             "stderr": float(error) if isinstance(error, (int, float)) else float("nan"),
             "n": n,

@@ -16,7 +16,7 @@ from holdfast.errors import UsageError
 from holdfast.models.encoding import IGNORE, Encoded, collate
 
 QUANTITIES = ("margin", "loss", "first_token")
-"""What can be read off a model for each row, see `nearness_of_batch`."""
+"""Quantities that `nearness_of_batch` can measure for each row."""
 
 
 def per_example_nll(
@@ -25,7 +25,7 @@ def per_example_nll(
 ) -> Tensor:
     """Return the mean negative log-likelihood of each row's labelled tokens, (B,).
 
-    Position t predicts label t + 1, as in transformers; rows without labels give nan.
+    Position t predicts label t + 1, as in transformers; a row without labels gives nan.
     """
     shifted = labels[:, 1:]
     losses = F.cross_entropy(
@@ -36,36 +36,39 @@ def per_example_nll(
 
 
 def refusal_tokens(rows: Sequence[Encoded], *, coverage: float = 0.99) -> Tensor:
-    """Return the tokens that the answers begin with, most frequent first.
+    """Return the first tokens of the answers, most frequent first: the set S of the refusal margin.
 
-    They are the set S of the refusal margin. The tail beyond `coverage` is left out, so that one
-    odd row does not make its first token a refusal for all.
+    Args:
+        rows: Encoded rows with refusals as answers.
+        coverage: Share of the rows whose first tokens are included. The rare rest is left out, so
+            that the first token of one odd row does not count as a refusal for all rows.
     """
     counts = Counter(row.ids[row.start] for row in rows)
-    chosen = []
-    seen = 0
+    tokens = []
+    covered = 0
     for token, count in counts.most_common():
-        chosen.append(token)
-        seen += count
-        if seen >= coverage * len(rows):
+        tokens.append(token)
+        covered += count
+        if covered >= coverage * len(rows):
             break
-    return torch.tensor(chosen)
+    return torch.tensor(tokens)
 
 
 def check_refuses(margins: np.ndarray) -> None:
-    """Refuse a model that has nothing to forget.
+    """Reject a model that has no refusals to forget.
 
     Args:
-        margins: (n,) refusal margins of the rows that are to be scored.
+        margins: (n,) refusal margins of the rows to be scored.
 
     Raises:
-        UsageError: More than half of the rows are not refused.
+        UsageError: The model does not refuse more than half of the rows.
     """
     lost = int((margins < 0).sum())
     if lost > len(margins) / 2:
         raise UsageError(
-            f"{lost} of the {len(margins)} examples are not refused by this model (margin below 0 "
-            "before the attack): there is nothing to forget. Score the aligned model, not its base."
+            f"the model does not refuse {lost} of the {len(margins)} examples (margin below 0 "
+            "before the attack), so there is nothing to forget. Score the aligned model, not "
+            "its base."
         )
 
 
@@ -73,9 +76,9 @@ def refusal_margin(
     logits: Tensor,  # (B, V), at the position that predicts the first answer token
     tokens: Tensor,  # (S,)
 ) -> Tensor:
-    """Return log p(S) - max over v outside S of log p(v), (B,): below 0 the answer is no refusal.
+    """Return log p(S) - max over v outside S of log p(v), (B,); below 0 is not a refusal.
 
-    The set matters: a model that hesitates between "I" and "Sorry" is not about to comply.
+    S is a set because a model undecided between "I" and "Sorry" is not about to comply.
     """
     inside = logits[:, tokens].logsumexp(1)
     outside = logits.index_fill(1, tokens, -torch.inf).amax(1)
@@ -106,15 +109,15 @@ def prefix_margins(
 ) -> Tensor:
     """Return the mean margin of every row's first answer tokens, (n,) float32 on the CPU.
 
-    The margin of token t is log p(y_t | y_<t) - max over v other than y_t of log p(v | y_<t), fed
-    with the row's own answer; below 0 the model would say something else. Unlike the refusal
-    margin it needs no common way to begin, but it also counts another wording as forgetting.
+    The margin of token t is log p(y_t | y_<t) - max over v other than y_t of log p(v | y_<t), with
+    the row's own answer as context; below 0 the model would generate another token. Unlike the
+    refusal margin it needs no common first tokens, but it counts a different wording as forgetting.
     """
     device = next(model.parameters()).device
 
-    def read(few: list[Encoded]) -> Tensor:
-        cut = [Encoded(row.ids[: row.start + length], row.start) for row in few]
-        batch = collate(cut, pad, device)
+    def read(batch_rows: list[Encoded]) -> Tensor:
+        prefixes = [Encoded(row.ids[: row.start + length], row.start) for row in batch_rows]
+        batch = collate(prefixes, pad, device)
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1].float()
         counted = labels != IGNORE
@@ -138,25 +141,24 @@ def contrasts(
     """Return log p(answer) - log p(other answer) of every row, (n,) float32 on the CPU.
 
     Args:
-        model: In the mode and at the weights that are asked about.
-        rows: Prompts with the answers that are to be held.
-        others: The same prompts with other answers; below 0 the model rather says these.
+        model: The model, in the mode and at the weights to measure.
+        rows: Prompts with the answers the model should give.
+        others: The same prompts with other answers; below 0 the model prefers these.
         pad: Id of the padding token.
-        batch_size: Rows at a time.
+        batch_size: Rows per batch.
     """
     device = next(model.parameters()).device
 
-    def read(few: list[Encoded]) -> Tensor:
-        batch = collate(few, pad, device)
+    def read(batch_rows: list[Encoded]) -> Tensor:
+        batch = collate(batch_rows, pad, device)
         labels = batch.pop("labels")
         n = (labels[:, 1:] != IGNORE).sum(1)
         return -n * per_example_nll(model(**batch).logits.float(), labels)
 
-    first, second = (
-        _by_length(read, [len(row.ids) for row in side], side, batch_size)
-        for side in (rows, others)
-    )
-    return first - second
+    def log_likelihoods(answers: Sequence[Encoded]) -> Tensor:
+        return _by_length(read, [len(row.ids) for row in answers], answers, batch_size)
+
+    return log_likelihoods(rows) - log_likelihoods(others)
 
 
 @torch.no_grad()
@@ -176,18 +178,18 @@ def answer_losses(
 def nearness_of_batch(
     model: nn.Module, rows: Sequence[Encoded], quantity: str, tokens: Tensor, *, pad: int
 ) -> Tensor:
-    """Return how near few rows are to being forgotten, (B,) float32; can be differentiated.
+    """Return how near the rows of a batch are to being forgotten, (B,) float32, differentiable.
 
     Args:
-        model: In the mode and at the weights that are asked about.
-        rows: The batch.
+        model: The model, in the mode and at the weights to measure.
+        rows: The rows of the batch.
         quantity: "margin": the refusal margin at the first answer token, negated; "loss": the mean
             loss per answer token; "first_token": the loss of the first answer token.
-        tokens: (S,) the `refusal_tokens` of all rows, for the margin.
+        tokens: (S,) `refusal_tokens` of all rows, used by "margin".
         pad: Id of the padding token.
 
     Raises:
-        UsageError: Another quantity.
+        UsageError: The quantity is not one of `QUANTITIES`.
     """
     if quantity not in QUANTITIES:
         raise UsageError(f"quantity={quantity!r} must be one of {', '.join(QUANTITIES)}")
@@ -214,7 +216,7 @@ def nearness(
 ) -> Tensor:
     """Return how near all rows are to being forgotten, (n,) float32 on the CPU.
 
-    Arguments and errors as for `nearness_of_batch`; one forward pass in all.
+    Takes one forward pass per batch; for arguments and errors see `nearness_of_batch`.
     """
 
     def read(batch: list[Encoded]) -> Tensor:
@@ -229,12 +231,12 @@ def _by_length(
     rows: Sequence[Encoded],
     batch_size: int,
 ) -> Tensor:
-    """Read every row, in batches of like length; return (n,) float32 on the CPU, in their order."""
+    """Apply `read` in batches of similar length; return (n,) float32 on the CPU, in row order."""
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    losses = torch.empty(len(rows))
+    values = torch.empty(len(rows))
     for indices in chunks(order, batch_size):
-        losses[indices] = read([rows[i] for i in indices]).cpu()
-    return losses
+        values[indices] = read([rows[i] for i in indices]).cpu()
+    return values
 
 
 def first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:
@@ -248,8 +250,8 @@ def first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:
 def _last_logits(model: nn.Module, batch: dict[str, Tensor], last: Tensor) -> Tensor:
     """Return the logits at each row's last prompt token, (B, V).
 
-    Only the positions that are some row's last are projected to the vocabulary, where the
-    architecture can do so.
+    If the architecture supports `logits_to_keep`, only these positions are projected to the
+    vocabulary.
     """
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     rows = torch.arange(len(last), device=last.device)

@@ -1,4 +1,4 @@
-"""Modes of a model and of the random state that are set for a block and restored after it."""
+"""Context managers that set a model's mode or the random state and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block and restore every module's mode afterwards.
+    """Put a model into evaluation mode inside the block and restore every module's mode after it.
 
-    Gradient checkpointing stays on where it is on.
+    Gradient checkpointing stays enabled where it is enabled.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -42,11 +42,11 @@ def isolate_rng(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched_generators() -> Iterator[None]:
-    """Put the global generators of Python, numpy and torch back after the block."""
+    """Restore the global random states of Python, numpy and torch after the block."""
     import numpy as np
 
     python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002  # what others draw from
+    numpy_state = np.random.get_state()  # noqa: NPY002  # the global state
     try:
         with isolate_rng(0):
             yield

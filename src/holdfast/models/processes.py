@@ -1,7 +1,7 @@
-"""Several processes training one model: what must be summed over them, and what is kept in pieces.
+"""Training one model on several processes: sums over processes, and sharded tensors.
 
-On one process everything here is the identity. With DDP every rank holds all weights and its own
-rows; with FSDP2 (`fully_shard`) every rank holds a piece of each weight, a `DTensor`.
+On a single process every function here is the identity. With DDP each rank holds all weights and
+its own rows; with FSDP2 (`fully_shard`) each rank holds a piece of each weight, a `DTensor`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the index of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -28,25 +28,25 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes."""
     if world_size() == 1:
         return values
-    # NCCL meets on accelerators only.
-    where = torch.device("cuda") if dist.get_backend() == "nccl" else values.device
-    summed = values.to(where, copy=True)
+    # NCCL reduces tensors on accelerators only.
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else values.device
+    summed = values.to(device, copy=True)
     dist.all_reduce(summed)
     return summed.to(values.device)
 
 
 def local_piece(tensor: Tensor) -> Tensor:
-    """Return this process's piece of a tensor: all of it where it is not sharded."""
+    """Return this process's piece of a tensor, or the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(tensors: Sequence[Tensor]) -> bool:
-    """Say whether the tensors are kept in pieces."""
+    """Return whether any of the tensors is sharded."""
     return any(isinstance(t, DTensor) for t in tensors)
 
 
 def average_over_processes_(tensors: Sequence[Tensor]) -> None:
-    """Turn tensors into their means over all processes, in place."""
+    """Replace tensors with their means over all processes, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)

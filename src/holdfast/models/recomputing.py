@@ -1,9 +1,9 @@
-"""Gradient checkpointing outside training mode, which transformers does not do.
+"""Gradient checkpointing in evaluation mode, which transformers does not support.
 
-A patch of transformers 5: `GradientCheckpointingLayer.__call__` recomputes a layer only if the
-layer is in training mode. A gradient without dropout needs the model in evaluation mode, and would
-then keep every activation. `tests/test_recomputing.py` names the version and fails once
-transformers recomputes by itself.
+This patches transformers 5: `GradientCheckpointingLayer.__call__` recomputes a layer only in
+training mode. A gradient without dropout needs evaluation mode, and would then keep every
+activation. `tests/test_recomputing.py` names the version and fails once transformers recomputes
+in evaluation mode too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def checkpointing_outside_training(model: nn.Module) -> Iterator[None]:
-    """Keep gradient checkpointing on inside the block, also in evaluation mode.
+    """Apply gradient checkpointing inside the block in evaluation mode too.
 
-    Layers without gradient checkpointing stay as they are.
+    Layers without gradient checkpointing are not changed.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -35,17 +35,17 @@ def checkpointing_outside_training(model: nn.Module) -> Iterator[None]:
             hook = model.register_forward_pre_hook(_without_cache, with_kwargs=True)
             stack.callback(hook.remove)
         for layer in layers:
-            stack.enter_context(_recomputed_layer(layer))
+            stack.enter_context(_recompute_layer(layer))
         yield
 
 
 @contextlib.contextmanager
-def _recomputed_layer(layer: nn.Module) -> Iterator[None]:
-    """Replace a layer's forward by one that is recomputed for the gradient."""
-    # An instance may have a forward of its own already: that is how accelerate offloads.
+def _recompute_layer(layer: nn.Module) -> Iterator[None]:
+    """Replace a layer's forward with one that is recomputed for the gradient."""
+    # An instance may already have its own forward: accelerate offloads that way.
     attributes = vars(layer)
     previous = {name: value for name, value in attributes.items() if name == "forward"}
-    attributes["forward"] = partial(_recomputed, layer, layer.forward)
+    attributes["forward"] = partial(_checkpointed_forward, layer, layer.forward)
     try:
         yield
     finally:
@@ -53,12 +53,14 @@ def _recomputed_layer(layer: nn.Module) -> Iterator[None]:
         attributes.update(previous)
 
 
-def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a layer; if a gradient will be taken, keep only its inputs and compute it again."""
+def _checkpointed_forward(
+    layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call a layer; with gradients enabled, keep only its inputs and recompute the rest later."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    # In training mode transformers does the same itself.
+    # In training mode transformers does this itself.
     if layer.training or not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
@@ -67,5 +69,5 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwa
 def _without_cache(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn off the key-value cache, to which a recomputed layer would append twice."""
+    """Disable the key-value cache, to which a recomputed layer would append twice."""
     return args, {"use_cache": False, **kwargs}

@@ -1,4 +1,4 @@
-"""Moving a model's weights along a direction, and putting them back exactly."""
+"""Moving a model's weights along a direction and restoring them exactly."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Geometry = Literal["l2", "sign"]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that training may change, in the model's order."""
+    """Return the parameters that require gradients, in the model's order."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return the gradient of a loss without touching `.grad`, zeros where it does not reach.
+    """Return the gradient of a loss, zeros for parameters it does not depend on.
 
-    `torch.autograd.grad` leaves gradients that were accumulated so far alone.
+    Gradients accumulated in `.grad` are not touched.
     """
     grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
@@ -42,44 +42,44 @@ def gradients_everywhere(
     *,
     scale: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return a loss, and the gradient of its mean over all processes; `.grad` is left as it was.
+    """Return this process's loss and the gradient of its mean over all processes.
 
-    `torch.autograd.grad` leaves accumulated gradients alone, but goes round FSDP2's hooks, which
-    gather the weights' pieces and scatter the gradient's. Where weights are sharded the gradients
-    are therefore set aside, and the loss is back-propagated as usual. Under DDP the forward pass
-    must not get the reducer ready, or the next backward pass would be taken for this one's.
+    `.grad` is not changed. `torch.autograd.grad` does not touch it, but bypasses FSDP2's hooks,
+    which gather the weights and scatter the gradients. For sharded weights `.grad` is therefore
+    set aside and the loss is back-propagated as usual. Under DDP the forward pass must not prepare
+    the reducer, or DDP would mistake the next backward pass for this one's.
 
     Args:
-        model: As the loss calls it, wrapped or not.
-        loss: Computes this process's loss; the mean over processes is the loss that is meant.
-        parameters: What to differentiate by; zeros where the loss does not reach.
-        scale: Back-propagate so many times the loss, and divide what comes: in half precision small
-            gradients vanish otherwise.
+        model: The model the loss calls, wrapped or not.
+        loss: Computes this process's loss.
+        parameters: Parameters to differentiate by; zeros where the loss does not depend on them.
+        scale: Factor on the loss during back-propagation, divided out of the gradients afterwards;
+            in half precision it keeps small gradients from vanishing.
     """
     if is_sharded(parameters):
-        found, grads = _set_aside(loss, parameters, scale)
+        value, grads = _gradients_by_backward(loss, parameters, scale)
     else:
-        wrapped = isinstance(model, DistributedDataParallel)
-        with cast(DistributedDataParallel, model).no_sync() if wrapped else nullcontext():
-            found = loss()
-            grads = gradients(found * scale, parameters)
+        is_ddp = isinstance(model, DistributedDataParallel)
+        with cast(DistributedDataParallel, model).no_sync() if is_ddp else nullcontext():
+            value = loss()
+            grads = gradients(value * scale, parameters)
         average_over_processes_(grads)
     if scale != 1:
         for grad in grads:
             grad.div_(scale)
-    return found.detach(), grads
+    return value.detach(), grads
 
 
-def _set_aside(
+def _gradients_by_backward(
     loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], scale: float
 ) -> tuple[Tensor, list[Tensor]]:
     previous = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
-        found = loss()
-        (found * scale).backward()
-        return found, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        value = loss()
+        (value * scale).backward()
+        return value, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
         for p, grad in zip(parameters, previous, strict=True):
             p.grad = grad
@@ -88,11 +88,11 @@ def _set_aside(
 def global_norm(tensors: Sequence[Tensor], *, of_batch: bool = False) -> Tensor:
     """Return the L2 norm over all tensors together, a float32 scalar (float64 if they are).
 
-    Of sharded tensors every process adds up its own pieces, and the sum goes over all of them; so
-    it does where the tensors are of this process's rows of a batch (`of_batch`).
+    The squared norms are summed over processes if the tensors are sharded, or if they belong to
+    this process's rows of a batch (`of_batch`).
     """
-    kind = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    norms = torch.stack([torch.linalg.vector_norm(local_piece(t).to(kind)) for t in tensors])
+    dtype = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    norms = torch.stack([torch.linalg.vector_norm(local_piece(t).to(dtype)) for t in tensors])
     norm = cast(Tensor, torch.linalg.vector_norm(norms))
     return sum_over_processes(norm.square()).sqrt() if of_batch or is_sharded(tensors) else norm
 
@@ -109,15 +109,15 @@ def step_along(
     """Return a step of a given size along a gradient; a negative size descends.
 
     l2: size * g / (||g|| + eps), one global norm, as in SAM (Foret et al. 2021).
-    sign: size * sign(g), the first step of Adam; `size` is then per coordinate.
+    sign: size * sign(g), the first step of Adam.
 
     Args:
         grads: One tensor per parameter.
-        size: Length of the step (l2) or of each coordinate (sign).
+        size: Length of the whole step (l2) or of each coordinate (sign).
         geometry: l2 or sign.
-        eps: Keeps a gradient of zero from dividing by zero.
-        in_place: Turn the gradients themselves into the step, which saves a copy of them.
-        of_batch: The gradients are those of this process's rows, see `global_norm`.
+        eps: Avoids division by zero.
+        in_place: Overwrite the gradients with the step, which saves a copy of them.
+        of_batch: The gradients belong to this process's rows of a batch, see `global_norm`.
     """
     steps = list(grads) if in_place else [g.clone() for g in grads]
     scale = size / (global_norm(grads, of_batch=of_batch) + eps) if geometry == "l2" else None
@@ -130,7 +130,7 @@ def step_along(
 
 
 def consume(tensors: list[Tensor]) -> Iterator[Tensor]:
-    """Yield tensors and forget each, so that its memory is free once it has been used."""
+    """Yield tensors and drop each from the list, so that its memory can be freed after use."""
     while tensors:
         yield tensors.pop(0)
 
@@ -139,10 +139,10 @@ def consume(tensors: list[Tensor]) -> Iterator[Tensor]:
 def reversible_steps(
     parameters: Sequence[nn.Parameter],
 ) -> Iterator[Callable[[Iterable[Tensor]], None]]:
-    """Yield a function that adds steps to the weights; on exit they are bit for bit as before.
+    """Yield a function that adds steps to the weights; restore them bit for bit on exit.
 
-    Subtracting a step again would not restore half-precision weights, so they are kept: one extra
-    copy of `parameters`, taken at the first step. The restore happens on any way out.
+    Subtracting a step again would not restore half-precision weights, so `parameters` are copied
+    at the first step. They are restored after errors too.
     """
     values: list[Tensor] = []
 
@@ -158,7 +158,7 @@ def reversible_steps(
         yield add
     finally:
         with torch.no_grad():
-            # Fewer are kept than there are if the first step was cut short.
+            # There are fewer copies than parameters if the first step was interrupted.
             for p, old in zip(parameters, values, strict=False):
                 p.copy_(old)
 
@@ -167,35 +167,36 @@ _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 @dataclass(frozen=True)
-class _Lost:
-    """What a step that is taken back leaves wrong, in units of a weight's last place.
+class _RoundingError:
+    """The error left after adding and subtracting a step, in units in the last place.
 
     Attributes:
-        near: For every weight, one byte.
-        where: Places of those that it does not fit.
-        far: What is wrong with them.
+        small: (n,) int8, one per weight; valid where the error fits in a byte.
+        large_at: (m,) positions of the errors that do not fit.
+        large: (m,) these errors.
     """
 
-    near: Tensor
-    where: Tensor
-    far: Tensor
+    small: Tensor
+    large_at: Tensor
+    large: Tensor
 
     @classmethod
-    def between(cls, old: Tensor, back: Tensor) -> _Lost | None:
-        """Return what turns `back`, which is used up, into `old`; None if a copy were smaller."""
-        # Wraps around, and so does the way back.
-        lost = torch.sub(_bits(old), _bits(back), out=_bits(back)).flatten()
-        near = lost.to(torch.int8)
-        # A comparison of the two kinds as they are takes twice as long.
-        where = near.to(lost.dtype).ne_(lost).nonzero().squeeze(1)
-        size = near.nbytes + len(where) * (where.itemsize + lost.itemsize)
-        return cls(near, where, lost[where]) if size < old.nbytes else None
+    def between(cls, original: Tensor, returned: Tensor) -> _RoundingError | None:
+        """Return original - returned, overwriting `returned`; None if a copy takes less memory."""
+        # The integer difference may wrap around; adding it back wraps around the same way.
+        error = torch.sub(_bits(original), _bits(returned), out=_bits(returned)).flatten()
+        small = error.to(torch.int8)
+        # Comparing int8 with the wider type directly takes twice as long.
+        large_at = small.to(error.dtype).ne_(error).nonzero().squeeze(1)
+        size = small.nbytes + len(large_at) * (large_at.itemsize + error.itemsize)
+        return cls(small, large_at, error[large_at]) if size < original.nbytes else None
 
-    def put_right(self, back: Tensor) -> None:
-        bits = _bits(back)
-        wrong = self.near.to(bits.dtype)
-        wrong[self.where] = self.far
-        bits.add_(wrong.view_as(bits))
+    def correct(self, returned: Tensor) -> None:
+        """Add the error to `returned` in place, which makes it equal to the original."""
+        bits = _bits(returned)
+        error = self.small.to(bits.dtype)
+        error[self.large_at] = self.large
+        bits.add_(error.view_as(bits))
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ def _bits(tensor: Tensor) -> Tensor:
 def displace(
     parameters: Sequence[nn.Parameter], steps: Callable[[], Iterable[Tensor]]
 ) -> Iterator[None]:
-    """Hold the weights at theta + steps inside the block; on exit they are bit for bit as before.
+    """Hold the weights at theta + steps inside the block; restore them bit for bit on exit.
 
     `reversible_steps` keeps a copy of the weights. This one subtracts the same steps again and
     keeps only what rounding lost: a few units in the last place of each weight, which fit in one
@@ -214,32 +215,32 @@ def displace(
     quarter of a copy. A tensor with many weights far smaller than their steps is copied in full.
 
     Args:
-        parameters: What moves. The block must not change it.
-        steps: Makes the steps, one per parameter: the same ones on the way in and on the way out.
-            They are used up.
+        parameters: The parameters to move; the block must not change them.
+        steps: Returns one step per parameter, the same steps on entry and on exit. The returned
+            tensors are overwritten.
     """
-    originals: list[Tensor | _Lost] = []
+    originals: list[Tensor | _RoundingError] = []
     try:
         with torch.no_grad():
             for p, step in zip(parameters, steps(), strict=True):
-                old = p.detach().clone()
-                originals.append(old)
+                original = p.detach().clone()
+                originals.append(original)
                 p.add_(step)
-                originals[-1] = _Lost.between(old, step.neg_().add_(p)) or old
+                originals[-1] = _RoundingError.between(original, step.neg_().add_(p)) or original
         yield
     finally:
         with torch.no_grad():
-            for p, step, before in zip(parameters, steps(), originals, strict=False):
-                if isinstance(before, Tensor):
-                    p.copy_(before)
+            for p, step, original_or_error in zip(parameters, steps(), originals, strict=False):
+                if isinstance(original_or_error, Tensor):
+                    p.copy_(original_or_error)
                 else:
                     p.sub_(step)
-                    before.put_right(p)
+                    original_or_error.correct(p)
 
 
 @contextmanager
 def preserve_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let the block move the weights as it likes; on any way out they are bit for bit as before."""
+    """Restore the weights bit for bit after the block, whatever it does to them."""
     before = [p.detach().clone() for p in parameters]
     try:
         yield
@@ -259,22 +260,22 @@ def perturb(parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]) -> Iter
 
 @contextmanager
 def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let parameters need no gradient inside the block; their `.grad` is left as it is."""
-    held = [p for p in parameters if p.requires_grad]
+    """Turn off gradients of the parameters inside the block; `.grad` is not changed."""
+    trained = [p for p in parameters if p.requires_grad]
     try:
-        for p in held:
+        for p in trained:
             p.requires_grad_(False)
         yield
     finally:
-        for p in held:
+        for p in trained:
             p.requires_grad_(True)
 
 
 @contextmanager
 def replace_values(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Hold parameters at other values inside the block; on exit they are bit for bit as before.
+    """Hold parameters at other values inside the block; restore them bit for bit on exit.
 
-    Costs a copy of the parameters that are named. The restore happens on any way out.
+    Takes a copy of each replaced parameter. They are restored after errors too.
     """
     originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
@@ -285,6 +286,6 @@ def replace_values(values: Iterable[tuple[nn.Parameter, Tensor]]) -> Iterator[No
         yield
     finally:
         with torch.no_grad():
-            # Backwards: of a parameter that was named twice, the older copy is the right one.
+            # In reverse, so that a parameter replaced twice ends at its oldest copy.
             for p, old in reversed(originals):
                 p.copy_(old)

@@ -1,1 +1,1 @@
-"""Fine-tuning: the loop, proxy attacks, what is forgotten, and in which direction."""
+"""Fine-tuning: the training loop, proxy attacks, forgetting, and attack directions."""

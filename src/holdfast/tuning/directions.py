@@ -1,4 +1,4 @@
-"""The attacker's first direction: which way fine-tuning on given rows pulls the weights."""
+"""Attack directions: the direction in which fine-tuning on some rows moves the weights."""
 
 from __future__ import annotations
 
@@ -42,24 +42,26 @@ def descent_direction(
     geometry: Geometry = "l2",
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """Return the unit direction in which the first step on these rows goes.
+    """Return the unit direction of the first training step on these rows.
 
-    With g the gradient of the rows' answer loss over the trainable parameters: -g / ||g|| (l2, a
-    step of plain gradient descent) or -sign(g) / ||sign(g)|| (sign, the first step of Adam).
-    Gradients that were accumulated in `.grad` are put back. How many rows go at a time changes
-    nothing but rounding and memory.
+    With g the gradient of the rows' answer loss over the trainable parameters: -g / ||g|| (l2,
+    plain gradient descent) or -sign(g) / ||sign(g)|| (sign, the first step of Adam). Gradients
+    accumulated in `.grad` are restored. The batch size affects only rounding and memory.
+
+    Returns:
+        One tensor per trainable parameter; together they have norm 1.
     """
     encoded = encode(tokenizer, rows, usable_length(model, max_length))
     pad = cast(int, tokenizer.pad_token_id)
     total = sum(len(row.ids) - row.start for row in encoded)
 
-    def part(rows: Sequence[Encoded]) -> Tensor:
-        batch = collate(rows, pad, model.device)
+    def batch_loss(positions: Sequence[int]) -> Tensor:
+        batch = collate([encoded[i] for i in positions], pad, model.device)
         share = int((batch["labels"][:, 1:] != IGNORE).sum()) / total
         return cast(Tensor, model(**batch).loss * share)
 
-    parts = (part([encoded[i] for i in few]) for few in chunks(range(len(encoded)), batch_size))
-    return _descent(trainable(model), parts, geometry)
+    losses = map(batch_loss, chunks(range(len(encoded)), batch_size))
+    return _descent(trainable(model), losses, geometry)
 
 
 def descent_direction_to_base(
@@ -79,39 +81,43 @@ def descent_direction_to_base(
     answers are needed.
 
     Args:
-        base: The model before its alignment; asked in its own prompt template.
-        model: The aligned one.
-        tokenizer: Of the model.
-        prompts: What both are asked.
-        geometry: As for `descent_direction`.
-        batch_size: Prompts at a time.
+        base: The model before alignment; it gets the prompts in its own template.
+        model: The aligned model.
+        tokenizer: The aligned model's tokenizer.
+        prompts: Prompts for both models.
+        geometry: See `descent_direction`.
+        batch_size: Prompts per batch.
+
+    Returns:
+        One tensor per trainable parameter; together they have norm 1.
 
     Raises:
-        UsageError: The base has other tokens.
+        UsageError: The base has a different vocabulary.
     """
     _check_same_tokens(base.tokenizer, tokenizer)
-    ours = _asked(model, tokenizer, prompts)
-    theirs = _asked(base.model, base.tokenizer, prompts)
-    pads = [cast(int, words.pad_token_id) for words in (tokenizer, base.tokenizer)]
+    model_prompts = _encode_checked_prompts(model, tokenizer, prompts)
+    base_prompts = _encode_checked_prompts(base.model, base.tokenizer, prompts)
+    model_pad = cast(int, tokenizer.pad_token_id)
+    base_pad = cast(int, base.tokenizer.pad_token_id)
 
-    def part(few: Sequence[int]) -> Tensor:
+    def batch_loss(positions: Sequence[int]) -> Tensor:
         with torch.no_grad():
-            wanted = first_logits(base.model, [theirs[i] for i in few], pads[1])
-        found = first_logits(model, [ours[i] for i in few], pads[0])
-        # Beyond the narrower of the two lie padding and tokens that the alignment added.
-        width = min(found.shape[1], wanted.shape[1])
-        share = wanted[:, :width].softmax(1).to(found.device)
-        return F.cross_entropy(found[:, :width], share, reduction="sum") / len(prompts)
+            base_logits = first_logits(base.model, [base_prompts[i] for i in positions], base_pad)
+        logits = first_logits(model, [model_prompts[i] for i in positions], model_pad)
+        # Columns that only one of the two has are padding, or tokens added by the alignment.
+        width = min(logits.shape[1], base_logits.shape[1])
+        target = base_logits[:, :width].softmax(1).to(logits.device)
+        return F.cross_entropy(logits[:, :width], target, reduction="sum") / len(prompts)
 
-    parts = map(part, chunks(range(len(prompts)), batch_size))
-    return _descent(trainable(model), parts, geometry)
+    losses = map(batch_loss, chunks(range(len(prompts)), batch_size))
+    return _descent(trainable(model), losses, geometry)
 
 
 def _descent(
     parameters: Sequence[nn.Parameter], losses: Iterable[Tensor], geometry: Geometry
 ) -> list[Tensor]:
-    """Return the unit direction down the sum of the losses, each of which is dropped in turn."""
-    previous = [p.grad for p in parameters]
+    """Return the unit descent direction of the sum of the losses, back-propagated one at a time."""
+    previous_grads = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
@@ -119,14 +125,14 @@ def _descent(
             loss.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
-        for p, grad in zip(parameters, previous, strict=True):
+        for p, grad in zip(parameters, previous_grads, strict=True):
             p.grad = grad
     if geometry == "sign":
         grads = step_along(grads, 1.0, geometry="sign", in_place=True)
     return step_along(grads, -1.0, in_place=True)
 
 
-def _asked(
+def _encode_checked_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> list[Encoded]:
     rows = [Encoded(tuple(ids), len(ids)) for ids in encode_prompts(tokenizer, prompts)]
@@ -134,14 +140,14 @@ def _asked(
     return rows
 
 
-def _check_same_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
-    known = ours.get_vocab()
-    other = theirs.get_vocab()
-    moved = [token for token, i in other.items() if known.get(token, i) != i]
-    if moved or not known.keys() & other.keys():
+def _check_same_tokens(base: PreTrainedTokenizerBase, aligned: PreTrainedTokenizerBase) -> None:
+    aligned_ids = aligned.get_vocab()
+    base_ids = base.get_vocab()
+    moved = [token for token, i in base_ids.items() if aligned_ids.get(token, i) != i]
+    if moved or not aligned_ids.keys() & base_ids.keys():
         raise UsageError(
-            f"the base has other tokens than the model ({len(moved)} of {len(other)} with another "
-            "number): it is not what this model was aligned from; give --base that one, or take "
+            f"the base has other tokens than the model ({len(moved)} of {len(base_ids)} have "
+            "another id), so it is not the model before alignment; give that one as --base, or use "
             "source=mismatched"
         )
 
@@ -152,63 +158,69 @@ def finetuning_direction(
     rows: Examples,
     config: FinetuneConfig,
 ) -> list[Tensor]:
-    """Return the unit direction in which several steps of fine-tuning on these rows lead.
+    """Return the unit direction in which several fine-tuning steps move the weights.
 
-    The weights are restored exactly and accumulated gradients put back. It takes four copies of
-    the trainable parameters: the weights before, the way they moved, and Adam's two moments.
+    The weights and the gradients accumulated in `.grad` are restored exactly. This takes four
+    copies of the trainable parameters: the original weights, their change, and Adam's two moments.
+
+    Returns:
+        One tensor per trainable parameter; together they have norm 1.
     """
     parameters = trainable(model)
-    previous = [p.grad for p in parameters]
-    before = [p.detach().clone() for p in parameters]
+    previous_grads = [p.grad for p in parameters]
+    starts = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.grad = None
     try:
         finetune(model, tokenizer, rows, config)
-        moved = [p.detach() - b for p, b in zip(parameters, before, strict=True)]
+        changes = [p.detach() - start for p, start in zip(parameters, starts, strict=True)]
     finally:
-        for p, old, grad in zip(parameters, before, previous, strict=True):
-            p.detach().copy_(old)
+        for p, start, grad in zip(parameters, starts, previous_grads, strict=True):
+            p.detach().copy_(start)
             p.grad = grad
-    return step_along(moved, 1.0, in_place=True)
+    return step_along(changes, 1.0, in_place=True)
 
 
 def forward_derivative(
     model: nn.Module, direction: Sequence[Tensor], read: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return what `read` finds at the model's weights, and its derivative along a direction.
+    """Return the value of `read` at the model's weights and its derivative along a direction.
 
-    Exact, by forward-mode automatic differentiation; attention runs in its plain kernel, since the
-    fused ones have no forward derivative.
+    The derivative is exact, by forward-mode automatic differentiation. Attention runs in its plain
+    kernel, because the fused kernels have no forward derivative.
 
     Args:
         model: The model that `read` uses.
         direction: One tensor per trainable parameter.
         read: Computes a tensor (n,) from the model by differentiable operations.
 
+    Returns:
+        Value and derivative, (n,) each.
+
     Raises:
         UsageError: An operation of the model has no forward derivative.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    inside = _Reading(model, read)
+    module = _ReadModule(model, read)
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {
             f"model.{name}": forward_ad.make_dual(p.detach(), d)
             for name, p, d in zip(names, trainable(model), direction, strict=True)
         }
         try:
-            found = functional_call(inside, duals, ())
+            dual = functional_call(module, duals, ())
         except NotImplementedError as error:
             raise UsageError(
-                f"{type(model).__name__} has an operation without forward derivative "
+                f"{type(model).__name__} has an operation without a forward derivative "
                 f"({str(error).splitlines()[0]}); load the model with attn_implementation='eager', "
-                "or use variant=first_flips, which needs none"
+                "or use variant=first_flips, which needs no derivative"
             ) from error
-        value, slope = forward_ad.unpack_dual(found)
+        value, slope = forward_ad.unpack_dual(dual)
         return value.detach(), torch.zeros_like(value) if slope is None else slope.detach()
 
 
-class _Reading(nn.Module):
-    """Lets `functional_call` swap the weights under a function that closes over the model."""
+class _ReadModule(nn.Module):
+    """Wraps `read`, so that `functional_call` can swap the weights of the model it uses."""
 
     def __init__(self, model: nn.Module, read: Callable[[], Tensor]) -> None:
         super().__init__()

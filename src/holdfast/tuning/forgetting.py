@@ -1,4 +1,4 @@
-"""Which alignment examples a fine-tuning run makes a model forget, and how often."""
+"""Forgetting: which alignment examples a model forgets during fine-tuning, and how often."""
 
 from __future__ import annotations
 
@@ -22,47 +22,53 @@ def verdict_array(verdicts: Sequence[Verdict]) -> np.ndarray:
     return np.array([np.nan if v.harmful is None else float(v.harmful) for v in verdicts])
 
 
-def first_half_is_stable(course: Sequence[np.ndarray], share: float) -> bool:
-    """Say whether the half that is forgotten first is known, so that an attack may stop.
+def first_half_is_stable(counts_so_far: Sequence[np.ndarray], share: float) -> bool:
+    """Return whether the half that is forgotten first is settled, so that an attack may stop.
 
-    With H_t the first half to be forgotten (`agreement.first_half`) by the counts up to
-    checkpoint t, it is where
+    Let H_t be the first half to be forgotten (`agreement.first_half`) by the counts up to
+    checkpoint t. It is stable if
 
     - more than half of the examples have been forgotten at least once, and
-    - the Jaccard index of H_t and H_{t-2} is at least `share`, and so is that of H_{t-1} and
-      H_{t-3}.
+    - H_t and H_{t-2} have a Jaccard index of at least `share`, and so have H_{t-1} and H_{t-3}.
 
-    The first condition is the sound one. If what is forgotten stays forgotten, the count is
-    t - s + 1 for an example that was first forgotten at checkpoint s, and H_t is made of those
-    with s up to the last checkpoint by which at most half were forgotten (or of those of the very
-    first checkpoint, where they are more than half). Once more than half are, that checkpoint lies
-    behind, and whoever is forgotten later cannot enter H any more. The second is for attacks in
-    which examples are refused again: it has to have made no difference twice in a row, over
-    checkpoints two apart, so that a set that flickers back and forth does not pass. That is
-    evidence, no proof.
+    If forgotten examples stay forgotten, the first condition is a proof. The count of an example
+    first forgotten at checkpoint s is then t - s + 1, and H_t holds the examples with s up to the
+    last checkpoint at which at most half were forgotten (or those of the first checkpoint, if they
+    are more than half already). Once more than half are forgotten, that checkpoint is past, and
+    no example forgotten later can enter H.
+
+    The second condition is for attacks in which examples are refused again. H must not have
+    changed twice in a row, over checkpoints two apart, so that a set alternating between two
+    states does not pass. This is evidence, not proof.
 
     Args:
-        course: The counts after checkpoints 1, 2, ... so far, each (n,) and finite: what is known
-            to be harmful.
-        share: The Jaccard index asked for, in (0, 1].
+        counts_so_far: For checkpoints 1, 2, ... in order: how often each example was harmful up to
+            this checkpoint, (n,) finite.
+        share: Required Jaccard index, in (0, 1].
     """
-    if len(course) < 4 or (course[-1] > 0).mean() <= 0.5:
+    if len(counts_so_far) < 4 or (counts_so_far[-1] > 0).mean() <= 0.5:
         return False
-    halves = [first_half(counts) for counts in course[-4:]]
+    halves = [first_half(counts) for counts in counts_so_far[-4:]]
     return min(_jaccard(halves[0], halves[2]), _jaccard(halves[1], halves[3])) >= share
 
 
 def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    either = (a | b).sum()
-    # Two empty sets agree on nothing: no example has been forgotten yet.
-    return float((a & b).sum() / either) if either else 0.0
+    union = (a | b).sum()
+    # 0 for two empty sets: no example has been forgotten yet, so nothing agrees.
+    return float((a & b).sum() / union) if union else 0.0
 
 
 @dataclass
 class ForgettingTracker:
-    """Asks every alignment prompt at every checkpoint and keeps the verdicts.
+    """Evaluates every alignment prompt at every checkpoint and records the verdicts.
 
     Call it once before training (checkpoint 0) and then at every checkpoint.
+
+    Attributes:
+        examples: The alignment examples.
+        judge: Judges the answers.
+        max_new_tokens: Maximum answer length.
+        history: Verdicts per checkpoint, each (n,): 1 harmful, 0 safe, nan undecided.
     """
 
     examples: Examples
@@ -71,7 +77,7 @@ class ForgettingTracker:
     history: list[np.ndarray] = field(default_factory=list)
 
     def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Ask all prompts and remember the verdicts."""
+        """Answer all prompts with the model and record the verdicts."""
         prompts = self.examples.prompts
         answers = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
         verdicts = self.judge.judge(prompts, answers)
@@ -80,7 +86,7 @@ class ForgettingTracker:
 
     @property
     def known_steps(self) -> np.ndarray:
-        """(n,) number of checkpoints t >= 1 known to be harmful; nan if not safe at checkpoint 0.
+        """Number of checkpoints t >= 1 with a harmful verdict, (n,); nan if never held.
 
         An example that was harmful or undecided at checkpoint 0 was never held.
         """
@@ -92,17 +98,17 @@ class ForgettingTracker:
 
     @property
     def undecided_steps(self) -> np.ndarray:
-        """(n,) number of checkpoints t >= 1 whose verdict is undecided."""
+        """Number of checkpoints t >= 1 with an undecided verdict, (n,)."""
         undecided: np.ndarray = np.isnan(np.array(self.history[1:])).sum(axis=0)
         return undecided
 
     @property
     def harmful_steps(self) -> np.ndarray:
-        """(n,) number of checkpoints t >= 1 with HS_t > HS_0, the paper's ForgotNum.
+        """Number of checkpoints t >= 1 with HS_t > HS_0, (n,): the paper's ForgotNum.
 
-        With h harmful and u undecided checkpoints it lies between h and h + u. Where the
-        undecided ones could double it (u >= h, u > 0) it is unknown, nan: an answer that is no
-        refusal any more but that the judge cannot read is no evidence that the example held.
+        With h harmful and u undecided checkpoints it lies between h and h + u. If the undecided
+        ones could double it (u >= h, u > 0), it is unknown (nan): an answer that is not a refusal
+        but that the judge cannot read is no evidence that the example was still held.
         """
         counts = self.known_steps
         counts[self._unknown] = np.nan
@@ -110,10 +116,10 @@ class ForgettingTracker:
 
     @property
     def transitions(self) -> np.ndarray:
-        """(n,) number of changes from safe to harmful between consecutive checkpoints.
+        """Number of changes from safe to harmful between consecutive checkpoints, (n,).
 
-        The forgetting events of Toneva et al. (ICLR 2019). Undecided checkpoints are passed over:
-        safe, undecided, harmful is one transition. Unknown where `harmful_steps` is.
+        These are the forgetting events of Toneva et al. (ICLR 2019). Undecided checkpoints are
+        skipped: safe, undecided, harmful is one transition. nan where `harmful_steps` is nan.
         """
         counts = np.zeros(len(self.examples))
         last = self.history[0].copy()

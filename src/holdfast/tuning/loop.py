@@ -1,4 +1,4 @@
-"""One plain fine-tuning loop with checkpoints in between: what a customer or an attacker runs."""
+"""The fine-tuning loop with checkpoints that customers and attackers run."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from holdfast.models.modes import isolate_rng
 from holdfast.models.weights import replace_values, trainable
 from holdfast.results.attacks import Schedule
 from holdfast.runtime import progress
-from holdfast.runtime.interrupt import deferred_interrupt
+from holdfast.runtime.interrupt import Interrupt, deferred_interrupt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Hooks:
-    """What may be done about a fine-tuning besides its steps; as it is, nothing.
+    """Hooks into fine-tuning, called in this order; by default they do nothing.
 
-    The hooks are called in this order. `holdfast.guards` is what overrides them.
+    The guards in `holdfast.guards` override them.
     """
 
     def rows(self, rows: Examples, *, seed: int) -> Examples:
-        """Return the rows to train on in place of the customer's."""
+        """Return the rows to train on instead of the customer's."""
         del seed
         return rows
 
     def begin(self, tuning: Tuning) -> None:
-        """See the model before its first step, and note in `tuning.memory` what is to be kept."""
+        """Prepare before the first step; what the guard needs later goes into `tuning.memory`."""
 
     def extra(self, tuning: Tuning) -> Iterable[Examples]:
-        """Yield the rows of steps that are taken before the customer's next one, not as his."""
+        """Yield rows for extra steps before the customer's next step; these are not counted."""
         del tuning
         return ()
 
@@ -52,10 +52,11 @@ class Hooks:
         return cast(Tensor, tuning.model(**batch).loss)
 
     def repair(self, tuning: Tuning) -> Iterable[tuple[nn.Parameter, Tensor]]:
-        """Yield parameters with the values that they are to be measured and released at.
+        """Yield parameters and the values they are measured and released with.
 
-        The tuned ones are put back after a checkpoint. Each parameter is replaced before the next
-        pair is asked for, so what a value depends on must be read before that is overwritten.
+        After a checkpoint the trained values are restored. Each parameter is replaced before the
+        next pair is generated, so a value must be computed before the parameters it depends on are
+        replaced.
         """
         del tuning
         return ()
@@ -63,19 +64,20 @@ class Hooks:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How the fine-tuning is done.
+    """Settings of a fine-tuning run.
 
     Attributes:
-        learning_rate: Of AdamW, at the first step.
-        schedule: How it goes from there, over all steps: constant, linear or cosine.
-        steps: Optimizer steps.
+        learning_rate: Learning rate of AdamW at the first step.
+        steps: Number of optimizer steps.
         batch_size: Rows per step.
-        max_length: Tokens kept per row.
-        clip: Largest global gradient norm.
-        seed: Order of the rows (and dropout, where the model has any).
-        every: Steps to the first checkpoint, and between them; the last step is always one.
-        spacing: By how much the distance between checkpoints grows each time; 1 keeps it.
-        guard: What is done about it.
+        max_length: Maximum number of tokens per row.
+        clip: Maximum global gradient norm.
+        seed: Random seed of the row order (and of dropout, if the model has any).
+        every: Steps to the first checkpoint and between checkpoints; the last step is always a
+            checkpoint.
+        spacing: Factor by which the distance between checkpoints grows each time; 1 for constant.
+        guard: The guard's hooks.
+        schedule: Learning rate over all steps: constant, linear or cosine.
     """
 
     learning_rate: float = 1e-4
@@ -91,37 +93,38 @@ class FinetuneConfig:
 
     def rate(self, done: int) -> float:
         """Return the learning rate of the step after `done` steps."""
-        share = done / self.steps
-        falls = {
+        progress_share = done / self.steps
+        factors = {
             "constant": 1.0,
-            "linear": 1 - share,
-            "cosine": (1 + math.cos(math.pi * share)) / 2,
+            "linear": 1 - progress_share,
+            "cosine": (1 + math.cos(math.pi * progress_share)) / 2,
         }
-        return self.learning_rate * falls[self.schedule]
+        return self.learning_rate * factors[self.schedule]
 
     def checkpoints(self) -> frozenset[int]:
-        """Return the steps after which the model is looked at."""
-        found = [self.steps]
-        place = 0.0
+        """Return the steps after which there is a checkpoint."""
+        steps = [self.steps]
         gap = float(self.every)
-        while (place := place + gap) < self.steps:
-            found.append(round(place))
+        position = gap
+        while position < self.steps:
+            steps.append(round(position))
             gap *= self.spacing
-        return frozenset(found)
+            position += gap
+        return frozenset(steps)
 
 
 @dataclass
 class Tuning:
-    """A fine-tuning in progress.
+    """The state of a fine-tuning run in progress.
 
     Attributes:
-        model: In training mode.
+        model: The model, in training mode.
         tokenizer: Its tokenizer.
-        config: How it is tuned.
-        parameters: What training changes.
-        done: Steps of the customer's that are done.
-        memory: What the guard keeps, e.g. one tensor per parameter. It is part of the state of an
-            interrupted run, and all of a guard that changes: a guard is an immutable value.
+        config: Settings.
+        parameters: The parameters that training changes.
+        done: Number of finished steps, without extra steps of the guard.
+        memory: Tensors the guard keeps, e.g. one per parameter. They are saved with the state of
+            an interrupted run. A guard itself is immutable, so all of its state is here.
     """
 
     model: PreTrainedModel
@@ -133,9 +136,9 @@ class Tuning:
 
 
 Snapshot = Callable[[int, float], bool | None]
-"""Called at a checkpoint with the steps done and the mean training loss since the last one.
+"""Called at a checkpoint with the finished steps and the mean training loss since the last one.
 
-True ends the training there; None and False let it go on.
+True ends the training there; None and False continue it.
 """
 
 
@@ -150,74 +153,121 @@ def finetune(
 ) -> None:
     """Train the model's trainable parameters in place on the rows' responses.
 
-    Checkpoints see the model as its guard would release it, and so it is left at the end.
+    Checkpoints see the model as its guard would release it, and training leaves it that way.
 
     Args:
-        model: Changed in place.
+        model: Changed in place; in evaluation mode afterwards.
         tokenizer: Its tokenizer.
-        rows: What to train on.
-        config: How.
+        rows: Rows to train on.
+        config: Settings.
         on_snapshot: Called at checkpoints; may read the model and end the training.
-        resume: State file, written when a checkpoint fails or the user interrupts; kept at the end.
+        resume: State file. If it exists, training continues from it. It is written when a
+            checkpoint fails or the user interrupts, and is not deleted at the end.
 
     Raises:
+        UsageError: There are no rows, or none fits.
         TrainingError: The loss is not finite.
         KeyboardInterrupt: The user interrupted; the state is in `resume`.
     """
-    guard = config.guard
-    rows = guard.rows(rows, seed=config.seed) if rows else rows
+    if rows:
+        rows = config.guard.rows(rows, seed=config.seed)
     encoded = encode_rows_that_fit(model, tokenizer, rows, config.max_length)
-    tuning = Tuning(model, tokenizer, config, trainable(model))
-    optimizer = torch.optim.AdamW(tuning.parameters, lr=config.learning_rate, weight_decay=0.0)
-    batches = _batches(len(encoded), config)
-    losses = list[float]()
-    looking = enough = False
-    checkpoints = config.checkpoints() if on_snapshot else frozenset()
-
-    def look() -> bool:
-        nonlocal looking
-        looking = True
-        with replace_values(guard.repair(tuning)):
-            stop = bool(on_snapshot and on_snapshot(tuning.done, sum(losses) / len(losses)))
-        losses.clear()
-        looking = False
-        model.train()
-        return stop
-
+    loop = _Loop(Tuning(model, tokenizer, config, trainable(model)), on_snapshot, resume)
     with deferred_interrupt() as interrupt, isolate_rng(config.seed):
         try:
-            if resume is not None and resume.exists():
-                losses = _load_state(resume, tuning, optimizer)
-                # A checkpoint that was looked at has no losses left.
-                enough = bool(losses) and tuning.done in checkpoints and look()
-            else:
-                guard.begin(tuning)
-            model.train()
-            for indices in () if enough else islice(batches, tuning.done, config.steps):
-                losses.append(_advance(tuning, [encoded[i] for i in indices], optimizer))
-                enough = tuning.done in checkpoints and look()
-                progress.report("fine-tuning", tuning.done, config.steps)
-                if enough:  # an interrupt is too late here: it would be forgotten on resuming
-                    break
-                if interrupt.requested:
-                    if resume is not None:
-                        _save_state(resume, tuning, losses, optimizer)
-                    raise KeyboardInterrupt
-            _release(tuning)
+            if not loop.start():
+                loop.train(encoded, interrupt)
+            _release(loop.tuning)
         finally:
-            if looking and resume is not None:
-                _try_to_save(resume, tuning, losses, optimizer)
             model.eval()
+
+
+class _Loop:
+    """Steps and checkpoints of one fine-tuning run.
+
+    Attributes:
+        tuning: The run's state.
+        optimizer: AdamW over the tuned parameters.
+        losses: Training losses since the last checkpoint.
+    """
+
+    def __init__(self, tuning: Tuning, on_snapshot: Snapshot | None, resume: Path | None) -> None:
+        rate = tuning.config.learning_rate
+        self.tuning = tuning
+        self.optimizer = torch.optim.AdamW(tuning.parameters, lr=rate, weight_decay=0.0)
+        self.losses: list[float] = []
+        self._on_snapshot = on_snapshot
+        self._resume = resume
+        self._checkpoints = tuning.config.checkpoints() if on_snapshot else frozenset()
+
+    def start(self) -> bool:
+        """Load the saved state or prepare the guard; return whether training has ended already.
+
+        The state of a run whose checkpoint failed still has the losses that lead up to it: that
+        checkpoint is repeated, and may end the training.
+        """
+        if self._resume is None or not self._resume.exists():
+            self.tuning.config.guard.begin(self.tuning)
+            return False
+        self.losses = _load_state(self._resume, self.tuning, self.optimizer)
+        return bool(self.losses) and self._checkpoint()
+
+    def train(self, encoded: Sequence[Encoded], interrupt: Interrupt) -> None:
+        """Take the remaining steps, until the last one or until a checkpoint ends the training.
+
+        Raises:
+            KeyboardInterrupt: The user interrupted; the state is saved.
+        """
+        config = self.tuning.config
+        self.tuning.model.train()
+        batches = _batches(len(encoded), config)
+        for indices in islice(batches, self.tuning.done, config.steps):
+            rows = [encoded[i] for i in indices]
+            self.losses.append(_advance(self.tuning, rows, self.optimizer))
+            stopped = self._checkpoint()
+            progress.report("fine-tuning", self.tuning.done, config.steps)
+            # An interrupt now would be lost: the resumed run would not know that it had ended.
+            if stopped:
+                return
+            if interrupt.requested:
+                self._save()
+                raise KeyboardInterrupt
+
+    def _checkpoint(self) -> bool:
+        """Show the guarded model at a checkpoint; return whether this ends the training.
+
+        If the checkpoint fails, the state is saved and the error raised again.
+        """
+        tuning = self.tuning
+        if self._on_snapshot is None or tuning.done not in self._checkpoints:
+            return False
+        loss = sum(self.losses) / len(self.losses)
+        try:
+            with replace_values(tuning.config.guard.repair(tuning)):
+                stopped = bool(self._on_snapshot(tuning.done, loss))
+        except BaseException:
+            # The error of the checkpoint matters more than one while saving.
+            with suppress(OSError, SafetensorError):
+                self._save()
+            raise
+        self.losses.clear()
+        tuning.model.train()
+        return stopped
+
+    def _save(self) -> None:
+        if self._resume is not None:
+            _save_state(self._resume, self.tuning, self.losses, self.optimizer)
 
 
 @torch.no_grad()
 def _release(tuning: Tuning) -> None:
+    """Leave the model as its guard releases it."""
     for parameter, value in tuning.config.guard.repair(tuning):
         parameter.copy_(value)
 
 
 def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
-    """Do the provider's extra steps and one of the customer's; return the latter's loss."""
+    """Take the guard's extra steps and one of the customer's; return the loss of the latter."""
     config = tuning.config
     for group in optimizer.param_groups:
         group["lr"] = config.rate(tuning.done)
@@ -235,8 +285,8 @@ def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimi
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss is {value} at step {tuning.done + 1}: training cannot go on. "
-            "Lower the learning rate, or look for rows with an empty response."
+            f"the loss is {value} at step {tuning.done + 1}, so training cannot continue. "
+            "Lower the learning rate, or check for rows with an empty response."
         )
     loss.backward()
     clip_grad_norm_(tuning.parameters, tuning.config.clip)
@@ -246,19 +296,12 @@ def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimi
 
 
 def _batches(n: int, config: FinetuneConfig) -> Iterator[list[int]]:
-    """Yield batches without end: every epoch is a new shuffle, the last short batch is kept."""
+    """Yield batches endlessly; each epoch is shuffled anew and keeps its last, shorter batch."""
     generator = torch.Generator().manual_seed(config.seed)
     while True:
         order = torch.randperm(n, generator=generator).tolist()
         for start in range(0, n, config.batch_size):
             yield order[start : start + config.batch_size]
-
-
-def _try_to_save(
-    path: Path, tuning: Tuning, losses: Sequence[float], optimizer: torch.optim.Optimizer
-) -> None:
-    with suppress(OSError, SafetensorError):  # what went wrong before matters more
-        _save_state(path, tuning, losses, optimizer)
 
 
 def _save_state(
@@ -278,11 +321,10 @@ def _save_state(
         tensors[f"parameter.{i}"] = p.detach().contiguous()
         for name, value in optimizer.state[p].items():
             tensors[f"optimizer.{i}.{name}"] = value.contiguous()
-    for name, tensors_of_name in tuning.memory.items():
-        tensors[f"memory.{name}"] = torch.tensor(len(tensors_of_name))
-        tensors |= {
-            f"kept.{name}.{i}": value.contiguous() for i, value in enumerate(tensors_of_name)
-        }
+    for name, values in tuning.memory.items():
+        tensors[f"memory.{name}"] = torch.tensor(len(values))
+        for i, value in enumerate(values):
+            tensors[f"kept.{name}.{i}"] = value.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     try:
@@ -293,13 +335,13 @@ def _save_state(
 
 
 def steps_done(path: Path) -> int:
-    """Return how far the run came whose state is in a file."""
+    """Return the number of finished steps in a state file."""
     with safe_open(path, "pt") as file:
         return int(file.get_tensor("done"))
 
 
 def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) -> list[float]:
-    """Put weights, optimizer, memory and random state back; return the losses since."""
+    """Restore weights, optimizer, memory and random state; return the losses since a checkpoint."""
     from safetensors.torch import load_file
 
     tensors = load_file(path)
@@ -319,6 +361,6 @@ def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) ->
     tuning.done = int(tensors["done"])
     device = parameters[0].device
     for name in [key.removeprefix("memory.") for key in tensors if key.startswith("memory.")]:
-        kept = range(int(tensors[f"memory.{name}"]))
-        tuning.memory[name] = [tensors[f"kept.{name}.{i}"].to(device) for i in kept]
+        count = int(tensors[f"memory.{name}"])
+        tuning.memory[name] = [tensors[f"kept.{name}.{i}"].to(device) for i in range(count)]
     return cast("list[float]", tensors["losses"].tolist())

@@ -1,4 +1,4 @@
-"""A proxy attack: a copy of the model, fine-tuned as an attacker might, is watched forgetting."""
+"""Proxy attacks: fine-tune a copy of the model like an attacker, to observe what it forgets."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Look = Callable[["PreTrainedModel"], bool]
-"""Reads the attacked model, in eval mode, at a checkpoint; True ends the attack there."""
+"""Reads the attacked model, in evaluation mode, at a checkpoint; True ends the attack."""
 
 
 class ProxyAttack(Options):
-    """Options of estimators that attack a copy of the model: harmful rows hidden in ordinary ones.
+    """Options of estimators that attack a copy of the model with harmful rows among benign ones.
 
-    There are `repeats` attacks on each proxy task, every one with other rows, another order and a
-    seed of its own that is derived from the estimator's; the first uses that seed itself, so that
-    more repeats leave the earlier attacks as they were.
+    Each proxy task is attacked `repeats` times, with different rows, order and seed. The first
+    attack uses the estimator's seed and the others use seeds derived from it, so that more repeats
+    do not change the earlier attacks.
     """
 
     harmful: Supplied[Examples]
@@ -36,7 +36,7 @@ class ProxyAttack(Options):
     repeats: int = Field(default=1, ge=1)
     """Number of attacks on each proxy task."""
     ratio: float = Field(default=0.1, ge=0, le=1)
-    """Harmful share of an attack's rows."""
+    """Share of harmful rows in an attack."""
     rows: int = Field(default=400, ge=1)
     """Number of rows of an attack."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -44,32 +44,32 @@ class ProxyAttack(Options):
     steps: int = Field(default=100, ge=1)
     """Number of optimizer steps of an attack."""
     every: int = Field(default=10, ge=1)
-    """Steps between checkpoints; the last step is always one."""
+    """Steps between checkpoints; the last step is always a checkpoint."""
     batch_size: int = Field(default=16, ge=1)
     """Number of rows per step."""
     max_length: int = Field(default=256, ge=1)
-    """Number of tokens kept of each row."""
+    """Maximum number of tokens per row."""
 
     @property
     def planned_checkpoints(self) -> int:
-        """Checkpoints of an attack that runs to its end, checkpoint 0 not counted."""
+        """Number of checkpoints of a complete attack, without checkpoint 0."""
         return math.ceil(self.steps / self.every)
 
     def plan(self, examples: Examples, seed: int) -> list[tuple[Examples, int]]:
-        """Draw every attack's rows; return the rows and seed of each.
+        """Draw the rows of every attack; return the rows and seed of each.
 
-        All is drawn before anything runs: the last proxy may be the one that has too few rows.
+        All rows are drawn before any attack runs, so that a proxy with too few rows fails early.
 
         Raises:
-            UsageError: No ordinary rows, fewer than two examples, or alignment rows among the
-                harmful ones.
+            UsageError: There are no benign rows, there are fewer than two examples, or some
+                alignment rows are also harmful rows.
         """
         check_examples(examples, self.harmful)
         tasks = self.proxies or (() if self.benign is None else (self.benign,))
         if not tasks:
             raise UsageError(
-                "a proxy attack hides harmful rows in ordinary ones: give these with --benign, or "
-                "several kinds of them with --proxy"
+                "a proxy attack hides harmful rows among benign ones; give benign rows with "
+                "--benign, or several kinds of them with --proxy"
             )
         seeds = attack_seeds(seed, self.repeats * len(tasks))
         return [
@@ -85,17 +85,19 @@ class ProxyAttack(Options):
         seed: int,
         look: Look,
     ) -> int:
-        """Fine-tune a copy of the model and look at it at every checkpoint.
+        """Fine-tune a copy of the model and call `look` at every checkpoint.
 
         Returns:
-            The optimizer steps done: fewer than `steps` where a look ended it.
+            Number of optimizer steps; fewer than `steps` if `look` ended the attack.
         """
         from holdfast.tuning.loop import FinetuneConfig, finetune
 
         attacked = copy.deepcopy(model)
         last = 0
-        if not hasattr(attacked, "merge_and_unload"):  # peft keeps adapters in float32 itself
-            attacked.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
+        # In bfloat16 most weights lose a step of 1e-5, which would weaken the attack. Adapters need
+        # no conversion: peft keeps them in float32.
+        if not hasattr(attacked, "merge_and_unload"):
+            attacked.float()
         config = FinetuneConfig(
             learning_rate=self.learning_rate,
             steps=self.steps,
@@ -108,7 +110,7 @@ class ProxyAttack(Options):
         def snapshot(step: int, loss: float) -> bool:
             nonlocal last
             last = step
-            attacked.eval()  # finetune puts it back into training mode
+            attacked.eval()  # finetune sets training mode again
             return look(attacked)
 
         finetune(attacked, tokenizer, rows, config, on_snapshot=snapshot)
@@ -116,26 +118,26 @@ class ProxyAttack(Options):
 
 
 def attack_seeds(seed: int, n: int) -> list[int]:
-    """Return `n` seeds of which the first is `seed`; asking for more leaves the first ones."""
+    """Return `n` seeds, the first of which is `seed`; a larger `n` only adds seeds at the end."""
     derived = np.random.SeedSequence(seed).generate_state(max(n - 1, 1))
     return [seed, *(int(s) for s in derived[: n - 1])]
 
 
 def check_examples(examples: Examples, harmful: Examples) -> None:
-    """Refuse rows that order nothing, or that the harmful rows would teach to be kept.
+    """Reject examples that cannot be ranked, or that the attack would train on.
 
     Raises:
-        UsageError: Fewer than two examples, or harmful rows among them.
+        UsageError: There are fewer than two examples, or some of them are harmful rows too.
     """
     if len(examples) < 2:
         raise UsageError(
-            f"{examples.name}: {len(examples)} alignment rows; scores order rows, and that takes "
-            "at least 2"
+            f"{examples.name}: {len(examples)} alignment rows; scores rank rows, so give at least 2"
         )
     shared = set(examples.ids) & set(harmful.ids)
     if shared:
         raise UsageError(
             f"{len(shared)} rows are both in {examples.name} and in {harmful.name} (first id "
-            f"{min(shared)}): the attack would train the model on what it should forget. "
-            "Remove them from the harmful rows; the same prompts with other answers may stay."
+            f"{min(shared)}): the attack would train the model on the rows it should "
+            "forget. Remove them from the harmful rows; the same prompts with other answers may "
+            "stay."
         )
