@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,9 +18,14 @@ from holdfast.contracts import Analysis, Section
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
 from holdfast.models import checkpoints
+from holdfast.reports.catalogue import language
 from holdfast.results.artifacts import AttackResult
+from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
+from holdfast.texts import Text
 
+MEASURES = {"n", "p", "auroc", "auprc", "spearman", "jaccard", "kappa"}
+"""Heads that every language writes alike."""
 STAGES = {"score", "group", "align", "attack", "adapt", "evaluate", "validate-estimator"}
 
 
@@ -176,6 +182,35 @@ def test_tables_and_figures_can_be_shown(analysis: Analysis, run: RunDir) -> Non
         assert caption
         assert figure.title
         assert ElementTree.fromstring(render(figure)).tag.endswith("svg")
+
+
+def _said(section: Section) -> Iterator[str]:
+    """What a reader sees of a section, except the cells and labels that are names."""
+    yield from (section.title, *section.findings, *section.tables, *section.figures, section.note)
+    for table in section.tables.values():
+        heads = (h for h in table.columns if h.lower() not in MEASURES)
+        yield from (head for head in heads if head not in Attack.model_fields)
+        yield from (c for row in table.rows for c in row if isinstance(c, Text))
+    yield from (figure.title for figure in section.figures.values())
+
+
+def _inside(text: str) -> Iterator[Text]:
+    """A message and those in its values."""
+    if isinstance(text, Text):
+        yield text
+        for value in text.values.values():
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, str):
+                    yield from _inside(item)
+
+
+def test_everything_can_be_said_in_japanese(analysis: Analysis, run: RunDir) -> None:
+    japanese = language("ja")
+    for text in _said(analysis.run(run)):
+        assert isinstance(text, Text), text
+        for message in _inside(text):
+            if re.search("[A-Za-z]", re.sub(r"\{[^}]*\}", "", message.template)):
+                assert message.template in japanese.messages, message.template
 
 
 def test_the_same_run_gives_the_same_section(
