@@ -147,7 +147,7 @@ def test_unknown_bars_have_no_length_and_are_named() -> None:
     figure = bars(Bar("a", 50, low=40, high=60), Bar("b", math.nan), Bar("c", 0))
     assert [row["value"] for row in marks(figure, "bar")] == [50, None, 0]
     assert [(row["low"], row["high"]) for row in marks(figure, "rule")] == [(40, 60)]
-    assert "b unknown" in [" ".join(words.split()) for words in texts(figure)]
+    assert "b: unknown" in [" ".join(words.split()) for words in texts(figure)]
 
 
 def test_lower_bounds_end_in_an_arrow() -> None:
@@ -218,7 +218,7 @@ def test_labels_are_said_in_the_language_of_the_report() -> None:
     )
     language = Language("xx", {"seed {n:d}": "graine {n:d}", "attack steps": "pas", "unknown": "?"})
     drawn = [" ".join(words.split()) for words in texts(figure, language)]
-    assert "graine 3 ?" in drawn
+    assert "graine 3: ?" in drawn
     assert "pas" in drawn
 
 

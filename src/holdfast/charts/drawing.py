@@ -173,7 +173,7 @@ class _Drawing:
                 x=alt.value(0), text="words:N"
             ),
         ]
-        marks = self._marks(figure.x, None)
+        marks = self._marks(figure.x, None, zero=True)
         height = PITCH * max(len(rows), 1)
         return self._finished(layers, rows, marks).properties(height=height)
 
@@ -183,7 +183,7 @@ class _Drawing:
         return {
             "place": place,
             "name": name,
-            "words": f"{name}  {shown}",
+            "words": f"{name}: {shown}",
             "value": bar.value,
             "zero": 0.0,
             "low": bar.low,
@@ -382,14 +382,14 @@ class _Drawing:
 
     # --------------------------------------------------------------------------- layers
 
-    def _marks(self, x: Axis, y: Axis | None) -> list[alt.Chart]:
+    def _marks(self, x: Axis, y: Axis | None, *, zero: bool = False) -> list[alt.Chart]:
         import altair as alt
 
         marks = []
         look: dict[str, Any] = {"strokeDash": [3, 3], "color": self.theme.ink, "opacity": 0.65}
         if x.mark is not None:
             across = alt.Chart(_data([{"x": x.mark}])).mark_rule(**look)
-            marks.append(across.encode(x=alt.X("x:Q", **self._axis(x))))
+            marks.append(across.encode(x=alt.X("x:Q", **self._axis(x, zero=zero))))
         if y is not None and y.mark is not None:
             up = alt.Chart(_data([{"y": y.mark}])).mark_rule(**look)
             marks.append(up.encode(y=alt.Y("y:Q", **self._axis(y))))
