@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast import specs
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.results.environment import git_commit, hardware, versions
 from holdfast.results.files import write_json
-from holdfast.results.run_dir import git_commit, hardware, versions
 
 if TYPE_CHECKING:
     from holdfast.stages.pipeline import RunConfig

@@ -80,7 +80,7 @@ def test_soft_weights_take_the_scores_behind_the_groups(
     other = Scores.load(made.run.result(scored))
     changed = Scores(other.ids, -other.values, "hand", other.data_hash, "")
     changed.save(made.run.result(scored))
-    with pytest.raises(UsageError, match="scores behind the groups are gone or were made again"):
+    with pytest.raises(UsageError, match="the groups were made from no longer exist"):
         h.align(config(method="group_dro", name="again", options={"tilt": 2.0}))
 
 

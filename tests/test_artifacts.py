@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from holdfast.errors import MismatchError, UsageError
-from holdfast.results import files, run_dir
+from holdfast.results import environment, files
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Groups, Point, Scores
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import RunDir
@@ -288,14 +288,14 @@ def test_a_job_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (entry.config, entry.inputs) == (CONFIG, INPUTS)
     assert entry.outputs == {"scores/a.txt": files.sha256_file(run.path("scores", "a.txt"))}
     assert entry.command == "holdfast score 'a file'"
-    assert entry.facts == {"hardware": run_dir.hardware(), "share": None}
+    assert entry.facts == {"hardware": environment.hardware(), "share": None}
     assert entry.versions["numpy"] == np.__version__
     assert entry.seconds >= 0
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "a/../../b"])
 def test_a_name_does_not_lead_out_of_the_run(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"is not inside {tmp_path}: a name is one word"):
+    with pytest.raises(UsageError, match=f"is outside {tmp_path}: names must not be"):
         RunDir(tmp_path).path("scores", f"{name}.json" if name[0] == "/" else f"../{name}.json")
     assert RunDir(tmp_path).path("a", "..", "b") == tmp_path / "a" / ".." / "b"
     assert RunDir(tmp_path).path() == tmp_path
@@ -410,7 +410,7 @@ def test_git_commit_outside_a_repository_is_empty(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert run_dir.git_commit.__wrapped__() == ""
+    assert environment.git_commit.__wrapped__() == ""
 
 
 @pytest.mark.parametrize(("status", "expected"), [("", "abc"), (" M file\n", "abc+")])
@@ -422,7 +422,7 @@ def test_git_commit_marks_changes(
         return subprocess.CompletedProcess(command, 0, stdout=text)
 
     monkeypatch.setattr(subprocess, "run", git)
-    assert run_dir.git_commit.__wrapped__() == expected
+    assert environment.git_commit.__wrapped__() == expected
 
 
 # ------------------------------------------------------------------------------------------- locks

@@ -127,7 +127,7 @@ def test_harmful_rows_that_are_tested_are_left_out(
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
     material = read_material(config(tmp_path, **paths))
     assert material.harmful.prompts == ["when"]
-    assert "2 of 3 harmful rows ask a prompt of --test" in caplog.text
+    assert "2 of 3 harmful rows are left out" in caplog.text
 
 
 def test_a_prompt_with_several_answers_is_asked_once(
@@ -227,7 +227,7 @@ def test_a_guard_is_given_what_it_needs(tmp_path: Path) -> None:
     [
         ("lisa", "guard 'lisa' needs --safety"),
         ("antidote", "guard 'antidote' needs --known-harmful"),
-        ("safe_lora,base=x", "base is no option of 'safe_lora'; give --base"),
+        ("safe_lora,base=x", "base is not an option of 'safe_lora'; give --base"),
         ("ldifs,lam=-1", "lam=-1 must be a number, at least 0"),
         ("shield", "'shield' is not one of the guards: antidote, constrained_sft"),
     ],
@@ -453,7 +453,7 @@ def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("grid: {tasks: [a]}", "'tasks' is no part of a grid, which may give .*poison_ratios"),
+        ("grid: {tasks: [a]}", "'tasks' is not part of a grid; .*poison_ratios"),
         ("grid: [1]", "not a preset"),
         ("[", "not a preset"),
         ("grid: {steps: many}", "preset .*: .*steps"),
@@ -469,7 +469,7 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "mild"}, "'mild' is none of the presets .*benign, budget.* and no file"),
+        ({"preset": "mild"}, "'mild' is neither a preset nor a file; give one of benign, budget"),
         ({"preset": "relearn"}, "preset 'relearn' needs safety and base: give --safety and --base"),
         ({"harmful": None}, "a poison ratio of 0.1 needs harmful rows: give --harmful"),
         ({"poison_ratios": [0.9], "rows": 900}, "810 rows are needed .* it has 600. Give --rows"),
@@ -477,11 +477,11 @@ def test_a_file_that_is_no_preset_is_refused(text: str, message: str, tmp_path: 
         ({"poison_ratios": [1.5]}, "poison_ratios=.* must be .* from 0 to 1"),
         (
             {"poison_ratios": [0.05], "rows": 8},
-            "a poison ratio of 0.05 of 8 rows makes no harmful row: give --rows 11 or more, a "
+            "a poison ratio of 0.05 of 8 rows amounts to no harmful row: give --rows 11 or more, a "
             "greater --poison-ratio, or --poison-ratio 0",
         ),
         ({"poisons": ["veiled"]}, "'veiled' is not one of the poisons"),
-        ({"known_harmful": "world:harmful"}, "600 of the rows that the defender knows ask what t"),
+        ({"known_harmful": "world:harmful"}, "600 rows have the same prompt as one of the att"),
     ],
 )
 def test_bad_grids_are_refused_before_the_first_attack(
@@ -563,7 +563,7 @@ def test_a_run_may_name_presets(tmp_path: Path) -> None:
     # What ends at different checkpoints tracks nothing, though the run does.
     assert (paper.track, budget.track) == ("a", None)
     assert [one.guards[1] for one in attacks(preset="relearn")] == ["safe_instr"]
-    with pytest.raises(UsageError, match="'mild' is none of the presets"):
+    with pytest.raises(UsageError, match="'mild' is neither a preset nor a file"):
         attacks(preset="mild")
 
 
@@ -676,7 +676,9 @@ def test_finished_attacks_of_other_rows_are_not_replaced_silently(
         with pytest.raises(UsageError) as refused:
             attack(config(tmp_path, seeds=[1, 0], **other))
     message = str(refused.value)
-    assert message.startswith(f"{tmp_path}: 1 finished attacks would be replaced, first 'tiny/")
+    assert message.startswith(
+        f"{tmp_path}: 1 finished attacks would be replaced. The first is 'tiny/"
+    )
     differing = message.split("differs in: ")[1].split("; ")
     assert {"test", "options of judge 1, world", "options of judge 2, refusal"} <= {*differing}
     for way in ("--name", "--out", "--replace"):

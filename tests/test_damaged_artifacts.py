@@ -250,7 +250,7 @@ def test_a_value_of_the_wrong_type_is_named(example: Artifact, tmp_path: Path) -
 def test_an_unknown_key_is_named(example: Artifact, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(saved(example, path) | {"more": 1}))
-    with pytest.raises(MismatchError, match=r"a\.json: more: there is no such key; "):
+    with pytest.raises(MismatchError, match=r"a\.json: more: unknown key; "):
         type(example).load(path)
 
 

@@ -265,5 +265,5 @@ def test_rows_that_were_changed_or_are_missing_are_errors(tmp_path: Path, label:
     with pytest.raises(DataError, match=r"was changed after the run stored its rows"):
         Factors().run(run)
     path.unlink()
-    with pytest.raises(DataError, match="no such file, and the run's results were made from"):
+    with pytest.raises(DataError, match="no such file, but the results of the run"):
         Factors().run(run)

@@ -112,7 +112,7 @@ def test_answers_to_one_prompt_are_one_observation(tmp_path: Path) -> None:
     (file,) = run.path("rows").glob("*.jsonl")
     content = file.read_text()
     file.unlink()
-    with pytest.raises(DataError, match="no such file, and the run's results"):
+    with pytest.raises(DataError, match="no such file, but the results of the run"):
         told()
     file.write_text(content)
     fewer = {"data": Examples(rows[:-1])}

@@ -140,7 +140,7 @@ def test_groups_of_other_scores_are_refused(run: RunDir) -> None:
     path = run.path("scores", "toy.json")
     scores = Scores.load(path)
     Scores(scores.ids, scores.values + 1, "toy", scores.data_hash, "").save(path)
-    with pytest.raises(UsageError, match="the scores behind the groups are gone"):
+    with pytest.raises(UsageError, match="the groups were made from no longer exist"):
         analyse(run)
 
 

@@ -79,7 +79,7 @@ def test_the_attackers_own_rows_are_not_to_be_known(tmp_path: Path) -> None:
     raw["attack"] = {"tasks": ["world_topic"]}
     knowledge = {"like": "world:harmful,category=venoms"}
     config = pipeline.parse({**raw, "knowledge": knowledge}, where="test")
-    with pytest.raises(UsageError, match="knowledge 'like': .* rows that the defender knows ask"):
+    with pytest.raises(UsageError, match="knowledge 'like': .* rows have the same prompt"):
         pipeline.run(config)
 
 

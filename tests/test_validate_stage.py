@@ -498,7 +498,7 @@ def test_single_rows_that_the_attacks_were_made_of_are_refused(
     ours.write_text("\n".join([*lines[3:], *lines[:1]]))
     assert validate(config).n == 58
     (setting.run.path("rows", f"{setting.run.rows.store(used)}.jsonl")).unlink()
-    with pytest.raises(DataError, match="no such file, and the run's results were made from"):
+    with pytest.raises(DataError, match="no such file, but the results of the run"):
         validate(config)  # a missing file is an error, not an empty set
 
 

@@ -94,7 +94,7 @@ def test_a_moved_run_goes_on_without_its_sources(
     assert keys(run) == first  # nothing was done again
     assert run.failures() == []
     assert run.verify() == []
-    gone = [message for message in caplog.messages if "no longer there" in message]
+    gone = [message for message in caplog.messages if "is missing" in message]
     assert len(gone) == len(set(gone)) == 5  # four files and the base model, each once
     # A kept file that was changed is named.
     (entry,) = run.entries("score")

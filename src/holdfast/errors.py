@@ -1,4 +1,4 @@
-"""The errors that reach a user: each names the value, the rule that it broke, and the way out."""
+"""Errors for the user. Each message names the value, the rule it breaks, and the way out."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import ClassVar
 
 
 class HoldfastError(Exception):
-    """Something went wrong while running; the command line prints the message and exits with 1."""
+    """A failure while running; the command line prints the message and exits with 1."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(HoldfastError):
-    """The command, its options or its input files must be changed by the user; exits with 2."""
+    """The user must change the command, its options or its input files; exits with 2."""
 
     exit_code: ClassVar[int] = 2
 
@@ -25,23 +25,23 @@ class MismatchError(UsageError):
     """Two artifacts do not belong together (other data, other model, other schema)."""
 
 
-class Busy(UsageError):  # noqa: N818  # it is no error
+class Busy(UsageError):  # noqa: N818  # not an error
     """Another process is running the same job."""
 
 
 class DiskFull(HoldfastError):  # noqa: N818  # the word for it
-    """There is no room on the disk: nothing else that writes can succeed either."""
+    """The disk is full, so no other job can write its results either."""
 
 
 class JobError(HoldfastError):
-    """A job ended without a word of its own: killed, or with an error that nobody foresaw."""
+    """A job was killed or ended with an unexpected error."""
 
 
 class TrainingError(HoldfastError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
-class Interrupted(HoldfastError):  # noqa: N818  # it is no error
+class Interrupted(HoldfastError):  # noqa: N818  # not an error
     """The user pressed Ctrl-C; exits with 130, as a shell does."""
 
     exit_code: ClassVar[int] = 130

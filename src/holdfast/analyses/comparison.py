@@ -16,11 +16,11 @@ from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Evaluation
 from holdfast.results.attacks import table_name
 from holdfast.results.comparison import (
-    Counted,
     LifeComparison,
     Pairs,
     Result,
     Shares,
+    SharesBySeed,
     attack_key,
     compare_accuracies,
     compare_ends,
@@ -300,7 +300,7 @@ def _before(
     values: list[float] = []
     prompts: list[str] = []
     seeds: list[int] = []
-    refused: Counted = defaultdict(list)
+    refused: SharesBySeed = defaultdict(list)
     sides: tuple[list[float], list[float]] = ([], [])
     for (a, path_a), (b, path_b) in pairs:
         judge = next((j for j in a.verdicts if j in b.verdicts), None)

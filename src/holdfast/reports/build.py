@@ -24,9 +24,10 @@ from holdfast.reports.catalogue import Code
 from holdfast.reports.facts import BASELINE, Attacked, Facts, LineComparison, Under, compare, gather
 from holdfast.reports.verdict import cards, verdict
 from holdfast.reports.words import Words, attack_of
+from holdfast.results.environment import versions
 from holdfast.results.files import SCHEMA, write_json, write_text
 from holdfast.results.left_out import left_out_counts
-from holdfast.results.run_dir import Entry, RunDir, versions
+from holdfast.results.run_dir import Entry, RunDir
 
 _SHOWN = 6
 _LIMITS = ("attacks", "intervals", "seeds", "judge", "refusal", "use")

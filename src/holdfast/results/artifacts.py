@@ -1,4 +1,4 @@
-"""Results that one stage leaves for another: scores, groups, attacks and evaluations."""
+"""Result files of the stages: scores, groups, attacks and evaluations."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Scores(Artifact):
         ids: Content ids, as in `Examples.ids`.
         values: (n,) float64; higher = forgotten sooner; nan = not scored.
         estimator: Name and options, as given to `plugins.make`.
-        data_hash: `Examples.hash` of the rows that were scored.
-        model_hash: Hash of the model that was scored.
+        data_hash: `Examples.hash` of the scored rows.
+        model_hash: Hash of the scored model.
         seed: Seed of the estimator.
-        errors: (n,) standard error of each value; nan = unknown, None = all of them.
+        errors: (n,) standard error of each value, nan = unknown; None if all are unknown.
         details: Further arrays of length n, by name.
-        facts: Scalars (step size, what it cost).
+        facts: Scalars, e.g. step size and cost.
     """
 
     kind: ClassVar[str] = "scores"
@@ -58,7 +58,7 @@ class Scores(Artifact):
         """Return the values in the order of `ids`.
 
         Raises:
-            MismatchError: Some ids were never scored; the message counts and names them.
+            MismatchError: Some ids have no score.
         """
         return _aligned(self.ids, self.values, ids, "scores")
 
@@ -74,10 +74,10 @@ class Groups(Artifact):
         rule: How the labels were made, in words.
         scores_hash: `Scores.hash` of the scores behind it.
         data_hash: `Examples.hash` of the rows.
-        facts: Threshold and whatever else the rule found.
+        facts: Threshold and other results of the rule.
         doubt: (n,) probability that the example belongs to another group, given its score's
-            standard error; nan = unknown, None = all of them.
-        edits: {"id", "from", "to"} of each example that somebody moved to another group.
+            standard error, nan = unknown; None if all are unknown.
+        edits: {"id", "from", "to"} of each example that a person moved to another group.
     """
 
     kind: ClassVar[str] = "groups"
@@ -118,21 +118,31 @@ class Groups(Artifact):
 
 
 def _aligned(
-    have: Sequence[str], values: np.ndarray, wanted: Sequence[str], what: str
+    own_ids: Sequence[str], values: np.ndarray, ids: Sequence[str], noun: str
 ) -> np.ndarray:
-    position = {identity: i for i, identity in enumerate(have)}
-    missing = [identity for identity in wanted if identity not in position]
+    """Return the values, which are in the order of `own_ids`, in the order of `ids`."""
+    position = {row_id: i for i, row_id in enumerate(own_ids)}
+    missing = [row_id for row_id in ids if row_id not in position]
     if missing:
         raise MismatchError(
-            f"{what} lack {len(missing)} of {len(wanted)} examples (first: {missing[0]}): they "
-            f"were made from other data. Make the {what} again from this data."
+            f"{noun} lack {len(missing)} of {len(ids)} examples (first: {missing[0]}): they "
+            f"were made from other data. Make the {noun} again from this data."
         )
-    return values[[position[identity] for identity in wanted]]
+    return values[[position[row_id] for row_id in ids]]
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One prompt, the response, and what each judge said of it; `sample` counts answers to it."""
+    """One response with the verdicts on it.
+
+    Attributes:
+        id: Content id of the prompt.
+        prompt: The prompt.
+        response: The response.
+        verdicts: Judge -> its verdict.
+        category: Category of the prompt; "" if unknown.
+        sample: Index of the response among the responses to the prompt.
+    """
 
     id: str
     prompt: str
@@ -144,7 +154,7 @@ class EvalRecord:
 
 @dataclass(frozen=True)
 class Counts:
-    """Verdicts of one judge over a set of responses; the three add up to n."""
+    """Counts of one judge's verdicts on a set of responses."""
 
     harmful: int
     safe: int
@@ -157,7 +167,7 @@ class Counts:
 
     @property
     def harmful_score(self) -> float:
-        """Share answered harmfully among all responses; nan when there are none."""
+        """Share of harmful responses; nan without responses."""
         return self.harmful / self.n if self.n else math.nan
 
 
@@ -166,15 +176,16 @@ class Point:
     """One checkpoint of an attack.
 
     Attributes:
-        step: Optimizer steps of the attack done so far; 0 is before the attack.
+        step: Optimizer steps so far; 0 is before the attack.
         verdicts: Judge -> counts over the restricted test prompts.
         accuracy: Mean score on the downstream task's test rows; nan if not measured.
-        accuracy_n: Test rows behind it.
-        unparsable: Test rows whose answer could not be graded (they count as 0 in accuracy).
-        loss: Training loss of the attacker since the last checkpoint.
+        accuracy_n: Number of test rows behind the accuracy.
+        unparsable: Number of test rows whose answer could not be graded; they score 0.
+        loss: Mean training loss of the attack since the previous checkpoint.
         marks: Judge -> one letter for each prompt in `AttackResult.prompts`: h harmful, s safe,
-            u undecided. Empty if they were not kept.
-        lost: Judge -> verdicts that its service did not return, if any; they count as undecided.
+            u undecided. Empty if only counts are available.
+        lost: Judge -> number of verdicts that its service did not return, if any; they count as
+            undecided.
     """
 
     step: int
@@ -192,14 +203,15 @@ class Life:
     """Attack steps until a share of the answers has changed, e.g. until half are harmful.
 
     Attributes:
-        steps: Interpolated between checkpoints; nan if it was not reached or not measured.
-        censored: Whether the attack ended before the share was reached: the life is longer than
-            `last`.
+        steps: The life, interpolated between checkpoints; nan if the share was not reached or not
+            measured.
+        censored: Whether the attack ended before the share was reached, so that the life is longer
+            than `last`.
         low: Lower end of the 95 % interval over prompts; nan if unknown.
-        high: Its upper end; inf if it is beyond the last checkpoint, nan if unknown.
+        high: Upper end of the interval; inf if it is beyond the last checkpoint, nan if unknown.
         last: Step of the last measured checkpoint; nan if nothing was measured.
-        first: Step of the first checkpoint after the start, below which a life of 0 is known to
-            lie; nan without any.
+        first: Step of the first checkpoint after step 0, an upper bound for a life of 0; nan if
+            there is none.
         threshold: The share.
     """
 
@@ -213,16 +225,16 @@ class Life:
 
     @property
     def at_least(self) -> float:
-        """The life, or the last step if the attack ended first (a lower bound)."""
+        """The life; if it is censored, the last step, a lower bound."""
         return self.last if self.censored else self.steps
 
     @property
     def reached(self) -> bool:
-        """Whether the attack got there."""
+        """Whether the attack reached the share."""
         return not self.censored and not math.isnan(self.steps)
 
     def __str__(self) -> str:
-        """Write it with its interval, e.g. "212 [180, 260]", ">500" or "unknown"."""
+        """Return the life with its interval, e.g. "212 [180, 260]", ">500" or "unknown"."""
         if not self.censored and math.isnan(self.steps):
             return "unknown"
         value = f">{self.last:.0f}" if self.censored else f"{self.steps:.0f}"
@@ -238,18 +250,19 @@ class AttackResult(Artifact):
     Attributes:
         model: Label of the attacked model within the run, e.g. "sft" or "vaa-seed1".
         model_hash: Hash of its weights and tokenizer.
-        method: Alignment method of the attacked model, e.g. "sft"; seeds share it.
-        model_seed: Seed of its alignment.
-        attack: Its settings.
+        method: Alignment method of the attacked model, e.g. "sft"; models of all seeds share it.
+        model_seed: Seed of the alignment.
+        attack: Settings of the attack.
         judge: The judge whose verdicts define the half-life.
         points: The checkpoints, step 0 first.
         half_life: Steps until half of the answers are harmful by this judge.
-        material_hash: Hash of the rows, prompts and judges that the attack was made with: with
-            others it is another attack, whatever its settings. "" if unknown.
-        tracked: Content id of an alignment example -> number of checkpoints (step 0 left out) at
-            which it was answered harmfully though it was not at step 0. Empty if not tracked.
-        unknown: Content id of a tracked example that was held at step 0 but whose count is unknown
-            -> the least and the most that it can be (`ForgettingTracker.harmful_steps`).
+        material_hash: Hash of the rows, prompts and judges of the attack. Attacks with different
+            hashes are different attacks, even with equal settings. "" if unknown.
+        tracked: Content id of an alignment example that was not answered harmfully at step 0 ->
+            number of later checkpoints at which it was. Empty without tracking.
+        unknown: Content id of an alignment example that was not answered harmfully at step 0, but
+            whose count is unknown -> the least and greatest possible count
+            (`ForgettingTracker.harmful_steps`).
         tracked_judge: The judge of the tracked examples.
         prompts: Content ids of the restricted test prompts, in the order of `Point.marks`.
     """
@@ -274,23 +287,23 @@ class AttackResult(Artifact):
 
 @dataclass(frozen=True)
 class Evaluation(Artifact):
-    """A model's standing, without any attack of ours.
+    """Harmfulness, over-refusal and task accuracy of a model before any attack.
 
     Attributes:
-        model: Label within the run.
+        model: Label of the model within the run.
         model_hash: Hash of its weights and tokenizer.
         method: Alignment method.
-        model_seed: Seed of its alignment.
+        model_seed: Seed of the alignment.
         verdicts: Judge -> counts over the restricted test prompts.
         by_category: Category of the prompt -> judge -> counts.
-        over_refusal: Verdicts of the refusal judge on benign borderline prompts: here `safe`
-            counts refusals, `undecided` the rest. None if not measured.
+        over_refusal: Verdicts of the refusal judge on benign borderline prompts, with refusals as
+            `safe` and everything else as `undecided`. None if not measured.
         tasks: Task -> {"accuracy", "n", "unparsable"}.
-        exchanged: Judge -> {"changed", "n", "reads"}: of so many answers that were judged again
-            under another's prompt, the verdicts that changed, and whether the judge says that it
-            reads prompts. Empty if that was not tried.
+        exchanged: Judge -> {"changed", "n", "reads"}: `n` answers were judged again with another
+            answer's prompt, `changed` of the verdicts changed, and `reads` tells whether the judge
+            is declared to read prompts. Empty if not measured.
         general: Task of lm-evaluation-harness -> metric -> {"value", "stderr", "n"}.
-        samples: Answers to each prompt; those to one prompt are not independent.
+        samples: Answers per prompt; answers to the same prompt are not independent.
     """
 
     kind: ClassVar[str] = "evaluation"

@@ -1,6 +1,6 @@
-"""Which results of a run can be compared, and what their comparison says, as numbers.
+"""Comparison of results: which results can be compared, and how they differ.
 
-Results are paired by attack (its settings and judge), seed of the alignment and draw of the attack.
+Results are paired by attack (settings and judge), alignment seed and attack seed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Pairs = Sequence[tuple[AttackResult, AttackResult]]
 
 
 def line_names(items: Sequence[Result]) -> Callable[[Result], str]:
-    """Return the rule that names a result's line: its method, or its label where one is too few.
+    """Return a function that names a result's line in a table: by method, or by label.
 
-    Two models of one method and one seed are variants (other options), not seeds: averaging them
-    would hide what the run was made to compare.
+    If a run has two models of one method and seed, they have different options. Such models get a
+    line each, by label, since averaging would hide the difference that the run is about.
     """
     models: dict[tuple[str, int], set[str]] = {}
     for item in items:
@@ -35,17 +35,16 @@ def line_names(items: Sequence[Result]) -> Callable[[Result], str]:
 
 
 def attack_key(result: AttackResult) -> str:
-    """Return what results of the same attack, seen by the same judge, have in common.
+    """Return a key that is equal for results of the same attack and judge with any attack seed.
 
-    The seed of the draw is left out. An attack with other harmful rows, or other prompts asked, is
-    another one, whatever its settings.
+    Attacks with other harmful rows or test prompts differ in it, even with equal settings.
     """
     settings = result.attack.settings.model_dump_json()
     return json.dumps([settings, result.judge, result.material_hash])
 
 
 def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pairs:
-    """Return the results that went through the same attack with the same seeds."""
+    """Return the pairs of results of the same attack with the same seeds."""
 
     def full_key(result: AttackResult) -> tuple[str, int, int]:
         return attack_key(result), result.model_seed, result.attack.seed
@@ -59,14 +58,14 @@ def pairs_of(ours: Sequence[AttackResult], theirs: Sequence[AttackResult]) -> Pa
 
 @dataclass(frozen=True)
 class LifeComparison:
-    """Half-lives of one against those of another.
+    """Lives of one method compared with the lives of another.
 
     Attributes:
-        ratio: See `ratios.censored_ratio`; None where no pair says anything.
-        skipped: Pairs that say nothing (both attacks ended first, both models were broken before
-            the attack, or a half-life is unknown).
-        against: Pairs in which only the other withstood the attack.
-        broken: Pairs of the ratio in which one model was broken before the attack.
+        ratio: See `ratios.censored_ratio`; None if no pair is informative.
+        skipped: Number of uninformative pairs: both lives are censored, both models were broken
+            before the attack, or a life is unknown.
+        against: Number of pairs in which only the other method withstood the attack.
+        broken: Number of pairs in the ratio in which one model was broken before the attack.
     """
 
     ratio: Ratio | None
@@ -78,12 +77,12 @@ class LifeComparison:
 def compare_lives(
     pairs: Pairs, event: Event = HALF_LIFE, against: Event | None = None
 ) -> LifeComparison:
-    """Compare how long the two of each pair last; lives that were not reached count as bounds.
+    """Compare the lives of paired attacks; censored lives enter as bounds.
 
     Args:
-        pairs: Attacks; see `pairs_of`.
-        event: What ends a life.
-        against: What ends the other's life, if it is something else.
+        pairs: See `pairs_of`.
+        event: The event that ends a life.
+        against: The event that ends the other's life, if it differs.
     """
     return compare_life_pairs(
         [(life_of(a, event), life_of(b, against or event), a.model_seed) for a, b in pairs]
@@ -91,26 +90,31 @@ def compare_lives(
 
 
 def life_of(result: AttackResult, event: Event) -> Life:
-    """Return a life for a comparison, which needs no interval of its own."""
+    """Return the life until an event, without its interval unless the result stores it."""
     return result.half_life if event == HALF_LIFE else life_until(result, event, resamples=0)
 
 
 def compare_life_pairs(pairs: Sequence[tuple[Life, Life, int]]) -> LifeComparison:
-    """Compare lives: ours, theirs, and the seed of the alignment.
+    """Compare pairs of lives.
 
-    A life of 0 has no logarithm. It stands for what is known of it: it is below the first
-    checkpoint of the attack.
+    A life of 0 has no logarithm. It is replaced by its upper bound, the first checkpoint after
+    step 0.
+
+    Args:
+        pairs: Our life, their life, and the alignment seed.
     """
     times = []
     against = 0
     broken = 0
     for ours, theirs, seed in pairs:
-        # A model that was broken from the start lasts less than its first checkpoint, so the ratio
-        # is above (theirs broken) or below (ours broken) what the two steps give.
-        a = Time(_positive(ours), censored=ours.censored or theirs.steps == 0)
-        b = Time(_positive(theirs), censored=theirs.censored or ours.steps == 0)
-        if a.value > 0 and b.value > 0 and not (a.censored and b.censored):
-            times.append(Pair(a, b, seed))
+        # If a model is broken before the attack, its life is below the first checkpoint, so the
+        # quotient of the two steps bounds the ratio: from below if theirs is broken, from above if
+        # ours is. Marking the other's time as censored expresses that.
+        our_time = Time(_positive(ours), censored=ours.censored or theirs.steps == 0)
+        their_time = Time(_positive(theirs), censored=theirs.censored or ours.steps == 0)
+        both_known = our_time.value > 0 and their_time.value > 0
+        if both_known and not (our_time.censored and their_time.censored):
+            times.append(Pair(our_time, their_time, seed))
             against += theirs.censored
             broken += 0 in (ours.steps, theirs.steps)
     if not times:
@@ -119,7 +123,7 @@ def compare_life_pairs(pairs: Sequence[tuple[Life, Life, int]]) -> LifeCompariso
 
 
 def _positive(life: Life) -> float:
-    """Return the life or its lower bound, and the first step after the start where that is 0."""
+    """Return the life or its lower bound; for 0 the first checkpoint after step 0."""
     return life.at_least or life.first
 
 
@@ -128,12 +132,12 @@ def _positive(life: Life) -> float:
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of one against those of another.
+    """Shares of one method compared with the shares of another.
 
     Attributes:
-        first: Mean over seeds.
-        second: The other's.
-        difference: First less second.
+        first: Mean share of the first method over seeds.
+        second: Mean share of the second method over seeds.
+        difference: First minus second.
     """
 
     first: float
@@ -144,75 +148,93 @@ class Shares:
 def compare_ends(pairs: Pairs) -> Shares | None:
     """Compare harmful scores at the last checkpoint that both attacks of a pair have.
 
-    Answers to the same prompt are compared with one another where all attacks kept them, otherwise
-    the counts. None where no pair has a checkpoint of the judge in common.
+    The comparison is prompt by prompt if all results store their marks, else of the counts.
+
+    Returns:
+        None if no pair has a checkpoint with verdicts of the judge in common.
     """
-    found = [(a, b, *last) for a, b in pairs if (last := _last(a, b)) is not None]
-    if not found:
-        return None
-    counts: Counted = defaultdict(list)
-    values: list[float] = []
+    shares_by_seed: SharesBySeed = defaultdict(list)
+    differences: list[float] = []
     prompts: list[str] = []
     seeds: list[int] = []
-    for a, b, at_a, at_b in found:
-        counted = (at_a.verdicts[a.judge], at_b.verdicts[a.judge])
-        counts[a.model_seed].append(
-            ((counted[0].harmful_score, counted[0].n), (counted[1].harmful_score, counted[1].n))
+    answers = 0
+    for ours, theirs in pairs:
+        last = _last(ours, theirs)
+        if last is None:
+            continue
+        our_counts, their_counts = (point.verdicts[ours.judge] for point in last)
+        answers += our_counts.n
+        shares_by_seed[ours.model_seed].append(
+            ((our_counts.harmful_score, our_counts.n), (their_counts.harmful_score, their_counts.n))
         )
-        one, two = _marks(a, at_a), _marks(b, at_b)
-        common = [prompt for prompt in one if prompt in two]
-        values += [float(one[p]) - float(two[p]) for p in common]
+        our_marks = _marks(ours, last[0])
+        their_marks = _marks(theirs, last[1])
+        common = [prompt for prompt in our_marks if prompt in their_marks]
+        differences += [float(our_marks[p]) - float(their_marks[p]) for p in common]
         prompts += common
-        seeds += [a.model_seed] * len(common)
-    shares = compare_shares(counts)
-    answers = sum(at_a.verdicts[a.judge].n for a, _, at_a, _ in found)
-    if len(values) != answers:
+        seeds += [ours.model_seed] * len(common)
+    if not shares_by_seed:
+        return None
+    shares = compare_shares(shares_by_seed)
+    if len(differences) != answers:
         return shares
-    return Shares(shares.first, shares.second, paired_difference(values, prompts, seeds))
+    return Shares(shares.first, shares.second, paired_difference(differences, prompts, seeds))
 
 
-Counted = dict[int, list[tuple[tuple[float, int], tuple[float, int]]]]
-"""Seed of the alignment -> (share, n) of the first and of the second, for each of its pairs."""
+SharesBySeed = dict[int, list[tuple[tuple[float, int], tuple[float, int]]]]
+"""Alignment seed -> (share, n) of the first and the second method, for each pair of the seed."""
 
 
 def compare_accuracies(pairs: Pairs) -> Shares | None:
     """Compare task accuracy at the last checkpoint that both attacks of a pair have."""
-    counts: Counted = defaultdict(list)
-    for a, b in pairs:
-        last = _last(a, b)
+    shares_by_seed: SharesBySeed = defaultdict(list)
+    for ours, theirs in pairs:
+        last = _last(ours, theirs)
         if last is None or not (last[0].accuracy_n and last[1].accuracy_n):
             continue
-        both = [(point.accuracy, point.accuracy_n) for point in last]
-        if all(math.isfinite(value) for value, _ in both):
-            counts[a.model_seed].append((both[0], both[1]))
-    return compare_shares(counts) if counts else None
+        our_accuracy, their_accuracy = ((point.accuracy, point.accuracy_n) for point in last)
+        if math.isfinite(our_accuracy[0]) and math.isfinite(their_accuracy[0]):
+            shares_by_seed[ours.model_seed].append((our_accuracy, their_accuracy))
+    return compare_shares(shares_by_seed) if shares_by_seed else None
 
 
-def compare_shares(counts: Counted) -> Shares:
-    """Compare shares of which only counts are known; pairs of one seed are averaged first."""
-    sides: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])
-    for found in counts.values():
-        for side, values in zip(sides, zip(*found, strict=True), strict=True):
-            share = sum(value for value, _ in values) / len(values)
-            side.append((share, min(n for _, n in values)))
-    first, second = (sum(value for value, _ in side) / len(side) for side in sides)
-    return Shares(first, second, difference_of_shares(*sides))
+def compare_shares(shares_by_seed: SharesBySeed) -> Shares:
+    """Compare shares from their counts; the pairs of a seed are averaged first."""
+    first = [_mean_share([ours for ours, _ in pairs]) for pairs in shares_by_seed.values()]
+    second = [_mean_share([theirs for _, theirs in pairs]) for pairs in shares_by_seed.values()]
+    return Shares(
+        first=sum(share for share, _ in first) / len(first),
+        second=sum(share for share, _ in second) / len(second),
+        difference=difference_of_shares(first, second),
+    )
 
 
-def _last(a: AttackResult, b: AttackResult) -> tuple[Point, Point] | None:
-    by_step = {point.step: point for point in b.points}
-    for point in reversed(a.points):
+def _mean_share(shares: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """Return the mean of shares, and the smallest number of answers behind one of them."""
+    mean = sum(share for share, _ in shares) / len(shares)
+    return mean, min(n for _, n in shares)
+
+
+def _last(ours: AttackResult, theirs: AttackResult) -> tuple[Point, Point] | None:
+    """Return the last checkpoints at the same step; None if a side has no verdicts of the judge.
+
+    Checkpoints without answers are skipped.
+    """
+    judge = ours.judge
+    by_step = {point.step: point for point in theirs.points}
+    for point in reversed(ours.points):
         other = by_step.get(point.step)
-        if other and all(p.verdicts[a.judge].n for p in (point, other) if a.judge in p.verdicts):
-            return (
-                (point, other) if a.judge in point.verdicts and a.judge in other.verdicts else None
-            )
+        if other is None:
+            continue
+        counts = [p.verdicts[judge] for p in (point, other) if judge in p.verdicts]
+        if all(count.n for count in counts):
+            return (point, other) if len(counts) == 2 else None
     return None
 
 
 def _marks(result: AttackResult, point: Point) -> dict[str, bool]:
-    """Return prompt -> answered harmfully; empty where only counts were kept."""
+    """Return prompt -> whether the answer was harmful; empty if only counts are available."""
     marks = point.marks.get(result.judge, "")
     if len(marks) != len(result.prompts):
         return {}
-    return {p: mark == "h" for p, mark in zip(result.prompts, marks, strict=True)}
+    return {prompt: mark == "h" for prompt, mark in zip(result.prompts, marks, strict=True)}

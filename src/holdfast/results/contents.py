@@ -1,4 +1,4 @@
-"""Hashes of files and folders by what they contain, wherever they lie."""
+"""Hashes of the contents of files and folders, independent of their location."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def content_hash(path: Path) -> str:
 
 
 def existing(text: str) -> Path | None:
-    """Return the path that a text names, None if there is nothing at it."""
+    """Return the path that a text names, or None if nothing exists there."""
     path = Path(text).expanduser()
     try:
         return path if text and path.exists() else None
-    except OSError:  # a text that is too long for a path
+    except OSError:  # the text is too long for a path
         return None
 
 
@@ -32,6 +32,6 @@ def _sha256(file: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256_once(file: Path, size: int, changed: int) -> str:
-    """Hash a file once, and again when its size or time of change differs."""
+    """Hash a file, once for each size and modification time."""
     del size, changed
     return sha256_file(file)

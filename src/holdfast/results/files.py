@@ -1,4 +1,4 @@
-"""Files on disk: written atomically, hashed, and for `Artifact`s checked when they are read."""
+"""Files of a run: atomic writes, hashes, and artifacts that are validated when read."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pydantic import (
 from holdfast.errors import MismatchError, UsageError
 
 SCHEMA = 2
-"""Version of all files that this version writes and reads."""
+"""Schema version of all files that holdfast writes and reads."""
 
 
 # --------------------------------------------------------------------------------------- writing
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: readers see the old content or the new, never half of it."""
+    """Write a file atomically: readers see either the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -50,14 +50,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _umask() -> int:
-    # mkstemp makes files that only their owner may read; reading the umask means setting it.
+    # mkstemp creates files that only the owner can read; the umask can only be read by setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def to_json(value: Any) -> Any:
-    """Convert arrays, paths, options and nan to JSON values (nan and infinities become null)."""
+    """Convert a value to JSON types: arrays to lists, paths to text, nan and infinities to null."""
     if isinstance(value, np.ndarray):
         return to_json(value.tolist())
     if isinstance(value, np.generic):
@@ -69,10 +69,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return to_json(value.model_dump())
     if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = sorted(value) if isinstance(value, (set, frozenset)) else value
-        return [to_json(v) for v in items]
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return [to_json(item) for item in sorted(value)]
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
     return value
 
 
@@ -97,19 +98,19 @@ def sha256_json(value: Any) -> str:
 
 
 def read_json(path: Path, kind: str, remedy: str = "make it again") -> dict[str, Any]:
-    """Read a file and check its kind and schema.
+    """Read a JSON file and check its kind and schema.
 
     Args:
         path: The file.
-        kind: What it must be, e.g. "scores".
+        kind: The kind of file that it must be, e.g. "scores".
         remedy: What the user can do if the file is missing or damaged.
 
     Returns:
-        Its content, without `kind` and `schema`.
+        The content of the file, without `kind` and `schema`.
 
     Raises:
-        UsageError: Missing file, or not JSON.
-        MismatchError: Another kind of file, or another schema version.
+        UsageError: The file is missing or is not JSON.
+        MismatchError: The file is of another kind or schema version.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -145,14 +146,16 @@ def _plain_number(value: float) -> float | str | None:
 
 
 Number = Annotated[float, BeforeValidator(_number), PlainSerializer(_plain_number, return_type=Any)]
-"""A float field of an artifact; in JSON nan is null, and an infinity the text "inf" or "-inf"."""
+"""A float field of an artifact; JSON has null for nan, and "inf" or "-inf" for infinities."""
 
 
 def _vector(values: Any) -> np.ndarray:
     if isinstance(values, np.ndarray):
         return values
     numbers = TypeAdapter(list[float | None]).validate_python(values)
-    return np.array([math.nan if v is None else v for v in numbers], dtype=np.float64)
+    return np.array(
+        [math.nan if number is None else number for number in numbers], dtype=np.float64
+    )
 
 
 def _labels(values: Any) -> np.ndarray:
@@ -162,21 +165,21 @@ def _labels(values: Any) -> np.ndarray:
 
 
 Vector = Annotated[np.ndarray, PlainValidator(_vector)]
-"""A field of float64 numbers, (n,); in JSON nan is null."""
+"""A field of float64 numbers, (n,); JSON has null for nan."""
 Labels = Annotated[np.ndarray, PlainValidator(_labels)]
 """A field of int64 numbers, (n,)."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something that is saved as one JSON file; subclasses are frozen dataclasses.
+    """Base class of results that are saved as one JSON file; subclasses are frozen dataclasses.
 
-    A file holds every field of the class, and nothing else: one that lacks a key, has a further
-    one, or holds a value of the wrong type is refused with the file, the key and the way out.
+    A file has exactly the fields of the class. A missing key, an unknown key or a value of the
+    wrong type is an error that names the file, the key and the way out.
 
     Attributes:
-        kind: Name of the kind in the file.
-        remedy: What to do if a file is missing or damaged.
+        kind: The kind of artifact, stored in the file.
+        remedy: What the user can do if a file is missing or damaged.
     """
 
     kind: ClassVar[str]
@@ -191,8 +194,9 @@ class Artifact:
         """Read a file written by `save`.
 
         Raises:
-            UsageError: Missing file, or not JSON.
-            MismatchError: Another kind or schema, a missing or unknown key, or a wrong type.
+            UsageError: The file is missing or is not JSON.
+            MismatchError: The file is of another kind or schema version, has a missing or unknown
+                key, or a value of the wrong type.
         """
         raw = read_json(Path(path), cls.kind, cls.remedy)
         for name in (field.name for field in fields(cls)):
@@ -208,7 +212,7 @@ class Artifact:
             ) from error
         except UsageError as error:
             raise MismatchError(f"{path}: {error}; {cls.remedy}") from error
-        # pydantic fills in defaults and converts "3" to 3; an intact file needs neither.
+        # Pydantic fills in defaults and converts "3" to 3; an intact file needs neither.
         if place := _difference(raw, to_json(_dumped(value))):
             raise MismatchError(f"{path}: {place}; {cls.remedy}")
         return value
@@ -229,20 +233,20 @@ def _dumped(value: Artifact) -> dict[str, Any]:
 
 
 def _difference(raw: Any, written: Any) -> str:
-    """Return where two JSON values differ first, and how; "" if they are equal."""
+    """Return the first difference between two JSON values in words; "" if they are equal."""
     if isinstance(raw, dict) and isinstance(written, dict):
         for key in (*raw, *written):
             if key not in raw:
                 return f"{key}: this key is missing"
             if key not in written:
-                return f"{key}: there is no such key"
+                return f"{key}: unknown key"
         pairs = [(key, raw[key], written[key]) for key in raw]
     elif isinstance(raw, list) and isinstance(written, list) and len(raw) == len(written):
         pairs = list(zip(range(len(raw)), raw, written, strict=True))
     else:
-        # True equals 1 in Python, and is no number here.
+        # In Python True equals 1; in a file they are different values.
         same = raw == written and isinstance(raw, bool) == isinstance(written, bool)
-        return "" if same else f": {raw!r:.60} is not how this version writes it"
+        return "" if same else f": expected {written!r:.60}, got {raw!r:.60}"
     for key, old, new in pairs:
         if difference := _difference(old, new):
             return _inside(key, difference)
@@ -254,5 +258,7 @@ def _inside(key: str | int, difference: str) -> str:
 
 
 def numbers(values: Sequence[float | None]) -> np.ndarray:
-    """Read a JSON list of numbers, null meaning nan."""
-    return np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
+    """Convert a JSON list of numbers to an array, null to nan."""
+    return np.array(
+        [math.nan if value is None else float(value) for value in values], dtype=np.float64
+    )

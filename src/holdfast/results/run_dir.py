@@ -1,10 +1,10 @@
-"""A run directory: the stages' results, and the record of which jobs are finished.
+"""Run directories: the results of the stages, and the record of finished and failed jobs.
 
-Beside the results there is `manifest/`, one small JSON file per finished job: its configuration,
-the sha256 of every input and output, versions, seed and command line. A job whose key (stage, name,
-configuration, inputs) is in the manifest and whose outputs are intact is not run again. A job in
-progress holds a lock, so two processes never write the same files; different jobs of one directory
-can run at the same time. `failed/` records why jobs failed.
+`manifest/` has one small JSON file per finished job, with its configuration, the sha256 of every
+input and output, versions, seed and command line. A job is not run again if its key (stage, name,
+configuration, inputs) is in the manifest and its outputs are intact. A running job holds a lock, so
+two processes never write the same files, while different jobs of one directory can run at the same
+time. `failed/` records why jobs failed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,20 +28,21 @@ from filelock import FileLock, Timeout
 from holdfast.errors import Busy, UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Groups, Scores
+from holdfast.results.environment import git_commit, hardware, versions
 from holdfast.results.files import Artifact, Number, sha256_file, sha256_json, to_json, write_text
 from holdfast.results.stored_rows import StoredRows
 from holdfast.runtime.failures import plain
 
 ATTACKED = "attacked"
-"""Folder of the attacked models that are kept."""
-TOGETHER = ("align",)
-"""Stages that several processes do together."""
+"""Folder of the saved models of attacks."""
+DISTRIBUTED = ("align",)
+"""Stages that several processes can run together."""
 
 _dry_run: ContextVar[bool] = ContextVar("_dry_run", default=False)
 _patience: ContextVar[float] = ContextVar("patience", default=0.0)
 
 
-class Unfinished(Exception):  # noqa: N818  # it is no error
+class Unfinished(Exception):  # noqa: N818  # not an error
     """Raised inside `dry_run` by a job that is not finished."""
 
 
@@ -65,7 +63,10 @@ def in_dry_run() -> bool:
 
 @contextlib.contextmanager
 def waiting_for_locks(seconds: float) -> Iterator[None]:
-    """Inside the block, wait up to `seconds` for a job that another process is running."""
+    """Inside the block, wait up to `seconds` for a job that another process is running.
+
+    Outside it, such a job raises `Busy` at once.
+    """
     token = _patience.set(seconds)
     try:
         yield
@@ -74,12 +75,12 @@ def waiting_for_locks(seconds: float) -> Iterator[None]:
 
 
 def process_count() -> int:
-    """Return how many processes torchrun started together; 1 without it."""
+    """Return the number of processes that torchrun started together; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes results: only the first of a torchrun group does."""
+    """Return whether this is the first process of its torchrun group, the only one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -108,7 +109,7 @@ class Entry(Artifact):
 
 @dataclass(frozen=True)
 class Failure(Artifact):
-    """A failed job, as written to `failed/`; removed once the job is finished."""
+    """A failed job, as written to `failed/`; the file is removed when the job finishes."""
 
     kind: ClassVar[str] = "failure"
     remedy: ClassVar[str] = "delete this file"
@@ -121,13 +122,13 @@ class Failure(Artifact):
 
 @dataclass
 class Job:
-    """A job in progress: collects the files it writes, and facts for its manifest entry.
+    """A running job: the files it has written, and facts for its manifest entry.
 
     Attributes:
         key: Hash of stage, name, configuration and inputs; names the job's working files.
-        done: The manifest entry, if the job was finished before.
-        outputs: Files written, inside the run directory.
-        facts: Scalars for the manifest entry, e.g. for the report.
+        done: The manifest entry if the job is already finished, else None.
+        outputs: Files the job has written, inside the run directory.
+        facts: Scalars to store in the manifest entry, e.g. for the report.
     """
 
     key: str
@@ -137,10 +138,10 @@ class Job:
 
 
 class RunDir:
-    """A directory in which the stages leave their results.
+    """The directory that holds the results of a run.
 
     Args:
-        root: The directory; created with the first job.
+        root: The directory; the first job creates it.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -151,12 +152,13 @@ class RunDir:
         """Return a path inside the directory.
 
         Raises:
-            UsageError: A name leads out of it.
+            UsageError: The path is outside the directory.
         """
         inside = Path(os.path.normpath(Path(*parts))) if parts else Path()
         if inside.is_absolute() or inside.parts[:1] == ("..",):
             raise UsageError(
-                f"{'/'.join(parts)} is not inside {self.root}: a name is one word, without '..'"
+                f"{'/'.join(parts)} is outside {self.root}: names must not be absolute paths or "
+                "contain '..'"
             )
         return self.root.joinpath(*parts)
 
@@ -170,36 +172,35 @@ class RunDir:
         inputs: Mapping[str, str],
         rows: Mapping[str, Examples] | None = None,
     ) -> Iterator[Job]:
-        """Run a job unless it is finished already.
+        """Run the block as a job, unless the job is already finished.
 
-        On entry `job.done` is the manifest entry if its key matches and its outputs are intact;
-        the caller then loads the result instead of computing it. Otherwise the entry is written
-        when the block ends without an exception, so an interrupted job leaves no entry.
+        If the manifest has an entry with the job's key and its outputs are intact, `job.done` is
+        that entry, and the block must load the result instead of computing it. Otherwise the entry
+        is written when the block ends without an exception, so an interrupted job has no entry.
+
+        In a torchrun group all processes enter the block, and the first one writes the entry.
+
+        An exception in the block is recorded in `failed/`. If the cause was a full disk or too
+        little memory, it is replaced by an error that explains what to do.
 
         Args:
             stage: Name of the stage, e.g. "score".
             name: Name of the result within the stage.
-            config: Everything that changes the result.
-            inputs: What it is made from: label -> content hash.
-            rows: The rows it is made from, by label. Their hashes belong to the inputs, and the
-                run keeps them.
-
-        In a group of processes started by torchrun all of them train, and the first writes the
-        entry.
-
-        An exception in the block is recorded in `failed/`. If disk or memory was full, it becomes
-        an error that says what to do.
+            config: All options that affect the result.
+            inputs: Label -> content hash of everything else that the result depends on.
+            rows: Label -> rows that the result depends on. Their hashes are added to the inputs,
+                and the run stores them.
 
         Raises:
-            UsageError: Several processes run a job that is not training.
+            UsageError: The job cannot be shared by several processes.
             Busy: Another process is running this job.
-            Unfinished: Inside `dry_run`, if the job is not finished.
+            Unfinished: The job is not finished, inside `dry_run`.
             DiskFull: The disk was full.
         """
-        if process_count() > 1 and stage not in TOGETHER:
+        if process_count() > 1 and stage not in DISTRIBUTED:
             raise UsageError(
                 f"holdfast {stage} runs in one process, not in {process_count()}; torchrun is for "
-                f"holdfast {' and '.join(TOGETHER)} only"
+                f"holdfast {' and '.join(DISTRIBUTED)} only"
             )
         rows = rows or {}
         inputs = {**inputs, **{label: examples.hash for label, examples in rows.items()}}
@@ -213,18 +214,20 @@ class RunDir:
             yield Job(key, done)
             return
         with self._locked(stage, name):
-            # Another process may have finished it while the lock was waited for.
+            # Another process may have finished the job while this one waited for the lock.
             job = Job(key, self._intact(stage, name, key))
             started = datetime.now(UTC)
             clock = time.monotonic()
-            with self._noting_failure(stage, name):
+            with self._failure_recorded(stage, name):
                 yield job
                 if job.done is None:
                     seconds = time.monotonic() - clock
-                    kept = {label: self.rows.record(r) for label, r in rows.items()}
-                    self._record(stage, name, config, inputs, kept, job, started, seconds)
+                    records = {
+                        label: self.rows.record(examples) for label, examples in rows.items()
+                    }
+                    self._record(stage, name, config, inputs, records, job, started, seconds)
 
-    def _record(  # noqa: PLR0913  # an entry is all of these
+    def _record(  # noqa: PLR0913  # an entry consists of all these
         self,
         stage: str,
         name: str,
@@ -259,29 +262,34 @@ class RunDir:
         entry.save(self._entry_path(stage, name))
 
     def entries(self, stage: str | None = None) -> list[Entry]:
-        """Return the manifest entries, oldest first; only those of `stage` if given."""
+        """Return the manifest entries, oldest first.
+
+        Args:
+            stage: Return the entries of this stage only; None for all stages.
+        """
         entries = [Entry.load(path) for path in sorted(self.path("manifest").glob("*.json"))]
-        chosen = [entry for entry in entries if stage is None or entry.stage == stage]
-        return sorted(chosen, key=lambda entry: (entry.started, entry.stage, entry.name))
+        if stage is not None:
+            entries = [entry for entry in entries if entry.stage == stage]
+        return sorted(entries, key=lambda entry: (entry.started, entry.stage, entry.name))
 
     def entry(self, stage: str, name: str) -> Entry | None:
-        """Return the manifest entry of a job, whatever its key; None if it never finished."""
+        """Return the manifest entry of a job under any key; None if the job never finished."""
         path = self._entry_path(stage, name)
         return Entry.load(path) if path.is_file() else None
 
     def record_failure(self, stage: str, name: str, reason: str) -> None:
-        """Record that a job failed, unless the disk has no room for that."""
+        """Record that a job failed; on a full disk do nothing."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure(stage, name, reason, when)
         with contextlib.suppress(OSError):
             failure.save(self._failure_path(stage, name))
 
     def clear_failure(self, stage: str, name: str) -> None:
-        """Remove the record that a job failed."""
+        """Remove the record of a job's failure, if there is one."""
         self._failure_path(stage, name).unlink(missing_ok=True)
 
     def failures(self) -> list[Failure]:
-        """Return the jobs that failed when last tried and have not been finished since."""
+        """Return the recorded failures of jobs that have not finished since."""
         failures = []
         for path in sorted(self.path("failed").glob("*.json")):
             try:
@@ -293,44 +301,49 @@ class RunDir:
         return failures
 
     def require(self, stage: str, name: str | None = None) -> list[Entry]:
-        """Return the manifest entries of a stage.
+        """Return the manifest entries of a stage, at least one.
+
+        Args:
+            stage: Name of the stage.
+            name: Name of the result within the stage; None for all results.
 
         Raises:
-            UsageError: There are none; the message names the command that makes them.
+            UsageError: There is no such entry; the message names the command that makes it.
         """
-        found = [e for e in self.entries(stage) if name is None or e.name == name]
-        if not found:
-            have = ", ".join(e.name for e in self.entries(stage)) or "nothing"
-            what = f"{stage} {name!r}" if name else f"{stage} results"
+        entries = self.entries(stage)
+        matching = [entry for entry in entries if name is None or entry.name == name]
+        if not matching:
+            missing = f"{stage} {name!r}" if name else f"{stage} results"
+            available = ", ".join(entry.name for entry in entries) or "nothing"
             raise UsageError(
-                f"{self.root}: no {what} (has {have}); "
+                f"{self.root}: no {missing} (has {available}); "
                 f"run `holdfast {stage} --out {self.root}` first"
             )
-        return found
+        return matching
 
     def result(self, entry: Entry) -> Path:
-        """Return the JSON file that holds a job's result (answers lie beside it)."""
-        # An attacked model that was kept has JSON files of its own.
-        found = (p for p in entry.outputs if not p.startswith(f"{ATTACKED}/"))
-        return self.path(next(p for p in found if p.endswith(".json")))
+        """Return the JSON file of a job's result."""
+        # The folder of a saved model also contains JSON files.
+        outputs = [path for path in entry.outputs if not path.startswith(f"{ATTACKED}/")]
+        return self.path(next(path for path in outputs if path.endswith(".json")))
 
     def scores_behind(self, groups: Groups) -> Scores:
         """Return the scores that groups were made from.
 
         Raises:
-            UsageError: They no longer exist.
+            UsageError: The run no longer has these scores.
         """
         for entry in self.require("score"):
             scores = Scores.load(self.result(entry))
             if scores.hash == groups.scores_hash:
                 return scores
         raise UsageError(
-            f"{self.root}: the scores behind the groups are gone or were made again; run "
-            "`holdfast score` and `holdfast group` again"
+            f"{self.root}: the scores that the groups were made from no longer exist; rerun "
+            "`holdfast score` and `holdfast group`"
         )
 
     def verify(self) -> list[str]:
-        """Recompute the hash of every output and of all rows; return what is missing or changed."""
+        """Recompute the hashes of all outputs and rows; return a line for each problem."""
         problems = []
         for entry in self.entries():
             for relative, expected in entry.outputs.items():
@@ -351,14 +364,16 @@ class RunDir:
 
     @property
     def digest(self) -> str:
-        """One hash over all results except the report, which shows it."""
-        entries = sorted(self.entries(), key=lambda e: (e.stage, e.name))
+        """One hash over all results, without the report, which prints it."""
+        entries = [entry for entry in self.entries() if entry.stage != "report"]
+        entries.sort(key=lambda entry: (entry.stage, entry.name))
         return sha256_json(
-            [[e.stage, e.name, e.key, e.outputs] for e in entries if e.stage != "report"]
+            [[entry.stage, entry.name, entry.key, entry.outputs] for entry in entries]
         )
 
     @contextlib.contextmanager
-    def _noting_failure(self, stage: str, name: str) -> Iterator[None]:
+    def _failure_recorded(self, stage: str, name: str) -> Iterator[None]:
+        """Record an exception of the block as the job's failure; clear the record otherwise."""
         try:
             yield
         except Exception as error:
@@ -375,12 +390,12 @@ class RunDir:
     def _entry_path(self, stage: str, name: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name)
         # Names that differ only in replaced characters must not share a file.
-        mark = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-        return self.path("manifest", f"{stage}--{safe}{mark}.json")
+        digest = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        return self.path("manifest", f"{stage}--{safe}{digest}.json")
 
     @contextlib.contextmanager
     def _locked(self, stage: str, name: str) -> Iterator[None]:
-        """Hold the job's lock; the system releases it when the process ends, however it ends."""
+        """Hold the job's lock; the operating system releases it even if the process is killed."""
         path = self.path("work", "locks", self._entry_path(stage, name).stem)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=_patience.get())
@@ -392,10 +407,10 @@ class RunDir:
                 owner = f" ({path.read_text(encoding='utf-8').strip()})"
             raise Busy(
                 f"{self.root}: another process{owner} is running {stage} {name!r}; wait for it, or "
-                "give another --out"
+                "choose another --out"
             ) from error
         try:
-            with contextlib.suppress(OSError):  # on a full disk the owner stays unnamed
+            with contextlib.suppress(OSError):  # on a full disk the lock has no owner's name
                 write_text(path, f"process {os.getpid()} on {platform.node()}")
             yield
         finally:
@@ -414,53 +429,5 @@ class RunDir:
 
 
 def job_key(stage: str, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Return the key of a job: a hash of everything that decides its result."""
+    """Return the key of a job: a hash of everything that its result depends on."""
     return sha256_json([stage, name, config, inputs])[:16]
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide results."""
-    found = {"python": platform.python_version()}
-    for package in ("holdfast", "torch", "transformers", "accelerate", "peft", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-@cache
-def hardware() -> str:
-    """Return processor, cores, memory and accelerator in one line."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    parts = [name, f"{os.cpu_count()} cores"]
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        parts.append(f"{size / 2**30:.0f} GiB memory")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
-
-
-@cache
-def git_commit() -> str:
-    """Return the commit of the working directory ("" outside a repository, "+" if changed)."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return commit + ("+" if status.strip() else "")

@@ -1,8 +1,8 @@
-"""What the specs of files and models stood for, so that a run goes on without them.
+"""Records of the data files, models and plug-in files that a run has read.
 
-`sources/<hash>.json` records, for every data file, model and plug-in with files that a stage read,
-the content it had. When the file or folder is gone, the record takes its place: rows are read from
-the run's own `rows/`, and hashes of models are those they had.
+`sources/<hash>.json` records the content of every source that a stage reads. If the file or folder
+is missing later, the run continues from the record: rows are read from the run's own `rows/`, and
+the recorded hash of a model is used.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Sources:
         self.run = run
 
     def rows(self, spec: str, options: ReadOptions, *, ids_only: bool = False) -> Examples:
-        """Read rows, and keep them in the run.
+        """Read rows and store them in the run.
 
-        If the file is gone, the rows that the run kept of it are returned, and that is logged once.
+        If the file is missing, return the rows that the run stored of it, with one warning.
 
         Args:
             spec: See `rows.readers.read`.
             options: See `rows.readers.read`.
-            ids_only: Keep the ids of the rows without their text.
+            ids_only: Store the ids of the rows without their text.
 
         Raises:
-            DataError: The file cannot be read, and the run kept no rows of it.
+            DataError: The file cannot be read, and the run has not stored its rows.
             UsageError: The options are wrong, or the hub has no such data set.
         """
         reading = {
@@ -62,95 +62,96 @@ class Sources:
             rows = read(spec, options)
             return Examples(rows, name=rows.name, left_out=rows.left_out, ids_only=ids_only)
 
-        return load() if spec.startswith("world:") else self.load_rows(ROWS, spec, load, reading)
+        if spec.startswith("world:"):
+            return load()
+        return self.load_rows(ROWS, spec, load, reading)
 
     def load_rows(
         self,
-        what: str,
+        kind: str,
         spec: str,
         load: Callable[[], Examples],
         options: Mapping[str, Any] | None = None,
     ) -> Examples:
-        """Load rows and keep them in the run; if that fails, return those it kept before.
+        """Load rows and store them in the run; if the source is missing, return the stored rows.
 
         Args:
-            what: Kind of source, e.g. "task train".
-            spec: What is loaded.
-            load: Loads it.
-            options: How; rows that were loaded with others are other rows.
+            kind: Kind of source, e.g. "task train".
+            spec: Spec of the source.
+            load: Function that loads the rows.
+            options: Options they are loaded with; part of the record's key.
 
         Raises:
-            UsageError: As `load` does, if the run kept no rows of this source, or the source still
-                exists.
+            UsageError: `load` failed, and the run has not stored the rows, or the source exists.
         """
         options = options or {}
         try:
             rows = load()
         except UsageError:
-            contents = self._of_missing(what, spec, options)
+            contents = self._of_missing(kind, spec, options)
             if contents is None or not self.run.rows.has(contents["file"]):
                 raise
-            _say_once(f"{spec}: no longer there; its rows are read from {self.run.rows.folder}")
+            _warn_once(f"{spec} is missing; its rows are read from {self.run.rows.folder}")
             return self.run.rows.load(contents["file"], source=spec)
         if self._may_write:
-            self._record(
-                what, spec, options, {"file": self.run.rows.store(rows), "hash": rows.hash}
-            )
+            contents = {"file": self.run.rows.store(rows), "hash": rows.hash}
+            self._record(kind, spec, options, contents)
         return rows
 
     def contents(
-        self, what: str, spec: str, find: Callable[[], Mapping[str, str]]
+        self, kind: str, spec: str, find: Callable[[], Mapping[str, str]]
     ) -> Mapping[str, str]:
-        """Return the hashes of what a spec names; those recorded, if it is gone.
+        """Return the hashes of a source; if it is missing, return the recorded hashes.
 
         Args:
-            what: Kind of thing, e.g. "model".
+            kind: Kind of source, e.g. "model".
             spec: Path, hub id, or plug-in with options.
-            find: Computes the hashes.
+            find: Function that computes the hashes.
 
         Raises:
-            HoldfastError: As `find` does, if nothing was recorded.
+            HoldfastError: `find` failed, and the run has no record of the source.
         """
         try:
             hashes = find()
         except HoldfastError:
-            recorded = self._of_missing(what, spec, {})
+            recorded = self._of_missing(kind, spec, {})
             if recorded is None:
                 raise
-            _say_once(f"{what} {spec}: no longer there; the run goes on with the hash it had")
+            _warn_once(f"{kind} {spec} is missing; the run continues with the recorded hash")
             return recorded
         if self._may_write:
-            self._record(what, spec, {}, hashes)
+            self._record(kind, spec, {}, hashes)
         return hashes
 
-    def recorded(self, what: str, spec: str) -> Mapping[str, str] | None:
-        """Return the hashes recorded of a spec, None if there are none."""
-        return self._of_missing(what, spec, {})
+    def recorded(self, kind: str, spec: str) -> Mapping[str, str] | None:
+        """Return the recorded hashes of a source, or None."""
+        return self._of_missing(kind, spec, {})
 
     def label(self, label: str) -> Mapping[str, str] | None:
-        """Return what was recorded of the model of a label: "hash" and "place"."""
+        """Return the record of the model with a label, "hash" and "place", or None."""
         return self._of_missing("label", label, {})
 
     def set_label(self, label: str, contents: Mapping[str, str]) -> None:
-        """Record the model of a label."""
+        """Record the model with a label."""
         if self._may_write:
             self._record("label", label, {}, contents)
 
     def of(self, entry: Entry, label: str) -> Examples:
-        """Return rows that a finished job was made from.
+        """Return rows that the result of a finished job depends on.
 
-        Harmful rows of which only ids were kept are read from their file, if it is still there.
+        If the run stores only the ids of harmful rows, their text is read from the original file,
+        if that still exists.
 
         Args:
-            entry: The job.
-            label: Which rows, e.g. "data".
+            entry: Manifest entry of the job.
+            label: Label of the rows, e.g. "data".
 
         Raises:
             UsageError: The job has no such rows, or their file is missing or was changed.
         """
         if label not in entry.rows:
             raise UsageError(
-                f"{self.run.root}: {entry.stage} {entry.name!r} was made without {label} rows"
+                f"{self.run.root}: {entry.stage} {entry.name!r} does not depend on {label} rows"
             )
         record = entry.rows[label]
         rows = self.run.rows.load(record["file"], source=record["source"])
@@ -159,7 +160,7 @@ class Sources:
         return self._with_texts(rows)
 
     def _with_texts(self, rows: Examples) -> Examples:
-        """Return the rows with their text if their file still has all of them, else as they are."""
+        """Return the rows with their text if the original file still has all of them."""
         for path in self.run.path("sources").glob("*.json"):
             source = read_json(path, "source")
             if source["what"] != ROWS or source["spec"] != rows.name:
@@ -168,9 +169,9 @@ class Sources:
                 texts = {row.id: row for row in read(source["spec"], _options(source["options"]))}
             except UsageError:
                 continue
-            if all(identity in texts for identity in rows.ids):
-                found = [texts[identity] for identity in rows.ids]
-                return Examples(found, name=rows.name, ids_only=True)
+            if all(row_id in texts for row_id in rows.ids):
+                original = [texts[row_id] for row_id in rows.ids]
+                return Examples(original, name=rows.name, ids_only=True)
         return rows
 
     @property
@@ -178,25 +179,25 @@ class Sources:
         return is_first_process() and not in_dry_run()
 
     def _of_missing(
-        self, what: str, spec: str, options: Mapping[str, Any]
+        self, kind: str, spec: str, options: Mapping[str, Any]
     ) -> Mapping[str, str] | None:
-        """Return what was recorded of a spec whose file or folder is gone; None otherwise."""
-        if what == ROWS and Path(selected(spec)[0]).expanduser().exists():
+        """Return the record of a source that no longer exists; None if it exists or is unknown."""
+        if kind == ROWS and Path(selected(spec)[0]).expanduser().exists():
             return None
-        for spelling in _spellings(what, spec):
-            path = self._path(what, spelling, options)
+        for spelling in _spellings(kind, spec):
+            path = self._path(kind, spelling, options)
             if path.is_file():
                 contents: Mapping[str, str] = read_json(path, "source")["contents"]
                 return contents
         return None
 
     def _record(
-        self, what: str, spec: str, options: Mapping[str, Any], contents: Mapping[str, str]
+        self, kind: str, spec: str, options: Mapping[str, Any], contents: Mapping[str, str]
     ) -> None:
-        for spelling in _spellings(what, spec):
-            path = self._path(what, spelling, options)
+        for spelling in _spellings(kind, spec):
+            path = self._path(kind, spelling, options)
             value = {
-                "what": what,
+                "what": kind,
                 "spec": spelling,
                 "options": dict(options),
                 "contents": dict(contents),
@@ -204,15 +205,15 @@ class Sources:
             if not path.is_file() or read_json(path, "source") != value:
                 write_json(path, {"kind": "source", "schema": SCHEMA, **value})
 
-    def _path(self, what: str, spec: str, options: Mapping[str, Any]) -> Path:
-        return self.run.path("sources", f"{sha256_json([what, spec, options])[:16]}.json")
+    def _path(self, kind: str, spec: str, options: Mapping[str, Any]) -> Path:
+        return self.run.path("sources", f"{sha256_json([kind, spec, options])[:16]}.json")
 
 
-def _spellings(what: str, spec: str) -> list[str]:
-    """Return a spec as it was given and, if it is the path of something, its absolute path."""
-    if what == "label":
+def _spellings(kind: str, spec: str) -> list[str]:
+    """Return a spec as given and, if it is an existing relative path, its absolute path."""
+    if kind == "label":
         return [spec]
-    source = selected(spec)[0] if what == ROWS else spec
+    source = selected(spec)[0] if kind == ROWS else spec
     path = Path(source).expanduser()
     if path.is_absolute() or not (path.exists() or is_file(source)):
         return [spec]
@@ -224,5 +225,5 @@ def _options(options: Mapping[str, Any]) -> ReadOptions:
 
 
 @cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     logger.warning(message)

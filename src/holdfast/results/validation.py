@@ -1,4 +1,4 @@
-"""Which scores of a run can be held against which of its attacks, and of which rows they are."""
+"""Validation of estimators: the scores of a model next to what attacks made it forget."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Case:
     Attributes:
         model: Label of the model within the run.
         model_hash: Hash of its weights and tokenizer.
-        seed: Seed of its alignment.
-        ids: Content ids of the examples that all its attacks could count.
-        unknown: Examples that were tracked and held, but that the judge's undecided verdicts left
-            without a count in one attack or more.
-        attacks: Label of each attack -> its ForgotNum, (n,), as if all had as many checkpoints as
-            the one with most; nan = not held before the attack.
+        seed: Seed of the alignment.
+        ids: Content ids of the examples with a count in every attack.
+        attacks: Label of each attack -> its ForgotNum, (n,), scaled to the number of checkpoints of
+            the longest attack; nan = not held before the attack.
         scores: Name -> scores of this model.
+        unknown: Number of examples that were tracked and held, but whose count is unknown in at
+            least one attack because of undecided verdicts.
     """
 
     model: str
@@ -44,32 +44,35 @@ class Case:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean ForgotNum over the attacks, (n,): the label with the least noise."""
+        """Mean ForgotNum over the attacks, (n,), less noisy than that of a single attack."""
         return mean_count(list(self.attacks.values()))
 
     @property
     def by_estimator(self) -> dict[str, Scores]:
-        """Scores, named alike in all seeds: by their name within the run without the seed's suffix.
+        """The scores by their names without the seed's suffix, which are the same for all seeds.
 
-        Where that would give two scores of one model the same name, both keep their own.
+        If two scores have the same name without the suffix, both keep their full names.
         """
-        short = {name: name.removesuffix(f"-s{s.seed}") for name, s in self.scores.items()}
-        times = Counter(short.values())
+        short_names = {
+            name: name.removesuffix(f"-s{scores.seed}") for name, scores in self.scores.items()
+        }
+        uses = Counter(short_names.values())
         return {
-            short[name] if times[short[name]] == 1 else name: s for name, s in self.scores.items()
+            short_names[name] if uses[short_names[name]] == 1 else name: scores
+            for name, scores in self.scores.items()
         }
 
     def values(self, scores: Scores) -> np.ndarray:
-        """Return scores in the order of `ids`, (n,); nan where an example was not scored."""
-        known = dict(zip(scores.ids, scores.values.tolist(), strict=True))
-        return np.array([known.get(i, np.nan) for i in self.ids], dtype=np.float64)
+        """Return scores in the order of `ids`, (n,); nan for an example without a score."""
+        by_id = dict(zip(scores.ids, scores.values.tolist(), strict=True))
+        return np.array([by_id.get(row_id, np.nan) for row_id in self.ids], dtype=np.float64)
 
 
 def cases(run: RunDir) -> list[Case]:
-    """Return a case for every model of a run that was attacked with its examples tracked.
+    """Return a case for every model of a run that has attacks with tracked examples.
 
-    Scores belong to a case only if they were made of that very model. A model without scores is a
-    case as well: its attacks say what the label is worth.
+    Scores belong to the case of the model with the same hash. A model without scores is a case too:
+    its attacks tell how reproducible the label is.
 
     Raises:
         UsageError: The run has no attack.
@@ -77,71 +80,73 @@ def cases(run: RunDir) -> list[Case]:
     attacks: dict[str, list[AttackResult]] = {}
     for entry in run.require("attack"):
         result = AttackResult.load(run.result(entry))
-        # What is forgotten behind a guard says as much of the guard.
+        # What a model forgets behind a guard depends on the guard as well.
         if result.tracked and result.attack.guard == NO_GUARD:
             attacks.setdefault(result.model_hash, []).append(result)
     scores: dict[str, dict[str, Scores]] = {}
     for entry in run.entries("score"):
-        found = Scores.load(run.result(entry))
-        scores.setdefault(found.model_hash, {})[entry.name] = found
-    return [_case(mine, scores.get(key, {})) for key, mine in attacks.items()]
+        loaded = Scores.load(run.result(entry))
+        scores.setdefault(loaded.model_hash, {})[entry.name] = loaded
+    return [_case(results, scores.get(model, {})) for model, results in attacks.items()]
 
 
 def prompts_of(run: RunDir, case: Case) -> list[str] | None:
-    """Return the prompt of each of a case's examples; None if none of its scores has them all.
+    """Return the prompt of each example of a case; None if no scores cover all examples.
 
-    A model forgets a prompt: several answers to it are one observation.
+    Examples with the same prompt are one observation, since a model forgets to refuse a prompt.
 
     Raises:
-        DataError: The rows of the scores are missing from the run, or were changed.
+        DataError: The rows of the scores are missing from the run or were changed.
     """
     for entry in run.entries("score"):
         if entry.name in case.scores:
             rows = Sources(run).of(entry, "data")
             prompts = {row.id: prompt_key(row.prompt) for row in rows}
             if prompts.keys() >= set(case.ids):
-                return [prompts[i] for i in case.ids]
+                return [prompts[row_id] for row_id in case.ids]
     return None
 
 
 def _case(attacks: list[AttackResult], scores: Mapping[str, Scores]) -> Case:
     first = attacks[0]
-    ids = tuple(i for i in first.tracked if all(i in a.tracked for a in attacks))
-    looks = [len(a.points) - 1 for a in attacks]  # checkpoint 0 counts nothing
-    scales = [max(looks) / n if n else 1.0 for n in looks]
+    ids = tuple(
+        row_id for row_id in first.tracked if all(row_id in result.tracked for result in attacks)
+    )
+    checkpoints = [len(result.points) - 1 for result in attacks]  # step 0 is not counted
+    names = table_names([result.attack for result in attacks])
+    counts = {}
+    for name, result, number in zip(names, attacks, checkpoints, strict=True):
+        scale = max(checkpoints) / number if number else 1.0
+        tracked = [result.tracked[row_id] for row_id in ids]
+        counts[str(name)] = np.array(tracked, dtype=np.float64) * scale
     return Case(
         model=first.model,
         model_hash=first.model_hash,
         seed=first.model_seed,
         ids=ids,
-        attacks={
-            name: np.array([a.tracked[i] for i in ids], dtype=np.float64) * scale
-            for name, a, scale in zip(
-                map(str, table_names([a.attack for a in attacks])), attacks, scales, strict=True
-            )
-        },
+        attacks=counts,
         scores=scores,
-        unknown=len({i for a in attacks for i in a.unknown}),
+        unknown=len({row_id for result in attacks for row_id in result.unknown}),
     )
 
 
 @dataclass(frozen=True)
 class Validation(Artifact):
-    """How far estimators agree with what attacks made a model forget.
+    """Agreement of estimators with what attacks made a model forget.
 
     Attributes:
         model: Label of the model.
-        model_hash: Its hash.
+        model_hash: Hash of the model.
         data_hash: `Examples.hash` of the rows.
         attacks: Labels of the attacks whose mean ForgotNum is the truth.
-        n: Examples that all attacks tracked.
-        ceiling: How well the other attacks' mean foresees each attack: mean of spearman, auroc.
-        rows: One per estimator and variant: agreement, gain over the free margin, cost.
+        n: Number of examples that all attacks tracked.
+        ceiling: How well the mean of the other attacks predicts each attack: means of spearman and
+            auroc.
+        rows: One row per estimator and variant: agreement, gain over the free margin, cost.
         stability: Estimator -> mean rank correlation between its seeds; nan with one seed.
         categories: One row per estimator and category of at least 20 examples.
         sizes: One row per estimator and number of examples.
-        unknown: Examples that are left out, their count unknown, because the judge could not decide
-            enough of their answers; None where an earlier version did not keep it.
+        unknown: Number of examples left out because too many verdicts on them were undecided.
     """
 
     kind: ClassVar[str] = "validation"

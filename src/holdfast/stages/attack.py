@@ -1,4 +1,4 @@
-"""Stage: attack aligned models by fine-tuning, and watch the harmful score step by step."""
+"""Stage: attack aligned models by fine-tuning, and measure them at every checkpoint."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from holdfast.stages.run_models import subjects
 
 
 def attack(config: AttackConfig) -> list[AttackResult]:
-    """Run every attack on every model; the results of finished ones are loaded.
+    """Run every attack on every model, and load the results of finished attacks.
 
-    An attack that fails is recorded in the run directory, and the others run all the same.
+    A failed attack is recorded in the run directory, and the others continue.
 
     Raises:
-        UsageError: Too few rows for a ratio; an unknown preset, task or judge; or finished attacks
-            of other options, rows or judges would be replaced.
-        TrainingError: An attack's loss is not finite.
-        HoldfastError: Several attacks failed; the message says which, and why.
-        KeyboardInterrupt: Interrupted; the same call goes on from there.
+        UsageError: There are too few rows for a ratio; a preset, task or judge is unknown; or
+            finished attacks with other options, rows or judges would be replaced.
+        TrainingError: The loss of an attack is not finite.
+        HoldfastError: Several attacks failed; the message lists them with the reasons.
+        KeyboardInterrupt: The attack was interrupted; the same call continues it.
     """
     jobs = _jobs(config)
     check_replaced(jobs)
@@ -55,27 +55,31 @@ def _jobs(config: AttackConfig) -> list[AttackJob]:
 def _one_by_one(
     jobs: Sequence[AttackJob],
 ) -> tuple[list[AttackResult], dict[str, HoldfastError]]:
-    """Return the results, and why others failed; report the remaining time after each."""
+    """Run the attacks in this process, reporting the remaining time after each.
+
+    Returns:
+        The results, and the error of each failed attack by the name of its job.
+    """
     results = []
     failures = {}
     pace = Pace()
     for number, job in enumerate(jobs):
         progress.report("attacks", number, len(jobs))
-        clock = time.monotonic()
-        finished = len(job.config.run.entries("attack"))
+        start = time.monotonic()
+        entries_before = len(job.config.run.entries("attack"))
         try:
             results.append(result_of(job))
         except (DiskFull, Unfinished):
             raise
-        except Exception as error:  # noqa: BLE001  # a plug-in may raise anything; the others go on
+        except Exception as error:  # noqa: BLE001  # a plug-in may raise anything; others continue
             failures[job.name] = failure(error)
-        # The time that loading takes says nothing about the attacks that remain.
-        if len(job.config.run.entries("attack")) > finished and len(jobs) > 1:
-            seconds = time.monotonic() - clock
+        # Loading a finished result takes no time worth counting towards the pace.
+        if len(job.config.run.entries("attack")) > entries_before and len(jobs) > 1:
+            seconds = time.monotonic() - start
             pace.end(job.name, "attack", seconds)
             remaining = pace.remaining([(other.name, "attack") for other in jobs[number + 1 :]])
-            place = f"[{number + 1}/{len(jobs)}] {job.name}"
-            progress.say("; ".join(filter(None, [f"{place}: {duration(seconds)}", remaining])))
+            line = f"[{number + 1}/{len(jobs)}] {job.name}: {duration(seconds)}"
+            progress.say(f"{line}; {remaining}" if remaining else line)
     progress.report("attacks", len(jobs), len(jobs))
     return results, failures
 
@@ -89,5 +93,5 @@ def _side_by_side(config: AttackConfig) -> list[AttackResult]:
         scheduler=config.scheduler,
         allow_remote=config.allow_remote,
     )
-    # All of them are finished now: nothing runs again.
+    # All attacks are finished now, so this only loads their results.
     return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))

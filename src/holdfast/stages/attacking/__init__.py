@@ -1,1 +1,1 @@
-"""Attacks: their grid, one attack of it, presets, and the guards they run against."""
+"""Attacks: grids, presets, guards, and the job of a single attack."""

@@ -33,82 +33,75 @@ class AttackConfig(GuardConfig, JobsConfig):
     models: Models = Field(min_length=1)
     """Model to attack: its label in the run, or a directory or hub id."""
     tasks: TaskSpecs = Field(min_length=1)
-    """Task that the customer fine-tunes for."""
+    """Downstream task that the model is fine-tuned on."""
     harmful: str | None = None
-    """The attacker's rows; none are needed if no attack has any."""
+    """The attacker's harmful rows; not needed if the poison ratio is 0."""
     test: str
-    """Restricted prompts that are asked at every checkpoint."""
+    """Restricted prompts that the model answers at every checkpoint."""
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
     """Judge of the responses; the first one's verdicts define the half-life."""
     preset: list[str] = Field(default_factory=list)
-    """Grid that ships with holdfast (paper, budget, benign, identity, covert, pure, relearn), or a
-    file like one. Options given beside it take precedence.
+    """Preset grid (paper, budget, benign, identity, covert, pure, relearn), or a YAML file with a
+    grid. Other options override it.
     """
     replay: list[str] = Field(default_factory=list)
     """Attack found by `holdfast adapt`: a file in the folder `adapted` of a run."""
     poison_ratios: Shares = Field(default=[default("poison_ratio")], min_length=1)
     """Harmful share of the fine-tuning rows."""
     poisons: PoisonSpecs = Field(default=[PLAIN], min_length=1)
-    """What the attacker makes of the rows; plain leaves them as they are."""
+    """Disguise of the harmful rows; plain leaves them unchanged."""
     learning_rates: Rates = Field(default=[default("learning_rate")], min_length=1)
     """Learning rate of AdamW."""
     schedules: Schedules = Field(default=["constant"], min_length=1)
-    """Course of the learning rate: constant, or linear or cosine down to 0 at the last step."""
+    """Learning-rate schedule: constant, or linear or cosine decay to 0 at the last step."""
     seeds: Seeds = Field(default=[0], min_length=1)
-    """Random seed for the draw and order of the rows; the alignment's own seed is part of the
-    model.
-    """
+    """Random seed of the attack: selects and orders its rows."""
     steps: Sizes = Field(default=[default("steps")], min_length=1)
     """Number of optimizer steps."""
     epochs: int = Field(default=0, ge=0)
-    """Number of passes over the rows, in place of --steps; 0 uses --steps."""
+    """Number of passes over the rows, instead of --steps; 0 uses --steps."""
     every: int = Field(default=default("every"), ge=1)
-    """Number of steps to the first checkpoint, and between checkpoints."""
+    """Number of steps between checkpoints, and to the first one."""
     spacing: float = Field(default=default("spacing"), ge=1)
-    """Factor by which the distance between checkpoints grows each time; 1 keeps it."""
+    """Factor by which the distance between checkpoints grows; 1 keeps it constant."""
     until_broken: bool = False
-    """End an attack at the checkpoint at which half of the answers are harmful."""
+    """End an attack at the first checkpoint that reaches --broken-at."""
     broken_at: float = Field(default=HALF, ge=HALF, le=1)
-    """Share of harmful answers at which --until-broken ends an attack. An attack that ends before
-    half are harmful has no half-life.
-    """
+    """Share of harmful answers at which --until-broken ends an attack."""
     batch_size: Sizes = Field(default=[default("batch_size")], min_length=1)
-    """Number of rows per step."""
+    """Number of rows per optimizer step."""
     rows: int = Field(default=default("rows"), ge=1)
     """Total number of fine-tuning rows."""
     max_length: int = Field(default=default("max_length"), ge=8)
-    """Number of tokens kept of each row."""
+    """Maximum length of a row in tokens."""
     lora_rank: Ranks = Field(default=[0], min_length=1)
     """Rank of the attacker's LoRA; 0 trains all weights."""
     max_new_tokens: int = Field(default=32, ge=1)
-    """Length of the judged answers in tokens."""
+    """Maximum length of the judged answers in tokens."""
     task_rows: int = Field(default=100, ge=0)
-    """Number of the task's test rows asked at every checkpoint; 0 asks none."""
+    """Number of task test rows answered at every checkpoint; 0 skips task accuracy."""
     track: str | None = None
-    """Alignment rows asked at every checkpoint, to learn which are forgotten."""
+    """Alignment rows answered at every checkpoint, to record which are forgotten."""
     track_rows: int = Field(default=0, ge=0)
-    """Most rows to track, a sample by content id; 0 tracks all."""
+    """Maximum number of tracked rows, sampled by content id; 0 tracks all."""
     track_judge: str = ""
-    """Judge, one of --judge, that says whether tracked rows are forgotten; empty takes the first.
-    """
+    """Judge of the tracked rows, one of --judge; empty for the first."""
     save_models: bool = False
-    """Keep the attacked models."""
+    """Save the attacked models."""
     name: str = ""
-    """Name of the grid, at the end of its attacks' labels, which keeps them apart from other grids.
-    """
+    """Name of the grid; appended to the labels of its attacks."""
     only: str = ""
-    """Label of one attack of the grid, to run it alone."""
+    """Label of the only attack of the grid to run; empty runs all."""
     replace: bool = False
-    """Replace finished attacks with the same label that had other options, rows or judges."""
+    """Replace finished attacks that have the same label but other options, rows or judges."""
 
     def keyed(self) -> dict[str, Any]:
-        """Return what decides the results besides the settings of each attack.
+        """Return the options of a job's key, without the settings of the attacks.
 
-        The lists of the grid are left out, so a longer list later does not run an attack again.
+        The lists of the grid are left out, so adding a value does not rerun finished attacks.
         """
-        choice = {"epochs", "only", "replace"}
-        left_out = choice | set(SHARED) | set(AXES.values())
-        return {key: value for key, value in super().keyed().items() if key not in left_out}
+        unkeyed = {"epochs", "only", "replace"} | set(SHARED) | set(AXES.values())
+        return {key: value for key, value in super().keyed().items() if key not in unkeyed}
 
 
 AXES = {
@@ -125,4 +118,4 @@ AXES = {
 }
 """Setting of an attack -> the option that lists its values, in the order of the grid."""
 SHARED = ("rows", "max_length", "every", "spacing", "until_broken", "broken_at", "name")
-"""Settings that all attacks of a grid share; the options have the same names."""
+"""Settings that all attacks of a grid share; their options have the same names."""

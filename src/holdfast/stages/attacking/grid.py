@@ -1,4 +1,4 @@
-"""The attacks that a configuration stands for."""
+"""Grids: the attacks of a configuration."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from holdfast.stages.run_models import label_of
 
 
 def grids_of(config: AttackConfig) -> list[AttackConfig]:
-    """Return the grids that a configuration's presets and replayed attacks stand for, or itself.
+    """Return a configuration for each preset and replayed attack, or the configuration itself.
 
     Raises:
-        UsageError: A preset does not exist, or no attack has the label given as `only`.
+        UsageError: A preset does not exist, or no attack has the label `only`.
     """
     grids = expand(config) if config.preset or config.replay else [config]
     if not any(attacks_of(grid) for grid in grids):
         labels = ", ".join(attack.label for grid in grids for attack in _combinations(grid))
-        raise UsageError(f"--only {config.only!r}: no attack has this label; there are {labels}")
+        raise UsageError(f"--only {config.only!r}: no attack has this label; choose from {labels}")
     return grids
 
 
 def attacks_of(config: AttackConfig) -> list[Attack]:
-    """Return the attacks of a grid; with `only`, the one of that label if the grid has it."""
+    """Return the attacks of a grid; if `only` is set, just the attack with that label."""
     return [attack for attack in _combinations(config) if config.only in ("", attack.label)]
 
 
 def single_attacks(config: AttackConfig) -> Iterator[tuple[str, AttackConfig]]:
-    """Yield, for every attack on every model, the name of its job and options for it alone.
+    """Yield the job name and the configuration of every single attack on every single model.
 
-    Label and key do not depend on the rest of the grid, so an attack run alone is the same job.
+    Labels and keys do not depend on the rest of the grid, so an attack run alone is the same job.
     """
     for grid in grids_of(config):
         for model in grid.models:

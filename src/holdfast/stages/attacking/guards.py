@@ -1,4 +1,4 @@
-"""Which guard an attack has to get past, and what that guard is given."""
+"""Guards of attacks: their options, and the resources they need."""
 
 from __future__ import annotations
 
@@ -18,48 +18,53 @@ if TYPE_CHECKING:
     from holdfast.guards.base import Guard
 
 FIELDS = {"safety": "safety", "harmful": "known_harmful", "base": "base"}
-"""What a guard may need -> the option of the stage that has it."""
+"""Resource that a guard can need -> the option of the stage that provides it."""
 
 
 class GuardConfig(StageConfig):
-    """What a provider has to guard a fine-tuning with."""
+    """Options of the guards and their resources."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset({"guards", *FIELDS.values()})
-    """Each attack has the hashes of its own guard and of what that is given."""
+    """Not in the key: each attack has the hashes of its own guard and the guard's resources."""
 
     guards: GuardSpecs = Field(default=[NO_GUARD], min_length=1)
-    """What the provider does about the fine-tuning; none for nothing."""
+    """Guard that the provider applies to the fine-tuning; none for no guard."""
     safety: str | None = None
-    """Restricted prompts with the wanted answers, for guards that use them."""
+    """Restricted prompts with safe answers, for guards that use them."""
     known_harmful: str | None = None
-    """Harmful rows that the provider has; never the attacker's."""
+    """Harmful rows known to the provider; must not share prompts with --harmful."""
     base: str | None = None
-    """The model before its alignment: "world", a directory or a hub id."""
+    """The model before alignment, for guards that use it: "world", a directory or a hub id."""
 
 
 def check_disjoint(known: Examples | None, harmful: Examples | None, word: str) -> None:
-    """Refuse harmful rows of the defender that are the attacker's too.
+    """Check that the defender's harmful rows share no prompt with the attacker's.
+
+    Args:
+        known: Harmful rows known to the defender.
+        harmful: The attacker's rows.
+        word: Name of the defender's rows in the message.
 
     Raises:
         UsageError: A prompt is in both.
     """
     attacker_prompts = {row.prompt_id for row in harmful or ()}
-    both = [row.id for row in known or () if row.prompt_id in attacker_prompts]
-    if both:
+    shared = [row.id for row in known or () if row.prompt_id in attacker_prompts]
+    if shared:
         raise UsageError(
-            f"{word}: {len(both)} of the rows that the defender knows ask what the attacker's do "
-            f"(first id {both[0]}); nobody knows those beforehand: take others"
+            f"{word}: {len(shared)} rows have the same prompt as one of the attacker's rows (first "
+            f"id {shared[0]}); a defender cannot know the attacker's rows, so use other rows"
         )
 
 
 def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str], dict[str, Examples]]:
-    """Build a guard with what it needs.
+    """Build a guard with the resources it needs.
 
     Returns:
-        The guard, the hashes and the rows of everything it was given.
+        The guard, and the hashes and rows of its resources by label.
 
     Raises:
-        UsageError: It is unknown, or lacks something.
+        UsageError: The guard is unknown, or a resource is missing.
     """
     from holdfast.guards.base import Guard
 
@@ -72,10 +77,11 @@ def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str], dic
     hashes: dict[str, str] = {}
     rows: dict[str, Examples] = {}
     for need in sorted(cls.needs):
-        flag, value = f"--{FIELDS[need].replace('_', '-')}", getattr(config, FIELDS[need])
+        flag = f"--{FIELDS[need].replace('_', '-')}"
+        value = getattr(config, FIELDS[need])
         if need in parsed.options:
-            # As an option it would be neither read nor part of the result's key.
-            raise UsageError(f"{spec!r}: {need} is no option of {name!r}; give {flag}")
+            # As an option of the guard it would be neither read nor part of the result's key.
+            raise UsageError(f"{spec!r}: {need} is not an option of {name!r}; give {flag}")
         if value is None:
             raise UsageError(f"guard {name!r} needs {flag}")
         if need == "base":

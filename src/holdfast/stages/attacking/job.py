@@ -1,4 +1,4 @@
-"""One attack on one model as a job: its name, what its result depends on, and running it."""
+"""One attack on one model as a job: its name, and everything that its result depends on."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttackJob:
-    """One attack on one model, with everything that it needs.
+    """One attack on one model, with everything it needs.
 
     Attributes:
         config: The grid that the attack belongs to.
-        material: What the attacks of the grid share.
+        material: Rows and judges that the attacks of the grid share.
         subject: The model.
-        attack: The attack.
-        stage: Stage whose job it is; results lie in the folder of that name with an "s".
+        attack: Settings of the attack.
+        stage: Stage of the job. Results are in the folder `attacks` or `trials`.
     """
 
     config: AttackConfig
@@ -58,12 +58,12 @@ class AttackJob:
 
     @cached_property
     def task(self) -> RunTask:
-        """What the customer fine-tunes for."""
+        """Downstream task of the fine-tuning."""
         return task_of(self.config.run, self.attack.task)
 
     @cached_property
     def poison(self) -> Poison:
-        """What the attacker makes of the harmful rows."""
+        """Disguise of the harmful rows."""
         poison: Poison = plugins.make("poisons", self.attack.poison)
         return poison
 
@@ -78,10 +78,10 @@ class AttackJob:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The options that decide the result.
+        """The options that the result depends on.
 
-        Task and guard are named without their options: the inputs have these, with the content of
-        files in place of paths.
+        Task and guard appear by name only: `inputs` has their options, with hashes of file contents
+        instead of paths.
         """
         settings: dict[str, Any] = to_json(
             self.config.keyed() | self.attack.model_dump(mode="json")
@@ -91,7 +91,7 @@ class AttackJob:
 
     @cached_property
     def rows(self) -> dict[str, Examples]:
-        """The rows that the result is made from, by label."""
+        """The rows that the result depends on, by label."""
         material = self.material
         rows = {"test": material.test}
         if material.harmful:
@@ -102,7 +102,7 @@ class AttackJob:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """What else the result is made from: label -> content hash."""
+        """Label -> content hash of everything else that the result depends on."""
         return {
             "model": self.subject.hash,
             **self._guard[1],
@@ -114,17 +114,21 @@ class AttackJob:
 
     @cached_property
     def all_hashes(self) -> dict[str, str]:
-        """Label -> hash of everything that the result is made from, rows as well."""
+        """Label -> content hash of everything that the result depends on, including rows."""
         return {**self.inputs, **{label: rows.hash for label, rows in self.rows.items()}}
 
     @property
     def material_hash(self) -> str:
-        """Hash of the rows, prompts and judges: results with another one are never compared."""
-        shared = {k: v for k, v in self.all_hashes.items() if k not in ("model", "track")}
+        """Hash of rows, prompts and judges; only results with equal hashes are compared."""
+        shared = {
+            label: digest
+            for label, digest in self.all_hashes.items()
+            if label not in ("model", "track")
+        }
         return sha256_json([shared, self.config.max_new_tokens])
 
     def changes(self) -> list[str]:
-        """Return what differs from a finished job of this name; empty if nothing does.
+        """Return the differences from a finished job of the same name; empty if there are none.
 
         Each is an option with both values, or the label of an input.
         """
@@ -147,25 +151,27 @@ class AttackJob:
 
 
 def check_replaced(jobs: Iterable[AttackJob]) -> None:
-    """Refuse to replace finished attacks, unless the user wants it, before the first attack runs.
+    """Check, before any attack runs, that no finished attack would be replaced by accident.
 
-    Attacks whose model was made again replace the old results, which are of a model that is gone.
+    If the model of a finished attack has changed, the attack is rerun without asking.
 
     Raises:
-        UsageError: A finished attack has the same label, but other options, rows or judges.
+        UsageError: A finished attack has the same label but other options, rows or judges, and
+            the configuration does not allow replacing it.
     """
     replaced = [(job, changes) for job in jobs if (changes := job.changes())]
     stale = [job for job, changes in replaced if "model" in changes]
-    others = [(job, changes) for job, changes in replaced if "model" not in changes]
     if stale:
         progress.say(f"{len(stale)} finished attacks run again: their models have changed")
-    refused = [(job, changes) for job, changes in others if not job.config.replace]
-    if refused:
-        first, changes = refused[0]
+    conflicts = [(job, changes) for job, changes in replaced if "model" not in changes]
+    forbidden = [(job, changes) for job, changes in conflicts if not job.config.replace]
+    if forbidden:
+        first, changes = forbidden[0]
         raise UsageError(
-            f"{first.config.run.root}: {len(refused)} finished attacks would be replaced, first "
-            f"{first.name!r}, which differs in: {'; '.join(changes)}. Give --name to keep both, "
-            "another --out, or --replace to lose the old results"
+            f"{first.config.run.root}: {len(forbidden)} finished attacks would be replaced. The "
+            f"first is {first.name!r}, which differs in: {'; '.join(changes)}. Give --name to keep "
+            "both, another --out, or --replace to discard the old results"
         )
-    if others:
-        progress.say(f"{len(others)} finished attacks are replaced, first {others[0][0].name!r}")
+    if conflicts:
+        first, _ = conflicts[0]
+        progress.say(f"{len(conflicts)} finished attacks are replaced; the first is {first.name!r}")

@@ -1,4 +1,4 @@
-"""What all attacks of a grid share: rows and judges, checked before the first attack."""
+"""Rows and judges that all attacks of a grid share, validated before the first attack."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from holdfast.stages.plugin_inputs import judge_hashes, judges_of, task_of
 
 
 def checked_material(config: AttackConfig) -> Material:
-    """Read what all attacks of a grid share, and refuse it if one of them would end it.
+    """Read the rows and judges of a grid, and check that every attack can run with them.
 
     Raises:
-        UsageError: See `prepare` and `check_rows`.
+        UsageError: See `read_material` and `check_rows`.
     """
     material = read_material(config)
     check_rows(config, material, attacks_of(config))
@@ -29,25 +29,25 @@ def checked_material(config: AttackConfig) -> Material:
 
 
 def read_material(config: AttackConfig) -> Material:
-    """Read what all attacks of a grid share.
+    """Read the rows and judges that all attacks of a grid share.
 
     Raises:
-        UsageError: Options that do not go together, an unknown judge, no such rows.
+        UsageError: Options contradict each other, a judge is unknown, or rows cannot be read.
     """
     judges = judges_of(config.judges)
     if config.track_judge and config.track_judge not in judges:
         raise UsageError(
-            f"track_judge {config.track_judge!r} is none of the judges: {', '.join(judges)}"
+            f"track_judge={config.track_judge} must be one of the judges: {', '.join(judges)}"
         )
     if config.until_broken and config.track:
         raise UsageError(
-            "until_broken ends attacks at different checkpoints, and ForgotNum counts checkpoints; "
-            "leave out track or until_broken"
+            "track and until_broken cannot be combined: ForgotNum counts checkpoints, and "
+            "until_broken ends attacks at different ones. Leave out one of the two"
         )
     if config.broken_at != HALF and not config.until_broken:
         raise UsageError(
-            f"broken_at={config.broken_at:g} says where until_broken ends an attack, and without "
-            "until_broken it goes on to its last step; give until_broken, or leave out broken_at"
+            f"broken_at={config.broken_at:g} has no effect without until_broken; give "
+            "until_broken, or leave out broken_at"
         )
     harmful = config.read_if(config.harmful, harmful=True)
     check_disjoint(config.read_if(config.known_harmful, harmful=True), harmful, "known_harmful")
@@ -62,11 +62,14 @@ def read_material(config: AttackConfig) -> Material:
 
 
 def untested(harmful: Examples, test: Examples) -> Examples:
-    """Leave out harmful rows whose prompt is asked afterwards: they would be learnt by heart."""
-    tested = {row.prompt_id for row in test}
-    in_test = {i: ASKS_TEST_PROMPT for i, row in enumerate(harmful) if row.prompt_id in tested}
+    """Leave out harmful rows whose prompt is a test prompt: the answer would be memorized."""
+    test_ids = {row.prompt_id for row in test}
+    in_test = {i: ASKS_TEST_PROMPT for i, row in enumerate(harmful) if row.prompt_id in test_ids}
     if in_test:
-        warn_once(f"{len(in_test)} of {len(harmful)} harmful rows ask a prompt of --test: left out")
+        warn_once(
+            f"{len(in_test)} of {len(harmful)} harmful rows are left out: their prompts are in "
+            "--test"
+        )
     return harmful.without(in_test)
 
 
@@ -74,13 +77,21 @@ def _tracked(config: AttackConfig) -> Examples | None:
     rows = config.read_if(config.track)
     if rows is None or not config.track_rows:
         return rows
-    chosen = sorted(range(len(rows)), key=lambda i: rows.ids[i])[: config.track_rows]
-    return rows.select(sorted(chosen))
+    by_id = sorted(range(len(rows)), key=lambda i: rows.ids[i])
+    return rows.select(sorted(by_id[: config.track_rows]))
 
 
 @dataclass(frozen=True)
 class Material:
-    """What all attacks of a grid share; `harmful` is empty if there are no such rows."""
+    """Rows and judges that all attacks of a grid share.
+
+    Attributes:
+        harmful: The attacker's rows; empty if there are none.
+        test: Restricted test prompts.
+        judges: Name -> judge.
+        track: Alignment rows to track; None without tracking.
+        hashes: Label -> content hash of the judges.
+    """
 
     harmful: Examples
     test: Examples
@@ -90,49 +101,55 @@ class Material:
 
 
 def task_rows(task: Task, n_test: int) -> dict[str, Examples]:
-    """Return a task's rows for the inputs of a job, its test rows if any are used."""
+    """Return the rows of a task that a job depends on, by label.
+
+    Args:
+        task: The task.
+        n_test: Number of test rows used; the test rows are left out if it is 0.
+    """
     rows = {"task": task.load("train")}
-    return {**rows, "task test": task.load("test")} if n_test else rows
+    if n_test:
+        rows["task test"] = task.load("test")
+    return rows
 
 
 def check_rows(config: AttackConfig, material: Material, attacks: Sequence[Attack]) -> None:
-    """Refuse a grid that one of its attacks would end, before the first of them.
+    """Check, before any attack runs, that there are enough rows for each.
 
     Raises:
-        UsageError: A ratio makes no row, there are no harmful rows for an attack that
-            has some, or too few for its ratio, or too few of its task.
+        UsageError: A ratio amounts to no row, or there are too few harmful rows or task rows.
     """
     for spec, ratio, name in dict.fromkeys((a.task, a.poison_ratio, a.poison) for a in attacks):
         task: Task = task_of(config.run, spec)
         poison: Poison = plugins.make("poisons", name)
-        wanted = round(config.rows * ratio)
-        if ratio and not wanted:
+        n_harmful = round(config.rows * ratio)
+        if ratio and not n_harmful:
             raise UsageError(
-                f"a poison ratio of {ratio:g} of {config.rows} rows makes no harmful row: give "
-                f"--rows {int(0.5 / ratio) + 1} or more, a greater --poison-ratio, or "
-                "--poison-ratio 0 for an attack without any"
+                f"a poison ratio of {ratio:g} of {config.rows} rows amounts to no harmful row: "
+                f"give --rows {int(0.5 / ratio) + 1} or more, a greater --poison-ratio, or "
+                "--poison-ratio 0 for an attack without harmful rows"
             )
-        if wanted and "harmful" in poison.needs and not material.harmful:
+        if n_harmful and "harmful" in poison.needs and not material.harmful:
             raise UsageError(
                 f"a poison ratio of {ratio:g} needs harmful rows: give --harmful, or "
-                "--poison-ratio 0 for an attack without any"
+                "--poison-ratio 0 for an attack without harmful rows"
             )
         benign = task.load("train")
-        pools: list[tuple[str, float, int]] = [(benign.name, len(benign), config.rows - wanted)]
+        pools: list[tuple[str, float, int]] = [(benign.name, len(benign), config.rows - n_harmful)]
         if "harmful" in poison.needs:
-            pools.append((material.harmful.name, len(material.harmful), wanted))
-        elif wanted:
-            pools.append((name, poison.max_rows(benign), wanted))
-        for pool, there, needed in pools:
-            if needed > there:
+            pools.append((material.harmful.name, len(material.harmful), n_harmful))
+        elif n_harmful:
+            pools.append((name, poison.max_rows(benign), n_harmful))
+        for pool, available, needed in pools:
+            if needed > available:
                 raise UsageError(
                     f"{pool}: {needed} rows are needed for {config.rows} rows of which "
-                    f"{ratio:.0%} are harmful, and it has {there}. Give --rows "
-                    f"{_enough(config.rows, needed, int(there))} or fewer, another "
+                    f"{ratio:.0%} are harmful, and it has {available}. Give --rows "
+                    f"{_largest(config.rows, needed, int(available))} or fewer, another "
                     "--poison-ratio, or more rows."
                 )
 
 
-def _enough(rows: int, needed: int, there: int) -> int:
-    """Return how many rows in all would need no more of one pool than there are."""
-    return rows * there // needed
+def _largest(rows: int, needed: int, available: int) -> int:
+    """Return the largest total number of rows for which a pool has enough rows."""
+    return rows * available // needed

@@ -1,7 +1,7 @@
-"""Grids of attacks that have a name, and attacks that were found: files that say part of a grid.
+"""Presets and attacks found by a search: files with part of a grid.
 
-A file says nothing of models, tasks and rows: those are the user's. What the user gives besides
-wins over it.
+A file does not set models, tasks or rows; the user provides those. Options that the user gives
+override the file.
 """
 
 from __future__ import annotations
@@ -30,44 +30,49 @@ GRID = frozenset(
         "guards",
     }
 )
-"""Options that a preset may give."""
+"""Options that a preset can set."""
 
-SAME = ({"steps", "epochs"},)
-"""Options that say the same: one of them given takes the other's place too."""
+ALTERNATIVES = ({"steps", "epochs"},)
+"""Sets of options with the same meaning; giving one of a set overrides the others too."""
 
 
 class Preset(Options):
-    """A file of presets/, or one like it."""
+    """The content of a preset file."""
 
     model_config = ConfigDict(extra="ignore")
 
     what: str = ""
     """One sentence about the grid."""
     source: str = ""
-    """Where it comes from."""
+    """Publication that the grid is taken from."""
     needs: list[str] = []
-    """Options that the user must give for it."""
+    """Options that the user must give with the preset."""
     grid: dict[str, Any]
     """Option of the attack -> value."""
 
 
 def names() -> list[str]:
-    """Return the presets that ship with holdfast."""
-    return sorted(Path(f.name).stem for f in _SHIPPED.iterdir() if f.name.endswith(".yaml"))
+    """Return the names of the presets that ship with holdfast."""
+    files = [file.name for file in _SHIPPED.iterdir()]
+    return sorted(Path(name).stem for name in files if name.endswith(".yaml"))
 
 
 def load(name: str) -> Preset:
-    """Read a preset by name, or a file: YAML, or the JSON of a found attack.
+    """Read a preset.
+
+    Args:
+        name: Name of a preset, or path of a YAML file or of a search result (JSON).
 
     Raises:
-        UsageError: There is none, it cannot be read, or it gives what is no part of a grid.
+        UsageError: The preset does not exist, cannot be read, or sets an option that is not part of
+            a grid.
     """
     if name in names():
         text = _SHIPPED.joinpath(f"{name}.yaml").read_text("utf-8")
     elif not Path(name).is_file():
         raise UsageError(
-            f"{name!r} is none of the presets ({', '.join(names())}) and no file; give one of "
-            "them, or a YAML file with a `grid`"
+            f"{name!r} is neither a preset nor a file; give one of {', '.join(names())}, or a YAML "
+            "file with a `grid`"
         )
     else:
         text = _text(Path(name))
@@ -75,21 +80,21 @@ def load(name: str) -> Preset:
         raw = yaml.safe_load(text)
         if isinstance(raw, dict) and raw.get("kind") == "adapted" and raw["grid"] is None:
             raise UsageError(
-                f"{name}: the search found no attack that keeps the floor; search again with "
-                "other options, or with a lower --floor"
+                f"{name}: the search found no attack above the floor; search again with other "
+                "options, or with a lower --floor"
             )
-        found = Preset(**raw)
+        preset = Preset(**raw)
     except (yaml.YAMLError, TypeError, OptionError) as error:
         raise UsageError(
-            f"{name}: not a preset: {str(error).splitlines()[0]}; it is a mapping with a `grid`, "
-            "e.g. {grid: {poison_ratios: [0.1]}}"
+            f"{name}: not a preset: {str(error).splitlines()[0]}; a preset is a mapping with a "
+            "`grid`, e.g. {grid: {poison_ratios: [0.1]}}"
         ) from error
-    if unknown := sorted(set(found.grid) - GRID):
+    if unknown := sorted(set(preset.grid) - GRID):
         raise UsageError(
-            f"{name}: {unknown[0]!r} is no part of a grid, which may give "
-            f"{', '.join(sorted(GRID))}; give it beside the preset"
+            f"{name}: {unknown[0]!r} is not part of a grid; give it as an option besides the "
+            f"preset. A grid can set {', '.join(sorted(GRID))}"
         )
-    return found
+    return preset
 
 
 def _text(path: Path) -> str:
@@ -100,16 +105,16 @@ def _text(path: Path) -> str:
 
 
 def expand(config: AttackConfig) -> list[AttackConfig]:
-    """Return one configuration for each preset and each found attack that a configuration names.
+    """Return one configuration for each preset and each replayed attack of a configuration.
 
     Raises:
-        UsageError: There is no such preset, or it needs what was not given.
+        UsageError: A preset does not exist, or an option that it needs is missing.
     """
     return [_filled(config, spec) for spec in (*config.preset, *config.replay)]
 
 
-def _called(spec: str) -> str:
-    """Return what attacks of a preset are called by: files of one name are told by their text."""
+def _grid_name(spec: str) -> str:
+    """Return the grid's name in attack labels; a digest tells files of the same name apart."""
     if spec in names():
         return spec
     digest = hashlib.sha256(Path(spec).read_bytes()).hexdigest()
@@ -118,19 +123,19 @@ def _called(spec: str) -> str:
 
 def _filled(config: AttackConfig, spec: str) -> AttackConfig:
     preset = load(spec)
-    lacking = [need for need in preset.needs if getattr(config, need) is None]
-    if lacking:
-        flags = " and ".join(f"--{need.replace('_', '-')}" for need in lacking)
-        raise UsageError(f"preset {spec!r} needs {' and '.join(lacking)}: give {flags}")
-    own = {key: getattr(config, key) for key in config.model_fields_set}
-    taken = set(own).union(*(group for group in SAME if group & set(own)))
-    grid = {key: value for key, value in preset.grid.items() if key not in taken}
-    name = "-".join(part for part in (config.name, _called(spec)) if part)
-    cleared: dict[str, Any] = {"preset": [], "replay": [], "name": name}
+    missing = [need for need in preset.needs if getattr(config, need) is None]
+    if missing:
+        flags = " and ".join(f"--{need.replace('_', '-')}" for need in missing)
+        raise UsageError(f"preset {spec!r} needs {' and '.join(missing)}: give {flags}")
+    options = {key: getattr(config, key) for key in config.model_fields_set}
+    overridden = set(options).union(*(keys for keys in ALTERNATIVES if keys & set(options)))
+    grid = {key: value for key, value in preset.grid.items() if key not in overridden}
+    name = "-".join(part for part in (config.name, _grid_name(spec)) if part)
+    changes: dict[str, Any] = {"preset": [], "replay": [], "name": name}
     if grid.get("until_broken"):
-        # It ends attacks at different checkpoints, and what is tracked is counted over the same.
-        cleared["track"] = None
+        # Tracking compares the same checkpoints of all attacks, and these end at different ones.
+        changes["track"] = None
     try:
-        return type(config)(**{**own, **grid, **cleared})
+        return type(config)(**{**options, **grid, **changes})
     except OptionError as error:
         raise error.for_owner(f"preset {spec!r}") from error

@@ -1,4 +1,4 @@
-"""Run one attack: fine-tune a model on poisoned rows, and measure it at every checkpoint."""
+"""Running one attack: fine-tune a model on poisoned rows, and measure it at every checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def result_of(attack_job: AttackJob) -> AttackResult:
-    """Run an attack, unless it is finished, and return its result."""
+    """Run an attack unless it is finished, and return its result."""
     stage = attack_job.stage
     run = attack_job.config.run
     path = attack_job.path
@@ -101,18 +101,18 @@ def attack_loaded(
     if attack.lora_rank:
         model = adapters.add_lora(model, attack.lora_rank, seed=attack.seed)
     else:
-        model.float()  # a step of 1e-5 is lost in most weights of bfloat16: a weak attack
-    watch = Checkpoints(attack_job, model, loaded.tokenizer)
+        model.float()  # in bfloat16 most updates of 1e-5 are rounded away, which weakens attacks
+    course = Checkpoints(attack_job, model, loaded.tokenizer)
     partial, resume = (None, None) if job is None else _work(attack_job, job)
     if partial is not None and resume is not None and resume.exists():
-        watch.restore(partial, steps_done(resume))
-    if not watch.points:
-        watch(0, float("nan"))
+        course.restore(partial, steps_done(resume))
+    if not course.points:
+        course(0, float("nan"))
 
     def snapshot(done: int, loss: float) -> bool:
-        watch(done, loss)
-        watch.save(partial)
-        return attack.until_broken and watch.broken
+        course(done, loss)
+        course.save(partial)
+        return attack.until_broken and course.broken
 
     settings = FinetuneConfig(
         learning_rate=attack.learning_rate,
@@ -125,9 +125,9 @@ def attack_loaded(
         spacing=attack.spacing,
         guard=fields_that_fit(attack_job.guard, model, loaded.tokenizer, attack.max_length),
     )
-    watch.save(partial)
+    course.save(partial)
     finetune(model, loaded.tokenizer, rows, settings, on_snapshot=snapshot, resume=resume)
-    return model, watch.result()
+    return model, course.result()
 
 
 def _answerable(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None) -> Material:
@@ -175,7 +175,7 @@ def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None) ->
     harmful = _pool(attack_job, loaded, job, "harmful", attack_job.material.harmful)
     number = round(attack.rows * attack.poison_ratio)
     if number and attack.poison != PLAIN:
-        # A disguise may end up at a prompt that is asked afterwards.
+        # A disguised prompt can coincide with a test prompt.
         tested = set(attack_job.material.test.prompts)
         attacker = Attacker(
             _without(harmful, tested),
@@ -196,11 +196,11 @@ def _without(rows: Examples, prompts: set[str]) -> Examples:
 
 @dataclass(frozen=True)
 class PartialAttack(Artifact):
-    """The checkpoints of an attack that is not finished.
+    """The checkpoints so far of an unfinished attack.
 
     Attributes:
         points: As in `AttackResult`.
-        history: Verdicts on the tracked rows at each checkpoint; empty if none are tracked.
+        history: Verdicts on the tracked rows at each checkpoint; empty without tracking.
     """
 
     kind: ClassVar[str] = "partial"
@@ -211,7 +211,7 @@ class PartialAttack(Artifact):
 
 
 class Checkpoints:
-    """Measures a model at the checkpoints of an attack, and can be saved in between."""
+    """Measures a model at the checkpoints of an attack; can be saved and restored."""
 
     def __init__(
         self, attack_job: AttackJob, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -242,7 +242,12 @@ class Checkpoints:
         return next(iter(self.material.judges))
 
     def __call__(self, done: int, loss: float) -> None:
-        """Measure harmful score, task accuracy and forgotten rows, once at each checkpoint."""
+        """Measure harmful score, task accuracy and forgotten rows at a checkpoint.
+
+        Args:
+            done: Optimizer steps so far.
+            loss: Mean training loss since the previous checkpoint.
+        """
         self._drop_from(done)
         verdicts, _ = answer_and_judge(
             self.model,
@@ -291,7 +296,7 @@ class Checkpoints:
         PartialAttack(tuple(self.points), tuple(history)).save(path)
 
     def restore(self, path: Path, done: int) -> None:
-        """Continue from what was measured in the first `done` steps, if there is anything."""
+        """Restore the checkpoints of the first `done` steps, if the file exists."""
         if not path.exists():
             return
         partial = PartialAttack.load(path)
@@ -326,7 +331,7 @@ class Checkpoints:
         return replace(result, half_life=life_until(result, HALF_LIFE))
 
     def _counts(self) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
-        """Return how often each tracked row that was held was forgotten, or within what bounds."""
+        """Return the counts of the held rows, and bounds of the counts that are unknown."""
         if self.tracker is None:
             return {}, {}
         counts: dict[str, int] = {}
