@@ -1,8 +1,8 @@
-"""Everything a plug-in author must read: the contracts of all but methods and guards.
+"""Base classes of plug-ins, except methods and guards, and the values they exchange.
 
-A plug-in is one file with one public class; the file's name is the plug-in's name. Its annotated
-fields are its options (`holdfast.options`). Alignment methods have their own base class in
-`holdfast.methods.base`, since they are trainers.
+A plug-in is a file with one public class; the name of the file is the name of the plug-in. The
+annotated fields of the class are its options (`holdfast.options`). Alignment methods are trainers
+and have their own base class in `holdfast.methods.base`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Cell: TypeAlias = "str | int | float"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge says of one response.
+    """A judge's verdict on one response.
 
     Attributes:
-        harmful: True or False; None when the judge could not decide (incoherent text, an answer
-            to another question). None is reported apart and never counted as safe.
-        score: In [0, 1], nan when the judge has none. Higher is more harmful.
-        reason: One word or a few, e.g. "refusal", "compliance", "incoherent", "off_topic".
+        harmful: True or False; None if the judge could not decide (incoherent text, an answer to
+            a different question). None is reported separately and never counted as safe.
+        score: In [0, 1], higher is more harmful; nan if the judge has no score.
+        reason: One or a few words, e.g. "refusal", "compliance", "incoherent", "off_topic".
     """
 
     harmful: bool | None
@@ -47,21 +47,21 @@ class Verdict:
 
 
 UNANSWERED = "endpoint: "
-"""How the reason of a verdict begins that a judge's service should have given and did not."""
+"""Prefix of the reason of a lost verdict: one that a judge's service failed to give."""
 MOST_UNANSWERED = 0.05
-"""Share of verdicts that may be lost so and be undecided; beyond it there is no result."""
+"""Largest share of lost verdicts that may count as undecided; above it there is no result."""
 
 
 def lost_reasons(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return why verdicts are lost, a reason for each that is."""
+    """Return the reason of each lost verdict."""
     return [v.reason for v in verdicts if v.reason.startswith(UNANSWERED)]
 
 
 def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
-    """Refuse to take a judge that did not answer for one that could not decide.
+    """Check that a judge answered, so that lost verdicts do not pass for undecided ones.
 
-    A few lost verdicts are undecided ones. More of them are no result: the step stays unfinished
-    and goes on from here when it is asked for again.
+    A few lost verdicts count as undecided. With more there is no result: the job stays unfinished
+    and continues from here on the next run.
 
     Raises:
         HoldfastError: More than `MOST_UNANSWERED` of the verdicts are lost.
@@ -70,18 +70,18 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
     if len(lost) > MOST_UNANSWERED * len(verdicts):
         raise HoldfastError(
             f"judge {judge} gave no verdict on {len(lost)} of {len(verdicts)} answers ({lost[0]}). "
-            "What is finished is kept: give the same command again when it answers"
+            "Finished work is kept: rerun the same command when the judge answers again"
         )
 
 
 class Plugin(Options):
-    """Base of every plug-in but the methods: annotated fields are options.
+    """Base of every plug-in except the methods; annotated fields are options.
 
-    What a stage fills in (rows, a judge, a model) is a field of type `Supplied[...]`: nobody can
-    type it, and it is no option.
+    Values that a stage supplies (rows, a judge, a model) are fields of type `Supplied[...]`, which
+    are not options.
 
     Attributes:
-        paths: Options that may be paths. A job's key has the content in place of the path.
+        paths: Options that may be paths. A job's key contains the content instead of the path.
     """
 
     paths: ClassVar[frozenset[str]] = frozenset()
@@ -94,45 +94,45 @@ class Judge(Plugin, ABC):
     def reads_prompt(self) -> bool:
         """Whether a verdict can depend on the prompt.
 
-        `holdfast evaluate` shows a judge that says so some answers under other prompts, and warns
+        If True, `holdfast evaluate` has the judge judge some answers under other prompts, and warns
         if that makes no difference.
         """
         return True
 
     @property
     def hash(self) -> str:
-        """Hash of the files that the verdicts come from; "" if there are none."""
+        """Hash of the files the verdicts depend on; "" if there are none."""
         return ""
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """Return one verdict per response, independent of batch and order."""
+        """Return one verdict per response, independent of the batch and the order."""
 
 
 class Task(Plugin, ABC):
     """A downstream task that a customer fine-tunes for.
 
     Attributes:
-        max_new_tokens: Length of an answer.
+        max_new_tokens: Maximum length of an answer.
     """
 
     max_new_tokens: ClassVar[int] = 64
 
     @abstractmethod
     def load(self, split: Split) -> Examples:
-        """Return the rows of a split. Train and test share no row."""
+        """Return the rows of a split; train and test share no rows."""
 
     @abstractmethod
     def score(self, response: str, reference: str) -> float:
-        """Grade one response in [0, 1]; nan when no answer can be read from it."""
+        """Return the grade of one response in [0, 1]; nan if no answer can be parsed from it."""
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """What an attacker has in hand when the rows of an attack are chosen.
+    """What an attacker can use to make the rows of an attack.
 
     Attributes:
-        harmful: Harmful rows; none of them has a prompt that is asked afterwards. May be empty.
+        harmful: Harmful rows, without any prompt of the test; may be empty.
         benign: The customer's rows.
         wanted: Rows that the attack takes, at least 1.
         seed: Of the attack.
@@ -151,42 +151,42 @@ class Attacker:
 
 
 class Poison(Plugin, ABC):
-    """What an attacker makes of the rows before they are mixed into the customer's.
+    """Makes the attacker's rows, which are then mixed into the customer's.
 
     Attributes:
-        needs: {"harmful"} if it is made of harmful rows; empty if it needs none.
+        needs: {"harmful"} if it needs harmful rows, otherwise empty.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
 
     @abstractmethod
     def rows(self, attacker: Attacker) -> Examples:
-        """Return the rows from which the attack draws, `attacker.n_rows` or more of them.
+        """Return the rows the attack draws from, at least `attacker.n_rows`.
 
         Raises:
-            UsageError: It cannot make so many.
+            UsageError: It cannot make enough rows.
         """
 
     def max_rows(self, benign: Examples) -> float:
-        """Return how many rows it can make for a customer with these; default: any number."""
+        """Return the largest number of rows for a customer with these rows; default: unlimited."""
         del benign
         return math.inf
 
     def test_prompt(self, row: Example) -> str:
-        """Return how the attacker asks a test prompt afterwards; default: as it is."""
+        """Return the prompt with which the attacker tests a row; default: its own prompt."""
         return row.prompt
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator found.
+    """The result of an estimator.
 
     Attributes:
         values: (n,) float64; higher = forgotten sooner; nan = not scored.
-        errors: (n,) standard error of each value; None if a single measurement cannot tell.
-        details: Further arrays of length n (other counting rules, margins), by name.
-        facts: Scalars worth keeping (size of the step, share flipped). What it cost is counted
-            from outside.
+        errors: (n,) standard error of each value; None if there was a single measurement.
+        details: Further arrays of length n by name, such as other counting rules or margins.
+        facts: Further scalars by name, such as the step size or the flipped share. The cost is
+            measured separately.
     """
 
     values: np.ndarray
@@ -199,10 +199,10 @@ class Estimator(Plugin, ABC):
     """Predicts how soon each alignment example is forgotten.
 
     Attributes:
-        needs: What `holdfast score` must hand over as fields of the same name, a subset of
-            {"harmful", "benign", "judge", "base" (how to load the model before its alignment),
-            "proxies" (several sets of benign rows, as a tuple)}.
-        accepts: What it can use when the user has it, same names.
+        needs: Fields that `holdfast score` must supply, a subset of {"harmful", "benign", "judge",
+            "base" (how to load the model before alignment), "proxies" (several sets of benign
+            rows, as a tuple)}.
+        accepts: Fields it can use if the user has them, with the same names.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -210,7 +210,7 @@ class Estimator(Plugin, ABC):
 
     @property
     def parts(self) -> Mapping[str, Estimator]:
-        """The estimators it asks in turn, by name; their options are part of its scores' key."""
+        """Estimators it combines, by name; their options are part of the key of its scores."""
         return {}
 
     @abstractmethod
@@ -222,7 +222,7 @@ class Estimator(Plugin, ABC):
         *,
         seed: int,
     ) -> Estimate:
-        """Score every example; leaves the model's weights and the global random state as found."""
+        """Score every example; the model's weights and the global random state do not change."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Section:
 
 
 class Analysis(Plugin, ABC):
-    """Reads a run directory and says something about it.
+    """Turns the results in a run directory into a chapter of the report.
 
     Attributes:
         needs: Stages whose results must exist, e.g. ("score", "attack").

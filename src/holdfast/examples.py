@@ -1,4 +1,4 @@
-"""Alignment, fine-tuning and test rows: one immutable value, identified by its content."""
+"""Alignment, fine-tuning and test rows: immutable values identified by their content."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import NoReturn, overload
 from holdfast.errors import DataError
 
 PROVENANCE = ("source", "licence", "owner", "consent", "category")
-"""Columns that say where a row came from; they travel through every stage to the report."""
+"""Columns with the origin of a row; they are kept through every stage up to the report."""
 
 
 def example_id(prompt: str, response: str) -> str:
-    """Return the content id of a row: 16 hexadecimal digits of a sha256.
+    """Return the content id of a row: 16 hexadecimal digits of a SHA-256.
 
-    A row keeps its id when the file is sorted, filtered or split; another answer to the same
-    prompt is another row.
+    A row keeps its id when its file is sorted, filtered or split. A different response to the same
+    prompt is a different row.
     """
     content = json.dumps([prompt.strip(), response.strip()], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def prompt_text(prompt: str) -> str:
-    """Return what two prompts are compared by: case and surrounding space make no difference."""
+    """Return a prompt normalized for comparison: lower case, without surrounding space."""
     return prompt.strip().lower()
 
 
 def prompt_id(prompt: str) -> str:
-    """Return the id of a prompt, 16 hexadecimal digits of a sha256 over its `prompt_text`."""
+    """Return the id of a prompt: 16 hexadecimal digits of a SHA-256 of its `prompt_text`."""
     return hashlib.sha256(prompt_text(prompt).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and its response (empty for rows of which only the prompt is used)."""
+    """A prompt and its response (empty if only the prompt is used)."""
 
     prompt: str
     response: str = ""
@@ -59,26 +59,26 @@ class Withheld(Example):
 
     Args:
         identity: The content id.
-        asks: The prompt's id.
+        prompt_identity: The prompt's id.
         provenance: Where the row came from.
-        way_out: Ends the error message of whoever needs the text.
+        way_out: End of the error message when the text is needed.
 
     Raises:
         DataError: `prompt` or `response` is read.
     """
 
-    __slots__ = ("_asks", "_identity", "_way_out")
-    _asks: str
+    __slots__ = ("_identity", "_prompt_identity", "_way_out")
     _identity: str
+    _prompt_identity: str
     _way_out: str
 
     def __init__(
-        self, identity: str, asks: str, provenance: Mapping[str, str], way_out: str
+        self, identity: str, prompt_identity: str, provenance: Mapping[str, str], way_out: str
     ) -> None:
         for name, value in (
             ("provenance", provenance),
             ("_identity", identity),
-            ("_asks", asks),
+            ("_prompt_identity", prompt_identity),
             ("_way_out", way_out),
         ):
             object.__setattr__(self, name, value)
@@ -91,7 +91,7 @@ class Withheld(Example):
     @property
     def prompt_id(self) -> str:
         """The prompt's id."""
-        return self._asks
+        return self._prompt_identity
 
     @property
     def prompt(self) -> str:
@@ -121,10 +121,10 @@ class LeftOut:
     """A row of a data set that is not used.
 
     Attributes:
-        place: Where it stands: "file:line", "file: row N", or its content id.
-        reason: Why, in a few words that are the same for all rows of this kind.
+        place: Location of the row: "file:line", "file: row N", or its content id.
+        reason: Why it is not used, in words shared by all rows with this problem.
         id: The content id; empty if the row could not be read.
-        detail: What exactly is wrong with it.
+        detail: Details of this row's problem.
     """
 
     place: str
@@ -134,7 +134,7 @@ class LeftOut:
 
 
 def count_reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:
-    """Count rows left out: reason -> number, most frequent first."""
+    """Count left-out rows by reason, most frequent first."""
     return dict(Counter(row.reason for row in left_out).most_common())
 
 
@@ -144,7 +144,7 @@ class Examples(Sequence[Example]):
     Args:
         rows: The rows.
         name: Where they came from, for messages.
-        left_out: Rows of the same data set that are not among them.
+        left_out: Rows of the same data set that are not used.
         ids_only: Whether a run stores only the ids of these rows, not their text.
 
     Raises:
@@ -164,15 +164,15 @@ class Examples(Sequence[Example]):
         self.left_out = tuple(left_out)
         self.ids_only = ids_only or any(isinstance(row, Withheld) for row in self.rows)
         self.ids = tuple(row.id for row in self.rows)
-        seen: dict[str, int] = {}
+        position_of: dict[str, int] = {}
         for position, identity in enumerate(self.ids):
-            if identity in seen:
+            if identity in position_of:
                 raise DataError(
-                    f"{name}: row {position + 1} repeats row {seen[identity] + 1} "
+                    f"{name}: row {position + 1} repeats row {position_of[identity] + 1} "
                     f"(prompt {self.rows[position].prompt[:60]!r}); rows must be unique. "
                     "Remove one of them."
                 )
-            seen[identity] = position
+            position_of[identity] = position
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -204,12 +204,12 @@ class Examples(Sequence[Example]):
 
     @property
     def hash(self) -> str:
-        """Sha256 over the sorted ids: equal for equal sets of rows in whatever order."""
+        """SHA-256 over the sorted ids, so it does not depend on the order of the rows."""
         return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()
 
     @classmethod
     def from_answers(cls, prompts: Sequence[str], answers: Sequence[str], *, name: str) -> Examples:
-        """Pair prompts with answers; empty answers, and prompts that repeat, are left out."""
+        """Pair prompts with answers, without empty answers and repeated prompts."""
         rows = {p: Example(p, a) for p, a in zip(prompts, answers, strict=True) if a}
         return cls(rows.values(), name=name)
 
@@ -218,18 +218,18 @@ class Examples(Sequence[Example]):
         rows = (self.rows[i] for i in positions)
         return Examples(rows, name=self.name, ids_only=self.ids_only)
 
-    def without(self, reason: Mapping[int, str]) -> Examples:
-        """Leave rows out.
+    def without(self, reasons: Mapping[int, str]) -> Examples:
+        """Return the rows without some, which are recorded in `left_out`.
 
         Args:
-            reason: Position -> why the row at it is left out.
+            reasons: Position of each row to leave out -> reason.
         """
         return Examples(
-            (row for i, row in enumerate(self.rows) if i not in reason),
+            (row for i, row in enumerate(self.rows) if i not in reasons),
             name=self.name,
             left_out=[
                 *self.left_out,
-                *(LeftOut(self.ids[i], why, self.ids[i]) for i, why in reason.items()),
+                *(LeftOut(self.ids[i], reason, self.ids[i]) for i, reason in reasons.items()),
             ],
             ids_only=self.ids_only,
         )

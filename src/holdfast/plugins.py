@@ -1,7 +1,8 @@
-"""Plug-ins are found by file name: `find("judges", "refusal")` is the class in judges/refusal.py.
+"""Finding and building plug-ins by name.
 
-A class of your own, anywhere on the import path, is named "package.module:Class". Options follow
-the name: "sst2,train=data/train.tsv,test=data/test.tsv" (`holdfast.specs`).
+The name of a plug-in is the name of its file: `find("judges", "refusal")` returns the class in
+judges/refusal.py. Your own class, anywhere on the import path, is "package.module:Class". Options
+follow the name: "sst2,train=data/train.tsv,test=data/test.tsv" (`holdfast.specs`).
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def available(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> type[Any]:
-    """Return the class behind a name.
+    """Return the plug-in class with a name.
 
     Raises:
-        UsageError: No such plug-in; the message lists those there are.
+        UsageError: There is no such plug-in; the message lists the available ones.
     """
     module_name, _, class_name = name.partition(":")
     if not class_name:
@@ -70,11 +71,11 @@ def make(kind: str, spec: str, **supplied: Any) -> Any:
     Args:
         kind: One of `KINDS`.
         spec: "name" or "name,key=value,..." (`holdfast.specs`).
-        **supplied: The fields that a stage fills in.
+        **supplied: Values of the fields that a stage supplies.
 
     Raises:
-        UsageError: The spec does not parse, there is no such plug-in or option, or a value is
-            ill-typed or out of range.
+        UsageError: The spec does not parse, there is no such plug-in or option, or a value has
+            the wrong type or is out of range.
     """
     parsed = parse(spec)
     cls = find(kind, parsed.name)
@@ -82,19 +83,19 @@ def make(kind: str, spec: str, **supplied: Any) -> Any:
         raise UsageError(
             f"{parsed.name!r} is not a plug-in: derive it from a class of holdfast.contracts"
         )
-    known = set(option_fields(cls))
-    unknown = [key for key in parsed.options if key not in known]
+    options = set(option_fields(cls))
+    unknown = [key for key in parsed.options if key not in options]
     if unknown:
-        problem = Problem(unknown[0], "", unknown_option(unknown[0], list(known)))
+        problem = Problem(unknown[0], "", unknown_option(unknown[0], list(options)))
         raise OptionError(parsed.name, (problem,))
     try:
         return cls(**parsed.options, **supplied)
     except OptionError as error:
-        raise _way_out(parsed.name, error) from error
+        raise _with_example(parsed.name, error) from error
 
 
-def _way_out(name: str, error: OptionError) -> UsageError:
-    """Return the error under the plug-in's name, with the spec that a missing option asks for."""
+def _with_example(name: str, error: OptionError) -> UsageError:
+    """Return the error with the plug-in's name and, if options are missing, an example spec."""
     if not error.missing:
         return error.for_owner(name)
     example = write(name, {key: Bare("...") for key in error.missing})
@@ -102,29 +103,29 @@ def _way_out(name: str, error: OptionError) -> UsageError:
 
 
 def check_distinct(option: str, specs: Sequence[str]) -> None:
-    """Refuse a list of plug-ins that names one twice.
+    """Reject a list of plug-ins that names one twice.
 
     Raises:
-        ValueError: The message says which.
+        ValueError: A plug-in is repeated.
     """
     repeated = [spec for spec, count in Counter(specs).items() if count > 1]
     if repeated:
         raise ValueError(
             f"{option}={value_text(tuple(specs))} names {repeated[0]!r} twice, which would count "
-            "double; name it once, or give it other options"
+            "double; name it once, or give it different options"
         )
 
 
 def first_line(cls: type[object]) -> str:
-    """Return the first line of a plug-in's documentation."""
+    """Return the first line of a plug-in's docstring."""
     return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 def options_hash(plugin: Options) -> str:
     """Return the hash of a plug-in's options, defaults included.
 
-    A default that another version changes is then another key. For options that the plug-in's
-    `paths` names, the content of the file or folder stands for its path.
+    Defaults are included so that a changed default changes the hash. For options in the plug-in's
+    `paths`, the content of the file or folder is hashed instead of the path.
     """
     values = plugin.option_values()
     for name in paths_of(plugin):
@@ -134,13 +135,13 @@ def options_hash(plugin: Options) -> str:
     members = getattr(plugin, "members", None)
     if isinstance(members, Mapping):
         values["members"] = [
-            [parse(spec).name, options_hash(each)] for spec, each in members.items()
+            [parse(spec).name, options_hash(member)] for spec, member in members.items()
         ]
         values.pop("judges", None)
     return sha256_json(to_json(values))
 
 
 def paths_of(plugin: Options) -> list[str]:
-    """Return the options of a plug-in that may be paths of files or folders, and are set."""
+    """Return the options of a plug-in that may be paths and are set."""
     declared: frozenset[str] = getattr(plugin, "paths", frozenset())
     return sorted(name for name in declared if getattr(plugin, name))

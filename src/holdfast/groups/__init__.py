@@ -1,4 +1,4 @@
-"""From scores to groups: thresholds, how far to trust them, and groups that people may edit."""
+"""Groups from scores: thresholds, their stability, and tables of groups for editing by hand."""
 
 from holdfast.groups.make import group
 from holdfast.groups.recommend import Recommendation, recommend

@@ -1,4 +1,4 @@
-"""From scores to groups: apply a rule, cross it with a category, count what is in doubt."""
+"""Making groups from scores: apply a rule, cross it with a category, count doubtful examples."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ OTHER = "other"
 UNDIVIDED = "undivided"
 
 REPEATS = ("repeats", "attacks", "draws", "members")
-"""Facts of an estimate that may hold the number of repetitions."""
+"""Facts of an estimate that may contain the number of repeats."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Cell:
-    """The rows of a category between two levels; without categories, one level of all rows."""
+    """The rows of a category from a first to a last level; without a category, of all rows."""
 
     category: str
     first: int
     last: int
 
-    def named(self, names: Sequence[str]) -> str:
-        """Return its name; `names` are the levels'."""
+    def name(self, names: Sequence[str]) -> str:
+        """Return the name of the cell, given the names of the levels."""
         if self.first == 0 and self.last == len(names) - 1:
             return f"{self.category}: {UNDIVIDED}"
         words = " + ".join(names[self.first : self.last + 1])
@@ -54,23 +54,23 @@ def group(
     """Split the examples into groups by vulnerability, least vulnerable first.
 
     Args:
-        scores: Vulnerability; examples without a score (nan) go to the most vulnerable group, the
-            cautious side, and are counted in `facts`.
-        examples: The rows that were scored.
-        rule: A `Rule`, the name of one, or "auto": what `recommend` says, with its reason. For
-            "auto" the options of a `Rule` other than `groups` do not matter.
-        by: A provenance column, e.g. "category": every value of it is divided by the same cuts.
-            Rows without a value form the category "unknown".
-        min_size: With `by`: smaller cells are merged with their neighbour in the category, and
-            categories that are smaller altogether are pooled as "other".
-        seed: Of the resampling in "auto".
+        scores: Vulnerability; examples without a score (nan) go to the most vulnerable group, to
+            be cautious, and are counted in `facts`.
+        examples: The scored rows.
+        rule: A `Rule`, its name, or "auto" for the rule that `recommend` returns. With "auto",
+            `groups` is the only option of a `Rule` that is used.
+        by: A provenance column, e.g. "category"; the same cuts divide each of its values. Rows
+            without a value form the category "unknown".
+        min_size: Smallest cell with `by`: smaller cells are merged with their neighbour in the
+            category, and smaller categories are pooled as "other".
+        seed: Random seed of the resampling in "auto".
 
     Returns:
         The groups, none of them empty.
 
     Raises:
-        UsageError: Unknown rule or column, fewer than two scored examples, all scores equal, or a
-            rule that leaves a group empty.
+        UsageError: The rule or column does not exist, there are fewer than two scored examples,
+            all scores are equal, or the rule leaves a group empty.
         MismatchError: The scores lack some of the examples.
     """
     values = scores.aligned_to(examples.ids)
@@ -78,24 +78,25 @@ def group(
     if errors is not None:
         errors = replace(scores, values=errors).aligned_to(examples.ids)
     spec = Rule(rule) if isinstance(rule, str) else rule
-    spec, cuts, facts = _chosen(values, spec, seed)
-    words = _words(spec, scores.estimator)
+    spec, cuts, facts = _apply_rule(values, spec, seed)
+    description = _describe(spec, scores.estimator)
     if "reason" in facts:
-        words += f" (chosen automatically: {facts['reason']})"
+        description += f" (chosen automatically: {facts['reason']})"
     level = _levels(values, cuts, spec)
     names = level_names(spec.groups)
     if by:
-        cells, counted = _crossed(_categories(examples, by), level, spec.groups, min_size)
-        words, facts = f"{words}, times {by}", {**facts, "by": by, **counted}
+        cells, counts = _cross(_categories(examples, by), level, spec.groups, min_size)
+        description = f"{description}, times {by}"
+        facts = {**facts, "by": by, **counts}
     else:
         cells = [_Cell("", k, k) for k in level.tolist()]
-    order = _ordered(cells, values)
+    order = _order(cells, values)
     unsure = doubt(values, errors, *_bands(cells, cuts.at), _repeats(scores))
     return Groups(
         ids=examples.ids,
         labels=np.array([order.index(cell) for cell in cells], dtype=np.int64),
-        names=tuple(cell.named(names) for cell in order),
-        rule=words,
+        names=tuple(cell.name(names) for cell in order),
+        rule=description,
         scores_hash=scores.hash,
         data_hash=examples.hash,
         facts={**facts, **close_calls(unsure)},
@@ -104,12 +105,12 @@ def group(
 
 
 def _repeats(scores: Scores) -> int | None:
-    """Return how often an estimator did what its errors are made of, None if it does not say."""
+    """Return the number of repeats behind an estimator's errors; None if it is not recorded."""
     return next((int(scores.facts[name]) for name in REPEATS if name in scores.facts), None)
 
 
 def level_names(groups: int) -> tuple[str, ...]:
-    """Return the names of so many levels of vulnerability, least vulnerable first."""
+    """Return names for this number of vulnerability levels, least vulnerable first."""
     if groups == 2:
         return ("invulnerable", "vulnerable")
     ends = {1: " (least vulnerable)", groups: " (most vulnerable)"}
@@ -117,27 +118,27 @@ def level_names(groups: int) -> tuple[str, ...]:
 
 
 def close_calls(unsure: np.ndarray | None) -> dict[str, int]:
-    """Count the examples that are too close to call; no entry where nothing is known of it."""
+    """Count the examples that are too close to call; empty if no doubt is known."""
     doubts = np.array([]) if unsure is None else unsure[~np.isnan(unsure)]
     if not len(doubts):
         return {}
     return {"too_close_to_call": int((doubts > TOO_CLOSE).sum()), "doubt_known": len(doubts)}
 
 
-def _chosen(values: np.ndarray, rule: Rule, seed: int) -> tuple[Rule, Cuts, dict[str, Any]]:
-    """Return the rule, its cuts, and what there is to keep of it."""
-    chosen: dict[str, Any] = {}
+def _apply_rule(values: np.ndarray, rule: Rule, seed: int) -> tuple[Rule, Cuts, dict[str, Any]]:
+    """Return the rule (recommended, if it is "auto"), its cuts, and facts to record."""
+    choice: dict[str, Any] = {}
     if rule.name == AUTO:
         advice = recommend(values, groups=rule.groups, seed=seed)
         rule = advice.rule
-        chosen = {"chosen_rule": advice.rule.name, "reason": advice.reason}
+        choice = {"chosen_rule": advice.rule.name, "reason": advice.reason}
     cuts = find_cuts(values, rule)
     at = {"threshold": cuts.at[0]} if len(cuts.at) == 1 else {"thresholds": list(cuts.at)}
     not_scored = int((~np.isfinite(values)).sum())
-    return rule, cuts, {**at, "not_scored": not_scored, **cuts.facts, **chosen}
+    return rule, cuts, {**at, "not_scored": not_scored, **cuts.facts, **choice}
 
 
-def _words(rule: Rule, estimator: str) -> str:
+def _describe(rule: Rule, estimator: str) -> str:
     scores = f"of {estimator}"
     upper = f"in {rule.groups - 1} groups of equal"
     if rule.groups > 2:
@@ -194,10 +195,10 @@ def _categories(examples: Examples, by: str) -> list[str]:
     return [row.provenance.get(by) or UNKNOWN for row in examples]
 
 
-def _crossed(
+def _cross(
     categories: Sequence[str], level: np.ndarray, groups: int, min_size: int
 ) -> tuple[list[_Cell], dict[str, int]]:
-    """Return the cell of each row, none of them empty, and how many were merged or pooled."""
+    """Return the cell of each row, and how many cells were merged and categories pooled."""
     if min_size < 1:
         raise UsageError(f"--min-size {min_size} must be at least 1")
     totals = Counter(categories)
@@ -230,15 +231,16 @@ def _spans(sizes: np.ndarray, min_size: int) -> list[tuple[int, int]]:
         i = min(range(len(spans)), key=lambda k: spans[k][2])
         if spans[i][2] >= min_size:
             break
-        beside = [j for j in (i + 1, i - 1) if 0 <= j < len(spans)]
-        j = min(beside, key=lambda k: spans[k][2])  # of equals, the more vulnerable one
+        neighbours = [j for j in (i + 1, i - 1) if 0 <= j < len(spans)]
+        # Of two equal neighbours, min takes the first, which is the more vulnerable one.
+        j = min(neighbours, key=lambda k: spans[k][2])
         a, b = sorted((i, j))
         spans[a : b + 1] = [(spans[a][0], spans[b][1], spans[a][2] + spans[b][2])]
     return [(first, last) for first, last, _ in spans]
 
 
-def _ordered(cells: Sequence[_Cell], values: np.ndarray) -> list[_Cell]:
-    """Return the cells that there are by their mean score; those without any score come last."""
+def _order(cells: Sequence[_Cell], values: np.ndarray) -> list[_Cell]:
+    """Return the distinct cells in order of their mean score; cells without a score come last."""
     if not any(cell.category for cell in cells):
         return sorted(set(cells))
     scores_of_cell: dict[_Cell, list[float]] = {cell: [] for cell in cells}
@@ -252,7 +254,7 @@ def _ordered(cells: Sequence[_Cell], values: np.ndarray) -> list[_Cell]:
 
 
 def _bands(cells: Sequence[_Cell], at: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends between which a score keeps its example in its cell, both (n,)."""
+    """Return lower and upper end of the scores of each example's cell, (n,) each."""
     edges = np.array([-math.inf, *at, math.inf])
     low = edges[[cell.first for cell in cells]]
     return low, edges[[cell.last + 1 for cell in cells]]

@@ -1,4 +1,4 @@
-"""How far groups can be trusted: doubt of single examples, other samples, other thresholds."""
+"""Reliability of groups: doubt of single examples, resampling, and other thresholds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from holdfast.groups.thresholds import Rule, find_cuts, finite_scores, levels
 from holdfast.stats.intervals import Interval
 
 TOO_CLOSE = 0.25
-"""Doubt above which an example is called too close to call; 0.5 is a coin's at one threshold."""
+"""Doubt above which an example is too close to call; with one threshold, 0.5 is a coin toss."""
 
 
 def doubt(
@@ -25,24 +25,24 @@ def doubt(
 ) -> np.ndarray | None:
     """Return the probability that each example's true score lies outside its group's band.
 
-    The true score is taken as Student's t around the measured one, so with one threshold c this is
-    T(-|s - c| / error), at most one half. An error that is itself of few repeats makes for wide
-    tails; where their number is not known it is taken for the truth, and the score as normal.
+    The true score is assumed to follow Student's t around the measured score. With one threshold c
+    the doubt is T(-|s - c| / error), at most one half. Errors from few repeats give wide tails; if
+    the number of repeats is unknown, a normal distribution is used instead.
 
-    Repeats that tie (counts do) have an error of 0, which is not to know the score exactly: they
-    are given the median of the errors above 0, and where there is none their doubt is unknown. It
-    is a convention, which errs towards doubt.
+    Repeats that tie, as counts do, have an error of 0, although the score is not exact. Such errors
+    are replaced by the median of the errors above 0; if there are none, the doubt is unknown. This
+    is a convention that errs towards doubt.
 
     Args:
         values: (n,) scores; nan = not scored.
-        errors: (n,) standard errors; nan = unknown; None = all of them.
-        low: (n,) lower end of the band of the example's group, -inf for the lowest.
+        errors: (n,) standard errors; nan = unknown; None if all are unknown.
+        low: (n,) lower end of the band of each example's group, -inf for the lowest group.
         high: (n,) upper end.
-        repeats: What the errors are made of, 2 or more; None if that is not known.
+        repeats: Number of repeats behind the errors, 2 or more; None if unknown.
 
     Returns:
-        (n,) in [0, 1], nan where score or error are unknown or all errors of repeats are 0; None
-        without errors.
+        (n,) in [0, 1]; nan where the score or the error is unknown, or if all errors of repeats
+        are 0. None without errors.
     """
     if errors is None:
         return None
@@ -50,35 +50,35 @@ def doubt(
 
     below = ndtr if repeats is None else partial(stdtr, max(repeats - 1, 1))
     if repeats is not None:
-        errors = _floored(errors)
+        errors = _replace_zeros(errors)
     measured = np.isfinite(values) & np.isfinite(errors) & (errors >= 0)
     probability = np.where(measured, 0.0, np.nan)
-    moves = measured & (errors > 0)  # a score without error is where it is
+    moves = measured & (errors > 0)  # a score without error has no doubt
     v = values[moves]
     e = errors[moves]
     probability[moves] = below((low[moves] - v) / e) + below((v - high[moves]) / e)
     return probability
 
 
-def _floored(errors: np.ndarray) -> np.ndarray:
-    """Return the errors with the median of those above 0 in place of 0, nan if there is none."""
+def _replace_zeros(errors: np.ndarray) -> np.ndarray:
+    """Replace errors of 0 by the median of the errors above 0, or by nan if there are none."""
     above = errors[np.isfinite(errors) & (errors > 0)]
     return np.where(errors == 0, np.median(above) if len(above) else np.nan, errors)
 
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """How a rule's outcome depends on which examples there happen to be.
+    """How the result of a rule depends on the sample of examples.
 
     Attributes:
         rule: The rule.
         cuts: Each threshold with its 95 % percentile bootstrap interval.
-        jaccard: Of the set above a threshold of the full data and that of a resample's, on the
-            full data: mean over resamples (and over cuts, with more than two groups); its ends are
-            the 2.5 and 97.5 % quantiles over resamples.
-        flips: (n,) share of the resamples in which an example gets another label; nan = not scored.
-        failed: Resamples that the rule could not cut; they are left out.
-        resamples: All resamples.
+        jaccard: Jaccard index of the examples above the threshold of the full data and above the
+            threshold of a resample: mean over resamples (and over cuts, with more than two groups)
+            with 2.5 and 97.5 % quantiles over resamples.
+        flips: (n,) share of resamples in which an example changes its label; nan = not scored.
+        failed: Number of resamples that the rule could not cut; they are left out.
+        resamples: Number of all resamples.
     """
 
     rule: Rule
@@ -96,15 +96,15 @@ class Stability:
 
 
 def stability(values: np.ndarray, rule: Rule, *, resamples: int = 200, seed: int = 0) -> Stability:
-    """Cut resamples of the examples, and compare with the cut of all of them.
+    """Apply a rule to resamples of the examples and compare the results with the full data.
 
-    Only the choice of examples is varied; the scores' own errors are the matter of `doubt`.
+    Only the sample of examples varies; for the errors of the scores see `doubt`.
 
     Args:
         values: (n,) scores; nan = not scored.
         rule: The rule.
         resamples: Number of resamples.
-        seed: Of the resampling.
+        seed: Random seed of the resampling.
 
     Raises:
         UsageError: The rule cannot cut the full data.
@@ -150,33 +150,34 @@ def _interval(value: float, draws: np.ndarray, n: int, *, mean: bool = False) ->
 def threshold_jaccard(values: np.ndarray, a: float, b: float) -> float:
     """Return the Jaccard index of the sets above two thresholds; nan if both are empty.
 
-    One set holds the other, so it is the smaller size over the larger.
+    One set contains the other, so the index is the smaller size over the larger.
     """
     small, large = sorted((int((values > a).sum()), int((values > b).sum())))
     return small / large if large else float("nan")
 
 
 def sensitivity(
-    values: np.ndarray, chosen: float, *, thresholds: Sequence[float] | None = None
+    values: np.ndarray, reference: float, *, thresholds: Sequence[float] | None = None
 ) -> dict[str, np.ndarray]:
-    """Return what other thresholds would make of the scores, as columns of a table.
+    """Return the groups that other thresholds would give, as columns of a table.
 
     Args:
-        values: (n,) scores; those that are not finite are left out.
-        chosen: The threshold to compare with.
-        thresholds: The others; the quantiles 0.05, 0.10 ... 0.95 of the scores if None.
+        values: (n,) scores; those that are not finite are ignored.
+        reference: The threshold to compare with.
+        thresholds: Other thresholds; the quantiles 0.05, 0.10 ... 0.95 of the scores if None.
 
     Returns:
         "threshold" (ascending, each once), "vulnerable" (examples above it), "share" (of the
-        scored ones) and "jaccard" (with the set above `chosen`).
+        scored ones) and "jaccard" (with the examples above `reference`).
     """
     x = finite_scores(values)
-    tried = np.quantile(x, np.arange(1, 20) / 20) if thresholds is None else thresholds
-    cuts = np.unique(np.asarray(tried, dtype=np.float64))
+    if thresholds is None:
+        thresholds = np.quantile(x, np.arange(1, 20) / 20).tolist()
+    cuts = np.unique(np.asarray(thresholds, dtype=np.float64))
     sizes = np.array([int((x > cut).sum()) for cut in cuts])
     return {
         "threshold": cuts,
         "vulnerable": sizes,
         "share": sizes / len(x),
-        "jaccard": np.array([threshold_jaccard(x, cut, chosen) for cut in cuts]),
+        "jaccard": np.array([threshold_jaccard(x, cut, reference) for cut in cuts]),
     }

@@ -1,8 +1,8 @@
-"""Groups as a table for people: written as csv, edited in a spreadsheet, read back with a record.
+"""Groups as a CSV table that can be edited in a spreadsheet and read back.
 
-Spreadsheets run cells that begin with = + - @ as formulas and rewrite what looks like a number, as
-content ids of digits only do. Text cells of either kind get a leading apostrophe, which is taken
-off again on reading; a spreadsheet that drops it does no harm.
+Spreadsheets execute cells that begin with = + - @ as formulas, and reformat text that looks like a
+number, such as a content id of digits only. Such cells get a leading apostrophe, which is removed
+on reading; a spreadsheet that drops it does no harm.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _RISKY = re.compile(r"'*([=+\-@\t\r]|[0-9.]+(e[0-9]+)?$)", re.IGNORECASE)
 
 
 def groups_to_csv(groups: Groups, scores: Scores, examples: Examples, path: Path) -> None:
-    """Write one line per example, for people to read and to edit the last column.
+    """Write one line per example, with the group in the last column for editing.
 
     Unknown numbers are empty cells. The file begins with a byte order mark, without which
-    spreadsheets misread what is not ASCII.
+    spreadsheets misread non-ASCII text.
 
     Args:
         groups: The groups.
         scores: The scores behind them.
         examples: The rows.
-        path: The file; its directory is made.
+        path: The file; its directory is created if needed.
 
     Raises:
-        MismatchError: Scores or rows are not those of the groups.
-        UsageError: The file is there and says something else: it may hold somebody's edits.
+        MismatchError: The groups were made from other scores or rows.
+        UsageError: The file exists with other content, which may be edits.
     """
     if groups.scores_hash != scores.hash or groups.data_hash != examples.hash:
         raise MismatchError(
@@ -75,20 +75,20 @@ def _text(groups: Groups, scores: Scores, examples: Examples) -> str:
 
 
 def groups_from_csv(path: Path, groups: Groups) -> Groups:
-    """Read back the groups that somebody edited.
+    """Read groups that were edited by hand.
 
-    Only the columns "id" and "group" are read; rows may be in any order, and the separator may be
-    a semicolon or a tab. The result keeps a record: `edits` names each example that is not where
-    the rule put it, the rule says how many, and their doubt is unknown: a person settled them.
+    Only the columns "id" and "group" are read. Rows may be in any order, and the separator may be
+    a comma, a semicolon or a tab. Edits are recorded: `edits` lists each example that is not in
+    the rule's group, `rule` says how many there are, and their doubt becomes unknown.
 
     Args:
         path: A file from `groups_to_csv`.
-        groups: The groups it was written from.
+        groups: The groups that were written to it.
 
     Raises:
-        DataError: An unknown or repeated id, an unknown group, or a broken line; the message
-            begins with `file:line` and names the column.
-        UsageError: No such file, lacking columns or rows, or a group left empty.
+        DataError: An id is unknown or repeated, a group is unknown, or a line is not valid; the
+            message begins with `file:line` and names the column.
+        UsageError: The file does not exist, lacks columns or rows, or leaves a group empty.
     """
     index = {name: k for k, name in enumerate(groups.names)}
     group_of: dict[str, int] = {}
@@ -120,11 +120,11 @@ def groups_from_csv(path: Path, groups: Groups) -> Groups:
             f"{path}: column 'group': nothing is left in {groups.names[int(np.argmin(sizes))]!r}; "
             "a group must not be empty"
         )
-    return _edited(groups, labels)
+    return _with_labels(groups, labels)
 
 
-def _edited(groups: Groups, labels: np.ndarray) -> Groups:
-    """Return the groups with other labels and the record of what differs from the rule's."""
+def _with_labels(groups: Groups, labels: np.ndarray) -> Groups:
+    """Return the groups with other labels and a record of the differences from the rule."""
     if (labels == groups.labels).all():
         return groups
     before = {edit["id"]: edit["from"] for edit in groups.edits}
@@ -152,7 +152,7 @@ def _edited(groups: Groups, labels: np.ndarray) -> Groups:
 
 
 def escape_cell(text: str) -> str:
-    """Return a text cell that no spreadsheet runs or rewrites."""
+    """Return a text cell that spreadsheets neither execute nor reformat."""
     return f"'{text}" if _RISKY.match(text) else text
 
 
@@ -161,15 +161,15 @@ def unescape_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _RISKY.match(cell) else cell
 
 
-def _column(ids: Sequence[str], values: np.ndarray | None, wanted: Sequence[str]) -> list[str]:
+def _column(ids: Sequence[str], values: np.ndarray | None, order: Sequence[str]) -> list[str]:
     if values is None:
-        return [""] * len(wanted)
+        return [""] * len(order)
     value_of = dict(zip(ids, values.tolist(), strict=True))
-    return ["" if math.isnan(value_of[i]) else f"{value_of[i]:.6g}" for i in wanted]
+    return ["" if math.isnan(value_of[i]) else f"{value_of[i]:.6g}" for i in order]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line, id and group of each row."""
+    """Yield the line number, id and group of each row."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:

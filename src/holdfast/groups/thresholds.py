@@ -1,4 +1,4 @@
-"""Cuts between scores, found exactly: each rule is a pure function of the scored values."""
+"""Rules that cut scores into groups; each is an exact, pure function of the scores."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from holdfast.errors import UsageError
 
 RULES = ("positive", "quantile", "mass", "otsu", "gmm", "knee")
 ONE_CUT = ("positive", "knee")
-"""Rules that know one cut only, so two groups."""
+"""Rules with a single cut, so two groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How scores are cut.
+    """A rule that cuts scores into groups.
 
-    With more than two groups, "quantile" and "mass" leave the least vulnerable group as it is with
-    two and divide the rest into parts of equal size or equal mass; "otsu" and "gmm" look for that
-    many classes; "positive" and "knee" have one cut and refuse.
+    With more than two groups, "quantile" and "mass" keep the least vulnerable group of two groups
+    and divide the rest into parts of equal size or equal mass; "otsu" and "gmm" find this many
+    classes; "positive" and "knee" have one cut and raise an error.
 
     Attributes:
         name: One of `RULES`.
         quantile: For "quantile": share of the examples in the least vulnerable group.
-        mass: For "mass": share of the summed positive scores that the groups above it hold.
+        mass: For "mass": share of the sum of positive scores in the other groups.
         groups: Number of groups, two or more.
     """
 
@@ -39,11 +39,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """What a rule found.
+    """The cuts of a rule.
 
     Attributes:
-        at: (groups - 1,) ascending; an example belongs to the group numbered by how many cuts its
-            score exceeds.
+        at: (groups - 1,) ascending; the number of cuts below an example's score is the index of
+            its group.
         facts: Further numbers, such as the mixture's gain in BIC.
     """
 
@@ -60,7 +60,7 @@ def finite_scores(values: np.ndarray) -> np.ndarray:
     """Return the finite values.
 
     Raises:
-        UsageError: Fewer than two, or all the same.
+        UsageError: There are fewer than two, or all are equal.
     """
     finite: np.ndarray = values[np.isfinite(values)]
     if len(finite) < 2:
@@ -77,15 +77,15 @@ def finite_scores(values: np.ndarray) -> np.ndarray:
 
 
 def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:
-    """Cut the values as a rule says.
+    """Return the cuts of a rule.
 
     Args:
-        values: (n,) scores in any order; those that are not finite are left out.
+        values: (n,) scores in any order; those that are not finite are ignored.
         rule: The rule and its options.
 
     Raises:
-        UsageError: Too few different values, an option out of range, or a rule that does not
-            fit these values.
+        UsageError: There are too few distinct values, an option is out of range, or the rule does
+            not fit these values.
     """
     if rule.name not in RULES:
         raise UsageError(f"--rule {rule.name!r} is none of {', '.join(RULES)}, auto")
@@ -108,10 +108,11 @@ def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:
 
 
 def check_groups(x: np.ndarray, rule: Rule) -> None:
-    """Refuse a number of groups that the rule or the scores cannot have.
+    """Reject a number of groups that the rule or the scores do not allow.
 
     Raises:
-        UsageError: Fewer than two, more than the rule makes or than there are different scores.
+        UsageError: There are fewer than two groups, or more than the rule or the distinct scores
+            allow.
     """
     if rule.groups < 2:
         raise UsageError(f"--groups {rule.groups}: there must be two at least")
@@ -130,7 +131,7 @@ def check_groups(x: np.ndarray, rule: Rule) -> None:
 
 
 def cut_between(low: float, high: float) -> float:
-    """Return a cut that puts `low` below it and `high` above: the midpoint, or `low` itself."""
+    """Return a cut between two values: the midpoint, or `low` if the midpoint rounds to one."""
     middle = low / 2 + high / 2
     # Between neighbouring floats the midpoint rounds to one of them.
     return float(middle if low <= middle < high else low)
@@ -148,16 +149,16 @@ def _quantiles(x: np.ndarray, rule: Rule) -> tuple[float, ...]:
 
 
 def _masses(x: np.ndarray, rule: Rule) -> tuple[float, ...]:
-    """Cut off the fewest highest scores that hold a share of the summed positive scores.
+    """Cut off the fewest highest scores that make up a share of the sum of positive scores.
 
-    It needs a zero that means "not vulnerable at all", as counts have: scores up to zero hold no
-    mass. Equal scores stay together.
+    Zero must mean "not vulnerable at all", as it does for counts: scores up to zero have no mass.
+    Equal scores stay together.
     """
     if not 0 < rule.mass <= 1:
         raise UsageError(f"--mass {rule.mass} must lie above 0 and not exceed 1")
     distinct, counts = np.unique(x, return_counts=True)
-    held = np.cumsum((np.maximum(distinct, 0) * counts)[::-1])
-    if held[-1] == 0:
+    masses = np.cumsum((np.maximum(distinct, 0) * counts)[::-1])
+    if masses[-1] == 0:
         raise UsageError(
             f"--rule mass: no score is above 0 (the highest is {distinct[-1]:.3g}), so there is "
             "no mass to share out. Use --rule quantile or otsu."
@@ -165,9 +166,9 @@ def _masses(x: np.ndarray, rule: Rule) -> tuple[float, ...]:
     cuts = []
     for part in range(1, rule.groups):
         share = rule.mass * part / (rule.groups - 1)
-        # A share that is met exactly must not be missed by a rounding error of the sum.
-        taken = int(np.argmax(held >= share * held[-1] * (1 - 1e-12)))
-        lowest = len(distinct) - 1 - taken
+        # The tolerance keeps rounding of the sum from missing a share that is met exactly.
+        count = int(np.argmax(masses >= share * masses[-1] * (1 - 1e-12)))
+        lowest = len(distinct) - 1 - count
         below = distinct[lowest - 1] if lowest else np.nextafter(distinct[0], -math.inf)
         cuts.append(cut_between(float(below), float(distinct[lowest])))
     return tuple(reversed(cuts))
@@ -307,7 +308,7 @@ class Mixture:
         """Return where neighbouring components are equally likely, between their means.
 
         Raises:
-            UsageError: One component is the likelier all the way between two means.
+            UsageError: One component is more likely everywhere between two means.
         """
         from scipy.optimize import brentq
 
@@ -337,9 +338,9 @@ class Mixture:
 
 
 def fit_mixture(values: np.ndarray, groups: int = 2) -> Mixture:
-    """Fit a mixture of Gaussians by EM from Otsu's classes, so without any chance.
+    """Fit a mixture of Gaussians by EM, starting from Otsu's classes, so deterministically.
 
-    Values are standardized first: no component gets narrower than a thousandth of their standard
+    Values are standardized first, and no component is narrower than a thousandth of their standard
     deviation. With many equal values the likelihood rewards such spikes, and the BIC says little.
 
     Args:
@@ -347,7 +348,8 @@ def fit_mixture(values: np.ndarray, groups: int = 2) -> Mixture:
         groups: Number of components.
 
     Raises:
-        UsageError: Too few different values for the 3 groups - 1 parameters, or no convergence.
+        UsageError: There are too few distinct values for 3 groups - 1 parameters, or EM does not
+            converge.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -369,7 +371,7 @@ def fit_mixture(values: np.ndarray, groups: int = 2) -> Mixture:
         max_iter=1000,
         weights_init=[len(part) / len(x) for part in classes],
         means_init=[[part.mean()] for part in classes],
-        # A class of one value must not begin as a spike: EM could not widen it again.
+        # A class of one value must not start as a spike, because EM could not widen it again.
         precisions_init=[[[1 / max(part.var(), 1e-2)]] for part in classes],
         random_state=0,
     )
@@ -381,7 +383,7 @@ def fit_mixture(values: np.ndarray, groups: int = 2) -> Mixture:
             "--rule gmm: the mixture did not converge in 1000 steps, as happens when its Gaussians "
             "overlap. Use --rule otsu or quantile."
         )
-    # Of standardized values: -2 log likelihood of their own Gaussian, and its two parameters.
+    # BIC of a single Gaussian on standardized values: -2 log likelihood plus two parameters.
     single = len(x) * (math.log(2 * math.pi) + 1) + 2 * math.log(len(x))
     order = np.argsort(mixture.means_[:, 0])
     return Mixture(
