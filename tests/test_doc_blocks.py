@@ -181,6 +181,7 @@ def workplace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.timeout(900)  # the first one builds the run, also on a busy machine
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL sets options that are to be renamed
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_the_blocks_of_a_page_run_in_order(
