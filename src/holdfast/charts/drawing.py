@@ -58,7 +58,7 @@ def specification(
     chart = drawing.chart(figure).properties(
         width="container" if width is None else width,
         autosize={"type": "fit-x", "contains": "padding"},
-        padding={"left": 12, "right": 8, "top": 4, "bottom": 4},
+        padding={"left": 12, "right": 16, "top": 4, "bottom": 4},
         description=language.say(figure.title),
     )
     drawn: dict[str, Any] = chart.configure(**theme.config()).to_dict()
