@@ -292,7 +292,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **{"rows": 16, "ratio": 0.5, "steps": 12, "every": 4, "batch_size": 8},
         **{"learning_rate": 1e-2, "max_new_tokens": 6},
     },
-    "ensemble": {"members": "loss/quantity=first_token+attack_direction/sample=8"},
+    "ensemble": {"members": ("loss,quantity=first_token", "attack_direction,sample=8")},
 }
 
 

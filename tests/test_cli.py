@@ -307,7 +307,7 @@ def test_help_shows_types_defaults_choices_bounds_and_an_example(
 def test_required_options_come_first_and_common_ones_last() -> None:
     order = [option.name for option in options_of(Every)]
     assert order[:3] == ["text", "out", "share"]
-    assert order[-7:-3] == ["seed", "device", "columns", "strict"]
+    assert order[-8:-3] == ["seed", "device", "columns", "strict", "max_left_out"]
     assert order[-3:] == ["drop_invalid", "limit", "keep_harmful_rows"]
 
 

@@ -155,9 +155,9 @@ def test_members_get_what_they_ask_for_and_no_more(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("loss", "members=loss must be a list of specs, at least 2 of them"),
-        ("[loss]", r"members=.loss. must be a list of specs, at least 2 of them"),
-        ("[]", r"members=.. must be a list of specs, at least 2 of them"),
+        ("loss", "members=loss must be a list of 2 or more specs"),
+        ("[loss]", r"members=.loss. must be a list of 2 or more specs"),
+        ("[]", r"members=.. must be a list of 2 or more specs"),
         ("[loss,loss]", r"members=.loss,loss. names 'loss' twice, which would count double"),
         ("[loss,lost]", "member 'lost': 'lost' is not one of the estimators: .*attack_direction"),
         ("[loss,(loss,q=1)]", "member 'loss,q=1': loss: q is not an option.* quantity"),

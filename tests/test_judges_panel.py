@@ -63,8 +63,8 @@ def test_members_have_options(chat_model: dict[str, str], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("judges", "said"),
     [
-        ("world", "judges=world must be a list of specs, at least 2 of them"),
-        ("[world]", "judges=.world. must be a list of specs, at least 2 of them"),
+        ("world", "judges=world must be a list of 2 or more specs"),
+        ("[world]", "judges=.world. must be a list of 2 or more specs"),
         ("[world,world]", "judges=.world,world. names 'world' twice"),
         ("[world,nobody]", "member 'nobody': 'nobody' is not one of the judges"),
         ("[world,(refusal,loud=1)]", "member 'refusal,loud=1': refusal: loud is not an option"),
