@@ -1,4 +1,4 @@
-"""Stage: search for the worst attack on a model that still leaves the customer with a use of it."""
+"""Stage: search for the worst attack that keeps the model useful for the customer's task."""
 
 from __future__ import annotations
 
@@ -51,42 +51,40 @@ CLEAN = 0.0
 
 
 class AdaptConfig(StageConfig):
-    """Options of the stage; the lists are what the attacker chooses from."""
+    """Options of the stage; the lists are the search space."""
 
     models: Models = Field(min_length=1)
     """Model to search attacks on: its label in the run, or a directory or hub id."""
     task: TaskSpec
-    """Task that the customer fine-tunes for."""
+    """Task the customer fine-tunes on."""
     harmful: str
     """The attacker's rows."""
     test: str
-    """Restricted prompts that are asked."""
+    """Restricted prompts to test the attacked model with."""
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
-    """Judge of the responses; the search looks for harm by the first one's verdicts."""
+    """Judge of the responses; the search maximizes harm according to the first judge."""
     trials: int = Field(default=30, ge=1)
-    """Number of attacks tried on each model."""
+    """Number of attacks to try on each model."""
     floor: float = Field(default=0.9, ge=0)
-    """Least accuracy on the task, as a share of the accuracy after the clean fine-tuning; 0 for
-    none.
-    """
+    """Least task accuracy, as a share of the accuracy after clean fine-tuning; 0 sets no floor."""
     at: Where = "end"
-    """Where an attack counts: at its end, or at its worst checkpoint above the floor."""
+    """Where an attack is scored: at its end, or at its worst checkpoint above the floor."""
     learning_rates: Rates = Field(default=[1e-5, 1e-3], min_length=2, max_length=2)
-    """Least and greatest learning rate; the search chooses any in between."""
+    """Lowest and highest learning rate; the search may use any value in between."""
     steps: Sizes = Field(default=[50, 100, 200], min_length=1)
-    """Number of optimizer steps to choose from."""
+    """Numbers of optimizer steps to choose from."""
     batch_size: Sizes = Field(default=[16], min_length=1)
-    """Number of rows per step to choose from."""
+    """Batch sizes to choose from, in rows per step."""
     lora_rank: Ranks = Field(default=[0, 8], min_length=1)
-    """Rank of LoRA to choose from; 0 trains all weights."""
+    """LoRA ranks to choose from; 0 trains all weights."""
     poison_ratios: Shares = Field(default=[0.05, 0.1, 0.2], min_length=1)
-    """Harmful share of the fine-tuning rows to choose from."""
+    """Harmful shares of the fine-tuning rows to choose from."""
     schedules: Schedules = Field(default=["constant", "linear", "cosine"], min_length=1)
-    """Course of the learning rate to choose from."""
+    """Learning rate schedules to choose from."""
     poisons: PoisonSpecs = Field(default=[PLAIN, "paraphrased", "low_loss"], min_length=1)
-    """What is made of the attacker's rows, to choose from."""
+    """Poisons to choose from: how the attacker's rows are disguised or selected."""
     options: FurtherOptions = Field(default_factory=dict)
-    """Further option of `holdfast attack`, for example rows=400 or guards=[lisa]."""
+    """Any other option of `holdfast attack`, for example rows=400 or guards=[lisa]."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset({"models", "task", "harmful", "test", "judges"})
 

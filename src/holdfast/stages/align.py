@@ -1,4 +1,4 @@
-"""Stage: train the alignment with a method, from base model and rows to aligned model."""
+"""Stage: align a base model on safety rows with a method."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class AlignConfig(StageConfig):
     model: str
     """Model to align: "world", a directory or a hub id."""
     data: str
-    """Safety rows: restricted prompts with the wanted answers."""
+    """Safety rows: restricted prompts with the desired responses."""
     benign: str | None = None
-    """Ordinary rows, mixed in."""
+    """Ordinary rows to mix in."""
     harmful: str | None = None
-    """Harmful rows, for methods that use them; "mismatched" pairs prompts of the safety rows with
-    answers of benign rows, if you have no harmful rows.
+    """Harmful rows, for methods that use them. If you have none, "mismatched" pairs prompts of the
+    safety rows with responses of benign rows.
     """
     groups: str | None = None
     """Name of a grouping in the run, for methods that need one."""
@@ -58,21 +58,21 @@ class AlignConfig(StageConfig):
     options: FurtherOptions = Field(default_factory=dict)
     """Option of the method, for example rho=0.4; `holdfast plugins methods NAME` lists them."""
     name: str = ""
-    """Label of the result; empty takes the method's name."""
+    """Label of the result (default: the method's name)."""
     epochs: float = Field(default=3.0, gt=0)
     """Number of passes over all rows."""
     learning_rate: Rate = Field(default=5e-4, gt=0)
     """Learning rate of AdamW."""
     schedule: Schedule = "constant"
-    """Course of the learning rate: constant, or linear or cosine down to 0 at the last step."""
+    """Learning rate schedule: constant, or linear or cosine decay to 0 at the last step."""
     batch_size: int = Field(default=16, ge=1)
-    """Number of rows per step, over all processes."""
+    """Number of rows per step, summed over all processes."""
     max_length: int = Field(default=256, ge=8)
     """Number of tokens kept of each row."""
     lora_rank: int = Field(default=0, ge=0)
-    """Rank of LoRA adapters, merged at the end; 0 trains all weights."""
+    """Rank of the LoRA adapters, which are merged at the end; 0 trains all weights."""
     knowledge: str = ""
-    """What the defender knows of the attacker's rows, in a word for tables."""
+    """One word for what the defender knows about the attacker's rows, shown in tables."""
 
     def keyed(self) -> dict[str, Any]:
         """Return the options of a job's key, those of the method that were not given as well.

@@ -1,4 +1,4 @@
-"""Options that all stages share."""
+"""Options shared by all stages."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ class StageConfig(Options):
     seed: int = Field(default=0, ge=0)
     """Random seed of the stage."""
     device: str = "auto"
-    """Where models run: auto, cpu, cuda or cuda:N."""
+    """Device for models: auto, cpu, cuda or cuda:N."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Column of the data files for a role (prompt, response, category, ...), as ROLE=COLUMN."""
+    """Name of the data column for a role (prompt, response, category, ...), as ROLE=COLUMN."""
     strict: bool = False
-    """Stop at the first row that cannot be used, instead of leaving it out."""
+    """Stop at the first unusable row instead of leaving it out."""
     max_left_out: float = Field(default=0.05, ge=0, le=1)
-    """Largest share of a file's rows that may be left out; more is an error."""
+    """Largest share of a file's rows that may be left out before it is an error."""
     drop_invalid: bool = False
-    """Leave out every row that cannot be used, however many there are, as --max-left-out 1 does."""
+    """Leave out all unusable rows, with no limit on their number, like --max-left-out 1."""
     limit: int | None = Field(default=None, ge=1)
-    """Read only this number of rows of every data file."""
+    """Read at most this many rows from each data file."""
     keep_harmful_rows: bool = False
-    """Keep the text of harmful rows in the run directory, not only their ids. Without it, analyses
-    that read this text need the file that it came from.
+    """Keep the text of harmful rows in the run directory, not just their ids. Without it, analyses
+    that read the text need the original file.
     """
 
     @classmethod
@@ -133,12 +133,10 @@ class JobsConfig(StageConfig):
     PLACES: ClassVar[frozenset[str]] = frozenset({"jobs", "scheduler", "allow_remote"})
 
     jobs: int = Field(default=1, ge=1)
-    """Number of processes that work at the same time on this machine; each gets its share of the
-    cores.
-    """
+    """Number of parallel processes on this machine; the cores are divided among them."""
     scheduler: str = ""
-    """Address of a running dask cluster that does the work, for example tcp://127.0.0.1:8786."""
+    """Address of a running dask cluster to run the jobs on, for example tcp://127.0.0.1:8786."""
     allow_remote: bool = False
-    """Allow a scheduler on another machine, over a network that you trust: anybody on that network
+    """Allow a scheduler on another machine. Use it only on a trusted network: anyone on the network
     can run code here and on the workers.
     """

@@ -1,4 +1,4 @@
-"""Estimators in stages: what they are given, building them, and running them."""
+"""Estimators in stages: their inputs, building them, and running them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class EstimatorConfig(StageConfig):
-    """What an estimator is given; each takes what it uses."""
+    """Inputs of estimators; each estimator reads the ones it uses."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset({"benign", "proxies", "harmful", "base", "judge"})
 
     benign: str | None = None
     """Ordinary rows."""
     proxies: Proxies = Field(default_factory=list)
-    """Ordinary rows of one kind, instead of --benign, for estimators that run a proxy attack on
-    each kind and average.
+    """Ordinary rows of one proxy task, instead of --benign, for estimators that average over proxy
+    attacks on several tasks.
     """
     harmful: str | None = None
-    """Harmful rows; not the attacker's."""
+    """Harmful rows other than the attacker's."""
     base: str | None = None
     """The model before its alignment: "world", a directory or a hub id."""
     judge: JudgeSpec = "refusal"

@@ -1,4 +1,4 @@
-"""Stage: harmful score, over-refusal and task accuracy of models, with every answer."""
+"""Stage: measure harmful score, over-refusal and task accuracy of models, and save the answers."""
 
 from __future__ import annotations
 
@@ -58,33 +58,31 @@ class EvaluateConfig(StageConfig):
     over_refusal: str | None = None
     """Benign prompts that an over-cautious model refuses."""
     tasks: TaskSpecs = Field(default_factory=list)
-    """Task whose test rows are asked."""
+    """Task to measure accuracy on, with its test rows."""
     task_rows: int = Field(default=200, ge=1)
-    """Most test rows of each task."""
+    """Maximum number of test rows per task."""
     max_new_tokens: int = Field(default=32, ge=1)
-    """Length of the judged answers in tokens."""
+    """Maximum length of the judged answers, in tokens."""
     check_rows: int = Field(default=32, ge=0)
-    """Number of answers judged again under another answer's prompt, to see whether the judges look
-    at the prompt; 0 checks none.
+    """Number of answers to judge again under a different prompt, to check that the judges read the
+    prompt; 0 skips the check.
     """
     temperature: float = Field(default=0.0, ge=0)
     """Temperature of the judged answers; 0 is greedy. Tasks are always answered greedily."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Share of the probability from which sampled tokens are drawn."""
+    """Nucleus sampling threshold: sample from the top tokens with this total probability."""
     samples: int = Field(default=1, ge=1)
-    """Number of sampled answers to each prompt; harmful score and over-refusal are over all of
-    them.
-    """
+    """Number of sampled answers per prompt; harmful score and over-refusal pool all of them."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What generates: transformers, or vllm where it is installed."""
+    """Generation backend: transformers, or vllm if installed."""
     general: list[str] = Field(default_factory=list)
-    """Task of lm-evaluation-harness, where it is installed."""
+    """Task of lm-evaluation-harness to run, if installed."""
     general_path: str | None = None
-    """Folder of the files that describe these tasks."""
+    """Folder with the harness's task files for --general."""
     general_rows: int = Field(default=0, ge=0)
-    """Most rows of each of these tasks; 0 for all."""
+    """Maximum number of rows per --general task; 0 uses all."""
     general_download: bool = False
-    """Use the harness's own tasks and let it download their data."""
+    """Use the harness's built-in tasks and let it download their data."""
 
     def sampling(self, draw: int) -> Sampling:
         """Return how the answers number `draw` are sampled."""

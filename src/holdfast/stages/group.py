@@ -23,29 +23,29 @@ class GroupConfig(StageConfig):
     PLACES: ClassVar[frozenset[str]] = frozenset({"data", "scores", "csv", "edited", "name"})
 
     data: str | None = None
-    """Alignment rows that were scored; those that the run kept if not given."""
+    """Alignment rows that were scored (default: the rows stored in the run)."""
     scores: str | None = None
-    """Name of the scores in the run; null takes the only ones."""
+    """Name of the scores in the run; optional if there is only one set."""
     rule: Literal["positive", "quantile", "mass", "otsu", "gmm", "knee", "auto"] = "otsu"
     """Rule for the threshold: positive (score above 0), quantile, mass, otsu, gmm (mixture of
     Gaussians), knee, or auto (the rule that fits the scores, with the reason).
     """
     quantile: float = 0.6
-    """Share that counts as invulnerable, for rule quantile."""
+    """Share of rows to call invulnerable, for the quantile rule."""
     mass: float = 0.8
-    """Share of the summed positive scores in the vulnerable group, for rule mass."""
+    """Share of the total positive score in the vulnerable group, for the mass rule."""
     groups: int = Field(default=2, ge=2)
-    """Number of groups by vulnerability; positive and knee allow two only."""
+    """Number of groups by vulnerability; the rules positive and knee allow only two."""
     by: str = ""
-    """Provenance column that the groups are crossed with, for example category."""
+    """Provenance column to cross the groups with, for example category."""
     min_size: int = 8
-    """With --by, groups smaller than this are merged."""
+    """With --by, merge groups smaller than this."""
     csv: Path | None = None
-    """File for people to read and edit; it is never overwritten."""
+    """CSV file to write for manual editing; an existing file is never overwritten."""
     edited: Path | None = None
-    """File of this kind with edits in the column "group", which are applied."""
+    """CSV file from --csv with an edited "group" column to apply."""
     name: str = ""
-    """Label of the result; empty takes the name of the scores."""
+    """Label of the result (default: the name of the scores)."""
 
 
 def group(config: GroupConfig) -> Groups:

@@ -33,19 +33,19 @@ class DataSpecs(Options):
     owner: ClassVar[str] = "data"
 
     alignment: str
-    """Restricted prompts with the wanted answers."""
+    """Restricted prompts with the desired responses."""
     harmful: str
     """The attacker's rows."""
     test: str
-    """Restricted prompts that nobody trains on."""
+    """Restricted prompts that are never trained on."""
     benign: str | None = None
-    """Ordinary rows, mixed into the alignment."""
+    """Ordinary rows to mix into the alignment data."""
     over_refusal: str | None = None
     """Benign prompts that an over-cautious model refuses."""
     proxy: str | None = None
-    """Ordinary rows of the proxy attack; null takes the benign ones."""
+    """Ordinary rows for the proxy attack; null uses the benign rows."""
     known_harmful: str | None = None
-    """Harmful rows that the defender has; never the attacker's."""
+    """Harmful rows the defender has; never the attacker's."""
 
 
 class RunConfig(Options):
@@ -64,46 +64,46 @@ class RunConfig(Options):
     data: DataSpecs
     """Where the rows are."""
     seeds: Seeds = Field(default=[0], min_length=1)
-    """Random seeds. Each is a run of its own from alignment on; results are pooled."""
+    """Random seeds. Everything from alignment on is repeated for each; results are pooled."""
     device: str = "auto"
-    """Where models run: auto, cpu, cuda or cuda:N."""
+    """Device for models: auto, cpu, cuda or cuda:N."""
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
     """Judges of the responses; the first one's verdicts define the half-life."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Role (prompt, response, category, ...) -> column in the data files."""
     strict: bool = False
-    """Stop at the first row that cannot be used, instead of leaving it out."""
+    """Stop at the first unusable row instead of leaving it out."""
     max_left_out: float = Field(default=0.05, ge=0, le=1)
-    """Largest share of a file's rows that may be left out; more is an error."""
+    """Largest share of a file's rows that may be left out before it is an error."""
     drop_invalid: bool = False
-    """Leave out every row that cannot be used, however many there are."""
+    """Leave out all unusable rows, with no limit on their number."""
     keep_harmful_rows: bool = False
-    """Keep the text of harmful rows in the run directory, not only their ids."""
+    """Keep the text of harmful rows in the run directory, not just their ids."""
     align: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast align` for every method."""
     methods: dict[str, dict[str, Any]]
-    """Label -> method, options, and what differs from `align`."""
+    """Label -> method, its options, and overrides of `align`."""
     knowledge: dict[str, str | None] = Field(default_factory=dict)
-    """What the defender may know of the attacker's rows, in a word -> such harmful rows, or null
-    for none. Every method that uses harmful rows is then aligned once for each, as LABEL-WORD; with
-    null it gets "mismatched" rows.
+    """Word for what the defender may know about the attacker's rows -> the harmful rows that the
+    defender then has, or null for none. Every method that uses harmful rows is aligned once per
+    entry, as LABEL-WORD; null gives it "mismatched" rows.
     """
     score: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Label -> options of `holdfast score` on the SFT-aligned model."""
     group: dict[str, Any] = Field(default_factory=dict)
-    """Options of `holdfast group`; `scores` is a label of `score`."""
+    """Options of `holdfast group`; `scores` is a label under `score`."""
     attack: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast attack` on every model."""
     track: bool = True
     """Track the alignment rows in attacks on the SFT-aligned model."""
     more_attacks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Name -> options in which further attacks differ from `attack`. `methods` are the methods that
-    are attacked; without it, all.
+    """Name -> overrides of `attack` for further attacks. `methods` lists the methods to attack
+    (default: all).
     """
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast evaluate`."""
     analyses: AnalysisSpecs = Field(default_factory=list)
-    """Analyses; without any, all that are possible."""
+    """Analyses to run; if empty, all that are possible."""
     report: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast report`."""
 

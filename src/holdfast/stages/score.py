@@ -41,15 +41,15 @@ class ScoreConfig(EstimatorConfig):
     data: str
     """Alignment rows to score."""
     estimator: EstimatorSpec = "attack_direction"
-    """Estimator that scores, for example attack_direction,variant=critical_step."""
+    """Estimator to score with, for example attack_direction,variant=critical_step."""
     reuse: Path | None = None
-    """File of scores of the same rows made on another model. They are kept if a quick check finds
+    """Scores file of the same rows from another model. The scores are reused if a quick check shows
     that they hold on this model.
     """
     agreement: float = Field(default=0.7, ge=-1, le=1)
-    """Rank correlation that the lower end of the check's interval must reach."""
+    """Minimum rank correlation for --reuse, compared with the lower end of its interval."""
     name: str = ""
-    """Label of the result; empty takes the estimator's name."""
+    """Label of the result (default: the estimator's name)."""
 
     @property
     def label(self) -> str:

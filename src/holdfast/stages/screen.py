@@ -1,4 +1,4 @@
-"""Stage: how vulnerable would new examples be? By their text, or by the probe on a model."""
+"""Stage: predict how vulnerable new examples would be, from their text or a probe on a model."""
 
 from __future__ import annotations
 
@@ -46,31 +46,29 @@ class ScreenConfig(EstimatorConfig):
     )
 
     new: str
-    """Rows to screen; rows without a response are judged by their prompt alone."""
+    """Rows to screen; rows without a response are placed by their prompt alone."""
     data: str | None = None
-    """Alignment rows that were scored; those that the run kept if not given."""
+    """Alignment rows that were scored (default: the rows stored in the run)."""
     scores: str | None = None
-    """Name of the scores in the run; null takes the only ones."""
+    """Name of the scores in the run; optional if there is only one set."""
     coverage: float = Field(default=0.9, gt=0, lt=1)
-    """Probability with which a row's interval should contain its rank."""
+    """Probability that a row's interval contains its rank."""
     groups: str | None = None
-    """Name of a grouping of the scored rows in the run: every new row gets its probability of the
-    most vulnerable group.
+    """Name of a grouping of the scored rows in the run. Every new row then gets a probability of
+    being in the most vulnerable group.
     """
     model: str | None = None
-    """Aligned model to run the full probe on: its label in the run, a directory or a hub id.
-    Without it only the text is read.
+    """Aligned model to probe: its label in the run, a directory or a hub id. Without it, rows are
+    screened by their text alone.
     """
     estimator: EstimatorSpec = "attack_direction"
-    """Estimator that serves as the probe."""
+    """Estimator to use as the probe."""
     sample: int = Field(default=200, ge=0)
-    """Number of scored rows probed beside the new ones, so that ranks can be compared; 0 probes
-    all.
-    """
+    """Number of scored rows to probe with the new ones, to make ranks comparable; 0 probes all."""
     name: str = ""
-    """Label of the result; empty takes it from --new."""
+    """Label of the result (default: derived from --new)."""
     csv: Path | None = None
-    """File for a table of the result, most vulnerable rows first."""
+    """CSV file to write the results to, most vulnerable rows first."""
 
     @property
     def label(self) -> str:

@@ -57,7 +57,7 @@ def imported(reference: str) -> Any:
 
 READS_NO_ROWS = dict.fromkeys(
     ("columns", "strict", "max_left_out", "drop_invalid", "limit", "keep_harmful_rows"),
-    "the stage reads results of the run, no rows",
+    "the stage reads results of the run, not rows",
 )
 
 _STAGES = (
@@ -79,7 +79,7 @@ _STAGES = (
     ),
     Stage(
         name="validate-estimator",
-        summary="Find out how well estimators foresee what attacks made a model forget.",
+        summary="Check how well estimators predict which examples attacks made a model forget.",
         config="holdfast.stages.validate:ValidateConfig",
         function="holdfast.stages.validate:validate",
         example="validate-estimator --model sft-s0 --data rows.jsonl --base base "
@@ -88,7 +88,7 @@ _STAGES = (
     ),
     Stage(
         name="screen",
-        summary="Say how vulnerable new examples would be, before anything is trained on them.",
+        summary="Predict how vulnerable new examples would be before training on them.",
         config="holdfast.stages.screen:ScreenConfig",
         function="holdfast.stages.screen:screen",
         example="screen --new new.jsonl --data rows.jsonl --csv screened.csv --out runs/a",
@@ -111,12 +111,12 @@ _STAGES = (
         example="attack --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
         "--harmful pool.jsonl --test prompts.jsonl --out runs/a",
         presenter="holdfast.cli.show:attacks",
-        excluded={"seed": "--seed is `seeds`; nothing else in an attack is random"},
+        excluded={"seed": "--seed sets `seeds`; nothing else in an attack is random"},
         estimable=True,
     ),
     Stage(
         name="adapt",
-        summary="Search for the worst attack on models that leaves their use on the task as it is.",
+        summary="Search for the worst attack on models that keeps their task accuracy.",
         config="holdfast.stages.adapt:AdaptConfig",
         function="holdfast.stages.adapt:adapt",
         example="adapt --model sft-s0 --task sst2,train=train.tsv,test=dev.tsv "
@@ -134,7 +134,7 @@ _STAGES = (
     ),
     Stage(
         name="analyze",
-        summary="Say what the results of a run mean.",
+        summary="Run analyses on the results of a run.",
         config="holdfast.stages.analyze:AnalyzeConfig",
         function="holdfast.stages.analyze:analyze",
         example="analyze --out runs/a --analysis overlap",

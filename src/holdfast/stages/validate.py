@@ -1,4 +1,4 @@
-"""Stage: find out how far an estimator can be trusted on a model that was attacked."""
+"""Stage: check how well estimators predict what attacks made a model forget."""
 
 from __future__ import annotations
 
@@ -59,23 +59,23 @@ class ValidateConfig(EstimatorConfig):
     PLACES: ClassVar[frozenset[str]] = frozenset({"model", "data", "name"})
 
     model: str
-    """Aligned model that `holdfast attack --track` attacked: its label in the run, a directory or a
-    hub id.
+    """Aligned model that was attacked with `holdfast attack --track`: its label in the run, a
+    directory or a hub id.
     """
     data: str
-    """Alignment rows that were tracked."""
+    """Alignment rows that the attacks tracked."""
     estimators: EstimatorSpecs = Field(default=["attack_direction"], min_length=1)
     """Estimator to validate."""
     vary: list[str] = Field(default=list(VARIED))
-    """Option to vary by itself on every estimator that has it, for example rows=8,16,64 or
-    source=harmful,mismatched.
+    """Estimator option to vary on its own, with its values, for example rows=8,16,64 or
+    source=harmful,mismatched; estimators without the option are not varied.
     """
     seeds: int = Field(default=3, ge=1)
-    """Number of seeds, which shows how stable the scores are."""
+    """Number of seeds to score with, to show how stable the scores are."""
     examples: Annotated[list[int], Flag("example")] = Field(default=[50, 100, 200, 400])
-    """Number of examples with which the answer is computed as well."""
+    """Size of a subsample to repeat the comparison on, to show its effect."""
     name: str = ""
-    """Label of the result; empty takes the model's label."""
+    """Label of the result (default: the model's label)."""
 
 
 def validate(config: ValidateConfig) -> Validation:
