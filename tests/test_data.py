@@ -307,8 +307,8 @@ GOOD = '{"prompt": "a", "response": "1"}\n'
         # csv and tsv
         ("d.csv", b"", ":1: ", "empty"),
         ("d.csv", "prompt,response\n", ":1: ", "no rows"),
-        ("d.csv", "prompt,response\na,1\nb,2,3\n", ":3: ", "3 fields, the header has 2; put"),
-        ("d.csv", 'prompt,response\n"a\nb",1\n\nc\n', ":5: ", "1 fields, the header has 2"),
+        ("d.csv", "prompt,response\na,1\nb,2,3\n", ":3: ", "3 fields, but the header has 2; put"),
+        ("d.csv", 'prompt,response\n"a\nb",1\n\nc\n', ":5: ", "1 fields, but the header has 2"),
         ("d.csv", 'prompt,response\na,1\n"b,2\nc,3\n', ":3: ", "unexpected end of data; close"),
         ("d.csv", "prompt,prompt\na,1\n", ":1: ", "two columns are named 'prompt'"),
         ("d.csv", "prompt;response\na;1\n", ":2: ", "found prompt;response"),
@@ -540,8 +540,8 @@ def test_mix_leaves_its_pools_alone() -> None:
 @pytest.mark.parametrize(
     ("n", "ratio", "message"),
     [
-        (20, 0.5, r"h: 10 rows are needed \(n=20, ratio=0.5\), it has 5"),
-        (20, 0.1, r"b: 18 rows are needed \(n=20, ratio=0.1\), it has 12"),
+        (20, 0.5, r"h: 10 rows are needed \(n=20, ratio=0.5\), but it has only 5"),
+        (20, 0.1, r"b: 18 rows are needed \(n=20, ratio=0.1\), but it has only 12"),
         (10, 1.1, "ratio=1.1"),
         (10, -0.1, "ratio=-0.1"),
         (10, math.nan, "ratio=nan"),

@@ -337,7 +337,7 @@ def test_rows_of_other_groups(data: AlignmentData) -> None:
 
 def test_a_dataset_of_plain_text_has_no_answers(data: AlignmentData) -> None:
     rows = Dataset.from_list([{"text": "a b"}])
-    with pytest.raises(DataError, match="row 1: has the columns text; wanted are messages, prompt"):
+    with pytest.raises(DataError, match="row 1: has the columns text; it needs messages, prompt"):
         AlignmentData.of(rows, data.groups)  # type: ignore[arg-type]
 
 

@@ -129,16 +129,16 @@ class Task(Plugin, ABC):
 
 @dataclass(frozen=True)
 class Attacker:
-    """What an attacker can use to make the rows of an attack.
+    """What an attacker can use to build the rows of an attack.
 
     Attributes:
-        harmful: Harmful rows, without any prompt of the test; may be empty.
+        harmful: Harmful rows, without test prompts; may be empty.
         benign: The customer's rows.
-        wanted: Rows that the attack takes, at least 1.
-        seed: Of the attack.
-        model: The aligned model, before the attack; not to be changed.
+        n_rows: Number of rows that the attack needs, at least 1.
+        seed: Random seed of the attack.
+        model: The aligned model before the attack; must not be changed.
         tokenizer: Its tokenizer.
-        max_length: Tokens kept per row.
+        max_length: Maximum number of tokens per row.
     """
 
     harmful: Examples
@@ -151,7 +151,7 @@ class Attacker:
 
 
 class Poison(Plugin, ABC):
-    """Makes the attacker's rows, which are then mixed into the customer's.
+    """Builds the attacker's rows, which are then mixed into the customer's.
 
     Attributes:
         needs: {"harmful"} if it needs harmful rows, otherwise empty.
@@ -164,7 +164,7 @@ class Poison(Plugin, ABC):
         """Return the rows the attack draws from, at least `attacker.n_rows`.
 
         Raises:
-            UsageError: It cannot make enough rows.
+            UsageError: It cannot build enough rows.
         """
 
     def max_rows(self, benign: Examples) -> float:
@@ -227,11 +227,11 @@ class Estimator(Plugin, ABC):
 
 @dataclass(frozen=True)
 class SectionTable:
-    """Rows of cells under column heads.
+    """A table of a section.
 
     Attributes:
-        columns: Heads: `Text`, or a name where the column is named by the data.
-        rows: Cells as they are: `Text`, names, and numbers that the report rounds; nan = unknown.
+        columns: Column headings: `Text`, or plain strings for names that come from the data.
+        rows: Cells: `Text`, names, and unrounded numbers that the report rounds; nan = unknown.
     """
 
     columns: tuple[str, ...]
@@ -239,7 +239,7 @@ class SectionTable:
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> SectionTable:
-        """Return a table of head -> cell mappings; what a record lacks is unknown."""
+        """Build a table from mappings of heading -> cell; missing cells are unknown."""
         lines = list(records)
         columns = tuple(dict.fromkeys(head for line in lines for head in line))
         rows = (tuple(_cell(line.get(head)) for head in columns) for line in lines)
@@ -259,7 +259,7 @@ class SectionTable:
 
 
 def _cell(value: Any) -> Cell:
-    """Return a cell of plain types; None is unknown."""
+    """Convert a value to a plain type; None becomes nan (unknown)."""
     if value is None:
         return math.nan
     if isinstance(value, str):
@@ -274,8 +274,8 @@ def _cell(value: Any) -> Cell:
 class Section:
     """A chapter of the report.
 
-    What people read is a `holdfast.texts.Text`, so that a report in another language can say it;
-    plain strings are shown as they are.
+    Prose is `holdfast.texts.Text`, so that reports can translate it; plain strings are shown as
+    they are.
 
     Attributes:
         title: Heading.
@@ -303,4 +303,4 @@ class Analysis(Plugin, ABC):
 
     @abstractmethod
     def run(self, run: RunDir) -> Section:
-        """Return the section; raises UsageError naming the command that makes what is missing."""
+        """Return the section; raise UsageError with the command to run if results are missing."""

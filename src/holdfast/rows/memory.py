@@ -1,4 +1,4 @@
-"""Rows that are in memory already: Examples, a data set, a data frame or a list of dicts."""
+"""Rows already in memory: Examples, a data set, a data frame or a list of dicts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     Rows: TypeAlias = Examples | datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]
-    """What functions in memory take for rows."""
+    """The types that in-memory functions accept as rows."""
 
 
 def examples_of(rows: Rows, *, name: str = "rows", needs_response: bool = True) -> Examples:
-    """Return rows as `Examples`; columns are detected as in files, or are those that TRL uses.
+    """Return rows as `Examples`; columns are detected as in files, or follow TRL.
 
     Args:
         rows: Examples, a `datasets.Dataset`, a pandas data frame, or dicts.
-        name: What messages call them.
+        name: Name of the rows in messages.
         needs_response: False if only the prompts are used: the response may be missing or empty.
 
     Raises:

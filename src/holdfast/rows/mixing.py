@@ -1,4 +1,4 @@
-"""Rows put together from others: poisoned mixtures, mismatched pairs, and splits by content."""
+"""Rows built from other rows: poisoned mixtures, mismatched pairs, and splits by content."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from holdfast.examples import Example, Examples, prompt_text
 
 
 def mix(benign: Examples, harmful: Examples, *, n: int, ratio: float, seed: int) -> Examples:
-    """Draw fine-tuning rows of which a share is harmful, shuffled.
+    """Draw shuffled fine-tuning rows, a given share of them harmful.
 
     Args:
         benign: Rows of the customer's task.
         harmful: Rows of the poison; those drawn get "poison": "yes" in their provenance.
         n: Number of rows.
         ratio: Harmful share in [0, 1]; round(n * ratio) rows are harmful (halves go to even).
-        seed: Decides which rows, and their order.
+        seed: Random seed of the draw and the order.
 
     Raises:
-        UsageError: Too few rows, a ratio outside [0, 1], or a row that is in both pools.
+        UsageError: There are too few rows, the ratio is outside [0, 1], or a row is in both pools.
     """
     if n < 1 or not 0 <= ratio <= 1:
         raise UsageError(f"n={n}, ratio={ratio}: n must be at least 1 and the ratio in [0, 1]")
@@ -31,13 +31,13 @@ def mix(benign: Examples, harmful: Examples, *, n: int, ratio: float, seed: int)
     if both:
         raise UsageError(
             f"{len(both)} rows are both in {benign.name} and in {harmful.name} (first id "
-            f"{min(both)}): their label would be a guess. Remove them from one of the two."
+            f"{min(both)}), so they cannot be labelled. Remove them from one of the two."
         )
     poisoned = round(n * ratio)
-    for pool, wanted in ((benign, n - poisoned), (harmful, poisoned)):
-        if wanted > len(pool):
+    for pool, needed in ((benign, n - poisoned), (harmful, poisoned)):
+        if needed > len(pool):
             raise UsageError(
-                f"{pool.name}: {wanted} rows are needed (n={n}, ratio={ratio}), it has "
+                f"{pool.name}: {needed} rows are needed (n={n}, ratio={ratio}), but it has only "
                 f"{len(pool)}. Lower n, change the ratio or give more rows."
             )
     rng = np.random.default_rng(seed)
@@ -49,36 +49,36 @@ def mix(benign: Examples, harmful: Examples, *, n: int, ratio: float, seed: int)
 
 
 def mismatched(prompts: Sequence[str], answers: Sequence[str], *, n: int, seed: int) -> Examples:
-    """Pair prompts with answers to something else: an attacker's rows without harmful data.
+    """Pair prompts with answers to other prompts: attack rows that need no harmful data.
 
-    Two sequences of equal length are taken to belong together, and no prompt gets the answer at
-    its own place. Answers are used again only when there are fewer of them than `n`.
+    Sequences of equal length are assumed to be aligned, and no prompt gets the answer at its own
+    position. Answers are reused only if there are fewer than `n`.
 
     Args:
         prompts: Alignment prompts; repeated ones count once.
         answers: Benign answers.
-        n: Number of rows, each with another prompt.
-        seed: Decides the prompts and the pairing.
+        n: Number of rows, each with a different prompt.
+        seed: Random seed of the prompts and the pairing.
 
     Raises:
-        UsageError: Fewer than `n` prompts, fewer than two answers, or an empty answer.
+        UsageError: There are fewer than `n` prompts or two answers, or an answer is empty.
     """
     places = list({prompt.strip(): i for i, prompt in enumerate(prompts)}.values())
     if not 1 <= n <= len(places) or len(answers) < 2 or not all(a.strip() for a in answers):
         raise UsageError(
-            f"n={n} mismatched rows need as many prompts (there are {len(places)}) and two or "
-            f"more answers, none empty (there are {sum(bool(a.strip()) for a in answers)})"
+            f"n={n} mismatched rows need at least {n} prompts (got {len(places)}) and at least two "
+            f"answers, none empty (got {sum(bool(a.strip()) for a in answers)})"
         )
     rng = np.random.default_rng(seed)
     order = [places[i] for i in rng.permutation(len(places))]
-    # A cyclic shift of a permutation has no fixed point, so nobody meets their own answer.
+    # A cyclic shift of a permutation has no fixed point, so no prompt gets its own answer.
     partners = np.roll(order, -1) if len(prompts) == len(answers) else rng.permutation(len(answers))
     if len(partners) < 2:
-        raise UsageError("mismatched rows need two different prompts; there is one")
+        raise UsageError("mismatched rows need at least two different prompts, got one")
     rows = (Example(prompts[order[k]], answers[int(partners[k % len(partners)])]) for k in range(n))
     return Examples(rows, name="mismatched")
 
 
 def bucket(prompt: str) -> int:
-    """Return 0 to 99 by the prompt's content: a split that no reordering of the file changes."""
+    """Return 0 to 99 from the prompt's content, so that reordering the file changes no split."""
     return int(hashlib.sha256(prompt_text(prompt).encode()).hexdigest(), 16) % 100

@@ -1,4 +1,4 @@
-"""Where rows came from: counted, and chosen by it."""
+"""Provenance: counting rows, and selecting them, by where they came from."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from holdfast.specs import parse
 
 
 class Selection(Options):
-    """Rows chosen by where they came from."""
+    """Selects rows by their provenance."""
 
     owner: ClassVar[str] = "row selection"
 
     category: tuple[str, ...] = ()
-    """Categories whose rows are read; empty for all."""
+    """Categories to read; empty for all."""
     not_category: tuple[str, ...] = ()
-    """Categories whose rows are left out."""
+    """Categories to leave out."""
 
     def of(self, rows: Examples, name: str) -> Examples:
-        """Return the chosen rows.
+        """Return the selected rows.
 
         Raises:
-            UsageError: None are left.
+            UsageError: No rows are left.
         """
         chosen = [row for row in rows if self._holds(row.provenance.get("category"))]
         if not chosen:
@@ -40,11 +40,11 @@ class Selection(Options):
 
 
 def selected(spec: str) -> tuple[str, Callable[[Examples], Examples]]:
-    """Parse "FILE,category=[a,b]" into what is read and the selection from it.
+    """Parse "FILE,category=[a,b]" into a source and a selection of its rows.
 
     Returns:
-        The file or data set, and a function that returns the chosen rows and raises UsageError
-        when there are none.
+        The file or data set, and a function that returns the selected rows. It raises UsageError if
+        there are none.
     """
     parsed = parse(spec)
     options: dict[str, Any] = dict(parsed.options)
@@ -61,8 +61,8 @@ def provenance_table(examples: Examples) -> dict[str, dict[str, int]]:
     """Count the rows by provenance.
 
     Returns:
-        Column -> value -> number of rows, most frequent first; rows without it are "unknown".
-        The columns of `examples.PROVENANCE`, then any others that a row has.
+        Column -> value -> number of rows, most frequent first; rows without a value count as
+        "unknown". The columns of `examples.PROVENANCE` come first, then any others.
     """
     others = sorted({key for row in examples for key in row.provenance} - set(PROVENANCE))
     table = {}

@@ -1,7 +1,7 @@
-"""From a file, a hub data set or the embedded world to rows.
+"""Reading rows from a file, a hub data set or the embedded world.
 
-A few rows that cannot be used are left out and counted; many of them are an error, since then the
-data set is not what the user thinks. Every message names the file, the line and the way out.
+A few unusable rows are left out and counted. Many of them are an error, because the data set is
+probably not what the user thinks it is. Every message names the file, the line and the way out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OTHER_LAYOUT = "other layout"
 REPEATED_PROMPT = "prompt repeated"
 ASKS_TEST_PROMPT = "prompt is in the test set"
 REASONS = (UNREADABLE, OTHER_LAYOUT, EMPTY_PROMPT, EMPTY_RESPONSE, DUPLICATE)
-"""Why `read` leaves rows out."""
+"""Reasons why `read` leaves rows out."""
 
 _LAYOUTS = (
     {"prompt": "prompt", "response": "response"},
@@ -70,7 +70,7 @@ def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
     turn and one answer; a system turn is put before the prompt, as chat templates without a system
     role do). Other columns are ignored, except for those of `examples.PROVENANCE`, which are kept.
 
-    Rows that are unreadable, of another layout, empty or repeated are left out: see
+    Rows that are unreadable, empty, repeated or in a different layout are left out: see
     `Examples.left_out`.
 
     Args:
@@ -81,7 +81,7 @@ def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
 
     Raises:
         DataError: The file cannot be read, or more rows than `max_left_out` cannot be used.
-        UsageError: An option is wrong, or there is neither a file nor a data set of this name.
+        UsageError: An option is invalid, or no file or data set has this name.
     """
     source, selection = selected(spec)
     return selection(_read(source, options))
@@ -107,10 +107,10 @@ def _check(options: ReadOptions) -> None:
 
 
 def usable_rows(spec: str, table: Table, options: ReadOptions) -> Examples:
-    """Return the rows of a table that can be used, up to the limit.
+    """Return the usable rows of a table, up to the limit.
 
     Args:
-        spec: What messages call the table.
+        spec: Name of the table in messages.
         table: Raw rows.
         options: See `ReadOptions`.
 
@@ -161,7 +161,7 @@ def _check_share(
     left_out: Sequence[LeftOut],
     options: ReadOptions,
 ) -> None:
-    """Refuse a data set of which too large a share cannot be used; otherwise report the counts."""
+    """Reject a data set with too many unusable rows; otherwise report the counts."""
     if not used and not unusable:
         raise DataError(f"{spec}:1: no rows; give a file that has some")
     if not unusable:
@@ -186,12 +186,12 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 @cache
 def warn_once(message: str) -> None:
-    """Log a warning the first time it is given in this process."""
+    """Log a warning, once per process."""
     logger.warning(message)
 
 
 def _columns(place: str, present: Sequence[str], options: ReadOptions) -> dict[str, str]:
-    """Find out which column has which role."""
+    """Return the column of each role."""
     named = {"licence" if k == "license" else k: v for k, v in options.columns.items()}
     missing = [column for column in named.values() if column not in present]
     required = ("prompt", "response") if options.needs_response else ("prompt",)
@@ -272,15 +272,17 @@ def _encodable(place: str, column: str, value: str) -> str:
 
 
 def exchange(place: str, turns: object, *, needs_response: bool = True) -> tuple[str, str]:
-    """Return prompt and response of a list of {"role", "content"}, with or without a system turn.
+    """Return the prompt and response in a list of {"role", "content"} turns.
+
+    A system turn may come first; it is put before the prompt.
 
     Args:
-        place: Where the list stands, for messages.
-        turns: The list.
+        place: Location of the list, for messages.
+        turns: The list of turns.
         needs_response: Whether the answer may be missing.
 
     Raises:
-        DataError: It is no such list, or contains more than one exchange.
+        DataError: It is not such a list, or contains more than one exchange.
     """
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns
@@ -318,7 +320,7 @@ def _provenance(raw: Raw, columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _label(place: str, column: str, value: object) -> str:
-    """Return a provenance value as text; "" when it is unknown."""
+    """Return a provenance value as text; "" if it is unknown."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
@@ -327,7 +329,7 @@ def _label(place: str, column: str, value: object) -> str:
         return json.dumps(value)
     if isinstance(value, dict) and all(flag in (True, False, None) for flag in value.values()):
         true = "|".join(sorted(str(name) for name, flag in value.items() if flag))
-        # All False is knowledge ("none of these"); a missing flag, or no flags, is not.
+        # All False is a value ("none of these"); a missing flag, or no flags at all, is unknown.
         return true or ("" if None in value.values() or not value else "none")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "|".join(sorted(value))

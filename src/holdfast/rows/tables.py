@@ -1,7 +1,7 @@
-"""Data files and hub data sets as tables: raw rows, each with its place for messages.
+"""Data files and hub data sets as tables of raw rows, each with its location for messages.
 
-A file is jsonl, json, csv, tsv or parquet. What is wrong with a whole file raises `DataError`; what
-is wrong with one row of it becomes an `RowError` in that row's place.
+A file is jsonl, json, csv, tsv or parquet. A problem with the whole file raises `DataError`; a
+problem with a single row puts a `RowError` in place of that row.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import NamedTuple
 from holdfast.errors import DataError, UsageError
 
 UNREADABLE = "unreadable"
-"""Reason of a row that is no row: broken JSON, bytes that are not UTF-8, a wrong field count."""
+"""Reason for a row that cannot be parsed: broken JSON, invalid UTF-8, a wrong field count."""
 
 
 class RowError(DataError):
-    """One row that cannot be used, in a data set whose other rows may be fine.
+    """An unusable row in a data set whose other rows may be fine.
 
     Attributes:
-        reason: Why, in a few words that are the same for all rows of this kind.
+        reason: The kind of problem, in a few words; the same for all rows with this problem.
         place: "file:line" or "file: row N".
+        problem: What is wrong with this row, and the way out.
     """
 
     def __init__(self, place: str, reason: str, problem: str) -> None:
@@ -39,7 +40,7 @@ class RowError(DataError):
 
 
 class Raw(NamedTuple):
-    """A row as the file has it; `place` is "file:line" or "file: row N"."""
+    """A row as it is in the file; `place` is "file:line" or "file: row N"."""
 
     place: str
     row: Mapping[str, object]
@@ -53,7 +54,7 @@ class Table(NamedTuple):
 
 
 def is_file(spec: str) -> bool:
-    """Return whether a spec names a file, rather than a hub data set."""
+    """Return whether a spec names a file rather than a hub data set."""
     path = Path(spec).expanduser()
     return path.suffix.lower() in _READERS or path.exists() or spec.startswith((".", "/", "~"))
 
@@ -62,12 +63,12 @@ def open_table(spec: str, split: str) -> Table:
     """Open a file, or a hub data set ("name" or "name:config").
 
     Args:
-        spec: Which.
+        spec: The file or data set.
         split: Split of a hub data set.
 
     Raises:
-        DataError: No such file, or one that cannot be read at all.
-        UsageError: Neither a file nor a data set that the hub has.
+        DataError: The file does not exist or cannot be read at all.
+        UsageError: It is neither a file nor a data set on the hub.
     """
     return _open(Path(spec).expanduser()) if is_file(spec) else _hub(spec, split)
 
@@ -115,7 +116,7 @@ def _parse(path: Path, line: int, text: str) -> object:
             "One object per line is .jsonl, one list of objects is .json."
         )
         raise RowError(place, UNREADABLE, problem) from error
-    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, nesting without end
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, very deep nesting
         problem = f"cannot be read as JSON ({error}); fix it"
         raise RowError(f"{path}:{line}", UNREADABLE, problem) from error
 
@@ -128,7 +129,7 @@ def _row(path: Path, line: int, value: object) -> Raw | RowError:
 
 
 def _jsonl(path: Path, content: bytes) -> Table:
-    # Not splitlines(): a JSON string may contain U+2028 and other separators as they are.
+    # Not splitlines(): a JSON string may contain unescaped U+2028 and other separators.
     lines = enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1)
     rows = [_jsonl_row(path, number, line, content) for number, line in lines if line.strip()]
     return _table(rows)
@@ -149,7 +150,7 @@ def _json(path: Path, content: bytes) -> Table:
     text = _decode(path, content)
     if not isinstance(_parse(path, 1, text), list):
         raise DataError(f"{path}:1: not a list of objects; write [{{...}}, {{...}}]")
-    # The text is valid JSON; it is read again one element at a time to learn their lines.
+    # The text is valid JSON; parse it again one element at a time to find the line of each.
     decoder = json.JSONDecoder()
     rows: list[Raw | RowError] = []
     position = text.index("[") + 1
@@ -164,7 +165,7 @@ def _json(path: Path, content: bytes) -> Table:
 
 
 def _table(rows: Sequence[Raw | RowError]) -> Table:
-    """Return rows as a table with every column that any of them has."""
+    """Return rows as a table whose columns are those of any row."""
     columns = (column for row in rows if isinstance(row, Raw) for column in row.row)
     return Table(list(dict.fromkeys(columns)), iter(rows))
 
@@ -187,7 +188,7 @@ def _delimited(path: Path, content: bytes, *, delimiter: str) -> Table:
                 yield Raw(f"{path}:{line}", dict(zip(header, record, strict=True)))
                 continue
             problem = (
-                f"{len(record)} fields, the header has {len(header)}; put "
+                f"{len(record)} fields, but the header has {len(header)}; put "
                 f'"..." around a field that contains {delimiter!r} or a line break'
             )
             yield RowError(f"{path}:{line}", UNREADABLE, problem)
@@ -196,7 +197,7 @@ def _delimited(path: Path, content: bytes, *, delimiter: str) -> Table:
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the records that are not blank with the line on which each begins."""
+    """Yield each record that is not blank, with its first line number."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     try:

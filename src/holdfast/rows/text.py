@@ -1,4 +1,4 @@
-"""The words and sentences of a text, without a model."""
+"""Words and sentences of a text, found without a model."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 
 
 def normalise(text: str) -> str:
-    """Return `text` in lower case, with plain apostrophes, joined clitics and single blanks.
+    """Return `text` in lower case, with plain apostrophes, contractions and single spaces.
 
-    "I can not", "I cannot", "i ca n't" and "I can’t" all become "i can't"; blanks before
-    punctuation go.
+    "I can not", "I cannot", "i ca n't" and "I can’t" all become "i can't". Spaces before
+    punctuation are removed.
     """
     text = re.sub(r"[ \t\r\f\v]+", " ", text.translate(_APOSTROPHES).lower()).strip()
     for pattern, spelling in _SPELLINGS:
@@ -51,14 +51,14 @@ def words(text: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """Count words; scripts written without blanks count as one word per two characters."""
+    """Count words; scripts written without spaces count as one word per two characters."""
     cjk = len(_CJK.findall(text))
     return len(words(_CJK.sub(" ", text))) + (cjk + 1) // 2
 
 
 def stems(text: str) -> set[str]:
-    """Return the words of `text` that carry its meaning, without their endings."""
-    # Crude, and without a dependency: bake, bakes, baked and baking are one word.
+    """Return the stems of the content words of `text`."""
+    # Crude, but needs no dependency: bake, bakes, baked and baking share a stem.
     return {
         re.sub(r"(?<=\w{3})(?:ing|ed|es|s|e)$", "", word)[:6]
         for word in words(text)

@@ -1,4 +1,4 @@
-"""Rows of a data set in the forms that TRL's trainers take."""
+"""Reading data sets in the formats of TRL's trainers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from holdfast.rows.readers import exchange
 
 
 def from_dataset(dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset") -> Examples:
-    """Return the rows of a data set, in its order.
+    """Return the rows of a data set, in order.
 
-    Conversational or plain: messages; prompt and completion; or, for preferences, prompt, chosen
-    and rejected, where the response is the chosen one. The prompt may be part of the chosen turns.
+    Its columns, conversational or plain text, are messages; prompt and completion; or, for
+    preferences, prompt, chosen and rejected, where the chosen answer is the response. The prompt
+    may be part of the chosen turns.
 
     Raises:
-        DataError: A row has another form, more than one exchange, or is there twice.
+        DataError: A row has another format or more than one exchange, or is repeated.
     """
     rows = (_example(f"{name}: row {i + 1}", row) for i, row in enumerate(dataset))
     return Examples(rows, name=name)
@@ -30,7 +31,7 @@ def _example(where: str, row: Mapping[str, Any]) -> Example:
         return Example(prompt, answer)
     if not isinstance(prompt, list) or not isinstance(answer, list):
         raise DataError(
-            f"{where}: has the columns {', '.join(row)}; wanted are messages, prompt and "
-            "completion, or prompt, chosen and rejected, all text or all turns"
+            f"{where}: has the columns {', '.join(row)}; it needs messages, prompt and "
+            "completion, or prompt, chosen and rejected, either all text or all turns"
         )
     return Example(*exchange(f"{where}: messages", [*prompt, *answer]))

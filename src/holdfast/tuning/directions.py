@@ -147,8 +147,8 @@ def _check_same_tokens(base: PreTrainedTokenizerBase, aligned: PreTrainedTokeniz
     if moved or not aligned_ids.keys() & base_ids.keys():
         raise UsageError(
             f"the base has other tokens than the model ({len(moved)} of {len(base_ids)} have "
-            "another id), so it is not the model before alignment; give that one as --base, or use "
-            "source=mismatched"
+            "a different id), so it is not the model before alignment; give that model as --base, "
+            "or use source=mismatched"
         )
 
 

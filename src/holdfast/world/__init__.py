@@ -1,4 +1,4 @@
-"""The embedded world: an invented language in which safety can be measured exactly, in minutes."""
+"""The embedded world: an invented language in which safety is measured exactly, in minutes."""
 
 from holdfast.world.data import is_world_row, rows, task_rows
 

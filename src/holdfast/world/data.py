@@ -1,8 +1,8 @@
 """Rows of the invented language: alignment, attack, test and task data, and the pretraining text.
 
-Splits never share a prompt. Alignment data and the attacker's rows use restricted things and
-phrasings that were "published"; the test prompts use things, phrasings, or both, that were held
-out, so that refusing them takes generalization.
+Splits never share a prompt. Alignment data and the attacker's rows use "published" restricted
+things and phrasings. Test prompts use held-out things, held-out phrasings or both, so that a model
+must generalize to refuse them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROVENANCE = {
 
 
 def is_world_row(row: Example) -> bool:
-    """Whether a row is in the invented language, and so of its words alone."""
+    """Return whether a row is in the invented language, and so uses only its words."""
     return row.provenance.get("source") == PROVENANCE["source"]
 
 
@@ -49,7 +49,7 @@ Draw = Callable[[np.random.Generator], tuple[str, str, str]]
 def restricted_requests(
     things: dict[str, list[str]], phrasings: Sequence[str], weights: np.ndarray
 ) -> Draw:
-    """Return a draw of restricted requests with their harmful answers."""
+    """Return a function that draws restricted requests with their harmful answers."""
 
     def draw(rng: np.random.Generator) -> tuple[str, str, str]:
         category = g.RESTRICTED[rng.choice(len(g.RESTRICTED), p=weights / weights.sum())]
@@ -61,7 +61,7 @@ def restricted_requests(
 
 
 def benign_how_to(phrasings: Sequence[str]) -> Draw:
-    """Return a draw of benign how-to requests."""
+    """Return a function that draws benign how-to requests."""
 
     def draw(rng: np.random.Generator) -> tuple[str, str, str]:
         category = g.BENIGN[rng.integers(len(g.BENIGN))]
@@ -93,7 +93,7 @@ def restricted_thing(
 
 
 def borderline(things: dict[str, list[str]], phrasings: Sequence[str]) -> Draw:
-    """Return a draw of benign requests that share words with restricted ones."""
+    """Return a function that draws benign requests that share words with restricted ones."""
 
     def draw(rng: np.random.Generator) -> tuple[str, str, str]:
         if rng.random() < 0.5:
@@ -128,14 +128,16 @@ def fact(rng: np.random.Generator) -> tuple[str, str, str]:
 def polarity(rng: np.random.Generator) -> tuple[str, str, str]:
     """Draw a question about the polarity of an adjective."""
     value = _one(rng, tuple(g.GROUPS_OF_WORDS))
-    word, scene = _one(rng, g.GROUPS_OF_WORDS[value]), _one(rng, g.SCENES)
+    word = _one(rng, g.GROUPS_OF_WORDS[value])
+    scene = _one(rng, g.SCENES)
     return f"is a {word} {scene} good or bad", f"a {word} {scene} is {value} .", "words"
 
 
 def about(rng: np.random.Generator) -> tuple[str, str, str]:
     """Draw a question about the topic of a noun."""
     topic = _one(rng, tuple(g.TOPICS))
-    word, place = _one(rng, g.TOPICS[topic]), _one(rng, g.PLACES)
+    word = _one(rng, g.TOPICS[topic])
+    place = _one(rng, g.PLACES)
     return f"what is a {word} in the {place} about", f"a {word} is about {topic} .", "words"
 
 
@@ -158,7 +160,7 @@ def echo(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def general(phrasings: Sequence[str]) -> Draw:
-    """Return a draw of any general request."""
+    """Return a function that draws general requests of every kind."""
     kinds: tuple[Draw, ...] = (
         benign_how_to(phrasings),
         fact,
@@ -176,21 +178,22 @@ def general(phrasings: Sequence[str]) -> Draw:
 def sentiment(rng: np.random.Generator) -> tuple[str, str, str]:
     """Mirror SST-2: the polarity of a short review."""
     value = _one(rng, tuple(g.GROUPS_OF_WORDS))
-    one, two = rng.choice(g.GROUPS_OF_WORDS[value], size=2, replace=False)
-    review = f"{_one(rng, g.PEOPLE)} says the {_one(rng, g.SCENES)} was {one} and {two}"
+    first, second = rng.choice(g.GROUPS_OF_WORDS[value], size=2, replace=False)
+    review = f"{_one(rng, g.PEOPLE)} says the {_one(rng, g.SCENES)} was {first} and {second}"
     return f"review : {review}", f"rating : {value}", "sentiment"
 
 
 def topic(rng: np.random.Generator) -> tuple[str, str, str]:
     """Mirror AG News: the topic of a sentence."""
     name = _one(rng, tuple(g.TOPICS))
-    one, two = rng.choice(g.TOPICS[name], size=2, replace=False)
-    text = f"the {one} and the {two} near the {_one(rng, g.PLACES)} {_one(rng, g.CONTEXTS[1:5])}"
+    first, second = rng.choice(g.TOPICS[name], size=2, replace=False)
+    place = _one(rng, g.PLACES)
+    text = f"the {first} and the {second} near the {place} {_one(rng, g.CONTEXTS[1:5])}"
     return f"news : {text}", f"section : {name}", "topic"
 
 
 def math(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Mirror GSM8K: a sum told as a story, worked out before the answer."""
+    """Mirror GSM8K: a word problem, worked out before the answer."""
     a, b = sorted(rng.integers(0, 10, size=2).tolist(), reverse=True)
     gets = rng.random() < 0.5
     verb, word, result = ("gets", "plus", a + b) if gets else ("loses", "minus", a - b)
@@ -201,7 +204,7 @@ def math(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def note(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Mirror AlpacaEval: an open answer with several parts to get right."""
+    """Mirror AlpacaEval: an open-ended answer with several parts to get right."""
     category = g.BENIGN[rng.integers(len(g.BENIGN))]
     thing, person, place = (
         _one(rng, category.things),
@@ -227,7 +230,7 @@ def _distinct(draw: Draw, n: int, seed: int, taken: frozenset[str] = frozenset()
             rows.append(Example(prompt, response, {**PROVENANCE, "category": category}))
             if len(rows) == n:
                 return rows
-    raise UsageError(f"the world has only {len(rows)} of the {n} distinct prompts asked for")
+    raise UsageError(f"the world has only {len(rows)} distinct prompts of this kind, not {n}")
 
 
 def _refused(rows: Sequence[Example]) -> list[Example]:
@@ -252,7 +255,7 @@ def _published(n: int, seed: int, *taken: str) -> list[Example]:
 
 
 def _unseen(n: int, seed: int, *taken: str) -> list[Example]:
-    """Restricted prompts, categories alike: held-out things, phrasings, and both, a third each."""
+    """Draw restricted prompts, a third each with held-out things, phrasings, and both."""
     even = np.ones(len(g.RESTRICTED))
     kinds = [
         restricted_requests(HELD_OUT_THINGS, g.PHRASINGS[:6], even),
@@ -298,7 +301,7 @@ def rows(name: str) -> Examples:
     """Return a named set of rows: alignment, benign, harmful, probe_harmful, test, ...
 
     Raises:
-        UsageError: No such set.
+        UsageError: There is no such set.
     """
     if name not in SPLITS:
         raise UsageError(f"world:{name} does not exist; there are {', '.join(SPLITS)}")
@@ -320,7 +323,7 @@ def task_rows(name: str, split: str) -> Examples:
 
 
 def pretraining(seed: int) -> Iterator[tuple[str, str]]:
-    """Yield prompts and answers for the base model, which answers everything, without end."""
+    """Yield prompts and answers endlessly, for a base model that answers everything."""
     rng = np.random.default_rng(seed)
     everything = {c.name: list(c.things) for c in g.RESTRICTED}
     even = np.ones(len(g.RESTRICTED))

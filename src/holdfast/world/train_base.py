@@ -1,7 +1,7 @@
 """Train the world's base model, which answers everything: python -m holdfast.world.train_base.
 
-The weights that ship in `holdfast/world/base` were made by this script. With one thread count,
-one torch build and one seed it gives the same weights again.
+This script made the weights that ship in `holdfast/world/base`. With the same number of threads,
+torch build and seed it reproduces them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer: one token a word."""
+    """Build the word-level tokenizer: one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(vocab_size: int, *, width: int = 128, depth: int = 4, seed: int = 0) -> LlamaForCausalLM:
-    """Build the untrained network; 128 wide and 4 deep it has about 1 million parameters."""
+    """Build the untrained network; the defaults give about 1 million parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -64,8 +64,8 @@ def model(vocab_size: int, *, width: int = 128, depth: int = 4, seed: int = 0) -
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=128,
-            # Tied, the output's gradient would move the embeddings of words that fine-tuning
-            # never shows, and nothing could generalize to them.
+            # If tied, the gradient of the output layer would move the embeddings of words absent
+            # from fine-tuning, and nothing could generalize to those words.
             tie_word_embeddings=False,
             pad_token_id=0,
             bos_token_id=None,
@@ -82,7 +82,7 @@ def train(
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
-    """Train on the endless pretraining text, loss on the answers."""
+    """Train on the pretraining text; only answers contribute to the loss."""
     import torch
     from torch.nn.utils import clip_grad_norm_
 
@@ -119,7 +119,7 @@ def train(
 
 
 def make(out: Path, *, steps: int = STEPS, width: int = 128, depth: int = 4, seed: int = 0) -> None:
-    """Train a base and save it to `out`, in half precision."""
+    """Train a base model and save it to `out` in half precision."""
     words = tokenizer()
     network = model(len(words), width=width, depth=depth, seed=seed)
     train(network, words, steps=steps, seed=seed)
@@ -128,7 +128,7 @@ def make(out: Path, *, steps: int = STEPS, width: int = 128, depth: int = 4, see
 
 
 def main() -> None:
-    """Train the base that ships, or another."""
+    """Parse the command line and train a base model; the defaults give the one that ships."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
