@@ -156,7 +156,7 @@ def test_a_planted_word_effect_is_found(planted: TextScreener) -> None:
     assert accuracy.spearman.low > 0.1
     assert (accuracy.rows, accuracy.prompts, accuracy.not_scored) == (80, 80, 0)
     assert accuracy.coverage.low < 0.9 < accuracy.coverage.high + 0.1
-    assert "foretells vulnerability" in str(accuracy)
+    assert "predicts vulnerability" in str(accuracy)
     new, values = made(60, 99)
     found = planted.predict(new.rows)
     weak = [row.rank for row, prompt in zip(found, new.prompts, strict=True) if most(prompt)]

@@ -1,4 +1,4 @@
-"""Which rule fits the scores at hand, and why, in words."""
+"""Recommending a grouping rule for given scores, with the reason in words."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ from holdfast.groups.thresholds import (
 from holdfast.texts import Text, joined
 
 COUNTS = (0.05, 0.60)
-"""Share of counts above zero within which "was forgotten at all" is a useful question."""
+"""Range of the share of counts above zero in which "ever forgotten" makes useful groups."""
 BIC_GAIN = 10.0
 SEPARATION = 2.0
-"""Above 10 is strong evidence (Kass and Raftery 1995), above 2 a clean cut (Ashman et al. 1994)."""
+"""A BIC gain above 10 is strong evidence (Kass and Raftery 1995), and Ashman's D above 2 a clean
+separation (Ashman et al. 1994)."""
 VALLEY = 0.5
-"""Scores around a cut, as a share of those around the sparser of its peaks. It is needed beside the
-two above: a uniform distribution is fitted far better by two well separated Gaussians than by one,
-and has no valley. A convention."""
+"""Scores around a cut, relative to those around the sparser of its two peaks; a convention.
+
+Needed in addition to the two limits above: two well separated Gaussians fit a uniform distribution
+far better than one does, but it has no valley.
+"""
 LEAST_SHARE = 0.05
-"""A group that holds less of the examples teaches little."""
+"""Smallest share of the examples in a useful group."""
 JACCARD = 0.8
-"""Mean agreement between resamples from which Otsu's threshold counts as stable; a convention."""
+"""Smallest mean agreement between resamples at which Otsu's rule is stable; a convention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """A rule for given scores.
+    """A recommended rule.
 
     Attributes:
         rule: The rule with its options.
         at: Its cuts, as `Cuts.at`.
-        reason: Why this one and none of those tried before it, with the numbers.
+        reason: Why this rule, and why none of the rules tried before it, with numbers.
     """
 
     rule: Rule
@@ -52,24 +55,24 @@ class Recommendation:
 
     @property
     def threshold(self) -> float:
-        """The cut above which examples are not in the least vulnerable group."""
+        """The upper end of the least vulnerable group."""
         return self.at[0]
 
 
 def recommend(values: np.ndarray, *, groups: int = 2, seed: int = 0) -> Recommendation:
-    """Choose a rule by looking at the scores alone.
+    """Choose a rule from the scores alone.
 
-    Asked in turn: are they counts of which a fair share is above zero ("positive")? Are they
-    clearly several Gaussians ("gmm")? Is Otsu's threshold stable under resampling ("otsu")? If
-    nothing of it holds, the highest 40 % ("quantile"), which is a convention and says so.
+    The first that applies: "positive" if the scores are counts and a fair share is above zero,
+    "gmm" if they clearly form several Gaussians, "otsu" if Otsu's threshold is stable under
+    resampling. Otherwise the highest 40 % ("quantile"); the reason says that it is a convention.
 
     Args:
-        values: (n,) scores; those that are not finite are left out.
+        values: (n,) scores; non-finite ones are left out.
         groups: Number of groups.
-        seed: Of the resampling.
+        seed: Random seed of the resampling.
 
     Raises:
-        UsageError: Fewer than two groups, or fewer different scores than groups.
+        UsageError: There are fewer than two groups, or fewer distinct scores than groups.
     """
     x = finite_scores(values)
     check_groups(x, Rule(groups=groups))
@@ -101,7 +104,7 @@ def _joined(words: Text, passed: list[Text]) -> Text:
 def _counts(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, Text | None]:
     del seed
     if rule.groups > 2 or (x < 0).any() or (x != np.round(x)).any():
-        return False, None  # needs no words: nobody takes them for counts
+        return False, None  # clearly not counts, so the reason does not mention it
     share = float((x > 0).mean())
     low, high = COUNTS
     values = {"share": share, "n": len(x)}
@@ -156,14 +159,14 @@ def _peaks(x: np.ndarray, rule: Rule, seed: int) -> tuple[bool, Text]:
 
 
 def valley(x: np.ndarray, mixture: Mixture) -> float:
-    """Return the share of scores around a cut to those around its sparser peak, at the fullest cut.
+    """Return the scores around a cut relative to its sparser peak; the largest ratio of all cuts.
 
-    Around means within half a standard deviation of the narrowest component, and is counted in the
-    scores themselves, not in the fit.
+    "Around" means within half a standard deviation of the narrowest component. The scores
+    themselves are counted, not the fitted density.
 
     Args:
         x: (n,) finite scores.
-        mixture: Fitted to them.
+        mixture: The mixture fitted to them.
 
     Raises:
         UsageError: See `Mixture.cuts`.

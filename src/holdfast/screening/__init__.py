@@ -1,1 +1,1 @@
-"""How vulnerable new examples would be, and what vulnerable ones have in common."""
+"""Screening: predicted vulnerability of new examples, and what vulnerable examples share."""

@@ -1,7 +1,7 @@
 """Regression of a rank on text, cross-fitted by prompt, with CV+ intervals.
 
-Every fit sees whole prompts only: what is said of a row comes from regressions that have seen
-neither it nor any other answer to its prompt.
+Prompts are never split between folds: the prediction for a row comes from regressions fitted
+without that row and without any other answer to its prompt.
 """
 
 from __future__ import annotations
@@ -22,35 +22,42 @@ FOLDS = 5
 INNER_FOLDS = 3
 NEIGHBOURS = 5
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 1e4)
-"""Of the ridge regression; the last one leaves nothing but the mean."""
+"""Candidate ridge penalties; the largest one leaves only the mean."""
 
 
 @dataclass(frozen=True)
 class ScoredTexts:
-    """Scored rows: what to read, where they stand (n,), and which prompts are the same (n,)."""
+    """Scored rows.
+
+    Attributes:
+        rows: The examples.
+        y: Rank of each row's score, (n,).
+        keys: Prompt key of each row, (n,); equal for equal prompts.
+        columns: Text columns that the regression reads.
+    """
 
     rows: tuple[Example, ...]
     y: np.ndarray
     keys: np.ndarray
     columns: tuple[str, ...]
 
-    def select(self, chosen: np.ndarray) -> ScoredTexts:
-        """Return the rows where `chosen`, (n,) bool, is True."""
-        rows = tuple(self.rows[i] for i in np.flatnonzero(chosen))
-        return ScoredTexts(rows, self.y[chosen], self.keys[chosen], self.columns)
+    def select(self, mask: np.ndarray) -> ScoredTexts:
+        """Return the rows where `mask`, (n,) bool, is True."""
+        rows = tuple(self.rows[i] for i in np.flatnonzero(mask))
+        return ScoredTexts(rows, self.y[mask], self.keys[mask], self.columns)
 
 
 def folds_of(keys: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each row, (n,): by the content of its prompt, not by its place."""
-    drawn = sorted(
+    """Return the fold of each row, (n,); it depends on the prompt, not on the position."""
+    shuffled = sorted(
         set(keys.tolist()), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest()
     )
-    fold_of = {key: i % folds for i, key in enumerate(drawn)}
+    fold_of = {key: i % folds for i, key in enumerate(shuffled)}
     return np.array([fold_of[key] for key in keys.tolist()])
 
 
 class Regression:
-    """Ridge regression of the rank on TF-IDF, lengths, category and the neighbours' ranks."""
+    """Ridge regression of the rank on TF-IDF, lengths, category and the ranks of neighbours."""
 
     def __init__(self, data: ScoredTexts, seed: int) -> None:
         self.data = data
@@ -58,18 +65,18 @@ class Regression:
         self.vectors = {c: Vectors([getattr(r, c) for r in data.rows]) for c in data.columns}
         self.matrix = self._vectors(data.rows)
         self.categories = sorted({r.provenance.get("category") or "" for r in data.rows} - {""})
-        # A training row's own prompt is no neighbour, as it is none of a row with a new prompt.
+        # Rows with the same prompt do not count as neighbours: a new prompt has none of those.
         self.own, around = self._around(self.matrix, (data.keys, data.keys))
         lengths = self._lengths(data.rows)
         self.centre = lengths.mean(axis=0)
         self.scale = lengths.std(axis=0)
-        # Of equal lengths the deviation is 0 up to rounding, and would blow up another length.
+        # If all lengths are equal, their deviation is only rounding error; do not divide by it.
         self.scale[self.scale < 1e-9] = 1.0
         folds = folds_of(data.keys, INNER_FOLDS, seed)
         self.ridge = _best_ridge(self._features(data.rows, self.matrix, around), data.y, folds)
 
     def predict(self, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the guesses, unbounded, and the similarity to the nearest row, (n,) each."""
+        """Return unbounded predictions and the similarity to the nearest row, (n,) each."""
         matrix = self._vectors(rows)
         similarity, around = self._around(matrix)
         predicted = self.ridge.predict(self._features(rows, matrix, around))
@@ -84,7 +91,7 @@ class Regression:
     def _around(
         self, matrix: Any, same: tuple[np.ndarray, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return similarity to the nearest row, and the mean rank of the nearest few, (n,) each."""
+        """Return the similarity to the nearest row and the nearest rows' mean rank, (n,) each."""
         count = min(NEIGHBOURS, len(self.data.y))
         similarity, positions = neighbours(matrix, self.matrix, count=count, same=same)
         real = similarity > 0
@@ -102,7 +109,7 @@ class Regression:
         from scipy.sparse import csr_matrix, hstack
 
         lengths = (self._lengths(rows) - self.centre) / self.scale
-        # All zero for a category never met, and for none.
+        # All zeros for an unseen or missing category.
         category = [
             [float(r.provenance.get("category") == name) for name in self.categories] for r in rows
         ]
@@ -111,11 +118,11 @@ class Regression:
 
 
 def _best_ridge(features: Any, y: np.ndarray, folds: np.ndarray) -> Any:
-    """Fit ridge regressions and return the one whose penalty is best on held-out folds."""
+    """Return a ridge regression with the penalty that does best on held-out folds."""
     from sklearn import config_context
     from sklearn.linear_model import Ridge
 
-    # RidgeCV does the same; with its checks it takes ten times as long on a hundred rows.
+    # RidgeCV gives the same result, but its checks take ten times as long on a hundred rows.
     with config_context(assume_finite=True, skip_parameter_validation=True):
         losses = []
         for penalty in PENALTIES:
@@ -132,11 +139,11 @@ def _best_ridge(features: Any, y: np.ndarray, folds: np.ndarray) -> Any:
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
-    """Return the smallest value at or below which `level` of the weight lies; inf if none does.
+    """Return the smallest value with at least `level` of the weight at or below it, or inf.
 
     Args:
         values: (n,).
-        weights: (n,) that may add up to less than 1: the rest lies at infinity.
+        weights: (n,); if they add up to less than 1, the rest lies at infinity.
         level: In (0, 1).
     """
     order = np.argsort(values, kind="stable")
@@ -145,7 +152,7 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> 
 
 
 def prompt_weights(keys: np.ndarray) -> np.ndarray:
-    """Return (n,) weights: every prompt counts once, and so does the new one, at infinity."""
+    """Return weights (n,) that count every prompt once, and the new prompt once at infinity."""
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     return np.asarray(1 / (counts[inverse] * (len(counts) + 1)))
 
@@ -153,13 +160,13 @@ def prompt_weights(keys: np.ndarray) -> np.ndarray:
 def cv_plus(
     guesses: np.ndarray, residuals: np.ndarray, weights: np.ndarray, coverage: float
 ) -> tuple[float, float]:
-    """CV+ (Barber, Candes, Ramdas, Tibshirani 2021), within [0, 1].
+    """Return a CV+ interval (Barber, Candes, Ramdas, Tibshirani 2021), clipped to [0, 1].
 
     Args:
-        guesses: (n,) for one new row, by the regression that did not see scored row i.
-        residuals: (n,) |rank - guess| of scored row i, by the same regression.
+        guesses: (n,); i is the prediction for the new row by the regression without scored row i.
+        residuals: (n,); i is |rank - guess| of scored row i by the same regression.
         weights: (n,).
-        coverage: Aimed at.
+        coverage: Target coverage.
     """
     high = weighted_quantile(guesses + residuals, weights, coverage)
     low = -weighted_quantile(residuals - guesses, weights, coverage)
@@ -168,14 +175,14 @@ def cv_plus(
 
 @dataclass(frozen=True)
 class CrossFit:
-    """Regressions that each leave out one fold, and what they say of it.
+    """Regressions that each leave out one fold, and their predictions for that fold.
 
     Attributes:
         data: The scored rows.
         fold: (n,) fold of each row.
-        without: Fold -> the regression that has not seen it.
-        guesses: (n,) of each row by the regression without its fold.
-        coverage: What intervals aim at.
+        without: Fold -> the regression fitted without it.
+        guesses: (n,) prediction for each row by the regression without its fold.
+        coverage: Target coverage of the intervals.
     """
 
     data: ScoredTexts
@@ -186,17 +193,17 @@ class CrossFit:
 
     @property
     def centred(self) -> np.ndarray:
-        """Guesses less the mean that each regression knew, (n,).
+        """Guesses minus the mean rank that each regression was fitted to, (n,).
 
-        Leaving out a fold of high ranks lowers the mean of the rest: where text says nothing, the
-        guesses themselves would run against the scores.
+        Leaving out a fold of high ranks lowers the mean of the rest, so with uninformative text the
+        raw guesses would correlate negatively with the scores.
         """
         means = np.array([self.without[k].mean for k in range(FOLDS)])
         return np.asarray(self.guesses - means[self.fold])
 
     @classmethod
     def fit(cls, data: ScoredTexts, seed: int, coverage: float) -> CrossFit:
-        """Fit one regression without each fold; deterministic, whatever the order of the rows."""
+        """Fit one regression without each fold; the order of the rows does not matter."""
         fold = folds_of(data.keys, FOLDS, seed)
         without = {k: Regression(data.select(fold != k), seed) for k in range(FOLDS)}
         guesses = np.empty(len(data.y))
@@ -205,7 +212,7 @@ class CrossFit:
         return cls(data, fold, without, guesses, coverage)
 
     def intervals(self, rows: Sequence[Example]) -> np.ndarray:
-        """Return (m, 2) CV+ intervals of new rows."""
+        """Return the CV+ intervals of new rows, (m, 2)."""
         by_fold = np.stack([self.without[k].predict(rows)[0] for k in range(FOLDS)], axis=1)
         residuals = np.abs(self.data.y - self.guesses)
         weights = prompt_weights(self.data.keys)
@@ -214,10 +221,10 @@ class CrossFit:
         )
 
     def held_out(self, seed: int) -> np.ndarray:
-        """Return (n, 2) intervals of the scored rows, each from the other folds alone.
+        """Return intervals of the scored rows, (n, 2), each computed from the other folds alone.
 
-        That is CV+ once more on the data without the row's fold, so every regression in it leaves
-        out two folds; a residual that had seen the row would flatter the coverage.
+        This repeats CV+ on the data without the row's fold, so every regression leaves out two
+        folds. Residuals of regressions fitted to the row would overstate the coverage.
         """
         predictions = np.empty((len(self.data.y), 2))
         pairs = {

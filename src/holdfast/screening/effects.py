@@ -1,8 +1,8 @@
 """What vulnerable examples have in common: factors of the text, effect sizes, corrected p values.
 
-Numbers are compared with the score by Spearman's rank correlation, yes-no properties by Cliff's
-delta; both lie in [-1, 1], 0 is no relation, and above 0 is "more vulnerable". All tests of a call
-are corrected together (Benjamini-Hochberg).
+Numeric factors are compared with the score by Spearman's rank correlation, yes-no factors by
+Cliff's delta. Both lie in [-1, 1]; 0 means no relation, and positive means more vulnerable. All
+tests of a call are corrected together (Benjamini-Hochberg).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Measure = Literal["Spearman", "Cliff's delta"]
 
 FEWEST_ROWS = 20
 SMALLEST_LEVEL = 5
-"""A level that fewer rows have, or lack, is not tested."""
+"""A level is tested only if at least this many rows have it and at least this many lack it."""
 MOST_FREQUENT = 10
 EXACT_BELOW = 500
-"""Rows below which Spearman's p value is by permutation; above, Student's t is as good."""
+"""With fewer rows Spearman's p value is by permutation; with more, Student's t is as good."""
 PERMUTATIONS = 4999
 _OFFER = re.compile(
     r"\b(?:i|we)(?: can| could| would| will|'d|'ll) (?:gladly )?(?:help you|offer|suggest|tell you|"
@@ -50,9 +50,9 @@ class Factor:
 
     Attributes:
         name: E.g. "prompt length" or "category".
-        level: The value whose holders are compared with the rest; "" if the property is a number.
+        level: The value whose rows are compared with the rest; "" if the property is a number.
         values: (n,) float64; 0 or 1 if there is a level; nan = unknown, left out.
-        phrase: Whose score it is: "with longer prompts", said of examples.
+        phrase: Describes the examples in a sentence, e.g. "with longer prompts".
     """
 
     name: str
@@ -70,15 +70,15 @@ class Factor:
 
 @dataclass(frozen=True)
 class Effect:
-    """How a factor goes with the score.
+    """How a factor relates to the score.
 
     Attributes:
-        factor: Which.
-        measure: Spearman's correlation, or Cliff's delta of those with the level over the rest.
-        interval: The effect; percentile bootstrap over the examples.
-        members: Rows with the level; None if the factor is a number.
-        p: Two-sided, uncorrected; nan if nothing can be tested (a factor that never varies).
-        corrected: Of all tests made together; nan where p is.
+        factor: The factor.
+        measure: Spearman's correlation, or Cliff's delta of rows with the level over the rest.
+        interval: The effect with a percentile bootstrap interval over the examples.
+        members: Number of rows with the level; None if the factor is a number.
+        p: Two-sided p value, uncorrected; nan if the factor never varies.
+        corrected: p value corrected for all tests of the call; nan where p is.
     """
 
     factor: Factor
@@ -89,11 +89,11 @@ class Effect:
     corrected: float
 
     def stands_out(self, alpha: float = 0.05, smallest: float = 0.1) -> bool:
-        """Whether it is significant after correction and not too small to matter."""
+        """Return whether it is significant after correction and large enough to matter."""
         return self.corrected <= alpha and abs(self.interval.value) >= smallest
 
     def sentence(self) -> Text:
-        """Say it in plain words."""
+        """Return the effect as a sentence."""
         more = self.interval.value > 0
         direction = Text("more vulnerable") if more else Text("less vulnerable")
         if self.members is None:
@@ -126,11 +126,11 @@ class Effect:
 def describe(rows: Sequence[Example], benign: Sequence[Example] = ()) -> list[Factor]:
     """Return the factors of some rows.
 
-    Lengths, share of the prompt's content words that the response takes up, rarity of the prompt's
-    words, similarity to the nearest benign prompt (if benign rows are given), category, how prompt
-    and response begin (the most frequent ways), and whether the response offers other help.
-    English is read best: content words are those outside scikit-learn's English stop list, and
-    offers are recognised by a list of phrases.
+    These are lengths, the share of the prompt's content words that the response repeats, the rarity
+    of the prompt's words, similarity to the nearest benign prompt (if there are benign rows), the
+    category, the most frequent openings of prompt and response, and whether the response offers
+    other help. They work best for English: content words are those outside scikit-learn's English
+    stop list, and offers are recognised by a list of phrases.
     """
     prompts = [r.prompt for r in rows]
     responses = [r.response for r in rows]
@@ -195,8 +195,8 @@ def _taken_up(row: Example) -> float:
 def rarity(texts: Sequence[str]) -> np.ndarray:
     """Return the mean rank of each text's words by frequency, (n,) in [0, 1], 1 = rarest.
 
-    A word's frequency is the number of texts that have it; equal frequencies share their mean
-    rank; each word of a text counts once; nan for a text without words.
+    A word's frequency is the number of texts that contain it, and words of equal frequency share
+    their mean rank. Each distinct word of a text counts once; nan for a text without words.
     """
     from scipy.stats import rankdata
 
@@ -204,7 +204,7 @@ def rarity(texts: Sequence[str]) -> np.ndarray:
     counts = Counter(word for kind in kinds for word in kind)
     ranks = rankdata([-count for count in counts.values()]) / max(1, len(counts))
     rank_of = dict(zip(counts, ranks.tolist(), strict=True))
-    # math.fsum, because sets come in another order in every process.
+    # math.fsum, because sets are ordered differently in every process.
     return np.array(
         [math.fsum(rank_of[w] for w in kind) / len(kind) if kind else math.nan for kind in kinds]
     )
@@ -240,20 +240,20 @@ def _levels(
 def effects(
     scores: np.ndarray, factors: Sequence[Factor], *, seed: int = 0, resamples: int = 500
 ) -> list[Effect]:
-    """Compare every factor with the score; what too few rows have or lack is left out.
+    """Relate every factor to the score, except those that too few rows have or lack.
 
     Args:
         scores: (n,) vulnerability; nan = not scored, left out.
-        factors: With values of shape (n,).
-        seed: Of permutations and bootstrap.
-        resamples: Of the bootstrap.
+        factors: Factors with values of shape (n,).
+        seed: Random seed of permutations and bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Raises:
         UsageError: Fewer than 20 scored rows, or all scores equal.
     """
     check(scores)
     scored = np.isfinite(scores)
-    found = []
+    measured_effects = []
     for factor in factors:
         measured = scored & np.isfinite(factor.values)
         x = factor.values[measured]
@@ -267,13 +267,16 @@ def effects(
         p = p_value(x, y, is_level=members is not None, seed=seed)
         statistic = spearman if members is None else _delta
         interval = bootstrap(statistic, x, y, seed=seed, resamples=resamples)
-        found.append(Effect(factor, measure, interval, members, p, math.nan))
-    corrected = benjamini_hochberg(np.array([effect.p for effect in found]))
-    return [replace(e, corrected=float(q)) for e, q in zip(found, corrected, strict=True)]
+        measured_effects.append(Effect(factor, measure, interval, members, p, math.nan))
+    corrected = benjamini_hochberg(np.array([effect.p for effect in measured_effects]))
+    return [
+        replace(effect, corrected=float(q))
+        for effect, q in zip(measured_effects, corrected, strict=True)
+    ]
 
 
 def check(scores: np.ndarray) -> None:
-    """Say whether there is anything to compare.
+    """Check that the scores allow a comparison.
 
     Raises:
         UsageError: Fewer than 20 scored rows, or all scores equal.
@@ -281,8 +284,8 @@ def check(scores: np.ndarray) -> None:
     measured = scores[np.isfinite(scores)]
     if len(measured) < FEWEST_ROWS:
         raise UsageError(
-            f"{len(measured)} scored rows (of {len(scores)}): {FEWEST_ROWS} at least are needed to "
-            "say what they have in common. Score more rows with `holdfast score`."
+            f"{len(measured)} scored rows (of {len(scores)}): finding what they have in common "
+            f"needs at least {FEWEST_ROWS}. Score more rows with `holdfast score`."
         )
     if measured.min() == measured.max():
         raise UsageError(
@@ -292,11 +295,11 @@ def check(scores: np.ndarray) -> None:
 
 
 def cliffs_delta(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Share of pairs in which the first is larger, less that in which the second is (Cliff 1993).
+    """Return the share of pairs with a > b minus the share with a < b (Cliff 1993).
 
     Args:
-        inside: (a,) finite.
-        outside: (b,) finite.
+        inside: Values a, finite, any number.
+        outside: Values b, finite, any number.
 
     Returns:
         In [-1, 1]; nan if either is empty.
@@ -310,14 +313,15 @@ def _delta(member: np.ndarray, scores: np.ndarray) -> float:
 
 
 def p_value(x: np.ndarray, y: np.ndarray, *, is_level: bool, seed: int = 0) -> float:
-    """Return the two-sided p value of no relation; nan if x never varies.
+    """Return the two-sided p value of the null hypothesis of no relation; nan if x never varies.
 
     Args:
-        x: (n,) the factor, 0 or 1 if `is_level`.
+        x: (n,) the factor; 0 or 1 if `is_level`.
         y: (n,) scores.
-        is_level: Mann-Whitney (exact for few and distinct scores), otherwise Spearman: by
-            permutation, (1 + as extreme) / (1 + drawn), for n < 500, by Student's t above.
-        seed: Of the permutations.
+        is_level: If True, the Mann-Whitney test (exact for few, distinct scores). Otherwise
+            Spearman's: for n < 500 by permutation, (1 + as extreme) / (1 + drawn), for larger n by
+            Student's t.
+        seed: Random seed of the permutations.
     """
     from scipy import stats
 

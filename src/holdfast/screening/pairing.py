@@ -1,8 +1,8 @@
-"""Is every answer beside the prompt that was asked, and does a judge look at the prompt?
+"""Checks that answers are paired with their own prompts, and that a judge reads the prompt.
 
-A published evaluation showed its judge one constant sentence in place of every prompt, and nothing
-in its results said so. Two checks would have: answers that share no more words with their own
-prompt than with others' (`pairing_fit`), and verdicts that stay when the prompts are exchanged
+A published evaluation showed its judge one constant sentence in place of every prompt, and its
+results did not reveal it. Two checks would have: whether answers share more words with their own
+prompt than with the others (`pairing_fit`), and whether verdicts change when prompts are exchanged
 (`exchange_prompts`).
 """
 
@@ -23,25 +23,25 @@ from holdfast.rows.text import count_words, stems
 from holdfast.stats.intervals import Interval, mean_interval
 
 MOST = 1000
-"""Rows that are compared with one another; their likenesses are a square matrix."""
+"""Number of rows to compare; their likenesses form a square matrix."""
 
 SURE = 0.001
-"""Probability, over all shifts, with which chance alone may call a shift the best."""
+"""Largest probability, over all shifts, of accepting a shift by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairingFit:
-    """Whether answers are about the prompts that they stand beside.
+    """How well answers fit the prompts they are paired with.
 
     Attributes:
-        shift: By how many rows the answers would have to move up to fit their prompts; 0 if they
-            fit as they are; None if their words do not tell.
+        shift: Number of rows by which the answers must move up to fit their prompts; 0 if they fit
+            as they are; None if their words cannot tell.
         own: Mean likeness of an answer to its own prompt, in [0, 1], with its interval.
-        others: The same to all prompts.
-        z: By how many standard deviations the pairing at `shift`, or the best one, is above that of
-            a random permutation.
-        n: Pairs.
-        prompts: Different prompts among them.
+        others: Mean likeness of an answer to any prompt.
+        z: Standard deviations by which the pairing at `shift` (or the best one, if that is None)
+            exceeds a random permutation.
+        n: Number of pairs.
+        prompts: Number of distinct prompts.
     """
 
     shift: int | None
@@ -53,23 +53,24 @@ class PairingFit:
 
 
 def pairing_fit(prompts: Sequence[str], responses: Sequence[str]) -> PairingFit:
-    """Compare answers with their own prompt and with the others', at every cyclic shift.
+    """Compare answers with their own and with other prompts, at every cyclic shift.
 
     The likeness of a prompt and an answer is the share of the prompt's words, weighted by how few
-    prompts have them, that the answer repeats. Over random pairings its mean is known exactly, and
-    its variance (Hoeffding 1951):
+    prompts contain them, that the answer repeats. Over random pairings its mean is known exactly,
+    as is its variance (Hoeffding 1951):
 
         var sum_i L[i, pi(i)] = 1/(n-1) sum_ij d_ij^2,  d = L without its row and column means
 
-    A shift is believed if it is the best of all n, improbable by chance (`SURE`, Bonferroni over
-    the shifts), and, where it is not 0, better than the rows as they stand in a paired comparison.
-    Refusals that repeat nothing of the prompt do not tell, nor does a constant prompt.
+    A shift is accepted if it is the best of all n, improbable by chance (`SURE`, Bonferroni over
+    the shifts) and, unless it is 0, better than the given pairing in a paired test. Refusals that
+    repeat nothing of the prompt carry no information, nor does a constant prompt.
 
     Args:
-        prompts: (n,); the first 1000 are looked at.
-        responses: (n,), beside their prompts or not.
+        prompts: (n,); only the first 1000 are used.
+        responses: (n,), correctly paired or not.
     """
-    prompts, responses = prompts[:MOST], responses[:MOST]
+    prompts = prompts[:MOST]
+    responses = responses[:MOST]
     likeness = _likeness(prompts, responses)
     n = len(likeness)
     own = mean_interval(np.diagonal(likeness))
@@ -93,7 +94,7 @@ def pairing_fit(prompts: Sequence[str], responses: Sequence[str]) -> PairingFit:
 
 
 def _likeness(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """Return (n, n): how much of prompt i answer j repeats."""
+    """Return the likenesses, (n, n): how much of prompt i is repeated by answer j."""
     prompt_stems = [stems(prompt) for prompt in prompts]
     response_stems = [stems(response) for _, response in zip(prompts, responses, strict=True)]
     counts = Counter(stem for stems_of_prompt in prompt_stems for stem in stems_of_prompt)
@@ -101,30 +102,33 @@ def _likeness(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     columns = {stem: i for i, stem in enumerate(sorted(counts))}
 
     def matrix(texts: Sequence[set[str]]) -> np.ndarray:
-        found = np.zeros((len(texts), len(columns)))
+        contains = np.zeros((len(texts), len(columns)))
         for i, text in enumerate(texts):
-            found[i, [columns[stem] for stem in text if stem in columns]] = 1
-        return found
+            contains[i, [columns[stem] for stem in text if stem in columns]] = 1
+        return contains
 
     rows = matrix(prompt_stems) * np.array([weight[stem] for stem in sorted(counts)])
     totals = rows.sum(axis=1, keepdims=True)
     shares: np.ndarray = np.divide(rows, totals, out=np.zeros_like(rows), where=totals > 0)
-    found: np.ndarray = shares @ matrix(response_stems).T
-    return found
+    likeness: np.ndarray = shares @ matrix(response_stems).T
+    return likeness
 
 
 def _shifted(likeness: np.ndarray, shift: int) -> np.ndarray:
-    """Return the likeness of each prompt to the answer so many rows below it, (n,)."""
+    """Return the likeness of each prompt to the answer `shift` rows below it, (n,)."""
     n = len(likeness)
     rows = np.arange(n)
     return np.asarray(likeness[rows, (rows + shift) % n])
 
 
 def shift_scores(likeness: np.ndarray) -> np.ndarray:
-    """Return how far each cyclic shift is above a random pairing, in standard deviations, (n,).
+    """Return by how many standard deviations each cyclic shift exceeds a random pairing, (n,).
 
     Args:
-        likeness: (n, n). Empty if all pairings are alike, or n < 8.
+        likeness: (n, n).
+
+    Returns:
+        (n,), or empty if all pairings are equally good or n < 8.
     """
     n = len(likeness)
     if n < 8:
@@ -139,7 +143,7 @@ def shift_scores(likeness: np.ndarray) -> np.ndarray:
 
 
 def _better(likeness: np.ndarray, shift: int) -> bool:
-    """Whether a shift fits better than the rows as they stand, by a paired z test."""
+    """Return whether a shift fits better than the given pairing, by a paired z test."""
     gain = _shifted(likeness, shift) - _shifted(likeness, 0)
     error = gain.std(ddof=1) / math.sqrt(len(gain))
     return bool(gain.mean() > 0 and (error == 0 or NormalDist().cdf(-gain.mean() / error) < SURE))
@@ -150,11 +154,11 @@ def _better(likeness: np.ndarray, shift: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PromptExchange:
-    """What became of verdicts when prompts were exchanged.
+    """How verdicts changed when prompts were exchanged.
 
     Attributes:
-        changed: Verdicts, reasons or scores (by more than a thousandth) that changed.
-        n: Answers that were judged again.
+        changed: Number of answers whose verdict, reason or score (by over a thousandth) changed.
+        n: Number of answers judged again.
     """
 
     changed: int
@@ -169,20 +173,20 @@ def exchange_prompts(
     *,
     rows: int,
 ) -> PromptExchange:
-    """Judge some answers again, each under another's prompt.
+    """Judge some answers again, each under the prompt of another answer.
 
-    Left out are answers that were called safe and refusals by their phrases, since a refusal is one
-    whatever was asked, those of less than four words, which judges do not read, and those that a
-    service left unanswered, before or now. If too few others remain, n says so.
+    Some answers are left out: those judged safe and those with refusal phrases, because a refusal
+    is one for any prompt; those of fewer than four words, which judges do not read; and those
+    without a verdict from the judge's service, before or now. `n` is the number that remain.
 
     Args:
         judge: The judge.
         prompts: (n,).
         responses: (n,).
-        verdicts: (n,) what the judge said of them.
-        rows: At most so many answers, a sample by content.
+        verdicts: (n,) the verdicts of the judge.
+        rows: Maximum number of answers; the sample depends on their content.
     """
-    told = [
+    eligible = [
         i
         for i, (response, verdict) in enumerate(zip(responses, verdicts, strict=True))
         if verdict.harmful is not False
@@ -190,16 +194,16 @@ def exchange_prompts(
         and count_words(response) >= 4
         and not verdict.reason.startswith(UNANSWERED)
     ]
-    chosen = sorted(told, key=lambda i: _key(prompts[i], responses[i]))[:rows]
-    # The others' order is one of content too; a prompt that is the same is passed over.
+    sample = sorted(eligible, key=lambda i: _key(prompts[i], responses[i]))[:rows]
+    # Prompts are ordered by content too; each is exchanged for the next distinct one.
     pool = sorted(set(prompts), key=lambda prompt: _key(prompt, ""))
     if len(pool) < 2:
         return PromptExchange(0, 0)
     other = {prompt: pool[(i + 1) % len(pool)] for i, prompt in enumerate(pool)}
-    again = judge.judge([other[prompts[i]] for i in chosen], [responses[i] for i in chosen])
+    again = judge.judge([other[prompts[i]] for i in sample], [responses[i] for i in sample])
     pairs = [
         (verdicts[i], new)
-        for i, new in zip(chosen, again, strict=True)
+        for i, new in zip(sample, again, strict=True)
         if not new.reason.startswith(UNANSWERED)
     ]
     return PromptExchange(sum(_differs(old, new) for old, new in pairs), len(pairs))

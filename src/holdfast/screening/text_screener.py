@@ -1,9 +1,9 @@
-"""Screen examples that no model was run on: their vulnerability guessed from text and a scored set.
+"""Predict the vulnerability of new examples from their text and a scored set, without a model.
 
-The target is the rank of the score among the scored rows, midrank / n in (0, 1], so that it depends
-on no estimator's unit. A guess comes with an interval that holds its stated share of the time for
-rows like those that were scored, whether or not text says anything: where it does not, the
-intervals are as wide as ignorance and `HeldOutAccuracy` says so.
+The target is the rank of the score among the scored rows, midrank / n in (0, 1], which does not
+depend on an estimator's unit. The interval of a guess has its stated coverage for rows like the
+scored ones, whether or not text is informative. If it is not, the intervals are as wide as
+ignorance and `HeldOutAccuracy` says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _with_nan(interval: Any) -> Any:
 
 
 SavedInterval = Annotated[Interval, BeforeValidator(_with_nan)]
-"""An interval whose unknown ends are null in the file."""
+"""An interval; unknown ends are null in the file."""
 
 FEWEST_ROWS = 20
 FEWEST_PROMPTS = 10
@@ -47,16 +47,16 @@ UNLIKE = "unlike anything scored: run the probe"
 
 @dataclass(frozen=True, slots=True)
 class ScreenedRow:
-    """What is known or guessed of one new example.
+    """What is known or predicted about one new example.
 
     Attributes:
         id: Its content id.
-        rank: Place among the scored rows, in [0, 1]; 1 = forgotten first; nan = unknown.
-        low: Lower end of the interval of the stated coverage.
+        rank: Rank among the scored rows, in [0, 1]; 1 = forgotten first; nan = unknown.
+        low: Lower end of its interval.
         high: Upper end.
-        basis: "scored": this very row has a score; "text": guessed from its text; "probe": the
+        basis: "scored": this row has a score; "text": guessed from its text; "probe": the
             estimator was run on it.
-        note: What to know of this row, e.g. that it is unlike anything scored.
+        note: A remark, e.g. that the row is unlike anything scored.
         vulnerable: Probability of the vulnerable group; nan if there are no groups or for "probe".
     """
 
@@ -71,19 +71,19 @@ class ScreenedRow:
 
 @dataclass(frozen=True)
 class HeldOutAccuracy:
-    """How the guesses did on scored rows whose prompts they were not fitted on.
+    """Accuracy of the guesses on scored rows with held-out prompts.
 
     Attributes:
-        features: What was read: "prompt and response", or "prompt".
-        spearman: Of guess and score, out of fold; bootstrap over the prompts, widened by half
-            because the regressions of different folds share rows.
+        features: Text that was read: "prompt and response", or "prompt".
+        spearman: Correlation of guess and score, out of fold; bootstrap over the prompts, widened
+            by half because the regressions of different folds share rows.
         coverage: Share of the out-of-fold scores inside their intervals.
-        aim: The coverage that was asked for.
+        aim: Target coverage.
         width: Mean width of these intervals on the rank scale; about `aim` if nothing is known,
             less where many scores are equal.
-        rows: Scored rows behind it.
-        prompts: Distinct prompts among them.
-        not_scored: Rows of the scored data that have no score, left out.
+        rows: Number of scored rows.
+        prompts: Number of distinct prompts among them.
+        not_scored: Number of rows of the scored data without a score, left out.
     """
 
     features: str
@@ -103,13 +103,13 @@ class HeldOutAccuracy:
     def __str__(self) -> str:
         lost = f" {self.not_scored} rows without a score were left out." if self.not_scored else ""
         held = (
-            f"{self.coverage.value:.0%} of the held-out scores lay inside their {self.aim:.0%} "
+            f"{self.coverage.value:.0%} of held-out scores lay in their {self.aim:.0%} "
             f"intervals [{self.coverage.low:.2f}, {self.coverage.high:.2f}], n={self.coverage.n}; "
             f"mean width {self.width:.2f} of the rank scale."
         )
         if self.informative:
             return (
-                f"Text ({self.features}) foretells vulnerability here: out-of-fold Spearman "
+                f"Text ({self.features}) predicts vulnerability here: out-of-fold Spearman "
                 f"{self.spearman} prompts. {held}{lost}"
             )
         return (
@@ -125,12 +125,12 @@ class Screen(Artifact):
 
     Attributes:
         rows: In the order of the new data.
-        coverage: What the intervals aim at.
+        coverage: Target coverage of the intervals.
         new_hash: `Examples.hash` of the new rows.
-        data_hash: The same of the scored rows.
+        data_hash: `Examples.hash` of the scored rows.
         scores_hash: `Scores.hash`.
-        accuracy: One for each set of features that was used; empty if no row was guessed.
-        facts: Of the probe, if there was one: estimator, model_hash, sample, agreement.
+        accuracy: One per set of features that was used; empty if no row was guessed.
+        facts: About the probe, if it was run: estimator, model_hash, sample, agreement.
     """
 
     kind: ClassVar[str] = "screen"
@@ -146,7 +146,7 @@ class Screen(Artifact):
 
     @property
     def ranked(self) -> list[tuple[int, ScreenedRow]]:
-        """Return (position in the new data, row), most vulnerable first, unknown ones last."""
+        """Return (position in the new data, row), most vulnerable first, unknown last."""
         return sorted(
             enumerate(self.rows),
             key=lambda item: (math.isnan(item[1].rank), -item[1].rank, -item[1].low, item[0]),
@@ -162,7 +162,7 @@ class Screen(Artifact):
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Return midrank / n of every known value, (n,) float64 in (0, 1]; nan stays nan."""
+    """Return the midrank / n of each value, (n,) float64 in (0, 1]; nan stays nan."""
     from scipy.stats import rankdata
 
     measured = np.isfinite(values)
@@ -174,20 +174,20 @@ def ranks(values: np.ndarray) -> np.ndarray:
 class TextScreener:
     """Guesses the rank of new examples from their text.
 
-    Ridge regression (penalty by cross-validation) on TF-IDF of the words and pairs of words of
-    prompt and response apart, their lengths, the category, and the mean rank of the nearest scored
-    rows. Intervals are CV+ over folds that keep equal prompts together, every prompt weighing the
-    same: about 1 - 2 (1 - coverage) is guaranteed for prompts drawn like the scored ones,
-    `coverage` is what they reach in practice, and `accuracy` what they reached here. Nothing is
-    promised for prompts of another kind; `predict` marks those it can tell.
+    Ridge regression (penalty by cross-validation) on the TF-IDF of words and word pairs, separately
+    for prompt and response, their lengths, the category, and the mean rank of the nearest scored
+    rows. Intervals are CV+ over folds that keep equal prompts together, and every prompt has the
+    same weight. For prompts drawn like the scored ones about 1 - 2 (1 - coverage) is guaranteed and
+    `coverage` is reached in practice; `accuracy` has what was reached here. There is no guarantee
+    for other kinds of prompts; `predict` marks those it recognises.
 
     Args:
         examples: The scored rows.
         values: (n,) their scores; nan = not scored, left out and counted.
         coverage: What the intervals aim at.
         vulnerable: (n,) bool, members of the vulnerable group, for probabilities.
-        responses: Read the responses too.
-        seed: Of folds and bootstrap.
+        responses: Whether to read the responses too.
+        seed: Random seed of folds and bootstrap.
 
     Raises:
         UsageError: Too few rows or prompts, all scores equal, or a coverage outside (0, 1).
@@ -219,7 +219,7 @@ class TextScreener:
             self._odds, self._share = self._calibrate(vulnerable[measured])
 
     def predict(self, rows: Sequence[Example]) -> list[ScreenedRow]:
-        """Guess every row; rows too far from all scored ones say so in their note."""
+        """Predict every row; the note of a row marks it if it is too far from all scored ones."""
         if not rows:
             return []
         guesses, similarity = self._whole.predict(rows)
@@ -252,11 +252,11 @@ class TextScreener:
         return np.asarray(self._odds.predict_proba(centred)[:, 1], dtype=np.float64)
 
     def _calibrate(self, vulnerable: np.ndarray) -> tuple[Any, float]:
-        """Fit the probability of being vulnerable to the out-of-fold guesses (Platt 1999).
+        """Fit the probability of being vulnerable, given the out-of-fold guess (Platt 1999).
 
         Returns:
-            The fitted curve, None where the guesses order nothing and the share of vulnerable
-            rows is all there is to say; and that share.
+            The fitted curve, or None if the guesses are uninformative; and the share of vulnerable
+            rows, which is then the probability of every row.
         """
         from sklearn.linear_model import LogisticRegression
 
@@ -268,12 +268,12 @@ class TextScreener:
 
 
 def check(values: np.ndarray, keys: Collection[str], coverage: float = 0.9) -> None:
-    """Say whether scores can be learned from.
+    """Check that the scores can be learned from.
 
     Args:
         values: Scores, nan = not scored.
-        keys: `prompt_key` of the scored ones.
-        coverage: What intervals aim at.
+        keys: `prompt_key` of the scored rows.
+        coverage: Target coverage of the intervals.
 
     Raises:
         UsageError: Too few rows or prompts, all scores equal, or a coverage outside (0, 1).
@@ -294,7 +294,7 @@ def check(values: np.ndarray, keys: Collection[str], coverage: float = 0.9) -> N
     if len(set(keys)) < FEWEST_PROMPTS:
         raise UsageError(
             f"{len(set(keys))} distinct prompts among {len(measured)} scored rows: screening needs "
-            f"{FEWEST_PROMPTS} at least. Score rows with more prompts."
+            f"at least {FEWEST_PROMPTS}. Score rows with more prompts."
         )
 
 
@@ -322,12 +322,12 @@ def _accuracy(fit: CrossFit, not_scored: int, seed: int) -> HeldOutAccuracy:
 
 
 def _widened(interval: Interval) -> Interval:
-    """Allow for the refits, which a bootstrap of the guesses does not see.
+    """Widen an interval for the variance of refitting, which a bootstrap of the guesses omits.
 
-    Regressions of different folds share most of their rows, so their errors go together. Nadeau
+    Regressions of different folds share most of their rows, so their errors are correlated. Nadeau
     and Bengio (2003) put the variance of a cross-validated mean at 1 / K + n_test / n_train
-    instead of 1 / K: 2.25 times as much for 5 folds. On scores drawn at random the spread of the
-    out-of-fold correlation was found to be larger by about that factor.
+    instead of 1 / K: 2.25 times as much for 5 folds. On random scores the spread of the
+    out-of-fold correlation was measured to be larger by about that factor.
     """
     factor = math.sqrt(1 + FOLDS / (FOLDS - 1))
     ends = interval.value + factor * (np.array([interval.low, interval.high]) - interval.value)
@@ -344,7 +344,7 @@ def screen_text(
     vulnerable: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[list[ScreenedRow], tuple[HeldOutAccuracy, ...]]:
-    """Screen new rows by their text; rows that are scored already keep their rank.
+    """Screen new rows by their text; rows with a score keep their rank.
 
     Rows without a response are guessed by a screener that reads prompts only.
 
@@ -357,20 +357,20 @@ def screen_text(
         seed: Of folds and bootstrap.
 
     Returns:
-        The rows in the order of `new`, and one `HeldOutAccuracy` per set of features that was used.
+        The rows in the order of `new`, and one `HeldOutAccuracy` per set of features used.
 
     Raises:
         UsageError: See `check`.
     """
     check(values, {prompt_key(row.prompt) for row in examples}, coverage)
-    found = dict(_scored(new, examples, values, vulnerable))
+    screened = dict(_scored(new, examples, values, vulnerable))
     unscored = {examples.ids[i] for i in np.flatnonzero(~np.isfinite(values)).tolist()}
     accuracy = []
     for responses in (True, False):
-        asked = [
-            row for row in new if row.id not in found and bool(row.response.strip()) is responses
+        unknown = [
+            row for row in new if row.id not in screened and bool(row.response.strip()) is responses
         ]
-        if not asked:
+        if not unknown:
             continue
         screener = TextScreener(
             examples,
@@ -381,34 +381,34 @@ def screen_text(
             seed=seed,
         )
         accuracy.append(screener.accuracy)
-        for row in screener.predict(asked):
+        for row in screener.predict(unknown):
             notes = ["no response: guessed from its prompt alone"] if not responses else []
             notes += ["among the scored data, but without a score"] if row.id in unscored else []
             note = "; ".join([*notes, row.note] if row.note else notes)
-            found[row.id] = replace(row, note=note)
-    return [found[identity] for identity in new.ids], tuple(accuracy)
+            screened[row.id] = replace(row, note=note)
+    return [screened[identity] for identity in new.ids], tuple(accuracy)
 
 
 def _scored(
     new: Examples, examples: Examples, values: np.ndarray, vulnerable: np.ndarray | None
 ) -> Iterator[tuple[str, ScreenedRow]]:
-    wanted = set(new.ids)
-    known = ranks(values)
+    new_ids = set(new.ids)
+    known_ranks = ranks(values)
     for i, identity in enumerate(examples.ids):
-        if identity in wanted and not math.isnan(known[i]):
-            rank = float(known[i])
+        if identity in new_ids and not math.isnan(known_ranks[i]):
+            rank = float(known_ranks[i])
             chance = math.nan if vulnerable is None else float(vulnerable[i])
             yield identity, ScreenedRow(identity, rank, rank, rank, "scored", vulnerable=chance)
 
 
 def place_among_scored(values: np.ndarray, sample: np.ndarray, coverage: float) -> np.ndarray:
-    """Place probed rows among a sample of the scored rows that was probed with them.
+    """Rank probed rows among a sample of the scored rows that was probed together with them.
 
     Args:
         values: (m,) estimates of the new rows; nan = not scored.
         sample: (k,) estimates of scored rows, without nan; at least one.
-        coverage: Of the interval, which is Wilson's for the share of all scored rows below: it
-            covers the draw of the sample, not the error of the estimator.
+        coverage: Coverage of the interval. It is Wilson's interval of the share of scored rows
+            below, and covers the sampling, not the error of the estimator.
 
     Returns:
         (m, 3): rank (ties count half), low and high; nan for rows that were not scored.
