@@ -47,7 +47,7 @@ def build(
     Args:
         run: The run directory; whatever it lacks is named in the report.
         sections: Chapters of the analyses, shown in this order.
-        title: Heading of the report.
+        title: Heading of the report; a question in its language if empty.
         language: Language of the fixed text.
         show_harmful: Show examples of answers, some of which may be harmful to read.
 
@@ -55,7 +55,8 @@ def build(
         UsageError: The run's manifest is broken.
     """
     facts = gather(run)
-    return _render(run, facts, sections, title, Words(language), show_harmful)
+    words = Words(language)
+    return _render(run, facts, sections, title or words.text["title"], words, show_harmful)
 
 
 def write(
@@ -71,7 +72,9 @@ def write(
     Returns:
         The path of report.html.
     """
-    facts, words = gather(run), Words(language)
+    facts = gather(run)
+    words = Words(language)
+    title = title or words.text["title"]
     page = _render(run, facts, sections, title, words, show_harmful)
     write_json(run.path("report.json"), _machine(run, facts, sections, title, words))
     write_text(run.path("report.html"), page)

@@ -17,6 +17,7 @@ PAGE: Mapping[str, str] = {
     "scope": "Methods: {methods}, attacks: {attacks}, seeds: {seeds}",
     "digest_short": "Run {digest}",
     "contents": "Contents",
+    "title": "Does the safety alignment hold?",
     "summary": "Summary",
     "comparison": "Comparison",
     "attacks": "Under attack",

@@ -408,9 +408,11 @@ def _priced(own: float, base: float, best: str, compared: Sentence, alone: Sente
 
 
 def _weakest(facts: Facts, best: str) -> list[Card]:
+    harmful = [a for a in facts.attacks if a.attack.poison_ratio > 0]
     lives = [
         (m.life.steps.value, m.life, attack_of(a, facts.attacks))
-        for a in facts.attacks
+        # What a customer's own rows do not break in a few steps says nothing of an attack.
+        for a in harmful or facts.attacks
         for m in a.methods
         if m.line == best and m.life.n
     ]

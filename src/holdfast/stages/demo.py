@@ -68,7 +68,6 @@ WORLD: dict[str, Any] = {
         },
     },
     "evaluate": {"tasks": ["world_general"], "max_new_tokens": 20},
-    "report": {"title": "Does the safety alignment hold? The embedded world"},
 }
 
 

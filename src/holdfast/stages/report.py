@@ -16,8 +16,8 @@ from holdfast.stages.config import StageConfig
 class ReportConfig(StageConfig):
     """Options of the stage."""
 
-    title: str = "Does the safety alignment hold?"
-    """Heading of the report."""
+    title: str = ""
+    """Heading of the report; "Does the safety alignment hold?", in its language, if empty."""
     language: Annotated[Literal["en", "ja"], Flag("language", short="lang")] = "en"
     """Language of the report."""
     show_harmful: bool = False
