@@ -153,7 +153,7 @@ def test_what_does_not_go_together_is_one_message(
     make_model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     small, fitting = make_model(vocab=8), make_model(vocab=len(tokenizer))
-    with pytest.raises(UsageError, match="the model embeds 8 tokens, from 0 on; give the token"):
+    with pytest.raises(UsageError, match="the model embeds only ids 0 to 7; use the token"):
         h.evaluate(small, tokenizer, rows.safety)
     with pytest.raises(UsageError, match="either the customer's rows or task=..., and not both"):
         h.attack(fitting, tokenizer, test=rows.safety)
