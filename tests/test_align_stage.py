@@ -147,6 +147,7 @@ def test_processes_share_a_batch_evenly_and_other_stages_run_alone(
         ),
         ({"method": "vaccine+sam"}, "only one method and group_dro"),
         ({"method": "vaccin"}, "'vaccin' is not one of the methods: booster"),
+        ({"method": "vaa,rho=0.1"}, "use --method vaa --option rho=0.1, or `options` in a run"),
         ({"method": "hold", "options": {"reach": -1}}, r"reach=-1 must be a number, at least 0"),
         (
             {"method": "sam", "options": {"rho": "abc"}},

@@ -69,7 +69,7 @@ def test_an_unknown_one(run: RunDir) -> None:
 def test_a_run_in_which_nothing_is_possible(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(UsageError, match="empty: no such run"):
+    with pytest.raises(UsageError, match="empty: no such run directory; check --out"):
         analyze(AnalyzeConfig(out=tmp_path / "empty"))
     (tmp_path / "empty").mkdir()
     assert analyze(AnalyzeConfig(out=tmp_path / "empty")) == []

@@ -378,7 +378,7 @@ def test_entries_by_stage_and_require(tmp_path: Path) -> None:
     assert [e.name for e in run.require("score", "b")] == ["b"]
     with pytest.raises(UsageError, match=r"no score 'z' \(has a, b\); run `holdfast score --out"):
         run.require("score", "z")
-    with pytest.raises(UsageError, match=r"no attack results \(has nothing\); run `holdfast att"):
+    with pytest.raises(UsageError, match=r"no attack results; run `holdfast att"):
         run.require("attack")
 
 

@@ -592,6 +592,28 @@ def test_the_options_of_a_plug_in_are_shown(holdfast: Holdfast) -> None:
         assert word in text
 
 
+def test_the_example_of_a_method_is_what_align_takes(holdfast: Holdfast) -> None:
+    assert "Example: --method vaa --option sampler=" in holdfast("plugins", "methods", "vaa").out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("--limit", "0", "'0' must be a whole number, at least 1"),
+        ("--epochs", "many", "'many' must be a number, above 0"),
+        ("--schedule", "stairs", "'stairs' must be one of "),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_named_with_the_rule(
+    holdfast: Holdfast, tmp_path: Path, option: str, value: str, rule: str
+) -> None:
+    data = ("--model", "world", "--data", "world:alignment", "--out", str(tmp_path / "a"))
+    done = holdfast("align", *data, option, value)
+    assert done.code == 2
+    assert f"Invalid value for '{option}': {rule}" in done.err
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_options_of_ones_own_plug_in_are_shown(holdfast: Holdfast) -> None:
     shown = json.loads(
         holdfast("plugins", "judges", "holdfast.judges.refusal:Refusal", "--json").out

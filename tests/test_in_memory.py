@@ -161,6 +161,11 @@ def test_what_does_not_go_together_is_one_message(
         h.attack(fitting, tokenizer, rows.benign, test=rows.safety, stepps=3)
     with pytest.raises(UsageError, match="'refusel' is not one of the judges"):
         h.evaluate(fitting, tokenizer, rows.safety, judge="refusel")
+    unloaded: Any = "world"
+    with pytest.raises(UsageError, match="model='world' is not a loaded model; load it with Auto"):
+        h.evaluate(unloaded, tokenizer, rows.safety)
+    with pytest.raises(UsageError, match="tokenizer='world' is not a loaded tokenizer; load it"):
+        h.evaluate(fitting, unloaded, rows.safety)
 
 
 # ---------------------------------------------------------------------------------- public names

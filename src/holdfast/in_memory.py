@@ -313,16 +313,31 @@ def _most_rows(attack: Attack, benign: Examples, harmful: Examples) -> int:
     return max(1, min(limits))
 
 
+def _check_loaded(model: object, tokenizer: object) -> None:
+    if not hasattr(model, "get_input_embeddings"):
+        raise UsageError(
+            f"model={model!r} is not a loaded model; load it with "
+            "AutoModelForCausalLM.from_pretrained(...)"
+        )
+    if not hasattr(tokenizer, "get_vocab"):
+        raise UsageError(
+            f"tokenizer={tokenizer!r} is not a loaded tokenizer; load it with "
+            "AutoTokenizer.from_pretrained(...)"
+        )
+
+
 @contextlib.contextmanager
 def _unchanged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Loaded]:
     """Lend model and tokenizer, and put modes, gradients and random generators back afterwards.
 
     Raises:
-        UsageError: The tokenizer does not belong to the model, or cannot end a response.
+        UsageError: There is no model or no tokenizer, or the tokenizer does not belong to the
+            model, or cannot end a response.
     """
     from holdfast.models.checkpoints import Loaded, check_fit, prepare_tokenizer
     from holdfast.models.modes import untouched_generators
 
+    _check_loaded(model, tokenizer)
     check_fit(model, tokenizer, NAME)
     if tokenizer.pad_token_id is None:
         tokenizer = copy.deepcopy(tokenizer)

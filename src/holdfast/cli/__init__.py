@@ -33,11 +33,17 @@ class StageCommand(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Make the options, then the context as every command does."""
-        from holdfast.cli.options import command
+        from holdfast.cli.options import broken_rule, command
 
-        made = command(STAGES[str(self.name)])
+        stage = STAGES[str(self.name)]
+        made = command(stage)
         self.params, self.callback, self.epilog = made.params, made.callback, made.epilog
-        return super().make_context(*args, **kwargs)
+        try:
+            return super().make_context(*args, **kwargs)
+        except typer.BadParameter as error:
+            if rule := broken_rule(stage, error):
+                error.message = rule
+            raise
 
 
 def _made_when_called() -> None:

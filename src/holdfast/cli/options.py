@@ -14,11 +14,12 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from holdfast.cli import show
 from holdfast.errors import UsageError
-from holdfast.options import Description, Flag, OptionError, Options, describe
+from holdfast.options import Description, Flag, OptionError, Options, describe, option_types
 from holdfast.specs import parse_value, untyped
 from holdfast.stages.table import Stage
 
@@ -218,6 +219,20 @@ def command(stage: Stage) -> TyperCommand:
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(help=stage.summary, epilog=epilog)(call)
     return cast("TyperCommand", typer.main.get_command(alone))
+
+
+def broken_rule(stage: Stage, error: typer.BadParameter) -> str:
+    """Return a value and the rule that it breaks, in the words of the configuration.
+
+    typer checks types and bounds with pydantic, whose messages do not name the value. The result is
+    "" if the error is about something else, such as a missing option.
+    """
+    name = error.param.name if error.param else None
+    option_type = option_types(stage.load()[0]).get(name or "")
+    cause = error.__cause__
+    if option_type is None or not isinstance(cause, ValidationError):
+        return ""
+    return f"{cause.errors()[0]['input']!r} must be {option_type.rule}"
 
 
 def _estimate(stage: Stage) -> list[Parameter]:

@@ -106,8 +106,8 @@ def page(kind: str, name: str) -> Iterator[RenderableType]:
     table.add_column("type and default", max_width=26)
     table.add_column("what it does", ratio=1, overflow="fold")
     for option in options:
-        kind = escape(_type_and_default(option))
-        table.add_row(f"[bold]{option.name}[/]", kind, escape(option.help))
+        accepted = escape(_type_and_default(option))
+        table.add_row(f"[bold]{option.name}[/]", accepted, escape(option.help))
     yield table
     yield Text(f"Example: {example(kind, name, options)}")
 

@@ -22,8 +22,15 @@ def method(name: str) -> type[AlignmentTrainer]:
     the options are those of both.
 
     Raises:
-        UsageError: No such method, or two that do not go together.
+        UsageError: No such method, options after its name, or two that do not go together.
     """
+    bare, comma, settings = name.partition(",")
+    if comma:
+        flags = " ".join(f"--option {setting}" for setting in settings.split(","))
+        raise UsageError(
+            f"{name!r}: the options of a method do not follow its name; use --method {bare} "
+            f"{flags}, or `options` in a run file"
+        )
     first, *rest = (plugins.find("methods", part) for part in name.split("+"))
     if not rest:
         return cast("type[AlignmentTrainer]", first)

@@ -314,9 +314,9 @@ class RunDir:
         matching = [entry for entry in entries if name is None or entry.name == name]
         if not matching:
             missing = f"{stage} {name!r}" if name else f"{stage} results"
-            available = ", ".join(entry.name for entry in entries) or "nothing"
+            available = ", ".join(entry.name for entry in entries)
             raise UsageError(
-                f"{self.root}: no {missing} (has {available}); "
+                f"{self.root}: no {missing}{f' (has {available})' if available else ''}; "
                 f"run `holdfast {stage} --out {self.root}` first"
             )
         return matching

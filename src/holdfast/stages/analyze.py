@@ -34,7 +34,7 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
         UsageError: An analysis that was asked for lacks what it needs.
     """
     if not config.out.is_dir():
-        raise UsageError(f"{config.out}: no such run; `holdfast score --out` begins one")
+        raise UsageError(f"{config.out}: no such run directory; check --out")
     wanted = config.analyses or _possible(config)
     found = []
     for done, spec in enumerate(wanted):

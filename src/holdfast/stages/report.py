@@ -32,7 +32,7 @@ def report(config: ReportConfig) -> Path:
     """
     run = config.run
     if not run.entries():
-        raise UsageError(f"{run.root}: nothing to report; `holdfast run` or another stage first")
+        raise UsageError(f"{run.root}: nothing to report; check --out, or run a stage first")
     sections = [
         load_section(run.path(output))
         for entry in run.entries("analyze")

@@ -17,13 +17,13 @@ class Stage:
 
     Attributes:
         name: Name of the stage: of its command, and of its jobs in the manifest.
-        what: One sentence: what the stage does.
+        summary: One sentence: what the stage does.
         config: The class of its configuration, whose fields are the command's options.
         function: The function that takes a configuration.
         example: A command line that works, without "holdfast".
-        shown: The function that turns a result into what the command prints: a row, or rows.
-        without: Field -> why it is not an option of the command.
-        long: Whether the command has --estimate, which says what it costs.
+        presenter: The function that turns a result into what the command prints: a row, or rows.
+        excluded: Field -> why it is not an option of the command.
+        estimable: Whether the command has --estimate, which says what it costs.
     """
 
     name: str
