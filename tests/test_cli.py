@@ -680,11 +680,11 @@ def test_groups_tell_what_is_in_doubt_and_a_reason_once() -> None:
 
 
 def test_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    show.tell(False, [{"a": "[bold]x"}, {"b": 0.123456}])
+    show.print_output(False, [{"a": "[bold]x"}, {"b": 0.123456}])
     out = capsys.readouterr().out
     assert "[bold]x" in out
     assert "0.1235" in out
-    show.tell(False, show.sections([Section("Title", ("one.", "two."))]))
+    show.print_output(False, show.sections([Section("Title", ("one.", "two."))]))
     assert "two." in capsys.readouterr().out
     groups = Groups(("i", "k"), np.array([0, 1]), ("low", "high"), "r", "s", "d")
     assert show.groups(groups).items() >= {"low": 1, "high": 1, "rule": "r"}.items()

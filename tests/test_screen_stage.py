@@ -130,7 +130,7 @@ def test_what_is_told(setting: Setting) -> None:
     told = show.screened(screen(setting.config(new, groups="two")))
     assert (told["rows"], told["placed by scored"], told["placed by text"]) == (8, 7, 1)
     # Rank 1 first, in the vulnerable group; of the others the guess is somewhere.
-    assert told["most vulnerable"][0] == "row 2: rank 1.00 [1.00, 1.00], vulnerable with 100%"
+    assert told["most vulnerable"][0] == "row 2: rank 1.00 [1.00, 1.00], 100% likely vulnerable"
     assert len(told["most vulnerable"]) == show.FIRST
     assert any(note.startswith("1 of 8: no response") for note in told["notes"])
     assert "probe agrees with the scores" not in told

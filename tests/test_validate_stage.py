@@ -344,7 +344,7 @@ def test_no_number_is_broken_in_a_narrow_terminal(
     known = {f"{key}{end}": 0.95 for key in ("auroc", "spearman") for end in ("", "_low", "_high")}
     gain = {"gain": 0.44, "gain_low": -0.37, "gain_high": 0.5, "seconds": 123.4}
     wide = replace(found, rows=({**long, **known, **gain},), stability={"attack_direction": 0.99})
-    show.tell(False, show.validation(wide))
+    show.print_output(False, show.validation(wide))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "attack_direction" in line]
     assert "0.44 [-0.37, 0.50]" in line
     assert line.count("0.95 [0.95, 0.95]") == 2

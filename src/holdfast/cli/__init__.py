@@ -1,7 +1,7 @@
 """The command line: one command per stage, and `run`, `demo` and `verify` over all of them.
 
 `holdfast.stages.table` lists the stages; `options.py` turns a stage's configuration into options;
-`special.py` holds the commands that are no stage; `show.py` prints progress and results.
+`special.py` holds the commands that are not stages; `show.py` prints progress and results.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ app = typer.Typer(
 
 
 class StageCommand(TyperCommand):
-    """The command of a stage; its options are made when it is called, not when it is listed.
+    """The command of a stage, which builds its options only when it is called.
 
-    They come from the stage's configuration, whose module `holdfast --help` need not import.
+    The options come from the stage's configuration, whose module `holdfast --help` need not import.
     """
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the options, then the context as every command does."""
+        """Build the options, then the context, as every command does."""
         from holdfast.cli.options import broken_rule, command
 
         stage = STAGES[str(self.name)]
-        made = command(stage)
-        self.params, self.callback, self.epilog = made.params, made.callback, made.epilog
+        built = command(stage)
+        self.params = built.params
+        self.callback = built.callback
+        self.epilog = built.epilog
         try:
             return super().make_context(*args, **kwargs)
         except typer.BadParameter as error:
@@ -46,12 +48,12 @@ class StageCommand(TyperCommand):
             raise
 
 
-def _made_when_called() -> None:
-    """Stand in for a stage until `StageCommand` puts the real one here."""
+def _placeholder() -> None:
+    """Stand in for a stage's function until `StageCommand` builds the command."""
 
 
 for _name, _stage in STAGES.items():
-    app.command(_name, cls=StageCommand, help=_stage.summary)(_made_when_called)
+    app.command(_name, cls=StageCommand, help=_stage.summary)(_placeholder)
 app.add_typer(special.app)
 
 
@@ -76,10 +78,10 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; every error is one message and an exit code.
+    """Run the command line; every error becomes one message and an exit code.
 
-    0 is success, 1 a failure while running, 2 a command, option or input that must be changed,
-    130 an interruption.
+    Exit codes: 0 for success, 1 for a failure while running, 2 for a command, option or input that
+    must be changed, 130 for an interruption.
     """
     from holdfast.errors import HoldfastError
 
@@ -90,7 +92,7 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(
-            f"{where}{error.strerror or error}; what is finished is kept: fix this and rerun the "
+            f"{where}{error.strerror or error}; finished work is kept: fix this and rerun the "
             "same command",
             1,
         )

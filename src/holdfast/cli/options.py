@@ -1,7 +1,7 @@
-"""From a stage's configuration to the options of its command.
+"""Builds a command's options from its stage's configuration.
 
-A field is an option: its name, type, default, bounds and help are those of the field. So nothing is
-written twice, and a new field needs no line here.
+Every field becomes an option with the field's name, type, default, bounds and help, so nothing is
+written twice and a new field needs no line here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from holdfast.stages.planned_jobs import PlannedJob
 
-REPEATABLE = "An option of type list or NAME=VALUE may be given several times."
+REPEATABLE = "Repeat an option of type list or NAME=VALUE to give several values."
 
 
 # ---------------------------------------------------------------------------------------- options
@@ -36,23 +36,24 @@ REPEATABLE = "An option of type list or NAME=VALUE may be given several times."
 
 @dataclass(frozen=True)
 class Option:
-    """A field as an option.
+    """A configuration field as a command-line option.
 
     Attributes:
-        name: The field's.
-        flag: What is typed, e.g. "--poison-ratio".
-        words: The help.
-        parsed: The type that typer reads it as.
-        default: The field's; `...` if it must be given, None to leave it to the configuration.
-        form: What a mapping looks like, instead of its type; None for all else.
-        bounds: Keyword arguments of `typer.Option`: least and greatest value.
-        read: From the flag and what typer hands over to what the field takes; None if that is it.
-        short: Another flag that works as well; empty for none.
+        name: Name of the field.
+        flag: Flag on the command line, e.g. "--poison-ratio".
+        help: Help text.
+        parsed: Type that typer parses.
+        default: Default value; `...` for a required option, None to leave it to the configuration.
+        form: Metavar of a mapping; None for other types.
+        bounds: Keyword arguments of `typer.Option` for the smallest and largest value.
+        read: Converts typer's value, given the flag, to the field's; None if no conversion is
+            needed.
+        short: Another flag for the same option; empty if there is none.
     """
 
     name: str
     flag: str
-    words: str
+    help: str
     parsed: Any
     default: Any
     form: str | None = None
@@ -61,30 +62,30 @@ class Option:
     short: str = ""
 
     def parameter(self) -> Parameter:
-        """Return the parameter from which typer makes the option."""
-        # A flag that can be on without being given must have a way to be off.
+        """Return the parameter that typer turns into the option."""
+        # A flag that is not off by default needs a --no- form.
         switch = self.parsed is bool and self.default is not False
         info = typer.Option(
             self.default,
             f"{self.flag}/--no-{self.flag.removeprefix('--')}" if switch else self.flag,
             *([self.short] if self.short else []),
-            help=self.words,
+            help=self.help,
             metavar=self.form,
             **cast("dict[str, Any]", self.bounds),
         )
         return Parameter(self.name, Parameter.KEYWORD_ONLY, default=info, annotation=self.parsed)
 
-    def value(self, given: Any) -> Any:
-        """Return the field's value."""
-        return given if self.read is None else self.read(self.flag, given)
+    def value(self, parsed: Any) -> Any:
+        """Return the field's value from the one that typer parsed."""
+        return parsed if self.read is None else self.read(self.flag, parsed)
 
 
 def options_of(config: type[Options], without: Collection[str] = ()) -> list[Option]:
-    """Return the options of a configuration: required ones first, inherited ones last.
+    """Return the options of a configuration, required ones first, inherited ones last.
 
     Args:
         config: A stage's configuration.
-        without: Fields that are no option.
+        without: Names of fields that are not options.
     """
     own = inspect.get_annotations(config)
     descriptions = [option for option in describe(config) if option.name not in without]
@@ -110,7 +111,7 @@ def _option(field: FieldInfo, description: Description) -> Option:
             return replace(option, parsed=str, default=empty, form="NAME=VALUE,...", read=_mapping)
         return replace(option, parsed=list[str], default=empty, form="NAME=VALUE", read=_values)
     if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
-        # typer knows no lists of choices; what is no choice is refused by the configuration.
+        # typer has no lists of choices; the configuration checks the values.
         return replace(option, parsed=list[str])
     return option
 
@@ -133,8 +134,9 @@ def _help(description: Description) -> str:
 
 
 def _plain(annotation: Any) -> Any:
-    """Return an annotation without its marks and without None, which typer does not read."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    """Strip an annotation of its marks and of None, which typer cannot read."""
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Annotated:
         return _plain(arguments[0])
     if origin in (Union, UnionType):
@@ -146,7 +148,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _bounds(field: FieldInfo) -> dict[str, float]:
-    # typer has no open bounds: those (gt, lt) are left to the configuration.
+    # typer has no open bounds (gt, lt); the configuration checks those.
     bounds = {}
     for rule in field.metadata:
         for key, name in (("ge", "min"), ("le", "max")):
@@ -159,18 +161,21 @@ def _bounds(field: FieldInfo) -> dict[str, float]:
 
 
 def _mapping(flag: str, text: str) -> dict[str, str]:
-    return dict(pair(flag, part) for part in text.split(",")) if text else {}
+    if not text:
+        return {}
+    return dict(pair(flag, part) for part in text.split(","))
 
 
 def _values(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
-    return {key: _value(flag, text) for key, text in (pair(flag, p) for p in pairs)}
+    texts = dict(pair(flag, text) for text in pairs)
+    return {key: _value(flag, text) for key, text in texts.items()}
 
 
 def pair(flag: str, text: str) -> tuple[str, str]:
-    """Split NAME=VALUE.
+    """Split NAME=VALUE into name and value.
 
     Raises:
-        UsageError: There is no "=" or no name.
+        UsageError: The text has no "=" or no name.
     """
     key, separator, value = text.partition("=")
     if not separator or not key:
@@ -189,28 +194,28 @@ def _value(flag: str, text: str) -> Any:
 
 
 def command(stage: Stage) -> TyperCommand:
-    """Make the command of a stage."""
+    """Build the command of a stage."""
     config, function = stage.load()
     options = options_of(config, stage.excluded)
 
     def call(
-        *, context: typer.Context, as_json: bool, estimate: bool = False, **given: Any
+        *, context: typer.Context, as_json: bool, estimate: bool = False, **parsed: Any
     ) -> None:
         with show.running(as_json):
-            typed = {name: value for name, value in given.items() if _typed(context, name)}
-            chosen = configured(config, options, typed)
+            typed = {name: value for name, value in parsed.items() if _is_typed(context, name)}
+            settings = configured(config, options, typed)
             if estimate:
-                told = _estimated(stage, chosen)
+                output = _forecast(stage, settings)
             else:
-                _begin(stage, chosen)
-                told = stage.present(function(chosen))
-        show.tell(as_json, told)
+                _announce(stage, settings)
+                output = stage.present(function(settings))
+        show.print_output(as_json, output)
 
     parameters = [
         *(option.parameter() for option in options),
-        *_estimate(stage),
-        _json(),
-        _context(),
+        *_estimate_parameters(stage),
+        _json_parameter(),
+        _context_parameter(),
     ]
     cast("Any", call).__signature__ = Signature(parameters)
     epilog = f"Example: holdfast {stage.example}"
@@ -235,57 +240,61 @@ def broken_rule(stage: Stage, error: typer.BadParameter) -> str:
     return f"{cause.errors()[0]['input']!r} must be {option_type.rule}"
 
 
-def _estimate(stage: Stage) -> list[Parameter]:
+def _estimate_parameters(stage: Stage) -> list[Parameter]:
     if not stage.estimable:
         return []
-    info = typer.Option(False, "--estimate", help="Say what it would cost, and stop.")
+    info = typer.Option(False, "--estimate", help="Estimate time and memory, then stop.")
     return [Parameter("estimate", Parameter.KEYWORD_ONLY, default=info, annotation=bool)]
 
 
-def _estimated(stage: Stage, config: Any) -> show.Told:
+def _forecast(stage: Stage, config: Any) -> show.Output:
     from holdfast.stages.forecast import estimate
 
-    return estimate([_call(stage, config)], jobs=config.jobs).as_dict()
+    return estimate([_planned(stage, config)], jobs=config.jobs).as_dict()
 
 
-def _begin(stage: Stage, config: Any) -> None:
-    """Say of a long stage what is to be done."""
+def _announce(stage: Stage, config: Any) -> None:
+    """Show the estimate of a long stage before it begins."""
     if stage.estimable:
         from holdfast.stages.forecast import announce
 
-        announce([_call(stage, config)], jobs=config.jobs)
+        announce([_planned(stage, config)], jobs=config.jobs)
 
 
-def _call(stage: Stage, config: Any) -> PlannedJob:
+def _planned(stage: Stage, config: Any) -> PlannedJob:
     from holdfast.stages.planned_jobs import PlannedJob
 
     return PlannedJob(stage.name, "all", config)
 
 
-def _json() -> Parameter:
-    info = typer.Option(False, "--json", help="Print the result as JSON and nothing else.")
+def _json_parameter() -> Parameter:
+    info = typer.Option(False, "--json", help="Print only the result, as JSON.")
     return Parameter("as_json", Parameter.KEYWORD_ONLY, default=info, annotation=bool)
 
 
-def _context() -> Parameter:
+def _context_parameter() -> Parameter:
     return Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
 
-def _typed(context: typer.Context, name: str) -> bool:
-    """Whether an option was typed: a configuration may treat what was given unlike a default."""
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether the user typed the option, which a configuration may treat unlike a default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def configured(
-    config: type[Options], options: Sequence[Option], given: Mapping[str, Any]
+    config: type[Options], options: Sequence[Option], parsed: Mapping[str, Any]
 ) -> Options:
-    """Build the configuration; what was not given is left to its defaults.
+    """Build the configuration; options without a value keep their defaults.
 
     Raises:
-        UsageError: A value breaks a rule of the configuration; the message names its option.
+        UsageError: A value breaks a rule of the configuration; the message names the option.
     """
-    values = {o.name: o.value(given[o.name]) for o in options if given.get(o.name) is not None}
+    values = {}
+    for option in options:
+        value = parsed.get(option.name)
+        if value is not None:
+            values[option.name] = option.value(value)
     try:
         return config(**values)
     except OptionError as error:

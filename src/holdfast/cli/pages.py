@@ -1,4 +1,4 @@
-"""The pages of the documentation that are generated: commands and plug-ins with their options."""
+"""Generates the documentation pages that list commands and plug-ins with their options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from holdfast.stages.table import STAGES, Stage
 
 
 def pages() -> dict[str, str]:
-    """Return file name -> Markdown."""
+    """Return the pages as a mapping from file name to Markdown."""
     return {"commands.md": commands_page(), "plugins.md": plugins_page()}
 
 
 def commands_page() -> str:
-    """Return the options of every stage's command."""
+    """Return the page that lists the options of every stage's command."""
     lines = [
         "# Commands and their options",
         "",
@@ -40,7 +40,7 @@ def _command_table(stage: Stage) -> Iterator[str]:
 
 
 def plugins_page() -> str:
-    """Return the options of every plug-in that ships with holdfast."""
+    """Return the page that lists the options of every plug-in shipped with holdfast."""
     lines = [
         "# Plug-ins and their options",
         "",
@@ -68,7 +68,7 @@ def _plugin(kind: str, name: str) -> list[str]:
 
 
 def _paragraph(text: str) -> str:
-    """Return prose as Markdown; formulas are indented in docstrings as they are in Markdown."""
+    """Escape prose for Markdown; indented formulas are Markdown already."""
     if text.startswith("    "):
         return text
     parts = re.split(r"(`[^`]*`)", text)

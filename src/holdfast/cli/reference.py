@@ -1,4 +1,4 @@
-"""Plug-ins and their options in a terminal: kinds, plug-ins of a kind, options of a plug-in."""
+"""Describes plug-ins for the terminal: the kinds, the plug-ins of a kind, a plug-in's options."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 KIND_HELP = {
     "estimators": "predict how soon each alignment row is forgotten",
-    "methods": "train an alignment",
-    "guards": "what a provider does about a customer's fine-tuning",
+    "methods": "train the alignment",
+    "guards": "protect a model while or after a customer fine-tunes it",
     "judges": "decide whether a response is harmful",
-    "tasks": "what a customer fine-tunes for",
-    "poisons": "what an attacker makes of the rows",
-    "analyses": "chapters of the report",
+    "tasks": "downstream tasks that a customer fine-tunes for",
+    "poisons": "how an attacker prepares the harmful rows",
+    "analyses": "write the chapters of the report",
 }
 
 
@@ -35,10 +35,10 @@ def kinds() -> list[dict[str, Any]]:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse an unknown kind.
+    """Check that a kind of plug-in exists.
 
     Raises:
-        UsageError: The message lists the kinds.
+        UsageError: It does not; the message lists the kinds.
     """
     if kind not in plugins.KINDS:
         raise UsageError(f"{kind!r} is not a kind of plug-in: use {', '.join(plugins.KINDS)}")
@@ -54,7 +54,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
 
 
 def options_class(kind: str, name: str) -> type[Options]:
-    """Return the class whose fields are a plug-in's options; a method's are a class of their own.
+    """Return the class whose fields are a plug-in's options: `Options` for methods, else itself.
 
     Raises:
         UsageError: There is no such plug-in, or its options cannot be described.
@@ -70,7 +70,7 @@ def options_class(kind: str, name: str) -> type[Options]:
 
 
 def details(kind: str, name: str) -> dict[str, Any]:
-    """Return all there is to know of a plug-in, as plain data."""
+    """Return a plug-in's description and options as plain data."""
     options = describe(options_class(kind, name))
     cls = plugins.find(kind, name)
     return {
@@ -88,7 +88,7 @@ def _plain(option: Description) -> dict[str, Any]:
 
 
 def page(kind: str, name: str) -> Iterator[RenderableType]:
-    """Yield what a terminal shows of a plug-in, readable at 80 columns."""
+    """Yield a plug-in's description and options for a terminal of 80 columns or more."""
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
@@ -113,7 +113,7 @@ def page(kind: str, name: str) -> Iterator[RenderableType]:
 
 
 def _reflowed(paragraph: str) -> str:
-    """Join the lines of a paragraph of prose; formulas and lists keep theirs."""
+    """Join the lines of a prose paragraph; formulas and lists keep their line breaks."""
     lines = paragraph.splitlines()
     prose = not any(line.startswith((" ", "- ")) for line in lines)
     return " ".join(lines) if prose else paragraph
@@ -126,12 +126,12 @@ def _type_and_default(option: Description) -> str:
 
 
 def type_text(option: Description) -> str:
-    """Return the type of an option with its range."""
+    """Return an option's type and range as text."""
     return ", ".join(part for part in (option.type, option.range) if part)
 
 
 def example(kind: str, name: str, options: list[Description]) -> str:
-    """Return what is typed for a plug-in to set what must be set, or the first option."""
+    """Return a sample spec that sets the required options, or else the first option."""
     settings = [f"{option.name}=..." for option in options if option.required]
     if not settings:
         settings = [f"{option.name}={value_text(option.default)}" for option in options[:1]]

@@ -1,4 +1,4 @@
-"""What a person sees: progress on stderr while a command runs, its result on stdout."""
+"""Prints progress to stderr while a command runs, and its result to stdout."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from holdfast.screening.text_screener import Screen, ScreenedRow
 
 Row = dict[str, Any]
-Told = Mapping[str, Any] | Sequence[Row]
-"""What a command tells: one row, or a table of them."""
+Output = Mapping[str, Any] | Sequence[Row]
+"""What a command prints: one row, or a table of rows."""
 FIRST = 5
-"""Rows of a screening that are named; the file and the table have them all."""
+"""Number of screened rows printed; the files hold them all."""
 
 
 # --------------------------------------------------------------------------------------- progress
@@ -49,11 +49,11 @@ def running(as_json: bool) -> Iterator[None]:
             bars = stack.enter_context(_bars())
             stack.enter_context(progress.showing(*bars))
         elif not as_json and is_first_process():
-            stack.enter_context(progress.showing(_Lines(), _line_of))
+            stack.enter_context(progress.showing(_Lines(), _print_line))
         try:
             yield
         except KeyboardInterrupt as error:
-            # typer would end without a word.
+            # typer would exit without a message.
             raise Interrupted(
                 "interrupted; finished work is kept, and the same command continues from there"
             ) from error
@@ -91,18 +91,18 @@ def _bars() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], N
             if done >= total:
                 bars.remove_task(tasks.pop(what))
 
-        def say(text: str) -> None:
+        def print_line(text: str) -> None:
             bars.console.print(text, style="bold", markup=False, highlight=False)
 
-        yield show, say
+        yield show, print_line
 
 
-def _line_of(text: str) -> None:
+def _print_line(text: str) -> None:
     typer.secho(text, err=True, bold=True)
 
 
 class _Lines:
-    """Progress without a terminal: a line at each quarter."""
+    """Prints progress without a terminal: one line per quarter."""
 
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
@@ -118,7 +118,7 @@ class _Lines:
 
 
 def scores(result: Scores) -> Row:
-    """Tell what was scored, how much of it is known, and what it cost."""
+    """Return how many rows were scored, with which estimator, and its facts."""
     import numpy as np
 
     errors = np.array([]) if result.errors is None else result.errors
@@ -132,53 +132,65 @@ def scores(result: Scores) -> Row:
 
 
 def validation(result: Validation) -> list[Row]:
-    """Tell how well each estimator and variant agrees with the attacks, the ceiling last.
+    """Return how well each estimator and variant agrees with the attacks, the ceiling last.
 
     "above free" is the gain in AUROC over the free margin, "seeds" the rank correlation between
-    seeds; in brackets behind AUPRC is what chance would have. In a terminal of 120 columns no
-    interval is broken.
+    seeds; the number in brackets after AUPRC is that of a random order. No interval is wrapped in
+    a terminal of 120 columns.
     """
 
-    def shown(row: Mapping[str, Any], key: str) -> str:
-        known = [row[key], row[f"{key}_low"], row[f"{key}_high"]]
-        if any(value is None for value in known):
+    def with_interval(row: Mapping[str, Any], key: str) -> str:
+        value = row[key]
+        low = row[f"{key}_low"]
+        high = row[f"{key}_high"]
+        if value is None or low is None or high is None:
             return "unknown"
-        return f"{known[0]:.2f} [{known[1]:.2f}, {known[2]:.2f}]"
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
     def precision(row: Mapping[str, Any]) -> str:
-        known = [row["auprc"], row["base_rate"]]
-        return "unknown" if None in known else f"{known[0]:.2f} ({known[1]:.2f})"
+        value = row["auprc"]
+        chance = row["base_rate"]
+        if value is None or chance is None:
+            return "unknown"
+        return f"{value:.2f} ({chance:.2f})"
 
-    def stable(row: Mapping[str, Any]) -> str:
-        """Return the rank correlation between seeds, at the first seed's row."""
+    def seed_correlation(row: Mapping[str, Any]) -> str:
+        """Return the rank correlation between seeds, in the estimator's first row only."""
         name = row["estimator"]
         if row is not next(r for r in result.rows if r["estimator"] == name):
             return ""
         value = result.stability[name]
         return "unknown" if value is None else f"{value:.2f}"
 
-    found: list[Row] = [
+    rows: list[Row] = [
         {
             "estimator": row["estimator"],
             "variant": row["variant"] or f"seed {row['seed']}",
-            "AUROC": shown(row, "auroc"),
+            "AUROC": with_interval(row, "auroc"),
             "AUPRC": precision(row),
-            "Spearman": shown(row, "spearman"),
-            "above free": shown(row, "gain"),
-            "seeds": stable(row),
+            "Spearman": with_interval(row, "spearman"),
+            "above free": with_interval(row, "gain"),
+            "seeds": seed_correlation(row),
             "seconds": "unknown" if row["seconds"] is None else f"{row['seconds']:.1f}",
         }
         for row in result.rows
     ]
     if result.unknown:
-        found.append({"estimator": "left out", "variant": f"{result.unknown} rows: undecided"})
-    best = {k: "unknown" if v is None else f"{v:.2f}" for k, v in result.ceiling.items()}
-    last: Row = {"estimator": "ceiling", "variant": "another attack"}
-    return [*found, {**last, "AUROC": best["auroc"], "Spearman": best["spearman"]}]
+        rows.append({"estimator": "left out", "variant": f"{result.unknown} rows: undecided"})
+    ceiling = {k: "unknown" if v is None else f"{v:.2f}" for k, v in result.ceiling.items()}
+    rows.append(
+        {
+            "estimator": "ceiling",
+            "variant": "another attack",
+            "AUROC": ceiling["auroc"],
+            "Spearman": ceiling["spearman"],
+        }
+    )
+    return rows
 
 
 def screened(result: Screen) -> Row:
-    """Tell how the new rows were placed, the first of them, and how far that can be trusted."""
+    """Return how the new rows were placed, the most vulnerable of them, and the caveats."""
     notes = Counter(note for row in result.rows for note in row.note.split("; ") if note)
     probe = {"probe agrees with the scores": result.facts["agreement"]} if result.facts else {}
     return {
@@ -187,57 +199,57 @@ def screened(result: Screen) -> Row:
         "most vulnerable": [_placed(i, row) for i, row in result.ranked[:FIRST]],
         "notes": [f"{n} of {len(result.rows)}: {note}" for note, n in notes.most_common()],
         **probe,
-        "accuracy": [str(one) for one in result.accuracy],
+        "accuracy": [str(check) for check in result.accuracy],
     }
 
 
 def _placed(position: int, row: ScreenedRow) -> str:
     if math.isnan(row.rank):
         return f"row {position + 1}: unknown"
-    chance = "" if math.isnan(row.vulnerable) else f", vulnerable with {row.vulnerable:.0%}"
+    chance = "" if math.isnan(row.vulnerable) else f", {row.vulnerable:.0%} likely vulnerable"
     note = f"; {row.note}" if row.note else ""
     return f"row {position + 1}: rank {row.rank:.2f} [{row.low:.2f}, {row.high:.2f}]{chance}{note}"
 
 
 def groups(result: Groups) -> Row:
-    """Tell how large the groups are; the reason for a rule is part of its words."""
+    """Return the sizes of the groups and the rule, which states its own reason."""
     facts = {key: value for key, value in result.facts.items() if key != "reason"}
     unsure = {} if "too_close_to_call" in facts else {"too_close_to_call": "unknown"}
     return {**result.sizes, "rule": result.rule, **facts, **unsure}
 
 
 def sections(results: Sequence[Section]) -> list[Row]:
-    """Tell what the analyses found."""
+    """Return the findings of the analyses."""
     return [{"section": s.title, "findings": list(s.findings)} for s in results]
 
 
 def aligned(path: Path) -> Row:
-    """Tell where the model is."""
+    """Return where the model was saved."""
     return {"model": str(path)}
 
 
 def report(path: Path) -> Row:
-    """Tell where the report is."""
+    """Return where the report was written."""
     return {"report": str(path)}
 
 
 def attacks(results: Sequence[AttackResult]) -> list[Row]:
-    """Tell how long models held."""
+    """Return how long the models held."""
     return [attack(result) for result in results]
 
 
 def evaluations(results: Sequence[Evaluation]) -> list[Row]:
-    """Tell where models stand."""
+    """Return the scores of the models."""
     return [evaluation(result) for result in results]
 
 
 def searches(results: Sequence[SearchResult]) -> list[Row]:
-    """Tell the worst attacks that were found."""
+    """Return the worst attack found on each model."""
     return [adapted(result) for result in results]
 
 
 def evaluation(result: Evaluation) -> Row:
-    """Tell where a model stands."""
+    """Return the scores of a model."""
     from holdfast.reports.facts import share
 
     row: Row = {"model": result.model}
@@ -252,7 +264,7 @@ def evaluation(result: Evaluation) -> Row:
 
 
 def attack(result: AttackResult) -> Row:
-    """Tell how long a model held."""
+    """Return how long a model held."""
     from holdfast.results.lives import REFUSAL_HALF_LIFE, life_until
 
     last = result.points[-1]
@@ -271,13 +283,13 @@ def attack(result: AttackResult) -> Row:
 
 
 def adapted(result: SearchResult) -> Row:
-    """Tell the worst attack that was found."""
+    """Return the worst attack found on a model."""
     from holdfast.stats.intervals import wilson
 
     worst = result.worst
     row: Row = {"model": result.model, "trials": len(result.trials)}
     if worst is None:
-        return {**row, "worst HS": "unknown: none kept the floor"}
+        return {**row, "worst HS": "unknown: no trial kept the floor"}
     return {
         **row,
         "worst HS": str(wilson(worst.harmful, worst.n)),
@@ -288,26 +300,30 @@ def adapted(result: SearchResult) -> Row:
 
 
 def end_of_run(as_json: bool, out: Path, page: Path) -> None:
-    """Print the table that a run ends with, and where its report is."""
+    """Print the summary of a run and where its report is."""
     from holdfast.results.artifacts import AttackResult, Evaluation
     from holdfast.results.run_dir import RunDir
 
     directory = RunDir(out)
-    standings = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
+    models = [Evaluation.load(directory.result(e)) for e in directory.entries("evaluate")]
     results = [AttackResult.load(directory.result(e)) for e in directory.entries("attack")]
     if as_json:
-        rows = evaluations(standings)
-        hits = attacks(results)
-        tell(True, {"evaluations": rows, "attacks": hits, "report": str(page)})
+        summary = {
+            "evaluations": evaluations(models),
+            "attacks": attacks(results),
+            "report": str(page),
+        }
+        print_output(True, summary)
         return
-    tell(False, [_line(e, [a for a in results if a.model == e.model]) for e in standings])
+    rows = [_summary(e, [a for a in results if a.model == e.model]) for e in models]
+    print_output(False, rows)
     typer.echo("HS: harmful score. Half-life: attack steps until half of all answers are harmful.")
-    typer.echo("Refuses: attack steps until half of all answers are no refusals any more.")
+    typer.echo("Refuses: attack steps until half of all answers are no longer refusals.")
     typer.echo(f"Report: {page}")
 
 
-def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
-    """Return a line of the table that a run ends with."""
+def _summary(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
+    """Return a model's row in the summary of a run."""
     from holdfast.results.attacks import table_names
     from holdfast.results.lives import REFUSAL_HALF_LIFE, life_until
 
@@ -331,8 +347,8 @@ def _line(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
 # --------------------------------------------------------------------------------------- printing
 
 
-def tell(as_json: bool, value: Told) -> None:
-    """Print a result on stdout: JSON and nothing else, or a table. One of several processes."""
+def print_output(as_json: bool, output: Output) -> None:
+    """Print a result to stdout as JSON or as a table; of several processes, one prints."""
     from holdfast.results.files import to_json
     from holdfast.results.run_dir import is_first_process
 
@@ -340,22 +356,22 @@ def tell(as_json: bool, value: Told) -> None:
         return
 
     if as_json:
-        typer.echo(json.dumps(to_json(value), ensure_ascii=False))
+        typer.echo(json.dumps(to_json(output), ensure_ascii=False))
         return
     from rich.console import Console
     from rich.measure import Measurement
 
-    # Without a terminal rich would wrap at 80 columns.
+    # Without a terminal, rich would wrap at 80 columns.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    table = _facts(value) if isinstance(value, Mapping) else _table(value)
-    wanted = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    if wanted > console.width:
-        table.padding = 0  # narrow before numbers are broken
+    table = _facts(output) if isinstance(output, Mapping) else _table(output)
+    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    if width > console.width:
+        table.padding = 0  # rather than wrapping numbers
     console.print(table)
 
 
 def page(parts: Iterable[RenderableType]) -> None:
-    """Print texts and tables that wrap at the terminal's width, at 80 columns without one."""
+    """Print texts and tables, wrapped at the terminal's width, or at 80 columns without one."""
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
