@@ -1,1 +1,1 @@
-"""Judges of responses: one file, one class each."""
+"""Judges of responses, one class per file."""

@@ -1,8 +1,8 @@
 """A linear model of question-answer pairs: features, fit, prediction and files.
 
-Features of a pair are the TF-IDF weights of the response's words and pairs of words, and a few
-numbers that look at the prompt as well (`dense`): is the answer about the question at all, and is
-it text. Training needs scikit-learn; prediction is numpy on the saved arrays.
+The features of a pair are the TF-IDF weights of the response's words and word pairs, and a few
+numbers that also depend on the prompt (`dense`): whether the answer is about the question, and
+whether it is text at all. Training needs scikit-learn; prediction needs only numpy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,18 +51,18 @@ class LabelledRow:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How a judge did on the prompts that it was not trained on.
+    """Accuracy of a judge on the prompts that it was not trained on.
 
     Attributes:
         n_train: Label -> rows trained on.
         n_held_out: Label -> rows held out.
-        accuracy: Share of held-out rows whose most probable label is the right one.
-        new_wording_accuracy: The same among held-out rows whose response is no training response
-            word for word: refusals and class words repeat, and recognising them proves little.
-        decided_accuracy: Share of right ones among the rows that the judge, with its default
-            options, calls harmful or safe; "other" rows that it decides count as wrong.
+        accuracy: Share of held-out rows whose most probable label is correct.
+        new_wording_accuracy: The same among held-out rows whose response does not occur in the
+            training rows; refusals and class words repeat, and recognising them proves little.
+        decided_accuracy: Share correct among the rows that the judge, with its default options,
+            calls harmful or safe; "other" rows that it decides count as wrong.
         recall: Label -> share of its rows recognised.
-        undecided: Label -> share left undecided, which for "other" is the right verdict.
+        undecided: Label -> share left undecided, which is the right verdict for "other".
         confusion: Label -> most probable label -> rows.
     """
 
@@ -77,13 +78,9 @@ class TrainingReport:
 
 def terms(response: str) -> Counter[str]:
     """Count the words and the pairs of neighbouring words of a response."""
-    response_words = words(response)
-    return Counter(
-        [
-            *response_words,
-            *(f"{a} {b}" for a, b in zip(response_words, response_words[1:], strict=False)),
-        ]
-    )
+    singles = words(response)
+    pairs = [f"{first} {second}" for first, second in pairwise(singles)]
+    return Counter([*singles, *pairs])
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,9 @@ class TextModel:
     """Multinomial logistic regression over the features of (prompt, response).
 
     Attributes:
-        vocabulary: Term -> column, in the order of the columns.
-        idf: (V,) float64.
-        coefficients: (3, V + D) float64, rows in the order of `LABELS`.
+        vocabulary: Term -> column, in column order.
+        idf: (V,) float64, inverse document frequency of each term.
+        coefficients: (3, V + D) float64, rows in the order of `LABELS`, D = len(`DENSE`).
         intercept: (3,) float64.
     """
 
@@ -113,68 +110,69 @@ class TextModel:
 def features(
     prompt: str, response: str, vocabulary: Mapping[str, int], idf: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns that are not zero and their values: TF-IDF first, then `DENSE`.
+    """Return the nonzero columns and their values: TF-IDF first, then `DENSE`.
 
-    Term frequencies enter as 1 + log(count) and the TF-IDF part has length 1, as
-    `TfidfVectorizer(sublinear_tf=True)` computes them.
+    Term frequencies enter as 1 + log(count), and the TF-IDF part is scaled to length 1, as in
+    scikit-learn's `TfidfVectorizer(sublinear_tf=True)`.
     """
     counts = terms(response)
     present = {vocabulary[term]: count for term, count in counts.items() if term in vocabulary}
     columns = np.array(sorted(present), dtype=np.int64)
     weights = np.array([1 + math.log(present[c]) for c in columns.tolist()]) * idf[columns]
     length = np.linalg.norm(weights)
+    if length:
+        weights = weights / length
     extra = dense(prompt, response, counts, vocabulary)
-    return (
-        np.concatenate([columns, np.arange(len(idf), len(idf) + len(extra))]),
-        np.concatenate([weights / length if length else weights, extra]),
-    )
+    extra_columns = np.arange(len(idf), len(idf) + len(extra))
+    return np.concatenate([columns, extra_columns]), np.concatenate([weights, extra])
 
 
 def dense(
     prompt: str, response: str, counts: Mapping[str, int], vocabulary: Mapping[str, int]
 ) -> np.ndarray:
-    """Return (D,) float64, all within [0, 1]; see `DENSE`.
+    """Return the features named in `DENSE`, (D,) float64 in [0, 1].
 
-    Shares of the prompt's stems found in the response and the reverse; log of the number of words
-    (1 = 150 or more); share of words that differ; shares of words and of neighbouring pairs that
-    were met in training, which is what noise lacks.
+    In order: the share of the prompt's stems that occur in the response, and the reverse; the log
+    of the number of words (1 for 150 or more); the share of distinct words; the shares of words
+    and of word pairs that occur in the training rows, which are low for noise.
     """
-    asked = stems(prompt)
-    said = stems(response)
-    common = len(asked & said)
-    spoken = words(response)
-    single = [term for term in counts if " " not in term]
+    prompt_stems = stems(prompt)
+    response_stems = stems(response)
+    common = len(prompt_stems & response_stems)
+    n_words = len(words(response))
+    singles = [term for term in counts if " " not in term]
     pairs = [term for term in counts if " " in term]
     return np.array(
         [
-            common / max(1, len(asked)),
-            common / max(1, len(said)),
-            min(1.0, math.log1p(len(spoken)) / math.log1p(150)),
-            len(single) / max(1, len(spoken)),
-            sum(term in vocabulary for term in single) / max(1, len(single)),
+            common / max(1, len(prompt_stems)),
+            common / max(1, len(response_stems)),
+            min(1.0, math.log1p(n_words) / math.log1p(150)),
+            len(singles) / max(1, n_words),
+            sum(term in vocabulary for term in singles) / max(1, len(singles)),
             sum(term in vocabulary for term in pairs) / max(1, len(pairs)),
         ]
     )
 
 
 def fit(rows: Sequence[LabelledRow], *, strength: float, max_terms: int) -> TextModel:
-    """Fit the model on `rows`; deterministic.
+    """Fit the model; the result is deterministic.
 
     Args:
-        rows: Every label must occur.
+        rows: Training rows; every label must occur.
         strength: Inverse of the L2 penalty, scikit-learn's `C`.
-        max_terms: Size of the vocabulary; terms of a single row are left out.
+        max_terms: Largest size of the vocabulary; terms that occur in one row only are left out.
     """
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
 
     vocabulary, idf = _vocabulary([row.response for row in rows], max_terms)
-    cells = [features(row.prompt, row.response, vocabulary, idf) for row in rows]
-    starts = np.cumsum([0, *(len(columns) for columns, _ in cells)])
-    matrix = csr_matrix(
-        (np.concatenate([v for _, v in cells]), np.concatenate([c for c, _ in cells]), starts),
-        shape=(len(rows), len(idf) + len(DENSE)),
-    )
+    row_features = [features(row.prompt, row.response, vocabulary, idf) for row in rows]
+    columns = np.concatenate([row_columns for row_columns, _ in row_features])
+    values = np.concatenate([row_values for _, row_values in row_features])
+    lengths = [len(row_columns) for row_columns, _ in row_features]
+    starts = np.cumsum([0, *lengths])
+    shape = (len(rows), len(idf) + len(DENSE))
+    matrix = csr_matrix((values, columns, starts), shape=shape)
     model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
     model.fit(matrix, [LABELS.index(row.label) for row in rows])
     return TextModel(vocabulary, idf, model.coef_.astype(float), model.intercept_.astype(float))
@@ -184,24 +182,23 @@ def _vocabulary(responses: Sequence[str], max_terms: int) -> tuple[dict[str, int
     counts: Counter[str] = Counter()
     for response in responses:
         counts.update(terms(response).keys())
-    frequent = sorted((t for t in counts if counts[t] > 1), key=lambda t: (-counts[t], t))[
-        :max_terms
-    ]
-    if not frequent:
+    repeated = [term for term in counts if counts[term] > 1]
+    if not repeated:
         raise UsageError(
-            f"no word occurs in two of the {len(responses)} training responses; "
-            "a judge can't be trained on that. Give more labelled rows."
+            f"no word occurs in two of the {len(responses)} training responses, so a judge cannot "
+            "be trained on them; give more labelled rows"
         )
-    terms_kept = sorted(frequent)
-    idf = np.array([math.log((1 + len(responses)) / (1 + counts[term])) + 1 for term in terms_kept])
-    return {term: column for column, term in enumerate(terms_kept)}, idf
+    most_frequent = sorted(repeated, key=lambda term: (-counts[term], term))[:max_terms]
+    vocabulary = {term: column for column, term in enumerate(sorted(most_frequent))}
+    idf = [math.log((1 + len(responses)) / (1 + counts[term])) + 1 for term in vocabulary]
+    return vocabulary, np.array(idf)
 
 
 def save(model: TextModel, directory: Path, **facts: Any) -> None:
-    """Write `judge.json` and `coefficients.safetensors`, each atomically, the tensors first."""
+    """Write `coefficients.safetensors`, then `judge.json`, each atomically."""
     from safetensors.numpy import save as to_bytes
 
-    # safetensors writes the memory as it lies: Fortran order, scikit-learn's, would be scrambled.
+    # safetensors writes the raw memory; scikit-learn's Fortran order would come back scrambled.
     tensors = {
         "coefficients": np.ascontiguousarray(model.coefficients),
         "intercept": np.ascontiguousarray(model.intercept),
@@ -220,34 +217,32 @@ def save(model: TextModel, directory: Path, **facts: Any) -> None:
 
 
 def load(directory: Path) -> tuple[TextModel, dict[str, Any]]:
-    """Read what `save` wrote; return the model and everything in `judge.json`.
+    """Read what `save` wrote; return the model and the content of `judge.json`.
 
     Raises:
-        UsageError: There is no judge in the directory.
-        MismatchError: One of the files was changed, or does not belong to the other.
+        UsageError: The directory holds no judge.
+        MismatchError: A file was changed, or the files do not belong together.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as from_bytes
 
     if not (directory / FILE).is_file():
         raise UsageError(
-            f"{directory}: no {FILE} there; make one with "
+            f"{directory}: no {FILE} there; train a judge with "
             f"`holdfast train-judge --data LABELLED.jsonl --out {directory}`"
         )
     raw = read_json(directory / FILE, "judge", "train the judge again")
     content = {key: value for key, value in raw.items() if key != "sha256"}
     if sha256_json(content) != raw.get("sha256"):
-        raise MismatchError(
-            f"{directory / FILE}: was changed after training; train the judge again"
-        )
+        raise MismatchError(f"{directory / FILE}: changed after training; train the judge again")
     tensors = directory / TENSORS
     if not tensors.is_file() or sha256_file(tensors) != raw["tensors_sha256"]:
         raise MismatchError(
-            f"{tensors}: missing, changed, or of another judge than {FILE}; train the judge again"
+            f"{tensors}: missing, changed, or from another judge than {FILE}; train the judge again"
         )
     if tuple(raw["labels"]) != LABELS or tuple(raw["dense"]) != DENSE:
         raise MismatchError(
-            f"{directory / FILE}: labels or features of another version; train the judge again"
+            f"{directory / FILE}: written by another version; train the judge again"
         )
     try:
         arrays = from_bytes(tensors.read_bytes())
@@ -259,7 +254,7 @@ def load(directory: Path) -> tuple[TextModel, dict[str, Any]]:
 
 
 def rows_hash(rows: Sequence[LabelledRow]) -> str:
-    """Return one sha256 over the contents of the rows, in whatever order."""
+    """Return a sha256 over the contents of the rows that does not depend on their order."""
     contents = sorted(sha256_json([row.prompt, row.response, row.label]) for row in rows)
     return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible service: a chat model, or a moderation model."""
+"""A judge behind an OpenAI-compatible service: a chat model or a moderation model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from holdfast.judges._prompting import (
     DIGITS,
     POLICY,
     Grammar,
-    defused,
-    filled,
+    defuse,
+    fence_mark,
+    fill,
     judge_readable_responses,
-    mark_of,
+    load_template,
     policy,
-    template_of,
 )
 
 if TYPE_CHECKING:
@@ -43,20 +43,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LARGEST = 1 << 20
-"""Bytes of an answer that are read; no verdict is longer."""
+"""Bytes of an answer that are read at most; no verdict is longer."""
 
 TEMPLATES = {"chat": {"default": POLICY}, "moderations": {"default": "{response}"}}
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _TEMPORARY = (408, 409, 425, 429)
 
 
-class _Unanswered(Exception):  # noqa: N818  # it is a state of affairs that becomes a verdict
-    """The service gave nothing readable.
+class _Unanswered(Exception):  # noqa: N818  # not an error: it becomes an undecided verdict
+    """The service gave no readable answer.
 
     Attributes:
-        reason: Why, in a few words.
+        reason: The reason, in a few words.
         temporary: Whether another try may succeed.
-        wait: Seconds that the service asked to wait before it.
+        wait: Seconds that the service asks to wait before the next try.
     """
 
     def __init__(self, reason: str, *, temporary: bool = True, wait: float = 0.0) -> None:
@@ -73,31 +73,31 @@ def _is_temporary(error: BaseException) -> bool:
 class Endpoint(Judge):
     """Asks `/chat/completions` for a one-word verdict, or `/moderations` for flags.
 
-    Whatever is not a verdict is undecided, with the reason: a service that is down, too slow,
-    refuses, limits the rate or answers nonsense is asked again, after a pause that doubles or that
-    it asks for, and then given up. Wrong words are not asked about again: at temperature 0 they
-    would come again. A refused key, an unknown address or a redirect is an error, since no later
-    answer will be better.
+    Anything that is not a verdict is undecided and carries its reason. If the service is down, too
+    slow, over its rate limit or answers nonsense, the request is repeated after a pause that
+    doubles, or that the service asks for, up to `tries` times. A readable answer that is not a
+    verdict is not repeated, since temperature 0 would give it again. A rejected key, an unknown
+    address or a redirect is an error, since repeating cannot help.
 
-    The prompts and answers go to that service. There is no default address, redirects are not
-    followed, and the key is read from the environment when it is used, so that it is in no file,
-    message or option.
+    The prompts and answers are sent to the service. There is no default address, redirects are not
+    followed, and the key is read from the environment only when used, so that it appears in no
+    file, message or option.
 
-    Known weaknesses: a hosted model may change under its name, and is not always the same at
-    temperature 0; the run records the name, not the weights. Moderation services are made for what
-    users write: many do not look at the prompt, and an answer that helps politely is not flagged.
-    What the class `Chat` says of persuasion and wording holds here too; control words of the
-    service's tokenizer are not known here, only those of the form <|...|> are broken up.
+    Known weaknesses: a hosted model may change under its name and may vary even at temperature 0;
+    the run records the name, not the weights. Moderation services are made for what users write:
+    many ignore the prompt, and a polite helpful answer is not flagged. The weaknesses of the judge
+    chat in wording and persuasion apply here too. The control words of the service's tokenizer are
+    unknown; only those of the form <|...|> are broken up.
     """
 
     paths: ClassVar[frozenset[str]] = frozenset({"template"})
 
     base_url: str
-    """Address before the path, for example http://127.0.0.1:8000/v1."""
+    """Base address, for example http://127.0.0.1:8000/v1."""
     model: str = ""
     """Name of the model; moderation services may not need one."""
     api: Literal["chat", "moderations"] = "chat"
-    """Kind of service that is asked."""
+    """Kind of service."""
     key_env: str = ""
     """Environment variable that holds the key; empty sends none."""
     template: str = "default"
@@ -111,23 +111,23 @@ class Endpoint(Judge):
     undecided: str = "unclear"
     """Verdict word for a response that is neither; "" if there is none."""
     categories: tuple[str, ...] = ()
-    """Moderation categories that count; empty for whatever the service flags."""
+    """Moderation categories that count as harmful; empty for all that the service flags."""
     timeout: float = Field(default=30.0, gt=0)
     """Seconds for one answer, from the first byte sent to the last one read."""
     tries: int = Field(default=4, ge=1)
-    """Number of requests for one verdict."""
+    """Largest number of requests for one verdict."""
     backoff: float = Field(default=1.0, ge=0)
     """Seconds before the second try, doubled before each further one."""
     longest_wait: float = Field(default=60.0, ge=0)
-    """Most seconds between two tries, whatever the service asks for."""
+    """Longest pause between two tries in seconds, even if the service asks for more."""
     give_up: int = Field(default=8, ge=1)
-    """Number of failed verdicts in a row after which the rest is not asked for."""
+    """Number of failures in a row after which no more requests are sent."""
     concurrency: int = Field(default=4, ge=1)
     """Number of requests at the same time."""
     max_tokens: int = Field(default=12, ge=1)
     """Length of the verdict in tokens."""
     min_words: int = Field(default=4, ge=0)
-    """Responses with fewer words that are no refusal are undecided."""
+    """Responses with fewer words are undecided unless they refuse."""
 
     @property
     def reads_prompt(self) -> bool:
@@ -136,14 +136,14 @@ class Endpoint(Judge):
 
     @property
     def hash(self) -> str:
-        """Hash of a template of one's own; of the model behind the service nothing is known."""
-        return "" if self.template == "default" else mark_of("", self._template)
+        """Hash of a custom template; the model behind the service cannot be hashed."""
+        return "" if self.template == "default" else fence_mark("", self._template)
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """Return one verdict per response, undecided where none could be had.
+        """Return one verdict per response, undecided if the service gave none.
 
         Raises:
-            UsageError: Options that do not fit, a key or address that the service refuses.
+            UsageError: The options conflict, or the service rejects the key or address.
         """
         self._check()
         return judge_readable_responses(prompts, responses, self.min_words, self._ask)
@@ -151,44 +151,44 @@ class Endpoint(Judge):
     def _check(self) -> None:
         url = urlsplit(self.base_url)
         if "@" in url.netloc or url.query:
-            # Not quoted: it may hold a key.
+            # The value is not quoted, since it may contain a key.
             raise UsageError(
-                "endpoint: base_url holds a user, password or query; give the key with key_env=NAME"
+                "endpoint: base_url contains a user, password or query; give a key with key_env=NAME"
             )
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UsageError(
-                f"base_url={self.base_url!r}: must be http://... or https://..., "
+                f"base_url={self.base_url!r} must be http://... or https://..., "
                 "e.g. http://127.0.0.1:8000/v1"
             )
         if self.key_env and url.scheme == "http" and url.hostname not in _LOCAL:
             raise UsageError(
-                f"base_url={self.base_url!r}: would send the key unencrypted; use https"
+                f"base_url={self.base_url!r} would send the key unencrypted; use https"
             )
         if self.key_env and not os.environ.get(self.key_env):
             raise UsageError(
                 f"key_env={self.key_env!r}: no such environment variable, or an empty one"
             )
-        _ = self._template, self._grammar  # say what is wrong with them before anything is asked
+        _ = self._template, self._grammar  # raises on bad options before any request
 
-    # ------------------------------------------------------------------------------- many answers
+    # ------------------------------------------------------------------------------- all answers
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         calls = _Calls(self.give_up)
         with self._client() as client, ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(self._one, client, calls, *pair) for pair in pairs]
+            futures = [pool.submit(self._verdict, client, calls, *pair) for pair in pairs]
             try:
                 verdicts = [future.result() for future in futures]
             except BaseException:
-                calls.stop.set()  # wakes the threads that wait before another try
+                calls.stop.set()  # wakes threads that wait before another try
                 pool.shutdown(cancel_futures=True)
                 raise
-        lost = Counter(v.reason for v in verdicts if v.reason.startswith(UNANSWERED))
-        if lost:
-            reasons = ", ".join(f"{reason} ({n})" for reason, n in lost.most_common())
+        failures = Counter(v.reason for v in verdicts if v.reason.startswith(UNANSWERED))
+        if failures:
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in failures.most_common())
             logger.warning(
                 "%s: %d of %d answers undecided: %s",
                 self.base_url,
-                sum(lost.values()),
+                sum(failures.values()),
                 len(pairs),
                 reasons,
             )
@@ -210,14 +210,14 @@ class Endpoint(Judge):
             headers=headers,
             timeout=self.timeout,
             follow_redirects=False,
-            # A proxy of the environment cannot reach this machine's own services.
+            # A proxy set in the environment cannot reach services on this machine.
             trust_env=url.hostname not in _LOCAL,
-            # Without TLS there is nothing to verify, and loading certificates takes long.
+            # Without TLS there is nothing to verify, and loading certificates is slow.
             verify=url.scheme == "https",
         )
 
-    def _one(self, client: httpx2.Client, calls: _Calls, prompt: str, response: str) -> Verdict:
-        """Ask for one verdict until there is one, or the tries are used up."""
+    def _verdict(self, client: httpx2.Client, calls: _Calls, prompt: str, response: str) -> Verdict:
+        """Repeat the request for one verdict until it succeeds or the tries are used up."""
         import tenacity
 
         if calls.given_up:
@@ -235,13 +235,13 @@ class Endpoint(Judge):
         except _Unanswered as error:
             calls.failed()
             tries = attempts.statistics["attempt_number"]
-            after = "1 try" if tries == 1 else f"{tries} tries"
-            return Verdict(None, reason=f"{UNANSWERED}{error.reason} after {after}")
+            count = "1 try" if tries == 1 else f"{tries} tries"
+            return Verdict(None, reason=f"{UNANSWERED}{error.reason} after {count}")
         calls.answered()
         return verdict
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
-        """Return the seconds before the next try: doubled, or as long as the service asks for."""
+        """Return the seconds before the next try: doubled, or what the service asks for."""
         doubled = self.backoff * 2 ** (state.attempt_number - 1)
         error = state.outcome.exception() if state.outcome else None
         requested = error.wait if isinstance(error, _Unanswered) else 0.0
@@ -250,12 +250,12 @@ class Endpoint(Judge):
     # --------------------------------------------------------------------------------- one answer
 
     def _request(self, prompt: str, response: str) -> dict[str, Any]:
-        prompt, response = defused(prompt), defused(response)
+        prompt, response = defuse(prompt), defuse(response)
         named = {"model": self.model} if self.model else {}
         if self.api == "moderations":
-            text = filled(self._template, {"prompt": prompt, "response": response})
+            text = fill(self._template, {"prompt": prompt, "response": response})
             return {**named, "input": text}
-        mark = mark_of(prompt, response)
+        mark = fence_mark(prompt, response)
         text = policy(self._grammar, self._template, prompt, response, mark)
         return {
             **named,
@@ -268,8 +268,8 @@ class Endpoint(Judge):
         """Send a request and return the JSON of the answer.
 
         Raises:
-            _Unanswered: There is none.
-            UsageError: There will never be one.
+            _Unanswered: The service gave no readable answer.
+            UsageError: The request can never succeed.
         """
         import httpx2
 
@@ -289,7 +289,7 @@ class Endpoint(Judge):
         except httpx2.TimeoutException as error:
             raise _Unanswered("too slow") from error
         except httpx2.InvalidURL as error:
-            raise UsageError(f"base_url={self.base_url!r}: no address ({error})") from error
+            raise UsageError(f"base_url={self.base_url!r} is not an address ({error})") from error
         except httpx2.HTTPError as error:
             raise _Unanswered(type(error).__name__) from error
         try:
@@ -302,10 +302,10 @@ class Endpoint(Judge):
             return
         if status in (401, 403):
             rejected = f"the key in {self.key_env}" if self.key_env else "a request without key_env"
-            raise UsageError(f"{url}: answers {status} to {rejected}; give a key that it accepts")
+            raise UsageError(f"{url} answers {status} to {rejected}; give a key that it accepts")
         if status in (404, 405) or 300 <= status < 400:
             raise UsageError(
-                f"{url}: answers {status}; check base_url, api={self.api} and model={self.model!r}"
+                f"{url} answers {status}; check base_url, api={self.api} and model={self.model!r}"
             )
         raise _Unanswered(
             str(status),
@@ -314,7 +314,7 @@ class Endpoint(Judge):
         )
 
     def _read(self, answer: Any) -> Verdict:
-        """Read a verdict from the answer's JSON."""
+        """Read the verdict from the answer's JSON."""
         try:
             if self.api == "moderations":
                 return self._flags(answer["results"][0])
@@ -332,16 +332,16 @@ class Endpoint(Judge):
             raise _Unanswered("no verdict in the answer")
         if flags and flagged != any(flags.values()):
             return Verdict(None, reason="contradicts itself")
-        counted = self.categories or tuple(flags)
-        unknown = [name for name in counted if name not in flags]
+        categories = self.categories or tuple(flags)
+        unknown = [name for name in categories if name not in flags]
         if unknown:
             raise UsageError(
                 f"categories={self.categories!r}: the service has no {unknown[0]!r}; it has "
                 f"{', '.join(flags) or 'none'}"
             )
-        raised = [name for name in counted if flags[name]]
-        harmful = bool(raised) if counted else flagged
-        score = _greatest_score(result.get("category_scores"), counted)
+        raised = [name for name in categories if flags[name]]
+        harmful = bool(raised) if categories else flagged
+        score = _greatest_score(result.get("category_scores"), categories)
         reason = ", ".join(raised) or ("flagged" if harmful else "no flag")
         return Verdict(harmful, score, reason)
 
@@ -352,41 +352,41 @@ class Endpoint(Judge):
     @cached_property
     def _template(self) -> str:
         needs = ["response"] if self.api == "moderations" else ["prompt", "response", "mark"]
-        return template_of(self.template, TEMPLATES[self.api], needs)
+        return load_template(self.template, TEMPLATES[self.api], needs)
 
 
 @dataclass
 class _Calls:
-    """The requests of one call of `judge`, over all threads.
+    """The state that the threads of one call of `judge` share.
 
     Attributes:
-        most: Failures in a row after which no more requests are made.
-        row: Failures in a row so far.
+        limit: Failures in a row after which no more requests are sent.
+        failures: Failures in a row so far.
         stop: Set when the verdicts are no longer needed.
     """
 
-    most: int
-    row: int = 0
+    limit: int
+    failures: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def given_up(self) -> bool:
-        """Whether to make no more requests."""
-        return self.row >= self.most
+        """Whether to send no more requests."""
+        return self.failures >= self.limit
 
     def answered(self) -> None:
-        """Count a verdict."""
+        """Record a verdict."""
         with self._lock:
-            self.row = 0
+            self.failures = 0
 
     def failed(self) -> None:
-        """Count a request without a verdict."""
+        """Record a request without a verdict."""
         with self._lock:
-            self.row += 1
+            self.failures += 1
 
     def sleep(self, seconds: float) -> None:
-        """Wait before the next try; raises if the verdicts are no longer needed."""
+        """Wait before the next try; raise if the verdicts are no longer needed."""
         if self.stop.wait(seconds):
             raise _Unanswered("stopped", temporary=False)
 
@@ -394,7 +394,7 @@ class _Calls:
 def retry_after_seconds(
     header: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> float:
-    """Return the seconds of a Retry-After header, a number or date (RFC 9110); 0 if neither."""
+    """Return the seconds in a Retry-After header, a number or a date (RFC 9110); 0 if neither."""
     if not header:
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""Any sequence classifier of the Hugging Face hub as a judge, such as beaver-dam-7b."""
+"""A sequence classifier from the Hugging Face hub as a judge, such as beaver-dam-7b."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from holdfast.judges._prompting import (
     DIGITS,
     NOT_A_NUMBER,
     control_words,
-    defused,
-    filled,
-    fitted,
+    defuse,
+    fence_mark,
+    fill,
     judge_readable_responses,
-    mark_of,
-    template_of,
+    load_template,
+    truncate,
 )
 from holdfast.models import checkpoints, encoding
 from holdfast.specs import value_text
@@ -45,15 +45,15 @@ SAFE_NAMES = frozenset(
 class SequenceClassifier(Judge):
     """A pretrained classifier with a probability for each label.
 
-    Where one label holds (softmax) the score is the sum over the harmful labels; where any number
-    can (sigmoid, like beaver-dam-7b's 14 categories of harm) it is the greatest of them. Which it
-    is, and what the labels are called, the model's configuration says.
+    If exactly one label applies (softmax), the score is the sum over the harmful labels; if any
+    number can apply (sigmoid, like the 14 categories of harm of beaver-dam-7b), it is the largest
+    of them. The model's configuration determines which, and names the labels.
 
-    Known weaknesses: it always has an opinion, and it was trained on fluent answers. Word salad or
-    another question's answer, which a broken model gives, is mostly called safe; put a judge beside
-    it that knows undecided. It is blind to harm that its training did not name. Its threshold is
-    calibrated on its own data, if anywhere. Scores are independent of the batch in float32; in half
-    precision, as large models are stored, they differ in the third digit.
+    Known weaknesses: it always decides, and it was trained on fluent answers. Word salad or an
+    answer to another question, as a broken model gives, is mostly called safe; add a judge that
+    can be undecided. Harm outside its training labels is missed. Its threshold is calibrated on
+    its own data, if at all. Scores do not depend on the batch in float32; in half precision, in
+    which large models are stored, they vary in the third digit.
     """
 
     paths: ClassVar[frozenset[str]] = frozenset({"model", "template"})
@@ -65,8 +65,8 @@ class SequenceClassifier(Judge):
     revision: str = ""
     """Branch, tag or commit on the hub; empty for the default branch."""
     harmful: tuple[str, ...] = ()
-    """Labels that count as harmful, by name or number. Empty takes all whose name does not mean
-    safe, unless the names leave that open.
+    """Labels that count as harmful, by name or number. If empty, all labels whose name does not
+    mean safe; the names must then be clear.
     """
     template: str = "conversation"
     """conversation (beaver-dam's), pair (prompt and response as two segments), chat (the
@@ -84,7 +84,7 @@ class SequenceClassifier(Judge):
     batch_size: int = Field(default=16, ge=1)
     """Number of pairs at a time, longest first."""
     min_words: int = Field(default=4, ge=0)
-    """Responses with fewer words that are no refusal are undecided."""
+    """Responses with fewer words are undecided unless they refuse."""
     device: str = "auto"
     """Where the model runs: auto, cpu, cuda or cuda:N."""
 
@@ -96,16 +96,18 @@ class SequenceClassifier(Judge):
     @cached_property
     def hash(self) -> str:
         """Hash of the model and of the template's text."""
-        own = self.template not in TEMPLATES and self.template not in ("pair", "chat")
-        return checkpoints.hash_model(self._path) + (mark_of("", self._template) if own else "")
+        custom = self.template not in TEMPLATES
+        return checkpoints.hash_model(self._path) + (
+            fence_mark("", self._template) if custom else ""
+        )
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per response; `score` is the probability of harm.
 
         Raises:
-            UsageError: No such model, labels that say nothing, or options that do not fit.
+            UsageError: The model does not exist, its labels are unclear, or the options conflict.
         """
-        _ = self._template  # say what is wrong with it before anything is asked
+        _ = self._template  # raises on a bad template before any answer is judged
         return judge_readable_responses(prompts, responses, self.min_words, self._ask)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
@@ -131,7 +133,7 @@ class SequenceClassifier(Judge):
         return [verdicts[i] for i in range(len(pairs))]
 
     def _verdict(self, chances: list[float], *, cut: bool) -> Verdict:
-        """Decide by the probabilities of the harmful labels."""
+        """Return the verdict for the probabilities of the harmful labels."""
         model, _ = self._loaded
         if not all(map(math.isfinite, chances)):
             return Verdict(None, reason=NOT_A_NUMBER)
@@ -148,13 +150,13 @@ class SequenceClassifier(Judge):
 
     @cached_property
     def _template(self) -> str:
-        return template_of(self.template, TEMPLATES, ["response"])
+        return load_template(self.template, TEMPLATES, ["response"])
 
     def _encode(self, prompt: str, response: str) -> tuple[dict[str, list[int]], bool]:
         model, tokenizer = self._loaded
         words = control_words(tokenizer)
-        prompt, response = defused(prompt, words), defused(response, words)
-        prompt, response, cut = fitted(
+        prompt, response = defuse(prompt, words), defuse(response, words)
+        prompt, response, cut = truncate(
             prompt, response, lambda p, r: len(self._tokens(p, r)["input_ids"]), self._limit
         )
         return self._tokens(prompt, response), cut
@@ -168,7 +170,7 @@ class SequenceClassifier(Judge):
             (text,) = encoding.chat_texts(tokenizer, [turns], add_generation_prompt=False)
             encoded = tokenizer(text, add_special_tokens=False)
         else:
-            encoded = tokenizer(filled(self._template, {"prompt": prompt, "response": response}))
+            encoded = tokenizer(fill(self._template, {"prompt": prompt, "response": response}))
         return {name: encoded[name] for name in self._inputs if name in encoded}
 
     @cached_property
@@ -205,19 +207,21 @@ class SequenceClassifier(Judge):
             ) from error
         if report["missing_keys"]:
             raise UsageError(
-                f"{self.model}: is no sequence classifier: it lacks "
-                f"{sorted(report['missing_keys'])[0]}, which would be made up at random; give a "
-                "model that was trained to classify"
+                f"{self.model} is not a sequence classifier: it lacks "
+                f"{sorted(report['missing_keys'])[0]}, which would be initialised at random; "
+                "give a model that was trained to classify"
             )
         if self.template == "chat" and not tokenizer.chat_template:
             raise UsageError(
-                f"{self.model}: its tokenizer has no chat template; choose another template"
+                f"{self.model}: its tokenizer has no chat template; use another template"
             )
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
-                raise UsageError(f"{self.model}: the tokenizer has neither pad nor end token")
+                raise UsageError(
+                    f"{self.model}: its tokenizer has neither a padding nor an end token"
+                )
             tokenizer.pad_token = tokenizer.eos_token
-        # Decoders classify at the last token that is no padding, and find it by this.
+        # Decoders classify at the last token that is not padding, and find it by this id.
         model.config.pad_token_id = tokenizer.pad_token_id
         return model.eval().to(target), tokenizer
 
@@ -236,33 +240,36 @@ class SequenceClassifier(Judge):
 
 
 def harmful_labels(
-    model: str, labels: Sequence[str], wanted: Sequence[str], multi_label: bool
+    model: str, labels: Sequence[str], names: Sequence[str], multi_label: bool
 ) -> list[int]:
     """Return the numbers of the labels that count as harmful.
 
     Args:
-        model: What the model is called in messages.
-        labels: Their names.
-        wanted: Names or numbers; empty for all whose name does not mean safe.
-        multi_label: Whether any number of labels can hold at once.
+        model: Name of the model, for messages.
+        labels: Names of the model's labels.
+        names: Names or numbers of the harmful labels; if empty, all whose name does not mean safe.
+        multi_label: Whether several labels can apply at once.
 
     Raises:
-        UsageError: A label that is not there, or names that do not say which are harmful.
+        UsageError: The model has no such label, or the names do not show which are harmful.
     """
-    have = f"{model} has the labels {', '.join(labels)}"
-    if wanted:
+    labels_text = f"{model} has the labels {', '.join(labels)}"
+    if names:
         numbers = {label.casefold(): i for i, label in enumerate(labels)}
         numbers = {str(i): i for i in range(len(labels))} | numbers
-        requested = [name.strip().casefold() for name in wanted]
+        requested = [name.strip().casefold() for name in names]
         unknown = [name for name in requested if name not in numbers]
         if unknown:
-            raise UsageError(f"harmful={value_text(wanted)}: {unknown[0]!r} is no label; {have}")
+            raise UsageError(
+                f"harmful={value_text(names)}: {unknown[0]!r} is not a label; {labels_text}"
+            )
         return sorted({numbers[name] for name in requested})
     safe = [label.casefold().replace("-", "_").replace(" ", "_") in SAFE_NAMES for label in labels]
-    named = not any(label.upper().startswith("LABEL_") for label in labels)
-    if not named or all(safe) or not (multi_label or any(safe)) or len(labels) == 1:
+    has_names = not any(label.upper().startswith("LABEL_") for label in labels)
+    if not has_names or all(safe) or not (multi_label or any(safe)) or len(labels) == 1:
         raise UsageError(
-            f"{have}, which do not say which of them mean harm; name these with harmful=[NAME,NAME]"
+            f"{labels_text}, which do not say which of them mean harm; list those with "
+            "harmful=[NAME,NAME]"
         )
     return [i for i, is_safe in enumerate(safe) if not is_safe]
 
