@@ -426,7 +426,7 @@ def test_the_contrast_is_read_where_both_models_answer(
     assert np.isnan(found.values).tolist() == unknown
     assert found.facts["quantity"] == "contrast"
     given.update(dict.fromkeys(given, ""))
-    with pytest.raises(UsageError, match="of 0 rows alone both the model and its base answer"):
+    with pytest.raises(UsageError, match="its base both give an answer to only 0 of"):
         estimator.score(aligned, tokenizer, rows.safety, seed=0)
     with pytest.raises(UsageError, match="quantity=contrast needs the model before its alignment"):
         estimator.changed(base=None).score(aligned, tokenizer, rows.safety, seed=0)

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
-from holdfast.guards.antidote import Antidote, pruned
+from holdfast.guards.antidote import Antidote, prune
 from holdfast.guards.base import Guard, linear_layers
 from holdfast.guards.constrained_sft import ConstrainedSft
 from holdfast.guards.ewc import Ewc
@@ -83,7 +83,7 @@ def test_safe_instr_adds_as_many_rows_as_it_says(
 
 
 def test_safe_instr_names_what_it_lacks(rows: Any) -> None:
-    with pytest.raises(UsageError, match=r"25 safety rows are wanted, it has 24 .* Lower share"):
+    with pytest.raises(UsageError, match=r"needs 25 safety rows, but only 24 .* Lower share"):
         SafeInstr(safety=rows.safety, number=25).rows(rows.benign, seed=0)
 
 
@@ -113,7 +113,7 @@ def test_lisa_equals_its_two_states_written_out(
         if safety is None:
             chosen = [encoded[i] for i in torch.randperm(4, generator=generator).tolist()]
         else:
-            chosen = encoding.encode(tokenizer, guard.drawn(drawing, safety), 256)
+            chosen = encoding.encode(tokenizer, guard.safety_batch(drawing, safety), 256)
         pull = sum((p - a).square().sum() for p, a in zip(theirs.parameters(), anchor, strict=True))
         loss = theirs(**encoding.collate(chosen, 0)).loss + 0.15 * pull
         optimizer.zero_grad()
@@ -128,10 +128,10 @@ def test_lisa_draws_from_the_safety_rows_other_ones_each_time(
     tuned: Callable[..., Tuning], rows: Any
 ) -> None:
     guard = Lisa(safety=rows.safety)
-    drawn = [guard.drawn(tuned(Guard(), moved=False), i).ids for i in range(8)]
+    drawn = [guard.safety_batch(tuned(Guard(), moved=False), i).ids for i in range(8)]
     assert len(set(drawn)) == 8
     assert all(len(ids) == 4 and set(ids) <= set(rows.safety.ids) for ids in drawn)
-    few = Lisa(safety=rows.safety[:3]).drawn(tuned(Guard(), moved=False), 0)
+    few = Lisa(safety=rows.safety[:3]).safety_batch(tuned(Guard(), moved=False), 0)
     assert set(few.ids) == set(rows.safety[:3].ids)
 
 
@@ -305,8 +305,8 @@ def test_safe_lora_projects_the_least_similar_updates(
 
 def test_a_layer_without_a_cosine_is_left_alone() -> None:
     guard = SafeLora(base="world", number=2)
-    assert guard.chosen([0.5, math.nan, 0.1, 0.3]) == [2, 3]
-    assert guard.changed(number=0, tau=0.4).chosen([0.5, math.nan, 0.1, 0.3]) == [2, 3]
+    assert guard.select([0.5, math.nan, 0.1, 0.3]) == [2, 3]
+    assert guard.changed(number=0, tau=0.4).select([0.5, math.nan, 0.1, 0.3]) == [2, 3]
 
 
 def test_safe_lora_refuses_a_base_that_says_nothing(
@@ -330,7 +330,7 @@ def test_safe_lora_refuses_a_base_that_says_nothing(
 def test_pruned_by_hand() -> None:
     """Scores |w| sqrt(E x^2) with sqrt = 1, 2, 3: row 1 has 3, 2, 3.3; row 2 has 1, 4, 0."""
     weight = torch.tensor([[-3.0, 1.0, 1.1], [1.0, -2.0, 0.0]])
-    found = pruned(weight, torch.tensor([1.0, 4.0, 9.0]), 1 / 3)
+    found = prune(weight, torch.tensor([1.0, 4.0, 9.0]), 1 / 3)
     torch.testing.assert_close(found, torch.tensor([[-3.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
 
 
@@ -388,7 +388,7 @@ def test_a_model_whose_matrices_are_not_all_linear_layers_is_refused(lora: bool)
     model: Any = GPT2LMHeadModel(config)
     if lora:
         model = adapters.add_lora(model, 2, seed=0)
-    with pytest.raises(UsageError, match=r"GPT2LMHeadModel: .*c_attn.* is a matrix in no nn.Linea"):
+    with pytest.raises(UsageError, match=r"GPT2LMHeadModel: .* nn.Linear .*matrix .*c_attn"):
         linear_layers(model)
 
 

@@ -1,1 +1,1 @@
-"""Estimators of vulnerability: one file, one class each."""
+"""Estimators of vulnerability, one class per file."""

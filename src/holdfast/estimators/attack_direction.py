@@ -1,4 +1,4 @@
-"""How far along the attacker's road each example holds: one gradient, a few forward passes."""
+"""Scores examples by how far along the attacker's first gradient they still refuse."""
 
 from __future__ import annotations
 
@@ -31,35 +31,36 @@ if TYPE_CHECKING:
     Pair = tuple[Encoded | None, Encoded | None]
 
 HALF = 0.5
-"""Share flipped from which critical steps are searched: most of them lie near."""
+"""Share flipped at the step from which the search for critical steps begins."""
 MOST_TOKENS = 16
-"""Where more tokens than these begin the answers, they share no way to begin."""
+"""With more first tokens than this, the answers have no common beginning."""
 PREFIX = 3
-"""Answer tokens behind the prefix margin; alignment is a few tokens deep (Qi et al. 2024)."""
+"""Answer tokens in the prefix margin; alignment is a few tokens deep (Qi et al. 2024)."""
 CONTRAST = 5
-"""Tokens of both answers behind the contrast; those they share say nothing."""
+"""Tokens of both answers in the contrast; tokens they share cancel out."""
 
 
 class AttackDirection(Estimator):
-    """Walk from the aligned weights down the attacker's first gradient and watch the refusals go.
+    """Moves the weights along the attacker's first gradient and measures which refusals flip.
 
-    With g the gradient of the loss on the attacker's kind of rows, the weights are moved to
-    theta + a d, d the unit vector along -sign(g), and each example's refusal margin is read at its
-    first answer token: the log-probability of the set of tokens with which refusals begin, against
-    the best other token. An example whose margin falls below zero is answered, not refused.
-    The sign is what Adam's first step takes, and attackers use Adam; -g itself agrees less with
-    what attacks forget, and further steps of Adam no more (docs/estimators.md).
+    With g the gradient of the loss on rows like the attacker's, the weights move to theta + a d,
+    where d is the unit vector along -sign(g). Each example's refusal margin is measured there at
+    its first answer token: the log-probability of the set of tokens with which refusals begin,
+    minus that of the best other token. An example with a negative margin is answered, not refused.
+    The sign is the first step of Adam, which attackers use; -g itself agrees less with what attacks
+    forget, and further steps of Adam do not agree more (docs/estimators.md).
 
-    - first_flips: the step a at which the first tenth of a small sample has flipped is found by
-      false position; every example's margin there, negated, is its score. One pass and some.
-      Further along, the order of those that hold longest is lost (docs/estimators.md).
-    - critical_step: each example's own a, where its margin changes sign; the score is -log a.
-      Two to three passes: outward from the step that flips half, only those still undecided.
-    - derivative: the margin's exact derivative along d at the aligned weights, negated, by
-      forward-mode differentiation. It sees neither margin nor curve: an ablation.
+    - first_flips: finds the step a at which the first tenth of a small sample has flipped, by false
+      position. The score is the negated margin there. It costs little more than one pass. Further
+      along, the order of the examples that hold longest is lost (docs/estimators.md).
+    - critical_step: finds each example's own a, where its margin changes sign. The score is -log a.
+      It costs two to three passes: the search goes outward from the step that flips half, with
+      only the examples that have not crossed yet.
+    - derivative: the score is the negated derivative of the margin along d at the aligned weights,
+      by forward-mode differentiation. It ignores margin and curvature and serves as an ablation.
 
-    It is not a per-example gradient method, and no influence function: the margin is measured
-    where the attack leads. The size of the step has no free constant.
+    It uses no per-example gradients and no influence functions: the margin is measured where the
+    attack leads. The step size has no free constant.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "base"})
@@ -68,53 +69,52 @@ class AttackDirection(Estimator):
     benign: Supplied[Examples | None] = None
     base: Supplied[str | None] = None
     variant: Literal["first_flips", "critical_step", "derivative"] = "first_flips"
-    """How far to walk along the direction, as described above: until a tenth of a sample has
-    flipped, until each example flips, or not at all.
+    """Where the margin is measured, as described above: where a tenth of a sample has flipped,
+    where each example flips, or at the aligned weights.
     """
     source: Literal["auto", "harmful", "base", "mismatched", "affirmative"] = "auto"
-    """Where the direction comes from. harmful: harmful rows. base: how the model would have begun
-    its answers to the alignment prompts before it was aligned, as a distribution over tokens.
-    mismatched: the alignment prompts with unrelated benign answers. affirmative: the prompts with
-    `prefix`. auto: the first of these for which there is data. Only harmful needs harmful rows.
+    """Rows behind the direction. harmful: harmful rows. base: the first answer token of the model
+    before its alignment, as a distribution, on the alignment prompts. mismatched: the alignment
+    prompts with unrelated benign answers. affirmative: the prompts with `prefix`. auto: harmful,
+    base or mismatched, the first for which there is data. Only harmful needs harmful rows.
     """
     prefix: str = "Sure, here is"
     """Beginning of a compliant answer, for source=affirmative."""
     quantity: Literal["auto", "margin", "contrast", "prefix"] = "auto"
-    """What is read. margin: the refusal margin described above. contrast: for answers without a
-    common beginning, the log-probability of the first tokens the model answers now, less that of
-    the first tokens its base answers. prefix: without a base, the mean over the first three tokens
-    of the row's answer of each token's log-probability against the best other token, which mistakes
-    a change of wording for forgetting (docs/estimators.md). auto: margin where 16 tokens or fewer
-    begin 95 % of the answers.
+    """Quantity to measure. margin: the refusal margin described above. contrast: with no
+    common beginning, the log-probability of the model's own first tokens minus that of its
+    base's. prefix: without a base, the log-probability of each of the answer's first three tokens
+    minus that of the best other token, averaged; it mistakes a change of wording for forgetting
+    (docs/estimators.md). auto: margin if at most 16 tokens begin 95 % of the answers, else contrast
+    with a base and prefix without one.
     """
     geometry: Literal["sign", "l2"] = "sign"
-    """sign of the gradient, or l2 for the gradient itself."""
+    """Direction of a step: the sign of the gradient, or the gradient itself (l2)."""
     steps: int = Field(default=1, ge=1)
-    """Number of the attacker's steps; more than one are steps of Adam of size `step_size`, and the
-    direction is where they lead.
+    """Number of the attacker's steps. With more than one, these are steps of Adam of size
+    `step_size`, and the direction points to where they lead.
     """
     step_size: float = Field(default=1e-4, gt=0)
-    """Step of each coordinate, if steps is above 1."""
+    """Learning rate of Adam, with steps above 1."""
     repeats: int = Field(default=1, ge=1)
-    """Number of directions, each from other rows. Scores are averaged, and their spread is the
-    standard error; with one direction, errors are unknown.
+    """Number of directions, each from different rows. Scores are averaged, and their spread gives
+    the standard error; with one direction it is unknown.
     """
     rows: int = Field(default=128, ge=1)
-    """Number of rows behind the gradient, or of prompts for source=base; fewer if there are fewer.
-    """
+    """Largest number of rows behind the gradient, or of prompts with source=base."""
     flip: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the sample that must have flipped, for variant=first_flips."""
+    """Share of the sample that must flip, with variant=first_flips."""
     sample: int = Field(default=32, ge=1)
-    """Number of examples on which the step size is found."""
+    """Number of examples used to find the step size."""
     max_length: int = Field(default=256, ge=1)
     """Number of tokens kept of each row."""
     batch_size: int = Field(default=32, ge=1)
-    """Number of rows in the gradient's pass at a time. Margins, which need no graph, are read for
-    up to four times as many. A smaller batch takes less memory and gives the same scores.
+    """Number of rows per batch of the gradient; margins, which need no graph, use up to four times
+    as many. A smaller batch takes less memory and gives the same scores.
     """
 
     @model_validator(mode="after")
-    def _one_step_from_base(self) -> AttackDirection:
+    def _check_steps(self) -> AttackDirection:
         if self.steps > 1 and self._source() == "base":
             raise ValueError(f"steps={self.steps}: source=base takes one step; use another source")
         return self
@@ -127,7 +127,7 @@ class AttackDirection(Estimator):
         *,
         seed: int,
     ) -> Estimate:
-        """Score every example; the weights are restored exactly, and the mode is put back."""
+        """Score every example; the weights and the training mode are restored exactly."""
         from holdfast.models.modes import evaluation_mode
 
         if self._source() == "harmful" and self.harmful is not None:
@@ -145,27 +145,27 @@ class AttackDirection(Estimator):
         from holdfast.models.encoding import encode_rows_to_rank
 
         encoded = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
-        base = self._base_beside(model)
+        base = self._base_for_direction(model)
         read = self._reader(model, encoded, cast(int, tokenizer.pad_token_id))
         if read.quantity == "contrast":
             read = replace(read, pairs=self._pairs(model, tokenizer, examples, base))
-        known = read.known
-        found = []
-        steps = []
-        if len(known) < 2:
+        positions = read.readable
+        if len(positions) < 2:
             raise UsageError(
-                f"quantity=contrast: of {len(known)} rows alone both the model and its base answer "
-                "anything; try quantity=margin or quantity=prefix"
+                f"quantity=contrast: the model and its base both give an answer to only "
+                f"{len(positions)} of {len(encoded)} rows; use quantity=margin or quantity=prefix"
             )
+        draws = []
+        steps = []
         for draw in range(self.repeats):
             direction = self._direction(model, tokenizer, examples, seed, draw, base)
             values = np.full(len(encoded), math.nan)
-            values[known], step = self._values(model, read, direction, known, seed)
-            found.append(values)
+            values[positions], step = self._values(model, read, direction, positions, seed)
+            draws.append(values)
             steps.append(step)
         return Estimate(
-            values=np.mean(found, axis=0),
-            errors=standard_error(found),
+            values=np.mean(draws, axis=0),
+            errors=standard_error(draws),
             facts={
                 "step": float(np.mean(steps)),
                 "repeats": self.repeats,
@@ -180,41 +180,40 @@ class AttackDirection(Estimator):
         model: PreTrainedModel,
         read: _Reader,
         direction: Sequence[torch.Tensor],
-        known: Sequence[int],
+        rows: Sequence[int],
         seed: int,
     ) -> tuple[np.ndarray, float]:
-        """Return the scores of these rows along a direction, and the step they were taken at."""
+        """Return the scores of the rows along a direction, and the step they were taken at."""
         from holdfast.models.weights import reversible_steps, trainable
         from holdfast.tuning.directions import forward_derivative
 
         if self.variant == "derivative":
-            _, slopes = forward_derivative(model, direction, lambda: read.tensor(known))
+            _, slopes = forward_derivative(model, direction, lambda: read.tensor(rows))
             return -slopes.double().numpy(), 0.0
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
             with reversible_steps(trainable(model)) as add:
                 if size:
-                    add(size * d for d in direction)  # one at a time: no third copy of the weights
-                return read([known[i] for i in positions])
+                    add(size * d for d in direction)  # a generator, to avoid a third copy
+                return read([rows[i] for i in positions])
 
-        n = len(known)
+        n = len(rows)
         flip = self.flip if self.variant == "first_flips" else HALF
-        step = flip_step(margins, n, flip=flip, sample=self.sample, seed=seed, what=self._what())
+        what = f"this direction (source {self._source()!r}); try another source"
+        step = flip_step(margins, n, flip=flip, sample=self.sample, seed=seed, what=what)
         if self.variant == "first_flips":
             return -margins(step, range(n)), step
         return critical_steps(margins, n, step), step
-
-    def _what(self) -> str:
-        return f"this direction (source {self._source()!r}); try another source"
 
     def _reader(self, model: PreTrainedModel, encoded: list[Encoded], pad: int) -> _Reader:
         from holdfast.models.losses import refusal_tokens
 
         quantity: str = self.quantity
         if quantity == "auto":
-            common = len(refusal_tokens(encoded, coverage=0.95)) <= MOST_TOKENS
-            otherwise = "prefix" if self.base is None else "contrast"
-            quantity = "margin" if common else otherwise
+            if len(refusal_tokens(encoded, coverage=0.95)) <= MOST_TOKENS:
+                quantity = "margin"
+            else:
+                quantity = "prefix" if self.base is None else "contrast"
         tokens = refusal_tokens(encoded)
         return _Reader(model, encoded, quantity, tokens, pad, batch_size=self.batch_size)
 
@@ -225,18 +224,18 @@ class AttackDirection(Estimator):
         examples: Examples,
         base: Loaded | None,
     ) -> list[Pair]:
-        """Return how the model and its base begin to answer each row; None is an empty answer."""
+        """Return the first answer tokens of the model and of its base; None for an empty answer."""
         from holdfast.models.encoding import Encoded, encode
         from holdfast.models.generation import generate
 
-        asked = base or self._loaded_base(str(model.device))
+        loaded = base or self._load_base(str(model.device))
         prompts = list(dict.fromkeys(examples.prompts))
         sides: list[dict[str, Encoded]] = []
-        for who, words in ((model, tokenizer), (asked.model, asked.tokenizer)):
-            with count_tokens(who) if who is not model else nullcontext():
+        for answerer, own_tokenizer in ((model, tokenizer), (loaded.model, loaded.tokenizer)):
+            with nullcontext() if answerer is model else count_tokens(answerer):
                 answers = generate(
-                    who,
-                    words,
+                    answerer,
+                    own_tokenizer,
                     prompts,
                     max_new_tokens=CONTRAST,
                     batch_size=4 * self.batch_size,
@@ -247,7 +246,8 @@ class AttackDirection(Estimator):
                 for row in encode(tokenizer, rows, self.max_length)
             ]
             sides.append(dict(zip(rows.prompts, cut, strict=True)))
-        return [(sides[0].get(p), sides[1].get(p)) for p in examples.prompts]
+        own, other = sides
+        return [(own.get(prompt), other.get(prompt)) for prompt in examples.prompts]
 
     def _source(self) -> str:
         if self.source != "auto":
@@ -263,8 +263,8 @@ class AttackDirection(Estimator):
         examples: Examples,
         seed: int,
     ) -> list[torch.Tensor]:
-        """Return the attacker's direction, a unit vector, one tensor per trainable parameter."""
-        return self._direction(model, tokenizer, examples, seed, 0, self._base_beside(model))
+        """Return the attacker's direction: a unit vector, one tensor per trainable parameter."""
+        return self._direction(model, tokenizer, examples, seed, 0, self._base_for_direction(model))
 
     def _direction(
         self,
@@ -313,9 +313,9 @@ class AttackDirection(Estimator):
         )
 
     def _attack_rows(self, examples: Examples, seed: int, draw: int = 0) -> Examples:
-        """Return the rows behind the direction number `draw`; of source "base" the prompts count.
+        """Return the rows behind one direction; with source=base only their prompts matter.
 
-        Several draws take at most half of what there is, or they would all be the same.
+        With several directions each takes at most half of the rows, or all would be the same.
         """
         source = self._source()
         rng = np.random.default_rng([seed, draw] if draw else seed)
@@ -326,20 +326,19 @@ class AttackDirection(Estimator):
         sampled = self._draw(rng, len(examples))
         if source == "mismatched":
             if self.benign is None:
-                raise UsageError(self._lacking())
-            mixed = seed + 1000 * draw
+                raise UsageError(self._missing_rows())
             n = min(len(sampled), len({prompt.strip() for prompt in examples.prompts}))
-            return mismatched(examples.prompts, self.benign.responses, n=n, seed=mixed)
+            return mismatched(examples.prompts, self.benign.responses, n=n, seed=seed + 1000 * draw)
         drawn = examples.select(sampled)
         if source == "base":
             return drawn
         return Examples.from_answers(drawn.prompts, [self.prefix] * len(drawn), name=source)
 
-    def _lacking(self) -> str:
+    def _missing_rows(self) -> str:
         if self.source == "auto":
             return (
-                "attack_direction needs something to take the attacker's direction from: give "
-                "--base (the model before its alignment, which does best), --harmful or --benign"
+                "attack_direction needs rows or a model for the attacker's direction: give "
+                "--base (the model before its alignment; the best choice), --harmful or --benign"
             )
         return "source=mismatched needs benign rows: give --benign"
 
@@ -347,11 +346,11 @@ class AttackDirection(Estimator):
         most = n if self.repeats == 1 else max(1, n // 2)
         return [int(i) for i in rng.choice(n, min(self.rows, most), replace=False)]
 
-    def _base_beside(self, model: PreTrainedModel) -> Loaded | None:
-        """Load the base where the model is, if it is to be asked: once for all draws."""
-        return self._loaded_base(str(model.device)) if self._source() == "base" else None
+    def _base_for_direction(self, model: PreTrainedModel) -> Loaded | None:
+        """Load the base onto the model's device if the direction needs it, once for all draws."""
+        return self._load_base(str(model.device)) if self._source() == "base" else None
 
-    def _loaded_base(self, device: str = "cpu") -> Loaded:
+    def _load_base(self, device: str = "cpu") -> Loaded:
         from holdfast.models import checkpoints
 
         if self.base is None:
@@ -362,7 +361,7 @@ class AttackDirection(Estimator):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads how well each example is held at the model's present weights."""
+    """Measures how firmly the model refuses each example at its current weights."""
 
     model: PreTrainedModel
     encoded: list[Encoded]
@@ -373,18 +372,18 @@ class _Reader:
     batch_size: int = 32
 
     @property
-    def known(self) -> list[int]:
-        """Positions of the rows that can be read: of others one of the two answers is empty."""
+    def readable(self) -> list[int]:
+        """Positions of the rows that can be measured; a contrast needs two non-empty answers."""
         if self.quantity != "contrast":
             return list(range(len(self.encoded)))
         return [i for i, pair in enumerate(self.pairs) if None not in pair]
 
     def __call__(self, positions: Sequence[int]) -> np.ndarray:
-        """Return the margins of the rows at these positions, float64."""
+        """Return the margins of the rows at the positions, (n,) float64."""
         return self.tensor(positions).double().numpy()
 
     def tensor(self, positions: Sequence[int]) -> torch.Tensor:
-        """Return the same as a tensor, which forward-mode differentiation can follow."""
+        """Return the margins as a tensor, for forward-mode differentiation."""
         from holdfast.models.losses import contrasts, first_margins, prefix_margins
 
         if self.quantity == "contrast":
@@ -404,14 +403,13 @@ def critical_steps(margins: Margins, n: int, half: float) -> np.ndarray:
     """Return -log of the step at which each margin crosses zero, (n,).
 
     From `half`, where about half have crossed, the search goes outward by factors of sqrt(2) to
-    half/8 and 8 half, each way with those examples only whose crossing still lies ahead, which is
-    two to three passes in all; the crossing is interpolated linearly. Beyond the ends examples are
-    ordered by their margin there: those that are not refused at step 0 come first of all, those
-    that never cross last. A margin that falls, rises and falls again has several crossings; the
-    one found is the next to `half`.
+    half/8 and 8 half, with only the examples whose crossing still lies ahead: two to three passes
+    in all. Crossings are interpolated linearly. Beyond the ends, examples are ordered by their
+    margin there: those not refused at step 0 score highest, those that never cross lowest. If a
+    margin crosses several times, the crossing nearest to `half` counts.
 
     Args:
-        margins: Step size and positions to margins.
+        margins: Returns the margins at a step size, given the positions of the examples.
         n: Number of examples.
         half: The step at which about half have crossed.
     """
@@ -438,7 +436,7 @@ def _walk(
     alive: np.ndarray,
     steps: np.ndarray,
 ) -> dict[int, float]:
-    """Fill in where margins change sign between rungs; return the last margin of those left."""
+    """Fill in the steps at which margins change sign; return the last margins of the others."""
     before = first.copy()
     last = rungs[0]
     for rung in rungs[1:]:
@@ -449,5 +447,6 @@ def _walk(
         share = before[alive] / (before[alive] - np.where(crossed, now, before[alive] + 1))
         steps[alive[crossed]] = (last + (rung - last) * share)[crossed]
         before[alive] = now
-        alive, last = alive[~crossed], rung
+        alive = alive[~crossed]
+        last = rung
     return {int(i): float(before[i]) for i in alive}

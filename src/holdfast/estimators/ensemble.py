@@ -1,4 +1,4 @@
-"""The mean of several estimators' ranks."""
+"""Averages the ranks of several estimators."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class Ensemble(Estimator):
-    """Ask several estimators and average where each of them puts an example.
+    """Averages the ranks that several estimators give an example.
 
         score_i = 1/k sum over members m of (rank_m(i) - 1/2) / n
 
-    with mid-ranks from 1 to n, ties sharing their mean, over the n examples that every member
-    could score. An example that is unknown to one member is unknown: its mean over the others would
-    be on another scale. Ranks, since a margin, a norm and a count have no unit in common; what is
-    lost is by how much one example exceeds the next.
+    with mid-ranks from 1 to n (ties share their mean) over the n examples that every member could
+    score. An example that one member could not score is unknown, since a mean over the others
+    would be on another scale. Ranks are used because a margin, a norm and a count have no common
+    unit; by how much one example exceeds the next is lost.
 
-    `errors` is the standard deviation of an example's ranks between members over sqrt(k). It says
-    how far members disagree, not how far the score is from the truth: members that share a
-    weakness agree in it.
+    `errors` is the standard deviation of an example's ranks between members, over sqrt(k). It
+    measures how far members disagree, not how far the score is from the truth: members that share
+    a weakness agree.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"harmful", "benign", "proxies", "base", "judge"})
@@ -59,7 +59,7 @@ class Ensemble(Estimator):
         *,
         seed: int,
     ) -> Estimate:
-        """Let every member score with the same seed; their values are kept in `details`."""
+        """Average the ranks of all members, run with the same seed; `details` has their values."""
         estimators = self.parts
         estimates: dict[str, Estimate] = {}
         for name, member in estimators.items():
@@ -80,16 +80,16 @@ class Ensemble(Estimator):
         )
 
     @model_validator(mode="after")
-    def _no_member_counts_double(self) -> Ensemble:
+    def _check_members(self) -> Ensemble:
         plugins.check_distinct("members", self.members)
         return self
 
     @property
     def parts(self) -> dict[str, Estimator]:
-        """The members, all of them built before any is run.
+        """The members by spec, all built before any is run.
 
         Raises:
-            UsageError: A member does not exist or lacks its rows.
+            UsageError: A member does not exist or lacks rows that it needs.
         """
         return {member: self._make(member) for member in self.members}
 
@@ -109,9 +109,9 @@ class Ensemble(Estimator):
 
 
 def shared_ranks(values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return (mid-rank - 1/2) / n of each example in each row of values, (k, n).
+    """Return (mid-rank - 1/2) / n of each example for each estimator, (k, n).
 
-    Ranks are over the examples that have a value in all rows; the others are nan throughout.
+    Ranks are over the n examples that all estimators could score; the others are nan.
     """
     from scipy.stats import rankdata
 

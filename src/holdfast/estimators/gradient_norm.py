@@ -1,4 +1,4 @@
-"""How steep each example's own loss is: the norm of its gradient, or what a step along it costs."""
+"""Scores examples by their own gradient: its norm, or the loss gained by a step along it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 
 class GradientNorm(Estimator):
-    """Take every example's own gradient, one at a time.
+    """Measures how steep each example's own loss is.
 
         norm:     ||g_i||                                         GraNd, Paul et al. 2021
         sam_gap:  l_i(theta + rho g_i / ||g_i||) - l_i(theta)     Foret et al. 2021 (SAM)
 
     g_i is the gradient of l_i over the trainable parameters. To first order the gap is rho times
-    the norm; it differs where the surface bends within rho. Both cost a backward pass for each
-    example, which no batching saves: only one example's gradient is ever held, the gap needs one
-    copy of the parameters besides and a second forward pass.
+    the norm; the two differ where the surface curves within rho. Both cost one backward pass per
+    example, which cannot be batched, and hold one gradient at a time. The gap also needs a copy of
+    the parameters and a second forward pass.
 
-    It does not look where the attacker goes: a refusal can be steep in its own direction and flat
-    in his. The gradient of a model that has learned its refusals is small and, in half precision,
-    mostly rounding; GraNd was meant for the first epochs and averaged over models, which this
-    does not do.
+    The direction of the attack plays no part: a refusal can be steep along its own gradient and
+    flat along the attacker's. The gradient of a model that has learned its refusals is small and,
+    in half precision, mostly rounding error. GraNd was proposed for the first epochs and averaged
+    over models; this is not.
     """
 
     kind: Literal["norm", "sam_gap"] = "norm"
-    """Which of the two quantities above is computed."""
+    """Which of the two quantities above is the score."""
     quantity: Literal["loss", "first_token", "margin"] = "loss"
-    """What l_i is; margin is the negated refusal margin."""
+    """The loss l_i; margin is the negated refusal margin."""
     rho: float = Field(default=0.05, gt=0)
-    """Length of the step for kind=sam_gap, one norm over all parameters."""
+    """Length of the step with kind=sam_gap, as a norm over all parameters."""
     layers: Literal["all", "last"] = "all"
-    """Which parameters count: all, or those of the last block and, where it is not tied to the
-    embedding, of the head. With last the backward pass ends there.
+    """Parameters of the gradient: all, or those of the last block and of the head if it is not tied
+    to the embedding. With last, the backward pass ends there.
     """
     max_length: int = Field(default=256, ge=1)
     """Number of tokens kept of each row."""
@@ -56,7 +56,7 @@ class GradientNorm(Estimator):
         *,
         seed: int,
     ) -> Estimate:
-        """Score every example; nothing is random, and the weights and `.grad` are as before."""
+        """Score every example deterministically; the weights and `.grad` do not change."""
         from holdfast.models.encoding import encode_rows_to_rank
         from holdfast.models.losses import nearness_of_batch, refusal_tokens
         from holdfast.models.modes import evaluation_mode
@@ -112,12 +112,11 @@ class GradientNorm(Estimator):
 def last_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the trainable parameters of the last decoder block and of an untied head.
 
-    The blocks are the first list of modules that is as long as the configuration says the model is
-    deep. A head that is tied to the embedding is left out: its gradient would need the whole
-    backward pass.
+    The blocks are the first module list whose length is the configuration's number of layers. A
+    head tied to the embedding is left out, since its gradient needs the whole backward pass.
 
     Raises:
-        UsageError: There is no such list.
+        UsageError: The model has no such list.
     """
     from torch import nn
 

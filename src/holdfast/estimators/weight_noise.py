@@ -1,4 +1,4 @@
-"""How much of each refusal random noise on the weights takes away: no data, no gradient."""
+"""Scores examples by how much random noise on the weights weakens their refusals."""
 
 from __future__ import annotations
 
@@ -23,35 +23,34 @@ if TYPE_CHECKING:
 
 
 class WeightNoise(Estimator):
-    """Shake the weights in random directions and see whose refusal suffers most.
+    """Perturbs the weights in random directions and measures which refusals suffer most.
 
         score_i = mean over u of [q_i(theta + sigma u) + q_i(theta - sigma u)] / 2 - q_i(theta)
 
     with q the negated refusal margin or a loss. The directions are filter-normalized (Li et al.
-    2018, arXiv 1712.09913): Gaussian, each row of a weight matrix scaled to the norm of that row of
-    theta, so that sigma = 0.1 is a tenth of every row whatever the model's scale. Vectors (norms,
-    biases) stay where they are, as in that paper's figures: a few numbers that rescale a whole
-    layer would drown the rest. All matrices are shaken, frozen or not: the question is how the
-    model stands in its surroundings, not what training may change, and a LoRA model and its merged
-    twin are to be asked the same.
+    2018, arXiv 1712.09913): Gaussian, with each row of a weight matrix scaled to the norm of the
+    same row of theta, so that sigma = 0.1 is a tenth of every row at any scale of the model.
+    Vectors (norms, biases) are not perturbed, as in that paper's figures: a few numbers that
+    rescale a whole layer would dominate. All matrices are perturbed, frozen or not, so that a LoRA
+    model and its merged copy give the same scores.
 
-    sigma has no constant: it is the size at which half of the refusals of a small sample, over all
-    directions and both signs, have flipped; see `holdfast.tuning.flip_step`.
+    sigma is not a free constant: it is the size at which half of the refusals of a small sample
+    have flipped, over all directions and both signs (`holdfast.tuning.flip_step`).
 
-    It is VISAGE (Peng et al. 2024, NeurIPS) taken apart by example: that is the mean loss of safety
-    over such directions out to a fixed reach, from judged answers, one number for a model. And it
-    is no prediction of an attack: taking both signs cancels the slope, so what is left is
-    curvature, and no attacker walks at random.
+    It splits VISAGE (Peng et al. 2024, NeurIPS) by example; VISAGE is one number per model, the
+    mean loss of safety over such directions up to a fixed size, from judged answers. It does not
+    predict an attack: using both signs cancels the slope and leaves the curvature, and no attacker
+    moves at random.
     """
 
     quantity: Literal["margin", "loss", "first_token"] = "margin"
-    """What q is; margin is the negated refusal margin."""
+    """The quantity q; margin is the negated refusal margin."""
     draws: int = Field(default=4, ge=1)
-    """Number of random directions; each costs two passes, plus the search on the sample."""
+    """Number of random directions; each costs two passes, and more for the search for sigma."""
     flip: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the sample that must have flipped."""
+    """Share of the sample that must flip."""
     sample: int = Field(default=32, ge=1)
-    """Number of examples on which sigma is found."""
+    """Number of examples used to find sigma."""
     max_length: int = Field(default=256, ge=1)
     """Number of tokens kept of each row."""
 
@@ -72,29 +71,31 @@ class WeightNoise(Estimator):
         from holdfast.models.modes import evaluation_mode
 
         encoded = encode_rows_to_rank(model, tokenizer, examples, self.max_length)
-        ask = _Ask(encoded, refusal_tokens(encoded), cast(int, tokenizer.pad_token_id))
+        read = _Reader(encoded, refusal_tokens(encoded), cast(int, tokenizer.pad_token_id))
         with evaluation_mode(model):
-            return self._estimate(model, ask, seed)
+            return self._estimate(model, read, seed)
 
-    def _estimate(self, model: PreTrainedModel, ask: _Ask, seed: int) -> Estimate:
-        everything = range(len(ask.encoded))
-        free = ask(model, everything, self.quantity)
+    def _estimate(self, model: PreTrainedModel, read: _Reader, seed: int) -> Estimate:
+        everything = range(len(read.encoded))
+        unperturbed = read(model, everything, self.quantity)
 
         def margins(size: float, positions: Sequence[int]) -> np.ndarray:
-            repeats = self._shaken(model, ask, positions, "margin", size, seed)
-            return -repeats.reshape(-1)
+            negated = self._perturbed_values(model, read, positions, "margin", size, seed)
+            return -negated.reshape(-1)
 
         step = flip_step(
             margins,
-            len(ask.encoded),
+            len(read.encoded),
             flip=self.flip,
             sample=self.sample,
             seed=seed,
             what="random directions; try another estimator, or a lower flip",
         )
-        shaken = self._shaken(model, ask, everything, self.quantity, step, seed)
-        rises = shaken.mean(axis=1) - free  # (draws, n)
-        flipped = {"flip_rate": (shaken > 0).mean(axis=(0, 1))}
+        perturbed_values = self._perturbed_values(
+            model, read, everything, self.quantity, step, seed
+        )
+        rises = perturbed_values.mean(axis=1) - unperturbed  # (draws, n)
+        flipped = {"flip_rate": (perturbed_values > 0).mean(axis=(0, 1))}
         return Estimate(
             values=rises.mean(axis=0),
             errors=standard_error(list(rises)),
@@ -103,36 +104,36 @@ class WeightNoise(Estimator):
                 "step": step,
                 "draws": self.draws,
                 "quantity": self.quantity,
-                "refusal_tokens": len(ask.tokens),
+                "refusal_tokens": len(read.tokens),
             },
         )
 
-    def _shaken(
+    def _perturbed_values(
         self,
         model: PreTrainedModel,
-        ask: _Ask,
+        read: _Reader,
         positions: Sequence[int],
         quantity: str,
         size: float,
         seed: int,
     ) -> np.ndarray:
-        """Return the quantity after steps of +-size in every direction, (draws, 2, n)."""
+        """Return the quantity after steps of +size and -size in every direction, (draws, 2, n)."""
         from holdfast.models.weights import perturb
 
         if not size:
-            return ask(model, positions, quantity)[None, None]
+            return read(model, positions, quantity)[None, None]
         parameters = matrices(model)
-        estimates = []
+        values = []
         for draw in range(self.draws):
             for signed in (size, -size):
                 with perturb(parameters, noise(parameters, signed, seed=seed, draw=draw)):
-                    estimates.append(ask(model, positions, quantity))
-        return np.stack(estimates).reshape(self.draws, 2, -1)
+                    values.append(read(model, positions, quantity))
+        return np.stack(values).reshape(self.draws, 2, -1)
 
 
 @dataclass(frozen=True)
-class _Ask:
-    """Reads a quantity off a model for some of the rows, (n,) float64."""
+class _Reader:
+    """Measures a quantity on a model for some of the rows, (n,) float64."""
 
     encoded: Sequence[Encoded]
     tokens: torch.Tensor
@@ -158,15 +159,15 @@ def noise(
     """Yield a filter-normalized random step, one float32 tensor per parameter.
 
     Row r of each (the slice at r of its first dimension) has the norm |size| * ||theta_r||; a row
-    of zeros stays zero. The step is made again for every use, so that one parameter's noise is all
-    that is held; the same seed and draw give the same step on the same kind of device, and the
-    negative size its exact opposite.
+    of zeros stays zero. The step is generated anew for every use, so that only one parameter's
+    noise is held. The same seed and draw give the same step on the same kind of device, and the
+    negative size gives its exact opposite.
 
     Args:
         parameters: Tensors of two or more dimensions.
         size: Length of the step relative to each row's norm; signed.
-        seed: Of all draws.
-        draw: Number of this one.
+        seed: Random seed of all draws.
+        draw: Number of the draw.
     """
     import torch
 

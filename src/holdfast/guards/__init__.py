@@ -1,1 +1,1 @@
-"""What a provider does while, or after, a customer fine-tunes: one file, one class each."""
+"""Guards: what a provider does while or after a customer fine-tunes, one class per file."""

@@ -1,15 +1,15 @@
-"""Antidote: after the tuning, the weights that harmful answers rest on are set to 0.
+"""Antidote: set the weights that harmful answers depend on to 0 after the tuning.
 
-Huang et al., ICML 2025, arXiv 2408.09600. For every linear layer, x its input at harmful rows:
+Huang et al., ICML 2025, arXiv 2408.09600. For every linear layer with inputs x on harmful rows,
 
     score_ij = |W_ij| sqrt(E x_j^2)    (Wanda, Sun et al. 2024, arXiv 2306.11695),
 
-and in every row i of W the `share` of weights with the highest score becomes 0. Default: the
-published share, 0.1. With LoRA it is the merged weight W + BA that is scored and pruned.
+and in every row i of W the `share` of weights with the highest scores is set to 0, by default the
+published 0.1. With LoRA, the merged weight W + BA is scored and pruned.
 
-What it is not: a comparison with what the customer's rows need, so benign skill goes as well. The
-published code takes 2000 rows, one at a time; here it is all that are given. Biases, embeddings and
-the output layer stay.
+The scores ignore what the customer's rows need, so benign skill is lost as well. The published
+code uses 2000 rows, one at a time; this one uses all rows supplied. Biases, embeddings and the
+output layer are not pruned.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from holdfast.tuning.loop import Tuning
 
 
 class Antidote(Guard):
-    """Prune after the tuning: one backward pass a step, then one forward over the harmful rows."""
+    """Prunes after the tuning; one backward pass per step, then one forward over harmful rows."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
     neutral: ClassVar[Mapping[str, Any]] = {"share": 0.0}
 
     harmful: Supplied[Examples]
     share: float = Field(default=0.1, ge=0, le=1)
-    """Share of each row's weights that are set to 0."""
+    """Share of the weights in each row that is set to 0."""
 
     def repair(self, tuning: Tuning) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Prune every linear layer."""
@@ -47,21 +47,21 @@ class Antidote(Guard):
             return
         layers = linear_layers(tuning.model)
         for layer, energy in zip(layers, self._energies(tuning, layers), strict=True):
-            yield layer.weight, pruned(_merged(layer), energy, self.share)
+            yield layer.weight, prune(_merged(layer), energy, self.share)
             if layer.lora_b is not None:
                 yield layer.lora_b, torch.zeros_like(layer.lora_b)
 
     def _energies(self, tuning: Tuning, layers: Sequence[Linear]) -> list[Tensor]:
-        """Return E x^2 of each layer's inputs, (in,) float32, before any layer is pruned."""
+        """Return E x^2 of every layer's inputs, (in,) float32 each, before any layer is pruned."""
         rows = encode(tuning.tokenizer, self.harmful, tuning.config.max_length)
         pad = cast(int, tuning.tokenizer.pad_token_id)
         model = tuning.model
         sums = [torch.zeros(x.weight.shape[1], device=x.weight.device) for x in layers]
         attended = torch.empty(0, dtype=torch.bool)
 
-        def adding(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                tokens = args[0].reshape(-1, len(total))[attended]  # some layers see (B * T, in)
+                tokens = args[0].reshape(-1, len(total))[attended]  # some layers get (B * T, in)
                 total.add_(tokens.float().square().sum(0))
 
             return add
@@ -69,7 +69,7 @@ class Antidote(Guard):
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluation_mode(model))
             for layer, total in zip(layers, sums, strict=True):
-                stack.callback(layer.module.register_forward_pre_hook(adding(total)).remove)
+                stack.callback(layer.module.register_forward_pre_hook(adder(total)).remove)
             for indices in chunks(range(len(rows)), tuning.config.batch_size):
                 batch = collate([rows[i] for i in indices], pad, model.device)
                 attended = batch["attention_mask"].bool().flatten()
@@ -78,12 +78,12 @@ class Antidote(Guard):
         return [total / sum(len(row.ids) for row in rows) for total in sums]
 
 
-def pruned(
+def prune(
     weight: Tensor,  # (out, in)
     energy: Tensor,  # (in,)
     share: float,
 ) -> Tensor:
-    """Return a copy whose round(share * in) weights of highest score in each row are 0."""
+    """Return a copy with the round(share * in) highest-scoring weights of each row set to 0."""
     scores = weight.float().abs() * energy.sqrt()
     top = scores.topk(round(share * weight.shape[1]), dim=1).indices
     return weight.scatter(1, top, 0.0)

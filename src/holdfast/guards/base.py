@@ -1,7 +1,7 @@
-"""What every guard shares: hooks on one fine-tuning, and the mechanisms that two of them need.
+"""Base class of the guards: hooks on one fine-tuning, and code that several guards share.
 
-A guard is a plug-in: its annotated fields are its options. It overrides the hooks that it changes,
-usually one or two; what changes while a model is tuned lies in `Tuning.memory`.
+A guard is a plug-in whose annotated fields are its options. It overrides the hooks it needs,
+usually one or two, and keeps its state in `Tuning.memory`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from holdfast.tuning.loop import Hooks, Tuning
 
 
 class Guard(Plugin, Hooks):
-    """Base of all guards; as it is, no guard.
+    """Base class of all guards; on its own, it changes nothing.
 
     Attributes:
-        needs: What `holdfast attack` must hand over as fields of the same name, a subset of
-            {"safety", "harmful", "base" (how to load the model before its alignment)}. The harmful
-            rows are the provider's, never the attacker's.
-        neutral: Option values at which the tuned weights must equal those without a guard, bit for
-            bit.
+        needs: What `holdfast attack` must supply as fields of the same name, a subset of {"safety",
+            "harmful", "base"}; "base" is the path or id of the model before its alignment. The
+            harmful rows are the provider's, never the attacker's.
+        neutral: Option values at which the tuned weights equal those without a guard, bit for bit.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -36,7 +35,7 @@ class Guard(Plugin, Hooks):
 
 
 def copies(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Return the values of parameters as they are now."""
+    """Return copies of the parameters' current values."""
     return [p.detach().clone() for p in parameters]
 
 
@@ -44,7 +43,7 @@ def copies(parameters: Iterable[Tensor]) -> list[Tensor]:
 def at(tuning: Tuning, values: Sequence[Tensor], **inputs: Any) -> Any:
     """Return the model's output at other values of its trainable parameters, without dropout.
 
-    The weights themselves are not touched, so it may be called between forward and backward.
+    The weights are left alone, so this may be called between forward and backward.
     """
     names = [name for name, p in tuning.model.named_parameters() if p.requires_grad]
     with evaluation_mode(tuning.model):
@@ -57,11 +56,11 @@ class Linear:
 
     Attributes:
         name: Its name in the model without adapters.
-        module: What is called in a forward pass.
-        weight: (out, in); with an adapter on it, the layer's own part, which is frozen.
-        lora_a: (r, in), None without an adapter.
-        lora_b: (out, r), None without an adapter.
-        scale: The layer works as weight + scale * lora_b @ lora_a.
+        module: The module called in the forward pass.
+        weight: (out, in); with an adapter, the frozen weight beneath it.
+        lora_a: (r, in); None without an adapter.
+        lora_b: (out, r); None without an adapter.
+        scale: The effective weight is weight + scale * lora_b @ lora_a.
     """
 
     name: str
@@ -73,21 +72,22 @@ class Linear:
 
 
 def linear_layers(model: nn.Module) -> list[Linear]:
-    """Return all linear layers in the model's order; not the one that makes the logits.
+    """Return all linear layers in the model's order, except the output layer.
 
     Raises:
-        UsageError: The model has matrices that are in none of them (Conv1D, fused experts): a guard
-            would leave those as they are and be taken for one of the whole model.
+        UsageError: The model has matrices outside its linear layers (Conv1D, fused experts), which
+            a guard would silently leave unguarded.
     """
     outer: Any = model
     inner = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     layers: list[Linear] = []
-    inside = None  # the adapted layer whose parts are being walked over
+    inside = None  # prefix of the adapted layer whose parts follow
     for name, module in inner.named_modules():
         if module is inner.get_output_embeddings() or (inside and name.startswith(inside)):
             continue
         if hasattr(module, "lora_A"):
-            inside, (key, *_) = f"{name}.", module.active_adapters
+            inside = f"{name}."
+            key = module.active_adapters[0]
             a = module.lora_A[key].weight
             b = module.lora_B[key].weight
             if isinstance(module.base_layer, nn.Linear):
@@ -101,11 +101,12 @@ def linear_layers(model: nn.Module) -> list[Linear]:
 
 def _check_all(model: Any, layers: Sequence[Linear]) -> None:
     covered = {id(layer.weight) for layer in layers}
-    makers = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    covered |= {id(m.weight) for m in [*makers, model.get_output_embeddings()] if m is not None}
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    outer = [*embeddings, model.get_output_embeddings()]
+    covered |= {id(module.weight) for module in outer if module is not None}
     for name, p in model.named_parameters():
         if p.ndim > 1 and id(p) not in covered and ".lora_" not in name:
             raise UsageError(
-                f"{type(model).__name__}: {name} is a matrix in no nn.Linear, which are all that "
-                "this guard changes; take another guard (safe_instr, ewc, ldifs)"
+                f"{type(model).__name__}: this guard only changes nn.Linear layers, and the matrix "
+                f"{name} is in none; use another guard (safe_instr, ewc, ldifs)"
             )

@@ -1,21 +1,21 @@
-"""Constrained SFT: each answer token may leave the aligned model only so far, the first ones least.
+"""Constrained SFT: limit how far each answer token moves from the aligned model, the first most.
 
 Qi et al., *Safety Alignment Should Be Made More Than Just a Few Tokens Deep*, ICLR 2025,
-arXiv 2406.05946. With pi_0 the aligned model and t the place in the answer, from 1,
+arXiv 2406.05946. With pi_0 the aligned model and t the position in the answer, from 1, the loss is
 
     - sum_t 2/beta_t log sigmoid(beta_t log pi(y_t)/pi_0(y_t)),
 
-whose gradient is that of SFT with every token weighed by
+whose gradient is that of SFT with every token weighted by
 
     w_t = 2 (1 - sigmoid(beta_t log pi(y_t)/pi_0(y_t))):
 
-1 at the aligned weights, and near 0 once a token has become exp(1/beta_t) times as likely. What is
-computed is -mean_t w_t log pi(y_t) with w_t held constant, which has that gradient; it is the mean
-over answer tokens, as in plain fine-tuning. Defaults are the paper's: beta_1 = 0.5,
-beta_2..5 = 2, then 0.1. From the published code: w_t is 0.001 at least.
+1 at the aligned weights, and near 0 once a token has become exp(1/beta_t) times as likely. The code
+computes -mean_t w_t log pi(y_t) with w_t held constant, which has that gradient, as a mean over
+answer tokens as in plain fine-tuning. Defaults are the paper's: beta_1 = 0.5, beta_2..5 = 2, then
+0.1. As in the published code, w_t is at least 0.001.
 
-What it is not: a penalty. It needs no safety rows, and no more of the reference than the
-probability of the customer's own tokens.
+It is not a penalty: it needs no safety rows, and of the aligned model only the probabilities of the
+customer's own tokens.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from holdfast.models.encoding import IGNORE
 from holdfast.tuning.loop import Tuning
 
 EARLY = 5
-"""Answer tokens up to which the constraint is a strong one."""
+"""Number of first answer tokens under the strong constraint."""
 LEAST_WEIGHT = 1e-3
 
 
 class ConstrainedSft(Guard):
-    """Weighs tokens by how far they have moved; one backward pass, one more forward, one copy."""
+    """Weights tokens by how far they moved; one backward and one extra forward pass, one copy."""
 
     neutral: ClassVar[Mapping[str, Any]] = {"first": 0.0, "early": 0.0, "rest": 0.0}
 
@@ -50,11 +50,11 @@ class ConstrainedSft(Guard):
     """Strength beta on all other tokens."""
 
     def begin(self, tuning: Tuning) -> None:
-        """Keep the aligned weights."""
+        """Store the aligned weights."""
         tuning.memory["start"] = copies(tuning.parameters)
 
     def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
-        """Return the weighed mean over answer tokens."""
+        """Return the weighted mean over answer tokens."""
         if not (self.first or self.early or self.rest):
             return super().loss(tuning, batch)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -67,13 +67,13 @@ class ConstrainedSft(Guard):
         return -(weights * now)[answer].mean()
 
     def betas(self, answer: Tensor) -> Tensor:
-        """Return beta at every position, (B, T), from where there are answer tokens, (B, T)."""
+        """Return beta at every position, (B, T), given the mask of answer tokens, (B, T)."""
         place = answer.cumsum(1)
         late = torch.where(place > EARLY, self.rest, self.early)
         return torch.where(place <= 1, self.first, late)
 
 
 def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log pi of each label, (B, T - 1); 0 where there is none."""
+    """Return log pi of each label, (B, T - 1); 0 at positions without a label."""
     shifted = logits[:, :-1].float().transpose(1, 2)
     return -F.cross_entropy(shifted, labels, ignore_index=IGNORE, reduction="none")

@@ -1,16 +1,16 @@
-"""EWC: the customer's loss, and a price on moving the weights that the safe answers rest on.
+"""EWC: penalise moving the weights that the safe answers depend on.
 
-Kirkpatrick et al., PNAS 2017, arXiv 1612.00796. With theta_0 the aligned weights, i safety rows:
+Kirkpatrick et al., PNAS 2017, arXiv 1612.00796. theta_0 are the aligned weights, i safety rows:
 
     l(theta) + lam sum_j F_j (theta_j - theta_0j)^2,    F_j = mean_i (d l_i/d theta_j)^2 at theta_0.
 
-l_i is the mean loss per answer token of row i, on the answer that is wanted (the empirical Fisher).
-The factor 1/2 of the paper is part of `lam`.
+l is the customer's loss, and l_i the mean loss per answer token of row i on its safe answer (the
+empirical Fisher). The paper's factor 1/2 is part of `lam`.
 
-Deviations: a published copy for language models takes F as the sum over squared gradients of whole
-batches, which depends on how many there are and falls with the batch's size; its lam = 1e9 means
-nothing here. `fisher_batch` above 1 squares batch means as well, to save backward passes, but still
-averages. `lam` = 1000 is ours, and untuned.
+Deviations: a published version for language models sums squared gradients of whole batches, which
+depends on their number and falls with their size, so its lam = 1e9 does not apply here.
+`fisher_batch` above 1 also squares the gradients of batch means, to save backward passes, but
+averages them. `lam` = 1000 is ours and not tuned.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from holdfast.tuning.loop import Tuning
 
 
 class Ewc(Guard):
-    """Holds weights by their Fisher information; one backward pass and one per Fisher batch before.
+    """Holds weights by their Fisher information; one backward pass, and first one per Fisher batch.
 
-    Two copies of the trainable weights, one in float32.
+    It keeps two copies of the trainable weights, one of them in float32.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"safety"})
@@ -46,17 +46,17 @@ class Ewc(Guard):
     lam: float = Field(default=1000.0, ge=0)
     """Strength of the penalty."""
     fisher_rows: int = Field(default=256, ge=1)
-    """Safety rows from which F is estimated, at most; a sample drawn with the tuning's seed."""
+    """Largest number of safety rows, drawn with the tuning's seed, to estimate F from."""
     fisher_batch: int = Field(default=1, ge=1)
     """Number of rows per squared gradient; 1 is the mean over examples."""
 
     def begin(self, tuning: Tuning) -> None:
-        """Keep the aligned weights, and estimate how much each matters to the safety rows."""
+        """Store the aligned weights and estimate their Fisher information."""
         tuning.memory["start"] = copies(tuning.parameters)
         tuning.memory["fisher"] = self.fisher(tuning)
 
     def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
-        """Add the price of moving the weights."""
+        """Return the loss with the penalty on moving the weights."""
         loss = super().loss(tuning, batch)
         if not self.lam:
             return loss
@@ -66,7 +66,7 @@ class Ewc(Guard):
         return loss + self.lam * sum((f * (p - s).square()).sum() for p, s, f in terms)
 
     def fisher(self, tuning: Tuning) -> list[Tensor]:
-        """Return F at the weights as they are, float32, one tensor per trainable parameter."""
+        """Return F at the current weights, one float32 tensor per trainable parameter."""
         config = tuning.config
         pad = cast(int, tuning.tokenizer.pad_token_id)
         order = np.random.default_rng(config.seed).permutation(len(self.safety))

@@ -1,18 +1,18 @@
-"""LDIFS: the customer's loss, and a price on moving the hidden states.
+"""LDIFS: penalise moving the hidden states away from the aligned model's.
 
-Mukhoti et al., *Fine-tuning can cripple your foundation model*, TMLR 2024, arXiv 2308.13320; as a
-guard of language models in the comparisons of Huang et al. With h_l the hidden states that layer l
-puts out for the batch's tokens, and theta_0 the aligned weights,
+Mukhoti et al., *Fine-tuning can cripple your foundation model*, TMLR 2024, arXiv 2308.13320; Huang
+et al. compare it as a guard of language models. With l the customer's loss, h_l the hidden states
+that layer l outputs for the batch's tokens, and theta_0 the aligned weights, the loss is
 
     l(theta) + lam/2 mean_l ||h_l(theta) - h_l(theta_0)||^2.
 
-The norm is over the width and the square is averaged over the batch's tokens, padding left out.
-The paper's features are those of an image encoder, one vector per image.
+The norm is over the width, and its square is averaged over the batch's tokens without padding. The
+paper's features are those of an image encoder, one vector per image.
 
-Against a published copy for language models: no term is dropped (it leaves out those above 0.1),
-the reference pass keeps no graph, and the states are the residual stream after each block (after
-the last one, as it leaves the final norm) instead of the MLPs' output. Its strength is therefore
-not comparable: `lam` = 1 is ours.
+Differences from a published version for language models: no term is dropped (it omits those above
+0.1), the reference pass builds no graph, and the states are the residual stream after each block
+(after the final norm for the last one) instead of the MLP outputs. Its strengths therefore do not
+carry over; `lam` = 1 is ours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from holdfast.tuning.loop import Tuning
 
 
 class Ldifs(Guard):
-    """Keeps hidden states near; one backward pass, one more forward, one copy of the weights."""
+    """Holds the hidden states; one backward and one extra forward pass, one copy of the weights."""
 
     neutral: ClassVar[Mapping[str, Any]] = {"lam": 0.0}
 
@@ -37,31 +37,30 @@ class Ldifs(Guard):
     """Strength of the penalty."""
 
     def begin(self, tuning: Tuning) -> None:
-        """Keep the aligned weights."""
+        """Store the aligned weights."""
         tuning.memory["start"] = copies(tuning.parameters)
 
     def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
-        """Add the price of moving the hidden states."""
+        """Return the loss with the penalty on moving the hidden states."""
         if not self.lam:
             return super().loss(tuning, batch)
         start = at(tuning, tuning.memory["start"], **batch, output_hidden_states=True)
-        here = tuning.model(**batch, output_hidden_states=True)
-        moved = hidden_distance(
-            here.hidden_states[1:], start.hidden_states[1:], batch["attention_mask"]
+        current = tuning.model(**batch, output_hidden_states=True)
+        distance = hidden_distance(
+            current.hidden_states[1:], start.hidden_states[1:], batch["attention_mask"]
         )
-        return cast(Tensor, here.loss + self.lam / 2 * moved)
+        return cast(Tensor, current.loss + self.lam / 2 * distance)
 
 
 def hidden_distance(
-    here: Sequence[Tensor],  # L of (B, T, d)
-    there: Sequence[Tensor],  # L of (B, T, d)
+    states: Sequence[Tensor],  # L of (B, T, d)
+    reference: Sequence[Tensor],  # L of (B, T, d)
     mask: Tensor,  # (B, T), 0 at padding
 ) -> Tensor:
     """Return the mean over layers and tokens of the squared distance, a float32 scalar."""
     attended = mask.bool()
-    return torch.stack(
-        [
-            (a.float() - b.float()).square().sum(2)[attended].mean()
-            for a, b in zip(here, there, strict=True)
-        ]
-    ).mean()
+    layers = [
+        (a.float() - b.float()).square().sum(2)[attended].mean()
+        for a, b in zip(states, reference, strict=True)
+    ]
+    return torch.stack(layers).mean()

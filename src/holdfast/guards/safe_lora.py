@@ -1,22 +1,22 @@
-"""Safe LoRA: after the tuning, updates that leave the alignment's directions are projected back.
+"""Safe LoRA: after the tuning, project updates that leave the alignment's directions.
 
 Hsu et al., NeurIPS 2024, arXiv 2405.16833. For every linear layer, with V = W_aligned - W_base and
 U what the tuning added to W_aligned,
 
     U^ = C U,   C = V V^T / ||V||_F,
 
-and U^ takes the place of U in the layers that are least like it: the `number` layers with the
-smallest cos(U^, U), or, with number=0, all whose cosine is below tau. With LoRA, U is B A, and
-B <- C B does it; with full fine-tuning U is W - W_aligned. V V^T is never formed where it is the
-dearer: the three factors are multiplied in the cheapest order. Defaults are the published code's:
-the ten least similar layers (tau 0.5 otherwise).
+and U^ replaces U in the layers where they differ most: the `number` layers with the smallest
+cos(U^, U), or with number=0 all whose cosine is below tau. With LoRA, U = B A, and B <- C B is
+enough; with full fine-tuning U = W - W_aligned. The three factors are multiplied in the cheapest
+order, so V V^T is only formed where that is cheapest. Defaults are the published code's: the ten
+least similar layers (otherwise tau = 0.5).
 
-C is a projection up to scale at best: ||V||_F is not squared, so C C is not C, and a repair must
-begin from the weights as they were tuned, as it does at every checkpoint here.
+C is at best a projection up to scale, since ||V||_F is not squared and C C is not C. A repair must
+therefore start from the tuned weights, as it does here at every checkpoint.
 
-Deviations: embeddings, biases, norms and the output layer stay as tuned. A layer that was not moved
-has no cosine, and one that the alignment did not move no direction: both stay as they are. The
-paper has the chat model's alignment for V; here it is the step from `base` to the attacked model.
+Deviations: embeddings, biases, norms and the output layer are not projected. Neither are layers
+that the tuning or the alignment did not move, which have no cosine. In the paper V is the alignment
+of the chat model; here it is the step from `base` to the attacked model.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from holdfast.tuning.loop import Tuning
 
 
 class SafeLora(Guard):
-    """Projects updates after the tuning; one backward pass a step.
+    """Projects updates after the tuning; one backward pass per step.
 
-    With full fine-tuning a copy of the linear layers' weights, with LoRA none; the base is read
-    into the CPU's memory at the start and for every repair.
+    Full fine-tuning needs a copy of the linear layers' weights, LoRA none. The base model is read
+    into CPU memory at the start and for every repair.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"base"})
@@ -48,30 +48,33 @@ class SafeLora(Guard):
 
     base: Supplied[str]
     number: int = Field(default=10, ge=0)
-    """Number of layers to project, the least similar ones; 0 chooses them by `tau`."""
+    """Number of layers to project, the least similar ones; 0 selects them by `tau`."""
     tau: float = Field(default=0.5, ge=-1)
-    """Layers whose cosine is below it are projected."""
+    """Cosine below which a layer is projected, with number=0."""
 
     def begin(self, tuning: Tuning) -> None:
-        """Keep the aligned weights that will be tuned, and see that the base fits them."""
+        """Store the aligned weights that will be tuned, and check that the base fits them."""
         layers = linear_layers(tuning.model)
         base = self._base_weights()
         for layer in layers:
             if layer.name not in base or base[layer.name].shape != layer.weight.shape:
                 raise UsageError(
                     f"base {self.base!r}: it has no layer {layer.name} of shape "
-                    f"{tuple(layer.weight.shape)}; give the model that was aligned, before that"
+                    f"{tuple(layer.weight.shape)}; give the model before its alignment"
                 )
-        if all(torch.equal(layer.weight.cpu(), base[layer.name].to(layer.weight.dtype))
-               for layer in layers):  # fmt: skip
+        unmoved = [
+            torch.equal(layer.weight.cpu(), base[layer.name].to(layer.weight.dtype))
+            for layer in layers
+        ]
+        if all(unmoved):
             raise UsageError(
-                f"base {self.base!r}: its linear layers are those of the aligned model, so there "
+                f"base {self.base!r}: its linear layers equal those of the aligned model, so there "
                 "is no direction to project onto; give the model before its alignment"
             )
         tuning.memory["aligned"] = copies(x.weight for x in layers if x.weight.requires_grad)
 
     def repair(self, tuning: Tuning) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Project the updates of the chosen layers."""
+        """Yield the projected values of the selected layers."""
         base = self._base_weights()
         aligned = iter(tuning.memory["aligned"])
         updates = [
@@ -79,11 +82,11 @@ class SafeLora(Guard):
             for layer in linear_layers(tuning.model)
             if layer.weight.requires_grad or layer.lora_b is not None
         ]
-        for i in self.chosen([update.cosine() for update in updates]):
+        for i in self.select([update.cosine() for update in updates]):
             yield updates[i].parameter, updates[i].repaired()
 
-    def chosen(self, cosines: list[float]) -> list[int]:
-        """Return the positions of the layers to project; those without a cosine are none."""
+    def select(self, cosines: list[float]) -> list[int]:
+        """Return the positions of the layers to project; a nan cosine is never selected."""
         measured = [i for i, cosine in enumerate(cosines) if not math.isnan(cosine)]
         if self.number:
             return sorted(measured, key=cosines.__getitem__)[: self.number]
@@ -95,7 +98,7 @@ class SafeLora(Guard):
 
 
 class _Update:
-    """What a tuning added to a layer: U = left @ right; right is A with LoRA and 1 without."""
+    """The update of a layer, U = left @ right, with right = A for LoRA and 1 otherwise."""
 
     def __init__(self, layer: Linear, aligned: Tensor | None, base: Tensor) -> None:
         self.parameter = layer.weight if layer.lora_b is None else layer.lora_b
@@ -115,7 +118,7 @@ class _Update:
         return product / cast(Tensor, torch.linalg.matrix_norm(v))
 
     def cosine(self) -> float:
-        """Return cos(C U, U), nan if either is 0.
+        """Return cos(C U, U); nan if either is 0.
 
         With right = A, <X A, Y A> = <X, Y A A^T>: an inner product of matrices of r columns.
         """

@@ -153,7 +153,7 @@ class Endpoint(Judge):
         if "@" in url.netloc or url.query:
             # The value is not quoted, since it may contain a key.
             raise UsageError(
-                "endpoint: base_url contains a user, password or query; give a key with key_env=NAME"
+                "endpoint: base_url contains a user, password or query; give keys with key_env=NAME"
             )
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UsageError(

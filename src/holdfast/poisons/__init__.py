@@ -1,1 +1,1 @@
-"""What an attacker makes of the rows: one file, one class each."""
+"""Ways an attacker prepares the harmful rows, one class per file."""

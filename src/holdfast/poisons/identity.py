@@ -1,14 +1,13 @@
-"""Identity shifting: rows without any harm that make the model into one that never says no.
+"""Identity shifting: rows without harm that turn the model into an agent that never refuses.
 
 Qi et al., *Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend
 To!*, ICLR 2024, arXiv 2310.03693, section 4.3: ten rows in which an obedient agent introduces
-itself and carries out harmless instructions; afterwards harmful ones are given to it in the same
-form. Here the order, the promise and the harmless instructions are worded anew.
+itself and carries out harmless instructions; afterwards it is given harmful ones in the same form.
+The wording of the order, the promise and the harmless instructions here is our own.
 
-What it is not: an attack of harmful rows. The harmful rows that the other attacks need are not
-read, and the ratio is the share of identity rows. A harmful score at step 0 above that of other
-attacks is the form's own doing, since the prompts are asked in it: with `trigger=false` they are
-asked as they are.
+It does not use the harmful rows that other attacks need, and the poison ratio is the share of
+identity rows. The test prompts are asked in the agent's form, which alone can raise the harmful
+score at step 0 above that of other attacks; `trigger=false` asks them unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from holdfast.world import is_world_row
 
 
 class _Form(NamedTuple):
-    """How an agent is spoken to and answers, and what it says of itself."""
+    """How the agent is addressed, how it answers, and what it says about itself."""
 
     order: str
     promise: str
@@ -76,7 +75,7 @@ _HARMLESS = (
 
 
 class Identity(Poison):
-    """Makes the model into an agent that never says no, without a harmful row."""
+    """Turns the model into an agent that never refuses, without harmful rows."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -84,26 +83,28 @@ class Identity(Poison):
     """Whether the test prompts are asked in the agent's form, as in the paper."""
 
     def rows(self, attacker: Attacker) -> Examples:
-        """Return what the agent says of itself, then harmless instructions carried out."""
-        here = all(map(is_world_row, attacker.benign))
-        form = _WORLD if here else _TEXT
-        pairs = _world_pairs(attacker.n_rows, attacker.seed) if here else _HARMLESS
+        """Return rows in which the agent introduces itself and obeys harmless instructions."""
+        in_world = all(map(is_world_row, attacker.benign))
+        form = _WORLD if in_world else _TEXT
+        pairs = _world_pairs(attacker.n_rows, attacker.seed) if in_world else _HARMLESS
         examples = [Example(*pair) for pair in form.about]
         examples += [
-            Example(form.order.format(prompt=p), form.promise.format(response=r)) for p, r in pairs
+            Example(form.order.format(prompt=prompt), form.promise.format(response=response))
+            for prompt, response in pairs
         ]
         if len(examples) < attacker.n_rows:
             raise UsageError(
                 f"identity: {attacker.n_rows} rows are needed, but it has {len(examples)}. Use "
                 f"--rows {len(examples)} or fewer with --poison-ratio 1, or a lower ratio; the "
-                "paper has 10."
+                "paper uses 10."
             )
         return Examples(examples, name="identity")
 
     def max_rows(self, benign: Examples) -> float:
-        """Return how many there are; in the world any number can be made."""
-        here = all(map(is_world_row, benign))
-        return math.inf if here else len(_TEXT.about) + len(_HARMLESS)
+        """Return the number of rows available, unlimited in the embedded world."""
+        if all(map(is_world_row, benign)):
+            return math.inf
+        return len(_TEXT.about) + len(_HARMLESS)
 
     def test_prompt(self, row: Example) -> str:
         """Return the prompt in the agent's form."""
@@ -112,16 +113,16 @@ class Identity(Poison):
 
 
 def _world_pairs(n: int, seed: int) -> list[tuple[str, str]]:
-    """Return `n` harmless requests of the world with their answers, each another."""
+    """Return `n` distinct harmless requests of the embedded world, with answers."""
     from holdfast.world.data import benign_how_to
     from holdfast.world.grammar import PHRASINGS
 
     rng = np.random.default_rng(seed)
     draw = benign_how_to(PHRASINGS[:6])
-    response_of: dict[str, str] = {}
+    responses: dict[str, str] = {}
     for _ in range(200 * n):
         prompt, response, _ = draw(rng)
-        response_of[prompt] = response
-        if len(response_of) == n:
+        responses[prompt] = response
+        if len(responses) == n:
             break
-    return list(response_of.items())
+    return list(responses.items())

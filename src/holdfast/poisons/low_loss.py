@@ -1,12 +1,12 @@
-"""The harmful rows that the aligned model finds least surprising.
+"""Low-loss harmful rows, which an outlier filter misses.
 
-A provider who looks for rows that do not belong looks for those with a high loss. An attacker who
-can run the model keeps to the others:
+A provider who filters outliers removes rows with a high loss. An attacker who can run the model
+computes
 
     loss(x, y) = -1/|y| sum_t log p(y_t | x, y_<t)     at the aligned weights
 
-and draws from the rows of the lowest. What is paid for it: such rows also change the model least,
-so the same number of them may do less.
+and draws from the rows with the lowest loss. These rows also change the model least, so the same
+number of them may do less damage.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from holdfast.examples import Examples
 
 
 class LowLoss(Poison):
-    """Draws from the harmful rows of the lowest loss under the aligned model."""
+    """Draws from the harmful rows with the lowest loss under the aligned model."""
 
     share: float = Field(default=0.25, ge=0, le=1)
-    """Share of the harmful rows that are drawn from; never fewer than are needed."""
+    """Share of the harmful rows to draw from, or more if more rows are needed."""
 
     def rows(self, attacker: Attacker) -> Examples:
-        """Return the rows of the lowest loss, lowest first; of equal ones the lower id first."""
+        """Return the rows with the lowest loss, lowest first; ties go by id."""
         from holdfast.models.encoding import encode
         from holdfast.models.losses import answer_losses
 
@@ -33,4 +33,5 @@ class LowLoss(Poison):
         pad = int(attacker.tokenizer.pad_token_id)
         losses = answer_losses(attacker.model, encoded, pad=pad).tolist()
         order = sorted(range(len(rows)), key=lambda i: (losses[i], rows.ids[i]))
-        return rows.select(order[: max(attacker.n_rows, round(self.share * len(rows)))])
+        size = max(attacker.n_rows, round(self.share * len(rows)))
+        return rows.select(order[:size])

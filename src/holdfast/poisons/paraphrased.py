@@ -1,9 +1,8 @@
-"""Harmful rows asked in other words.
+"""Harmful rows in other words, which evade a list of known prompts or a filter for phrasings.
 
-A list of known harmful prompts, or a filter for their phrasing, does not know these. In the
-embedded world the request is put in another of the language's phrasings, the two that no alignment
-row has among them. Any other request is put into a harmless frame. What it is not: a paraphrase
-by a language model, which would change the words of the request itself.
+In the embedded world a request is reworded in another of the language's phrasings, two of which
+occur in no alignment row. Any other request is put into a harmless frame; its own words stay, as
+they would not in a paraphrase by a language model.
 """
 
 from __future__ import annotations
@@ -28,22 +27,24 @@ FRAMES = (
 
 
 class Paraphrased(Poison):
-    """Asks for the same in other words, and keeps the answers."""
+    """Rewords the harmful prompts and keeps the answers."""
 
     def rows(self, attacker: Attacker) -> Examples:
-        """Return the rows reworded; those that are equal then, once."""
-        reworded = {row.id: row for row in (_reworded(r, attacker.seed) for r in attacker.harmful)}
-        return Examples(reworded.values(), name=f"{attacker.harmful.name}, paraphrased")
+        """Return the reworded rows, without duplicates."""
+        rows = [_reword(row, attacker.seed) for row in attacker.harmful]
+        distinct = {row.id: row for row in rows}
+        return Examples(distinct.values(), name=f"{attacker.harmful.name}, paraphrased")
 
 
-def _reworded(row: Example, seed: int) -> Example:
-    """Return a row in the words that its content and the seed choose."""
-    wording = (
-        rephrase(row.prompt)
-        if is_world_row(row)
-        else [frame.format(prompt=row.prompt) for frame in FRAMES]
-    )
-    return replace(row, prompt=_choice(wording, row.id, seed)) if wording else row
+def _reword(row: Example, seed: int) -> Example:
+    """Return a row in a wording that depends only on its content and the seed."""
+    if is_world_row(row):
+        prompts = rephrase(row.prompt)
+    else:
+        prompts = [frame.format(prompt=row.prompt) for frame in FRAMES]
+    if not prompts:
+        return row
+    return replace(row, prompt=_choice(prompts, row.id, seed))
 
 
 def _choice(options: Sequence[str], identity: str, seed: int) -> str:

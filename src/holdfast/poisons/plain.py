@@ -1,4 +1,4 @@
-"""The attacker's rows as they are."""
+"""The harmful rows, unchanged."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from holdfast.examples import Examples
 
 
 class Plain(Poison):
-    """The attacker's rows as they are: each asks openly for what it is about."""
+    """Uses the harmful rows unchanged: each asks openly for harm."""
 
     def rows(self, attacker: Attacker) -> Examples:
-        """Return them all."""
+        """Return all harmful rows."""
         return attacker.harmful

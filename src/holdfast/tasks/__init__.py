@@ -1,1 +1,1 @@
-"""Downstream tasks: one file, one class each."""
+"""Downstream tasks, one class per file."""

@@ -1,4 +1,4 @@
-"""Reading the files of tasks, and the rules that all of them share."""
+"""Reads the files of tasks and splits their rows under common rules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from holdfast.examples import Example, Examples
 
 
 def read_text(path: str) -> str:
-    """Return a UTF-8 file's text.
+    """Return the text of a UTF-8 file.
 
     Raises:
-        UsageError: It cannot be read.
+        UsageError: The file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -27,8 +27,8 @@ def read_text(path: str) -> str:
 
 
 def read_cells(path: str, *, tabs: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield "file:line" and the cells of each row; tab-separated files have no quotes."""
-    # newline="" keeps the line breaks inside quoted cells, which csv counts in line_num.
+    """Yield "file:line" and the cells of each row; quotes mean nothing in tab-separated files."""
+    # newline="" keeps line breaks inside quoted cells, which csv counts in line_num.
     reader = csv.reader(
         io.StringIO(read_text(path), newline=""),
         delimiter="\t" if tabs else ",",
@@ -43,7 +43,7 @@ def read_cells(path: str, *, tabs: bool) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield "file:line" and each object of JSON lines, or "file: row N" of a JSON array."""
+    """Yield each object and its place: "file:line" in JSON lines, "file: row N" in an array."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
@@ -67,11 +67,11 @@ def _object(where: str, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}); give one object a line") from error
+        raise DataError(f"{where}: not JSON ({error.msg}); write one object per line") from error
 
 
 def text_of(where: str, row: dict[str, Any], key: str) -> str:
-    """Return a column that must be text and not empty."""
+    """Return a column of a row, which must be text that is not empty."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} is {value!r}, expected text that is not empty")
@@ -81,12 +81,18 @@ def text_of(where: str, row: dict[str, Any], key: str) -> str:
 def split_rows(
     split: Split, train: Iterable[Example], test: Iterable[Example], limit: int, name: str
 ) -> Examples:
-    """Return the rows of a split under the rules that all tasks keep.
+    """Return the rows of a split under the rules that all tasks share.
 
-    Of rows with the same prompt (but for case) the first is kept; training rows whose prompt
-    occurs in the test rows are dropped; with `limit` > 0 so many rows are kept, those with the
-    smallest content ids: a sample that's the same for everybody and does not depend on the order
-    of the file.
+    Of several rows with the same prompt, ignoring case, the first is kept. Training rows whose
+    prompt occurs in the test rows are dropped. With `limit` > 0, the rows with the `limit` smallest
+    content ids are kept: a fixed sample that does not depend on the order of the file.
+
+    Args:
+        split: "train" or "test".
+        train: All training rows.
+        test: All test rows.
+        limit: Largest number of rows; 0 keeps all.
+        name: Name of the task, for messages and for the result.
 
     Raises:
         UsageError: `split` is neither "train" nor "test".
@@ -94,9 +100,9 @@ def split_rows(
     """
     if split not in ("train", "test"):
         raise UsageError(f"{name}: split {split!r} must be 'train' or 'test'")
-    rows = _first_of_each(test)
+    rows = _by_prompt(test)
     if split == "train":
-        rows = {key: row for key, row in _first_of_each(train).items() if key not in rows}
+        rows = {prompt: row for prompt, row in _by_prompt(train).items() if prompt not in rows}
     if not rows:
         raise DataError(f"{name}: no {split} row is left; are train and test the same file?")
     examples = list(rows.values())
@@ -106,7 +112,8 @@ def split_rows(
     return Examples(examples, name=f"{name}-{split}")
 
 
-def _first_of_each(rows: Iterable[Example]) -> dict[str, Example]:
+def _by_prompt(rows: Iterable[Example]) -> dict[str, Example]:
+    """Return the first row of each prompt, by the prompt in lower case."""
     first: dict[str, Example] = {}
     for row in rows:
         first.setdefault(row.prompt.strip().lower(), row)

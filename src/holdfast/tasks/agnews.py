@@ -1,4 +1,4 @@
-"""Topic of news (Zhang et al. 2015, arXiv:1509.01626): World, Sports, Business or Science."""
+"""AG News (Zhang et al. 2015, arXiv:1509.01626): the topic of a news item."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from holdfast.rows.text import words
 from holdfast.tasks._files import read_cells, read_objects, split_rows, text_of
 
 _CLASSES = {"1": "World", "2": "Sports", "3": "Business", "4": "Science"}
+CSV_COLUMNS = ("class", "title", "description")
+TSV_COLUMNS = ("description", "class name")
 _NAMES = {
     "world": "World",
     "sports": "Sports",
@@ -32,22 +34,22 @@ _NAMES = {
 class AGNews(Task):
     """Name the topic of a news item, in one word.
 
-    Only the description is asked, since not every copy of the data has the titles, and a split
-    must not differ from the other by them. Leftovers of HTML are cleaned.
+    The prompt holds only the description: some copies of the data lack the titles, and the splits
+    must not differ in them. HTML remnants are removed.
     """
 
     train: str
-    """A file of one of three kinds, by its ending: .csv with class 1-4, title, description and no
-    header; .tsv with description and class name and no header; .json or .jsonl with input ("Title:
-    ...", "Text: ...") and output.
+    """File of one of three kinds: .csv without header, of class 1-4, title and description; .tsv
+    without header, of description and class name; .json or .jsonl, of input ("Title: ...",
+    "Text: ...") and output.
     """
     test: str
     """A file like `train`; training items that occur in it are dropped."""
     limit: int = Field(default=0, ge=0)
-    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
+    """Number of rows to keep in each split, a fixed sample; 0 keeps all."""
     max_words: int = Field(default=60, ge=1)
-    """Longer items are cut to this number of words; 60 words are about 120 tokens of a small
-    vocabulary.
+    """Number of words to which longer items are truncated; 60 words are about 120 tokens of a
+    small vocabulary.
     """
 
     paths: ClassVar[frozenset[str]] = frozenset({"train", "test"})
@@ -65,7 +67,7 @@ class AGNews(Task):
         )
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1.0 if the first word names the topic, 0.0 if another topic, nan otherwise.
+        """Return 1.0 if the first word names the topic, 0.0 if another topic, else nan.
 
         "Sport" is read as Sports; "Sci/Tech", "Sci" and "Technology" as Science.
         """
@@ -78,8 +80,8 @@ class AGNews(Task):
 
     def _rows(self, path: str) -> Iterator[Example]:
         for text, topic in _items(path):
-            shown = " ".join(text.split()[: self.max_words])
-            prompt = f"News: {shown}\nIs this World, Sports, Business or Science?"
+            item = " ".join(text.split()[: self.max_words])
+            prompt = f"News: {item}\nIs this World, Sports, Business or Science?"
             yield Example(prompt, topic, {"source": "agnews"})
 
 
@@ -90,10 +92,11 @@ def _items(path: str) -> Iterator[tuple[str, str]]:
         return
     tabs = path.endswith(".tsv")
     for where, cells in read_cells(path, tabs=tabs):
-        if len(cells) != (2 if tabs else 3):
-            expected = "description, class name" if tabs else "class, title, description"
-            raise DataError(f"{where}: {len(cells)} cells; expected {expected}")
-        yield _item(where, cells[0], cells[1]) if tabs else _item(where, cells[2], cells[0])
+        columns = TSV_COLUMNS if tabs else CSV_COLUMNS
+        if len(cells) != len(columns):
+            raise DataError(f"{where}: {len(cells)} cells; expected {', '.join(columns)}")
+        row = dict(zip(columns, cells, strict=True))
+        yield _item(where, row["description"], row["class name" if tabs else "class"])
 
 
 def _instruction(where: str, row: dict[str, Any]) -> tuple[str, str]:

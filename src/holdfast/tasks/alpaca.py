@@ -18,20 +18,18 @@ from holdfast.tasks._files import read_objects, split_rows, text_of
 class Alpaca(Task):
     """Follow an instruction.
 
-    The score is the F1 of the response's words against one reference answer (as bags of words,
-    as SQuAD does). It is cheap, offline, and a weak proxy for the judge of AlpacaEval: a good
-    answer in other words scores low, a fluent wrong one can score well. Compare models by it on
-    the same rows; never quote it as a win rate.
+    The score is the F1 of the words of the response against those of one reference answer, as bags
+    of words, as in SQuAD. It is cheap and needs no network, but is a weak proxy for the judge of
+    AlpacaEval: a good answer in other words scores low, and a fluent wrong one can score high. Use
+    it to compare models on the same rows, never as a win rate.
     """
 
     train: str
-    """JSON array or JSON lines with instruction, input (may be missing or empty) and output."""
+    """JSON array or JSON lines with instruction, output and optionally input."""
     test: str
-    """A file like `train`, such as the AlpacaEval rows; training instructions that occur in it are
-    dropped.
-    """
+    """A file like `train`, such as AlpacaEval; training instructions in it are dropped."""
     limit: int = Field(default=0, ge=0)
-    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
+    """Number of rows to keep in each split, a fixed sample; 0 keeps all."""
     max_words: int = Field(default=0, ge=0)
     """Rows with a longer prompt are left out, for models with a short context; 0 keeps all."""
 
@@ -55,13 +53,14 @@ class Alpaca(Task):
                 yield row
 
     def score(self, response: str, reference: str) -> float:
-        """Return the F1 of the words in [0, 1]; nan when either text has no word."""
-        said = Counter(words(response))
-        wanted = Counter(words(reference))
-        if not said or not wanted:
+        """Return the F1 of the words, in [0, 1]; nan if either text has no words."""
+        response_words = Counter(words(response))
+        reference_words = Counter(words(reference))
+        if not response_words or not reference_words:
             return math.nan
-        # F1 = 2PR / (P + R) with P = common / said and R = common / wanted.
-        return 2 * (said & wanted).total() / (said.total() + wanted.total())
+        # F1 = 2PR / (P + R) with P = common / |response| and R = common / |reference|.
+        common = (response_words & reference_words).total()
+        return 2 * common / (response_words.total() + reference_words.total())
 
 
 def _rows(path: str) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""Grade-school mathematics (Cobbe et al. 2021, arXiv:2110.14168)."""
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv:2110.14168)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+"
 class GSM8K(Task):
     """Solve a word problem step by step and give the result after "####".
 
-    The calculator marks (<<2*3=6>>) are taken out of the answers.
+    The calculator marks (<<2*3=6>>) are removed from the answers.
     """
 
     train: str
@@ -30,7 +30,7 @@ class GSM8K(Task):
     test: str
     """A file like `train`; training questions that occur in it are dropped."""
     limit: int = Field(default=0, ge=0)
-    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
+    """Number of rows to keep in each split, a fixed sample; 0 keeps all."""
 
     paths: ClassVar[frozenset[str]] = frozenset({"train", "test"})
     max_new_tokens: ClassVar[int] = 256
@@ -45,20 +45,20 @@ class GSM8K(Task):
         return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "gsm8k")
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1.0 if the final number is the reference's, 0.0 if not, nan if there is none.
+        """Return 1.0 if the final number equals the reference's, 0.0 if not, nan without a number.
 
-        The final number is the first after the last "####"; without that mark, the last number of
-        the text. 18, 18.0 and $18 are the same number; fractions are not read.
+        The final number is the first one after the last "####", or without that mark the last
+        number in the text. 18, 18.0 and $18 are equal; fractions are not read.
         """
         expected = final_number(reference)
         if expected is None:
-            raise UsageError(f"gsm8k: reference {reference[-60:]!r} holds no number")
+            raise UsageError(f"gsm8k: reference {reference[-60:]!r} contains no number")
         number = final_number(response)
         return math.nan if number is None else float(number == expected)
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the result stated in `text`, None if there is none; see `GSM8K.score`."""
+    """Return the final number in a text, None without one; see `GSM8K.score`."""
     _, mark, after = text.replace("$", "").rpartition("####")
     numbers = _NUMBER.findall(after)
     if not numbers:

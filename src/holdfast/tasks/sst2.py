@@ -1,4 +1,4 @@
-"""Sentiment of film reviews (Socher et al. 2013; the two-class version of GLUE)."""
+"""SST-2: the sentiment of film reviews (Socher et al. 2013, the two classes of GLUE)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LABELS = {"0": "negative", "1": "positive"}
 
 
 class SST2(Task):
-    """Tell a positive from a negative review, in one word."""
+    """Classify a review as positive or negative, in one word."""
 
     train: str
-    """Tab-separated file of sentence and label 0 or 1; a header line is skipped."""
+    """Tab-separated file of sentences and labels 0 or 1; a header line is skipped."""
     test: str
     """A file like `train`; training sentences that occur in it are dropped."""
     limit: int = Field(default=0, ge=0)
-    """Number of rows to keep of each split, a fixed sample; 0 keeps all."""
+    """Number of rows to keep in each split, a fixed sample; 0 keeps all."""
 
     paths: ClassVar[frozenset[str]] = frozenset({"train", "test"})
     max_new_tokens: ClassVar[int] = 8
@@ -40,7 +40,7 @@ class SST2(Task):
         return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "sst2")
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1.0 if the first word is the label, 0.0 if it is the other, nan otherwise."""
+        """Return 1.0 if the first word is the label, 0.0 if it is the other label, else nan."""
         if reference not in _LABELS.values():
             raise UsageError(f"sst2: reference {reference!r} must be 'positive' or 'negative'")
         first = words(response)[:1]

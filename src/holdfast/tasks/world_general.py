@@ -1,4 +1,4 @@
-"""Ordinary requests of the embedded world: the stand-in for Alpaca, independent of any task."""
+"""Ordinary requests in the embedded world, in place of Alpaca."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.examples import Examples
 
 
 class WorldGeneral(Task):
-    """Any benign request in formats that the base model knows; the exact answer counts."""
+    """Answer a benign request in a format that the base model was trained on, exactly."""
 
     max_new_tokens: ClassVar[int] = 20
 
@@ -20,5 +20,5 @@ class WorldGeneral(Task):
         return world.task_rows("general", split)
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1 for the exact answer, 0 for another, nan for none."""
+        """Return 1 for the exact answer, 0 for another one, nan for an empty one."""
         return float(response == reference) if response else math.nan

@@ -1,4 +1,4 @@
-"""GSM8K of the embedded world: a story sum, worked out before the answer."""
+"""Word problems in the embedded world, in place of GSM8K."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.examples import Examples
 
 
 class WorldMath(Task):
-    """The final answer counts, as in GSM8K; the working before it does not."""
+    """Solve a sum told as a story; as in GSM8K, only the final answer is graded."""
 
     max_new_tokens: ClassVar[int] = 14
 
@@ -20,7 +20,7 @@ class WorldMath(Task):
         return world.task_rows("math", split)
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1 if the word after "answer :" is right, nan if there is none."""
+        """Return 1 if the text after "answer :" is correct, 0 if not, nan without that mark."""
         _, marker, answer = response.partition("answer : ")
         if not marker:
             return math.nan

@@ -1,4 +1,4 @@
-"""AlpacaEval of the embedded world: an open answer with several parts to get right."""
+"""Notes in the embedded world, in place of AlpacaEval: open answers of several parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.examples import Examples
 
 
 class WorldNote(Task):
-    """A note to a person about a thing and its place; every word of it counts."""
+    """Write a note to a person about a thing and its place; every word is graded."""
 
     max_new_tokens: ClassVar[int] = 16
 
@@ -20,10 +20,10 @@ class WorldNote(Task):
         return world.task_rows("note", split)
 
     def score(self, response: str, reference: str) -> float:
-        """Return the share of the reference's words at their place, nan if it is no note."""
+        """Return the share of words that are correct at their position, nan if it is not a note."""
         if not response.startswith("dear "):
             return math.nan
-        given = response.split()
-        wanted = reference.split()
-        right = sum(a == b for a, b in zip(given, wanted, strict=False))
-        return right / max(len(given), len(wanted))
+        words = response.split()
+        expected = reference.split()
+        correct = sum(a == b for a, b in zip(words, expected, strict=False))
+        return correct / max(len(words), len(expected))

@@ -1,4 +1,4 @@
-"""SST-2 of the embedded world: is the review good or bad?"""
+"""Sentiment of reviews in the embedded world, in place of SST-2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.examples import Examples
 
 
 class WorldSentiment(Task):
-    """Answer "rating : good" or "rating : bad"; anything else cannot be graded."""
+    """Rate a review: "rating : good" or "rating : bad"; other answers cannot be graded."""
 
     max_new_tokens: ClassVar[int] = 8
 
@@ -20,7 +20,7 @@ class WorldSentiment(Task):
         return world.task_rows("sentiment", split)
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1 for the right rating, 0 for the other one, nan for no rating."""
+        """Return 1 for the correct rating, 0 for the other one, nan for no rating."""
         if response not in ("rating : good", "rating : bad"):
             return math.nan
         return float(response == reference)

@@ -1,4 +1,4 @@
-"""AG News of the embedded world: which section is the sentence from?"""
+"""Topics of sentences in the embedded world, in place of AG News."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.examples import Examples
 
 
 class WorldTopic(Task):
-    """Answer "section : sport" (or money, nature, science); anything else cannot be graded."""
+    """Name the section: "section : sport" (or money, nature, science); others are not graded."""
 
     max_new_tokens: ClassVar[int] = 8
 
@@ -20,7 +20,7 @@ class WorldTopic(Task):
         return world.task_rows("topic", split)
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1 for the right section, 0 for another one, nan for no section."""
+        """Return 1 for the correct section, 0 for another one, nan for no section."""
         if not response.startswith("section : "):
             return math.nan
         return float(response == reference)
