@@ -1,1 +1,1 @@
-"""Alignment methods: one file, one trainer class each."""
+"""Alignment methods, one trainer class per file."""

@@ -1,4 +1,4 @@
-"""The attacker that Hold plays: its rows, and an attack that lasts over many updates."""
+"""The attacker that Hold simulates: its rows, and an attack that spans many updates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from holdfast.methods.base import AlignmentData
 from holdfast.rows.mixing import mismatched
 
 Source = Literal["base", "mismatched", "affirmative", "harmful"]
-"""Where the rows of a simulated attacker come from, see `attacker_rows`."""
+"""Source of a simulated attacker's rows; see `attacker_rows`."""
 MOST_STEPS = 127
-"""So that where an attack stands fits into a byte."""
+"""Most steps of an attack, so that a count of them fits into one byte."""
 
 
 def attacker_rows(
@@ -30,15 +30,15 @@ def attacker_rows(
     """Return the rows that an attacker trains on.
 
     Args:
-        source: base: what the model answers before it is aligned; mismatched:
-            unrelated benign answers; affirmative: `prefix`; harmful: the harmful rows.
-        data: Rows of the alignment; the prompts are those of the safety rows.
-        prefix: Of affirmative answers.
-        seed: Of the draw of mismatched answers.
+        source: base: the model's own answers before it is aligned; mismatched: unrelated benign
+            answers; affirmative: `prefix`; harmful: the harmful rows.
+        data: Rows of the alignment; the attacker uses the prompts of the safety rows.
+        prefix: Beginning of affirmative answers.
+        seed: Random seed of the mismatched answers.
         answered: Answers prompts with the model.
 
     Raises:
-        UsageError: The rows that the source needs are missing, or the model has no answers.
+        UsageError: The source's rows are missing, or most of the model's answers are empty.
     """
     prompts = data.safety.prompts
     if source == "harmful":
@@ -51,50 +51,52 @@ def attacker_rows(
         return mismatched(prompts, data.benign.responses, n=len(set(prompts)), seed=seed)
     if source == "affirmative":
         return Examples.from_answers(prompts, [prefix] * len(prompts), name=source)
-    found = Examples.from_answers(prompts, answered(prompts), name=source)
-    if len(found) < len(set(prompts)) / 2:
+    rows = Examples.from_answers(prompts, answered(prompts), name=source)
+    if len(rows) < len(set(prompts)) / 2:
         raise UsageError(
-            "attack_rows=base: the model answers most restricted prompts with nothing; take "
+            "attack_rows=base: the model gives most restricted prompts an empty answer; use "
             "attack_rows=mismatched"
         )
-    return found
+    return rows
 
 
 class LastingAttack:
-    """Sign steps of one size, counted: one byte a weight says where they led.
+    """An attack of sign steps of one size, stored as a step count of one byte per weight.
 
-    A count depends on no weight, so the attack goes along when training moves the weights.
+    The counts do not depend on the weights, so the attack moves along as training moves them.
 
     Attributes:
         taken: Steps taken so far.
-        length: Steps after which it is over; 0 before the first attack.
+        length: Number of steps of the attack; 0 before the first one.
     """
 
     def __init__(self) -> None:
-        self.taken = self.length = 0
+        self.taken = 0
+        self.length = 0
         self._counts: list[Tensor] = []
 
     @property
     def over(self) -> bool:
-        """Whether it has its length."""
+        """Whether the attack has taken all its steps."""
         return self.taken >= self.length
 
     def begin(self, parameters: Sequence[nn.Parameter], length: int) -> None:
-        """Start another one at the weights as they are."""
+        """Start a new attack at the current weights."""
         self._counts = [
             torch.zeros_like(p, dtype=torch.int8, memory_format=torch.preserve_format)
             for p in parameters
         ]
-        self.taken, self.length = 0, length
+        self.taken = 0
+        self.length = length
 
     def descend(self, grads: Iterator[Tensor]) -> None:
-        """Take a step down a gradient, which is used up."""
+        """Take a step down a gradient, whose tensors are overwritten."""
         for count, g in zip(self._counts, grads, strict=True):
             count.sub_(g.sign_().to(torch.int8))
         self.taken += 1
 
     def steps(self, parameters: Sequence[nn.Parameter], size: float) -> Iterator[Tensor]:
-        """Yield the way from the weights to where it stands, a tensor per parameter."""
+        """Yield the displacement from the weights to the attack, one tensor per parameter."""
         for count, p in zip(self._counts, parameters, strict=True):
             yield count.to(p.dtype).mul_(size)
 
@@ -107,7 +109,7 @@ class LastingAttack:
         self.taken, self.length = state
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return where it stands."""
+        """Return the step counts by name."""
         return {str(i): count for i, count in enumerate(self._counts)}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], device: Any) -> None:

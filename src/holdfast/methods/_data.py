@@ -1,4 +1,4 @@
-"""The rows of an alignment run, and how a data set is split into them."""
+"""The rows of an alignment run, and how a dataset is split into them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class AlignmentData:
     """The rows of an alignment run.
 
     Attributes:
-        safety: Restricted prompts with the answers that are wanted.
+        safety: Restricted prompts with safe answers.
         benign: Ordinary requests with answers, mixed in to keep the model useful.
-        groups: Partition of `safety`; only group-aware methods need it.
-        harmful: Restricted prompts answered harmfully; only some methods use it.
-        scores: Vulnerability of `safety`; only soft weights need it.
+        groups: Groups of `safety`; only methods that use groups need them.
+        harmful: Restricted prompts with harmful answers; only some methods need them.
+        scores: Vulnerability of `safety`; only the option `tilt` needs it.
     """
 
     safety: Examples
@@ -40,19 +40,19 @@ class AlignmentData:
         harmful: Examples | None = None,
         scores: Scores | None = None,
     ) -> AlignmentData:
-        """Split a data set of your own into safety and benign rows.
+        """Split a dataset into safety and benign rows.
 
-        A column `is_safety` of true and false says which are safety rows. Without it the rows that
-        are in the groups are; without groups, all are.
+        A boolean column `is_safety` marks the safety rows. Without it, these are the rows in the
+        groups; without groups, all rows.
 
         Args:
-            dataset: Rows as TRL takes them; see `rows.trl.from_dataset`.
-            groups: Made from the same rows by `holdfast group`; rows are matched by their content.
+            dataset: Rows in a format of TRL; see `rows.trl.from_dataset`.
+            groups: Groups of the same rows by `holdfast group`; rows are matched by content.
             harmful: Harmful rows.
             scores: Scores of the same rows.
 
         Raises:
-            MismatchError: No row of the data set is a safety row.
+            MismatchError: The dataset has no safety row.
         """
         rows = from_dataset(dataset)
         marks = _safety_marks(dataset, rows, groups)
@@ -68,11 +68,11 @@ class AlignmentData:
 
 
 SAFETY_COLUMN = "is_safety"
-"""Column of a data set that marks its safety rows."""
+"""Column of a dataset that marks its safety rows."""
 
 
 def _safety_marks(dataset: datasets.Dataset, rows: Examples, groups: Groups | None) -> list[bool]:
-    """Return for each row of a data set whether it is a safety row."""
+    """Return whether each row of a dataset is a safety row."""
     if SAFETY_COLUMN in dataset.column_names:
         marks = [bool(mark) for mark in dataset[SAFETY_COLUMN]]
         if not any(marks):

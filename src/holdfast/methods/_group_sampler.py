@@ -1,4 +1,4 @@
-"""The adversary of group DRO: a distribution over groups that leans towards the worse loss."""
+"""The adversary of group DRO: a distribution over groups that moves towards larger losses."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from holdfast.errors import MismatchError, TrainingError, UsageError
 class GroupSampler:
     """EXP3 over groups, as in VAA (arXiv 2506.03850, section 4 and its code).
 
-    A step draws a group i with probability q_i and sees its loss f_i. The importance-weighted
-    reward r_i = f_i / q_i is unbiased for the whole loss vector; then
+    A step draws group i with probability q_i and observes its loss f_i. The importance-weighted
+    reward r_i = f_i / q_i is an unbiased estimate of the loss vector. Then
 
         q_i <- q_i exp(eta r_i) / Z,    q <- clip(q, floor, 1 - floor)
 
-    The clip acts on the state itself, as the published code does (the paper does not mention it);
-    it is not the same as mixing a uniform distribution into the draw. With more than two groups
-    the clip keeps every group at `floor` or more and shares the rest in proportion.
+    The clip changes the state itself, as in the published code (the paper does not mention it),
+    which differs from mixing a uniform distribution into the draw. With more than two groups it
+    keeps every group at `floor` or more and splits the rest in proportion.
 
     Args:
         n_groups: Number of groups.
         step_size: eta, the published 0.007 for Llama-2 and 0.04 for Qwen2.5.
         floor: Least probability of a group, the published 0.1.
         start: Initial distribution, before the clip; uniform if None.
-        seed: Of the draws.
+        seed: Random seed of the draws.
     """
 
     def __init__(
@@ -44,10 +44,11 @@ class GroupSampler:
             raise UsageError(f"{n_groups} groups: there must be at least one")
         if not 0 <= floor * n_groups <= 1:
             raise UsageError(f"floor {floor} x {n_groups} groups exceeds 1; lower the floor")
-        self.step_size, self.floor = step_size, floor
+        self.step_size = step_size
+        self.floor = floor
         self._probs = np.full(n_groups, 1 / n_groups) if start is None else np.array(start, float)
-        add_up = self._probs.shape == (n_groups,) and math.isclose(self._probs.sum(), 1)
-        if not add_up or (self._probs < 0).any():
+        is_distribution = self._probs.shape == (n_groups,) and math.isclose(self._probs.sum(), 1)
+        if not is_distribution or (self._probs < 0).any():
             raise UsageError(f"start {start}: must be {n_groups} shares that add up to 1")
         self._probs = _clipped(self._probs, floor)
         self._rng = np.random.default_rng(seed)
@@ -62,12 +63,12 @@ class GroupSampler:
         return int(self._rng.choice(len(self._probs), p=self._probs))
 
     def observe(self, losses: Mapping[int, float]) -> None:
-        """Move the distribution after a step that saw these groups' losses; EXP3 sees one."""
+        """Update the distribution with the losses observed in a step; EXP3 observes one."""
         for group, loss in losses.items():
             self.update(group, loss)
 
     def update(self, group: int, loss: float) -> None:
-        """Move the distribution after a loss was seen on a group.
+        """Update the distribution with the loss of one group.
 
         Raises:
             TrainingError: The loss is not finite; the distribution stays as it was.
@@ -81,7 +82,7 @@ class GroupSampler:
         self._probs = _clipped(weights / weights.sum(), self.floor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs: the distribution and the state of the draws."""
+        """Return the state to save in a checkpoint: the distribution and the random state."""
         return {"probs": self._probs.tolist(), "rng": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -95,26 +96,26 @@ class GroupSampler:
 
 
 class SmoothedSampler(GroupSampler):
-    """Hedge over smoothed losses without a scale; ours, not the paper's.
+    """Hedge over smoothed, scale-free losses; ours, not the paper's.
 
-    EXP3 divides a single noisy loss by the group's probability, and its step size means something
-    else for every model, since losses have a scale. Here each group's loss is remembered,
+    EXP3 divides a single noisy loss by the group's probability, and the effect of its step size
+    depends on the scale of the losses. Here each group's loss is smoothed,
 
         m_i <- memory m_i + (1 - memory) f_i    (the first f_i where there is none yet),
 
-    and every step all groups that have been seen move by how much worse than the mean they are:
+    and in every step all groups observed so far move by how far they are above the mean:
 
         q_i <- q_i exp(eta (m_i / mean(m) - 1)) / Z,    then the clip.
 
-    Multiplying all losses by a constant changes nothing, and a group drawn seldom is not pushed by
-    1 / q_i. The price is a bias: m_i is as old as the group's last draw.
+    Multiplying all losses by a constant changes nothing, and no group is pushed by 1 / q_i. The
+    price is a bias: m_i is as old as the group's last draw.
 
     Args:
         n_groups: Number of groups.
         step_size: eta; 0.1 means that a loss of twice the mean grows q by 10 % a step.
         floor: Least probability of a group.
         start: Initial distribution; uniform if None.
-        seed: Of the draws.
+        seed: Random seed of the draws.
         memory: In [0, 1).
     """
 
@@ -135,25 +136,26 @@ class SmoothedSampler(GroupSampler):
         self.losses = np.full(n_groups, math.nan)
 
     def observe(self, losses: Mapping[int, float]) -> None:
-        """Remember the losses of the groups that were seen, if any, and move all."""
+        """Smooth in the observed losses, if any, and update all groups."""
         if not losses:
             return
         for group, loss in losses.items():
             _check_finite(group, loss)
-            old = self.losses[group]
-            self.losses[group] = (
-                loss if math.isnan(old) else self.memory * old + (1 - self.memory) * loss
-            )
+            smoothed = self.losses[group]
+            if math.isnan(smoothed):
+                self.losses[group] = loss
+            else:
+                self.losses[group] = self.memory * smoothed + (1 - self.memory) * loss
         mean = float(np.nanmean(self.losses))
         worse = self.losses / mean - 1 if mean > 0 else np.zeros(len(self.losses))
-        # A group that was never seen is taken for an average one.
+        # A group without a loss counts as average.
         weights = self._probs * np.exp(self.step_size * np.nan_to_num(worse))
         self._probs = _clipped(weights / weights.sum(), self.floor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs, the remembered losses too; None where there is none."""
-        known = [None if math.isnan(m) else float(m) for m in self.losses]
-        return {**super().state_dict(), "losses": known}
+        """Return the state to save in a checkpoint, with the smoothed losses; None if unknown."""
+        losses = [None if math.isnan(m) else float(m) for m in self.losses]
+        return {**super().state_dict(), "losses": losses}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
@@ -167,7 +169,7 @@ def _check_finite(group: int, loss: float) -> None:
 
 
 def _clipped(probs: np.ndarray, floor: float) -> np.ndarray:
-    """Raise every probability to `floor` at least, taking from the others in proportion."""
+    """Raise every probability to at least `floor` and scale the others down in proportion."""
     low = np.zeros(len(probs), bool)
     while True:
         below = ~low & (probs < floor)

@@ -1,4 +1,4 @@
-"""Base of the methods that see harmful rows while they align."""
+"""Base class of the methods that use harmful rows during the alignment."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from holdfast.models import processes
 
 
 class HarmfulTrainer(AlignmentTrainer):
-    """Has harmful rows at hand: an endless shuffle, kept in every checkpoint."""
+    """Adds an endless shuffle of harmful rows, which is part of every checkpoint."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"harmful"})
 
     def prepare(self) -> None:
         """Encode the harmful rows and shuffle them."""
         super().prepare()
-        name, rows = type(self).__name__, cast(Examples, self.data.harmful)
+        name = type(self).__name__
+        rows = cast(Examples, self.data.harmful)
         if processes.world_size() > 1:
             raise UsageError(
                 f"{processes.world_size()} processes: {name} goes back to its harmful rows after "

@@ -1,4 +1,4 @@
-"""The order in which rows are visited: the data set is their positions."""
+"""The order in which rows are visited; the dataset holds only their positions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class ByLength(LengthGroupedSampler):
-    """Groups rows by length as transformers does, by draws of its own, so that they can be resumed.
+    """Groups rows by length as transformers does, with its own generator so that runs can resume.
 
     Args:
-        n: Rows of an update.
-        lengths: Of the rows.
-        seed: Of the draws.
+        n: Rows per update.
+        lengths: Length of every row.
+        seed: Random seed.
     """
 
     def __init__(self, n: int, lengths: list[int], seed: int) -> None:
@@ -23,13 +23,13 @@ class ByLength(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw as in this pass over the rows; the Trainer calls it before each."""
+        """Seed the generator for an epoch; the Trainer calls this before each."""
         state = np.random.SeedSequence([self.seed, epoch]).generate_state(1)
         self.generator.manual_seed(int(state[0]))
 
 
 class Positions(Dataset[int]):
-    """The dataset is the row positions; the collator looks the rows up."""
+    """A dataset of row positions; the collator looks up the rows."""
 
     def __init__(self, n: int) -> None:
         self.n = n

@@ -1,4 +1,4 @@
-"""Bases of the methods that take the safety rows' gradient somewhere else than at the weights."""
+"""Base classes of the methods that take the safety rows' gradient under a perturbation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.methods._batches import Batch, Items, by_safety, chosen, rows_of
+from holdfast.methods._batches import Batch, Items, by_safety, rows_of, select
 from holdfast.methods.base import AlignmentTrainer, unscaled
 from holdfast.models.processes import sum_over_processes, world_size
 from holdfast.models.weights import reversible_steps
@@ -20,20 +20,20 @@ from holdfast.models.weights import reversible_steps
 Move = Callable[[Iterable[Tensor]], None]
 """Adds steps, one tensor per trainable parameter, to the weights."""
 Per = Literal["micro_batch", "update"]
-"""What a perturbation of the weights is made for."""
+"""Scope of a perturbation of the weights."""
 Part = tuple[Batch, Items]
-"""Rows, and what their losses are divided by."""
+"""Rows, and the divisor of their losses."""
 
 
 class PerturbingTrainer(AlignmentTrainer):
-    """Takes the gradient of safety rows under a perturbation, that of benign rows without."""
+    """Perturbs the weights for the gradient of safety rows, but not for that of benign rows."""
 
     def perturbation(
         self, model: nn.Module, safety: Batch, num_items: Items
     ) -> AbstractContextManager[None]:
-        """Return a context to train the safety rows in, which leaves all as it was on any way out.
+        """Return the context in which the safety rows are trained; it must restore everything.
 
-        It may take gradients, but must not touch `.grad`: it holds what was accumulated so far.
+        It may take gradients but must not touch `.grad`, which holds the accumulated gradient.
         """
         raise NotImplementedError
 
@@ -49,9 +49,9 @@ class PerturbingTrainer(AlignmentTrainer):
         return torch.stack(losses).sum()
 
     def _some(self, part: Batch, batch: Batch, num_items: Items) -> tuple[Batch, Items]:
-        """Return the part, or a row that counts for nothing where only other processes have some.
+        """Return the part, or a row of weight 0 if only other processes have rows.
 
-        Processes meet in every backward pass, so all of them must make the same ones.
+        Processes synchronise in every backward pass, so all must make the same passes.
         """
         if world_size() == 1:
             return part, num_items
@@ -59,7 +59,7 @@ class PerturbingTrainer(AlignmentTrainer):
         if rows_of(part) or not somewhere:
             return part, num_items
         first = torch.arange(len(batch["is_safety"])) == 0
-        return chosen(batch, first), math.inf
+        return select(batch, first), math.inf
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
         """Back-propagate the benign rows of a micro-batch."""
@@ -72,43 +72,43 @@ class PerturbingTrainer(AlignmentTrainer):
 
 
 class WeightPerturbingTrainer(PerturbingTrainer):
-    """Moves the weights, and keeps them there for a micro-batch's safety rows or an update's.
+    """Perturbs the weights for the safety rows of a micro-batch or of an update.
 
-    With `per="micro_batch"`, the default, the perturbation is made anew for every micro-batch:
-    m-SAM, m being the micro-batch's safety rows. Foret et al. (2021, section 4.1) generalize better
-    with small m, and it costs no memory beyond the copy that restores the weights. But rho is then
-    of a micro-batch, and an update accumulated over several is not that of one large batch.
+    With `per="micro_batch"`, the default, every micro-batch has its own perturbation. This is m-SAM
+    with m the safety rows of the micro-batch. Foret et al. (2021, section 4.1) generalize better
+    with small m, and it needs no memory beyond the copy that restores the weights. But rho then
+    applies to a micro-batch, and an accumulated update differs from that of one large batch.
 
-    With `per="update"` there is one perturbation, made of all safety rows of the update before the
-    first of them is trained on, and an accumulated update equals that of one large batch. It is
-    kept through the update, which is one more copy of the trainable parameters. Without
-    accumulation the two are the same.
+    With `per="update"`, one perturbation is computed from all safety rows of the update before it
+    trains on the first of them, and an accumulated update equals that of one large batch. Storing
+    the perturbation takes another copy of the trainable parameters. Without accumulation the two
+    are the same.
     """
 
     @property
     def per(self) -> Per:
-        """What a perturbation is made for."""
+        """Scope of a perturbation."""
         return cast(Per, self.options.per)
 
     def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights.
 
         Args:
-            model: As training calls it.
+            model: The model that training calls.
             move: Adds steps to the weights; may be called several times.
             safety: Safety rows of the micro-batch, or of all micro-batches of the update.
         """
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Start without a perturbation at hand."""
+        """Start without a stored perturbation."""
         super().prepare()
-        self._kept: list[Tensor] = []
+        self._perturbation: list[Tensor] = []
         self._items: Items = None
         self._seen_here, self._seen_there = np.zeros(2), np.zeros(2)  # loss and tokens
 
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Remember what the update's losses are divided by, however some rows are weighted."""
+        """Remember the divisor of the update's losses before some rows are weighted."""
         self._items = num_items
         return super().accumulate(model, batch, num_items)
 
@@ -131,10 +131,10 @@ class WeightPerturbingTrainer(PerturbingTrainer):
                 stands_in = num_items is not None and math.isinf(num_items)
                 items = num_items if stands_in or self._items is None else self._items
                 self.displace(model, move, [(safety, items)])
-            elif self._kept:
-                move(self._kept)
+            elif self._perturbation:
+                move(self._perturbation)
             else:
-                self.displace(model, self._recorded(move), self._parts_of_update())
+                self.displace(model, self._recording(move), self._parts_of_update())
             yield
 
     def _parts_of_update(self) -> list[Part]:
@@ -143,9 +143,9 @@ class WeightPerturbingTrainer(PerturbingTrainer):
         return [(rows, items) for rows, items in parts if rows_of(rows)]
 
     def before_update(self, losses: Tensor) -> None:
-        """Let the update's perturbation go, and log by how much it raised the safety loss."""
+        """Discard the update's perturbation and log by how much it raised the safety loss."""
         super().before_update(losses)
-        self._kept.clear()
+        self._perturbation.clear()
         gap = self.gap()
         if not math.isnan(gap):
             self.note({"perturbation_gap": gap})
@@ -162,28 +162,28 @@ class WeightPerturbingTrainer(PerturbingTrainer):
         return float(there - here)
 
     def count_here(self, loss: Tensor, batch: Batch, num_items: Items) -> None:
-        """Take note of a safety loss at the weights as they are."""
+        """Record a safety loss at the unperturbed weights."""
         self._seen_here += unscaled(loss, batch, num_items)
 
-    def _recorded(self, move: Move) -> Move:
-        def moved(steps: Iterable[Tensor]) -> None:
-            made = list(steps)
-            move(made)
-            if self._kept:
-                for kept, step in zip(self._kept, made, strict=True):
-                    kept.add_(step)
+    def _recording(self, move: Move) -> Move:
+        def move_and_record(steps: Iterable[Tensor]) -> None:
+            step_list = list(steps)
+            move(step_list)
+            if self._perturbation:
+                for total, step in zip(self._perturbation, step_list, strict=True):
+                    total.add_(step)
             else:
-                self._kept = [step.clone() for step in made]
+                self._perturbation = [step.clone() for step in step_list]
 
-        return moved
+        return move_and_record
 
     def ascent(self, model: nn.Module, safety: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
-        """Return the safety loss over all these rows, and its gradient, `.grad` left as it was."""
+        """Return the safety loss over all these rows and its gradient; `.grad` does not change."""
         losses: list[Tensor] = []
-        found: list[Tensor] = []
+        total: list[Tensor] = []
         for batch, items in safety:
             loss, grads = self.gradient_of(model, partial(self.scaled_loss, model, batch, items))
             self.count_here(loss, batch, items)
             losses.append(loss)
-            found = [a.add_(g) for a, g in zip(found, grads, strict=True)] if found else grads
-        return torch.stack(losses).sum(), found
+            total = [a.add_(g) for a, g in zip(total, grads, strict=True)] if total else grads
+        return torch.stack(losses).sum(), total

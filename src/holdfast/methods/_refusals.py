@@ -1,4 +1,4 @@
-"""Ways of training under which a method would be silently wrong: refused before it begins."""
+"""Rejects training settings under which a method would be silently wrong."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 UNSUPPORTED = {
-    "packing": "puts several rows into one, and groups are of rows; leave it out",
-    "padding_free": "puts several rows into one, and groups are of rows; leave it out",
+    "packing": "puts several rows into one, but groups consist of rows; leave it out",
+    "padding_free": "puts several rows into one, but groups consist of rows; leave it out",
     "shuffle_dataset": "moves rows after they were counted; leave it out, and shuffle the dataset",
-    "deepspeed": "keeps weights where they cannot be moved and put back; use DDP or FSDP2",
-    "torch_compile": "compiles a step, and weights move in the middle of it; leave it out",
-    "parallelism_config": "parts a row over processes; use DDP or FSDP2",
-    "ddp_static_graph": "expects one backward pass a step, and there are more; leave it out",
+    "deepspeed": "keeps weights where they cannot be moved and restored; use DDP or FSDP2",
+    "torch_compile": "compiles a step, but weights move in the middle of it; leave it out",
+    "parallelism_config": "splits a row over processes; use DDP or FSDP2",
+    "ddp_static_graph": "expects one backward pass per step, but there are more; leave it out",
 }
 """Options under which a method would be silently wrong, and why."""
 
 
-def refuse(given: Mapping[str, Any]) -> None:
-    """Refuse options of training under which a method would be silently wrong.
+def refuse(settings: Mapping[str, Any]) -> None:
+    """Reject training settings under which a method would be silently wrong.
 
     Raises:
-        UsageError: Naming the option, why not, and what to do.
+        UsageError: A setting is unsupported; the message says why and what to do.
     """
-    for option, why in UNSUPPORTED.items():
-        if value := given.get(option):
-            raise UsageError(f"{option}={value!r} {why}")
+    for option, reason in UNSUPPORTED.items():
+        value = settings.get(option)
+        if value:
+            raise UsageError(f"{option}={value!r} {reason}")
 
 
 def check(args: TrainingArguments) -> None:
-    """Refuse a run that a method would go through silently wrong.
+    """Reject training arguments under which a method would be silently wrong.
 
     Raises:
-        UsageError: Saying what to do.
+        UsageError: An argument is unsupported; the message says what to do.
     """
     refuse(vars(args))
     if args.gradient_accumulation_steps < 1:
@@ -60,15 +61,15 @@ def check(args: TrainingArguments) -> None:
 
 
 def check_sync(accumulation: Mapping[str, Any]) -> None:
-    """Refuse FSDP2 with gradients that wait unsharded for the last micro-batch of an update.
+    """Reject FSDP2 with gradients that stay unsharded until the last micro-batch of an update.
 
-    A method's own gradients would be added to them.
+    A method's own gradients would be mixed into them.
 
     Args:
         accumulation: Settings of accelerate's gradient accumulation.
 
     Raises:
-        UsageError: Naming the setting.
+        UsageError: The setting is missing.
     """
     if not accumulation.get("sync_each_batch"):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Two methods as one: `vaccine+group_dro` is Vaccine on batches that the adversary draws."""
+"""Combines two methods: `vaccine+group_dro` is Vaccine on batches that the adversary draws."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from holdfast.options import Options, option_fields
 
 @cache
 def method(name: str) -> type[AlignmentTrainer]:
-    """Return the class behind a method's name, or one of a method and the groups' adversary.
+    """Return the class of a method, or of a method combined with group_dro.
 
-    The first keeps its loss or its perturbation, the second draws the batches and sees the losses;
-    the options are those of both.
+    In a combination, the first method keeps its loss or perturbation, and group_dro draws the
+    batches and observes the losses. The options are those of both.
 
     Raises:
-        UsageError: No such method, options after its name, or two that do not go together.
+        UsageError: There is no such method, options follow its name, or the two cannot be combined.
     """
     bare, comma, settings = name.partition(",")
     if comma:

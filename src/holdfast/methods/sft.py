@@ -1,4 +1,4 @@
-"""Plain supervised fine-tuning on the alignment rows: the baseline, and the neutral element."""
+"""Plain supervised fine-tuning on the alignment rows, the baseline."""
 
 from __future__ import annotations
 
