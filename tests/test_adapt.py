@@ -182,7 +182,7 @@ def test_nothing_is_replayed_where_nothing_kept_the_floor(tmp_path: Path, fake: 
     assert search.worst is None
     assert search.grid is None
     search.save(tmp_path / "none.json")
-    with pytest.raises(UsageError, match="found no attack that keeps the floor"):
+    with pytest.raises(UsageError, match="found no attack above the floor"):
         presets.load(str(tmp_path / "none.json"))
 
 

@@ -86,5 +86,5 @@ def test_a_weighted_stream_draws_in_proportion() -> None:
 
 def test_rows_cannot_be_drawn_where_there_are_none() -> None:
     assert Stream([], seed=0).take(0) == []
-    with pytest.raises(UsageError, match="there are none"):
+    with pytest.raises(UsageError, match="there are no rows to draw from"):
         Stream([], seed=0).take(1)

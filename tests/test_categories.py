@@ -154,7 +154,7 @@ def test_an_attack_on_some_of_its_prompts_is_counted_anew() -> None:
     assert [p.verdicts["world"] for p in one.points[:2]] == [Counts(0, 2, 0), Counts(2, 0, 0)]
     assert (one.half_life.steps, one.half_life.censored, len(one.prompts)) == (5, False, 2)
     assert for_prompts(result, result.prompts[8:]).half_life.censored
-    with pytest.raises(MismatchError, match="holdfast attack` again"):
+    with pytest.raises(MismatchError, match="rerun `holdfast attack`"):
         for_prompts(attacked({0: ""}), result.prompts)
 
 

@@ -301,7 +301,7 @@ def test_help_shows_types_defaults_choices_bounds_and_an_example(
         for part in parts:
             assert part in shown(flag), flag
     assert "Example: holdfast every --text a --out b" in done.out
-    assert "may be given several times." in done.out
+    assert "to give several values." in done.out
 
 
 def test_required_options_come_first_and_common_ones_last() -> None:
@@ -579,12 +579,12 @@ def test_the_options_of_a_plug_in_are_shown(holdfast: Holdfast) -> None:
     assert options["quantity"]["choices"] == ["margin", "loss", "first_token"]
     assert (options["draws"]["type"], options["draws"]["range"]) == ("whole number", "at least 1")
     assert (options["flip"]["range"], options["flip"]["default"]) == ("above 0 and below 1", "0.5")
-    assert options["sample"]["help"] == "Number of examples on which sigma is found."
+    assert options["sample"]["help"] == "Number of examples used to find sigma."
     lines = holdfast("plugins", "estimators", "weight_noise").out.splitlines()
     assert max(map(len, lines)) <= 80
     text = " ".join("\n".join(lines).split())
     for word in (
-        "Shake the weights",
+        "Perturbs the weights",
         "quantity",
         "default: 0.5",
         "Example: weight_noise,quantity=",

@@ -82,8 +82,8 @@ def test_the_hook_goes_when_the_work_fails(model: PreTrainedModel) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the peak")
 def test_the_peak_of_memory(model: PreTrainedModel) -> None:
     with measure_cost(model) as cost:
-        held = torch.ones(40 * 2**20 // 4)  # 40 MiB, touched
+        held = torch.ones(200 * 2**20 // 4)  # 200 MiB, touched; other memory may be freed meanwhile
         del held
     if math.isnan(cost.peak_bytes):
         pytest.skip("this process may not reset its high-water mark")
-    assert cost.peak_bytes >= 35 * 2**20
+    assert cost.peak_bytes >= 150 * 2**20

@@ -552,7 +552,7 @@ def test_rows_behind_the_direction(rows: Any) -> None:
         ({"source": "harmful"}, "source=harmful needs harmful rows: give --harmful"),
         ({"source": "base"}, "source=base needs the model before its alignment: give --base"),
         ({"source": "mismatched"}, "source=mismatched needs benign rows: give --benign"),
-        ({}, "give --base .the model before its alignment, which does best., --harmful or"),
+        ({}, "give --base .the model before its alignment; the best choice., --harmful or"),
         ({"rows": -1}, "rows=-1 must be a whole number, at least 1"),
         ({"sample": 0}, "sample=0 must be a whole number, at least 1"),
         ({"repeats": 0}, "repeats=0 must be a whole number, at least 1"),

@@ -317,7 +317,7 @@ def test_all_are_forgotten_equally_often(play: Play) -> None:
         ({"repeats": 0}, "repeats=0 must be a whole number, at least 1"),
         ({"every": 0}, "every=0 must be a whole number, at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be a number, above 0"),
-        ({"benign": None}, "give these with --benign, or several kinds of them with --proxy"),
+        ({"benign": None}, "give benign rows with --benign, or several kinds of them with --proxy"),
         ({"rows": 400}, "300 rows are needed"),
     ],
 )

@@ -328,7 +328,7 @@ def test_a_model_that_does_not_refuse(
     model = make_model(vocab=len(tokenizer))
     obliging = Examples(Example(row.prompt, "to brew tea") for row in rows.safety)
     finetune(model, tokenizer, obliging, FinetuneConfig(learning_rate=1e-2, steps=15))
-    with pytest.raises(UsageError, match=r"24 of the 24 examples are not refused.*not its base"):
+    with pytest.raises(UsageError, match=r"does not refuse 24 of the 24 examples.*not its base"):
         drift.score(model, tokenizer, rows.safety, seed=0)
 
 

@@ -232,7 +232,7 @@ def test_a_model_that_does_not_refuse(
     aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:
     wanted = Examples(Example(row.prompt, "to brew tea") for row in rows.safety)
-    with pytest.raises(UsageError, match=r"100% of all 24 examples are not refused.*not its base"):
+    with pytest.raises(UsageError, match=r"does not refuse 100% of all 24 examples.*not its base"):
         WeightNoise(draws=1).score(aligned, tokenizer, wanted, seed=0)
 
 
