@@ -86,4 +86,4 @@ def test_the_peak_of_memory(model: PreTrainedModel) -> None:
         del held
     if math.isnan(cost.peak_bytes):
         pytest.skip("this process may not reset its high-water mark")
-    assert cost.peak_bytes >= 150 * 2**20
+    assert cost.peak_bytes >= 175 * 2**20

@@ -333,6 +333,8 @@ def test_further_steps_are_those_of_fine_tuning(
     weights_of: Weights,
     same: Same,
 ) -> None:
+    # In float64: where a gradient is nearly zero, Adam's step is what rounding makes of it.
+    aligned.double()
     before = weights_of(aligned)
     estimator = AttackDirection(harmful=rows.harmful, steps=3, step_size=1e-3)
     found = estimator.direction(aligned, tokenizer, rows.safety, 0)
@@ -341,10 +343,8 @@ def test_further_steps_are_those_of_fine_tuning(
     finetune(aligned, tokenizer, rows.harmful, config)
     moved = [p.detach() - before[name] for name, p in aligned.named_parameters()]
     norm = math.sqrt(sum(float((m**2).sum()) for m in moved))
-    # Where a gradient is nearly zero, Adam's step is what rounding makes of it: a hundredth of the
-    # usual step of about 1e-3 is allowed.
     for d, m in zip(found, moved, strict=True):
-        torch.testing.assert_close(d, m / norm, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(d, m / norm, atol=1e-6, rtol=1e-4)
 
 
 def test_the_prefix_margin_is_the_mean_gap_of_the_first_tokens(

@@ -107,9 +107,8 @@ def test_the_length_of_an_estimator_holds_for_its_attacks(
     without = drift.changed(benign=Examples(rows.benign), rows=len(rows.benign))
     assert len(cut.values) == len(without.score(aligned, tokenizer, rows.safety, seed=0).values)
     hopeless = drift.changed(benign=long[:1], rows=1)
-    with pytest.raises(
-        UsageError, match=r"long.*no prompt leaves room .* in 40.*NAME,max_length=N"
-    ):
+    message = r"long.*no prompt leaves room for an answer in 40.*NAME,max_length=N"
+    with pytest.raises(UsageError, match=message):
         hopeless.score(aligned, tokenizer, rows.safety, seed=0)
 
 
