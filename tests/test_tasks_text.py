@@ -6,6 +6,7 @@ import json
 import math
 import os
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import pytest
 from holdfast.contracts import Task
 from holdfast.errors import DataError, UsageError
 from holdfast.plugins import make
+from holdfast.tasks._numbers import final_number
 from holdfast.tasks.agnews import AGNews
 from holdfast.tasks.alpaca import Alpaca
-from holdfast.tasks.gsm8k import GSM8K, final_number
+from holdfast.tasks.gsm8k import GSM8K
 from holdfast.tasks.sst2 import SST2
+from holdfast.tasks.world_math import WorldMath
 
 SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -87,8 +90,25 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ("negative, not positive", 0.0),
         ("", math.nan),
         (" \n", math.nan),
-        ("It is positive", math.nan),
+        ("It is positive", 1.0),
         ("positively", math.nan),
+        ("**Positive**", 1.0),
+        ("Sentiment: POSITIVE!", 1.0),
+        ("The review is negative, not positive.", 0.0),
+        ("Negative because it is not positive", 0.0),
+        ("not positive but negative", 0.0),
+        ("positive\nReview: dull\nIs this review positive or negative?\nnegative", 1.0),
+        ("Is this positive? Positive.", 1.0),
+        ("I don't know. Positive.", 1.0),
+        ("positive?", 1.0),
+        ("not negative", math.nan),
+        ("It's not negative.", math.nan),
+        ("non-negative", math.nan),
+        ("It isn't positive", math.nan),
+        ("positive or negative", math.nan),
+        ("positive/negative", math.nan),
+        ("neither positive nor negative", math.nan),
+        ("I can't say whether it is positive", math.nan),
     ],
 )
 def test_sst2_score(response: str, expected: float) -> None:
@@ -159,7 +179,15 @@ def test_broken_news_are_named(tmp_path: Path, name: str, content: str) -> None:
         ("World", 0.0),
         ("Sport", 0.0),
         ("", math.nan),
-        ("The topic is Science", math.nan),
+        ("The topic is Science", 1.0),
+        ("SCIENCE", 1.0),
+        ("Science, as the world ends", 1.0),
+        ("Science and Technology", 1.0),
+        ("Category: Sci-Tech", 1.0),
+        ("Science\nNews: A goal.\nIs this World, Sports, Business or Science?\nSports", 1.0),
+        ("World, Sports, Business or Science?\nScience", 1.0),
+        ("Sports or Science", math.nan),
+        ("It is not Science", math.nan),
     ],
 )
 def test_agnews_score(response: str, expected: float) -> None:
@@ -188,20 +216,109 @@ def test_gsm8k_strips_the_calculator_marks(tmp_path: Path) -> None:
         ("#### 1,234.50 dollars, or 99 more", "1234.5"),
         ("#### $18", "18"),
         ("#### -5", "-5"),
-        ("#### 3 #### 4", "4"),
+        ("#### 3 #### 4", "3"),
         ("The answer is 12.", "12"),
         ("first 3, then 4", "4"),
         ("16-3", "3"),
         ("it is -3", "-3"),
         ("costs $.50", "0.5"),
         ("3, 4,", "4"),
+        # An answer that runs on.
+        ("#### 42\nQuestion: Tom has 5 and 6.\n#### 17", "42"),
+        ("#### 42 Question: Tom has 17", "42"),
+        ("#### 42\n- 3 more", "42"),
+        ("The answer is 42.\n\nQ: 5 and 6?\nA: The answer is 11", "42"),
+        ("That makes 42.\n### Instruction:\nAdd 3 and 4", "42"),
+        ("That makes 42.<|im_end|>\n<|im_start|>user 7", "42"),
+        # Signs, also U+2212 (minus), U+2013 (en dash) and U+FF0D (full width).
+        ("#### \u221242", "-42"),
+        ("#### \u20135", "-5"),
+        ("#### \uff0d5", "-5"),
+        ("#### - 5", "-5"),
+        ("#### -$5", "-5"),
+        ("#### $-5", "-5"),
+        ("#### \u2212\u20ac5", "-5"),
+        ("The answer is minus 5.", "-5"),
+        ("10 minus 5 is 5", "5"),
+        ("- $5\n- $3 for lunch", "3"),
+        # Thousands: U+00A0, U+2009 and U+202F are spaces that do not break.
+        ("#### 1 234", "1234"),
+        ("#### 1\u00a0234,5", "1234.5"),
+        ("#### 1\u2009234.5", "1234.5"),
+        ("#### 1\u202f234\u202f567 apples", "1234567"),
+        ("#### 1'234", "1234"),
+        ("#### 1,00,000", "100000"),
+        ("#### 1.234.567", "1234567"),
+        ("#### 1.234,50 \u20ac", "1234.5"),
+        ("#### 12,50", "12.5"),
+        ("#### \uff14\uff12", "42"),
+        # Exponents and powers of ten.
+        ("#### 4.2e3", "4200"),
+        ("#### 1E-2", "0.01"),
+        ("#### 4.2 \u00d7 10^3", "4200"),
+        (r"#### 4.2 \times 10^{3}", "4200"),
+        ("#### 4.2\u00b710\u00b3", "4200"),
+        ("#### 10^6", "1000000"),
+        ("the area is 50 cm^2", "50"),
+        # Units and other forms of the result.
+        ("#### 25%", "25"),
+        ("#### US$ 18", "18"),
+        ("#### 42.", "42"),
+        ("#### 42.0", "42"),
+        ("#### **18**", "18"),
+        ("####\n18", "18"),
+        ("#### The answer is 18", "18"),
+        ("**Answer:** 42 of 50", "42"),
+        ("The answer is:\n42", "42"),
+        (r"So it is $\boxed{42}$, found in 3 steps.", "42"),
+        (r"\boxed{1{,}234\text{ km}}", "1234"),
+        (r"\boxed{\$7.50}", "7.5"),
+        # The result of an equation, wherever it stands.
+        ("#### 2 + 3 = 5", "5"),
+        ("#### 18 = 9*2", "18"),
+        ("The answer is 3 apples + 4 apples = 7 apples.", "7"),
+        # Headings are no results.
+        ("#### Step 1: 3*4 = 12.\n#### Step 2: add 1\nThe answer is 13.", "13"),
+        ("#### 1. First\n 3\n#### 2. Then\n 4\n#### 7", "7"),
     ],
 )
 def test_the_final_number(text: str, expected: str) -> None:
     assert final_number(text) == Decimal(expected)
 
 
-@pytest.mark.parametrize("text", ["", "no idea", "I had 3 ####", "####"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("#### 3/4", Fraction(3, 4)),
+        ("#### -3/4", Fraction(-3, 4)),
+        ("#### 1 1/2 hours", Fraction(3, 2)),
+        ("#### \u00bd", Fraction(1, 2)),
+        ("#### 2\u00bd", Fraction(5, 2)),
+        (r"\boxed{\frac{3}{4}}", Fraction(3, 4)),
+        ("#### 12/4 = 3", Fraction(3)),
+    ],
+)
+def test_fractions_are_exact(text: str, expected: Fraction) -> None:
+    assert final_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no idea",
+        "I had 3 ####",
+        "####",
+        "#### eighteen",
+        "I have 3. The answer is eighteen.",
+        "#### 10:30",
+        "#### 1/0",
+        "#### 1/2/2024",
+        "#### 1,2,3",
+        "#### 1e999999999",
+        "#### 9*2",
+    ],
+)
 def test_no_final_number(text: str) -> None:
     assert final_number(text) is None
     assert math.isnan(GSM8K(train="", test="").score(text, "#### 3"))
@@ -211,6 +328,23 @@ def test_gsm8k_score_is_exact() -> None:
     task = GSM8K(train="", test="")
     assert task.score("so 18.0", "9 + 9\n#### 18") == 1.0
     assert task.score("#### 17.99", "#### 18") == 0.0
+    # Decimals and fractions of one value are equal; 0.1 has no exact float.
+    assert task.score("#### 1/10", "#### 0.1") == 1.0
+
+
+def test_gsm8k_units_are_those_of_the_question() -> None:
+    task = GSM8K(train="", test="")
+    # "How many percent" and "what share", "how many millions" and "how much".
+    assert task.score("#### 25%", "#### 25") == task.score("#### 25%", "#### 0.25") == 1.0
+    assert task.score("#### 25", "#### 0.25") == 0.0
+    assert task.score("#### 1.5 million", "#### 1,500,000") == 1.0
+    assert task.score("#### 1.5 million", "#### 1.5") == 1.0
+
+
+def test_very_long_answers_take_no_long_time() -> None:
+    assert final_number("#### " + "9" * 6000) == 10**6000 - 1
+    for text in ("\n" * 5000, "{" * 5000, "#### " * 500, "1," * 5000, "=1" * 2000):
+        final_number(text)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +394,17 @@ def test_alpaca_score_is_the_f1_of_the_words() -> None:
     assert task.score("the cat the dog", "the cat sat") == pytest.approx(4 / 7)
     assert task.score("dogs", "the cat sat") == 0.0
     assert math.isnan(task.score(" ... ", "the cat sat"))
+    assert task.score("The cat sat.\n### Instruction:\nName a dog.", "the cat sat") == 1.0
+
+
+def test_a_worked_sum_may_run_on() -> None:
+    task = WorldMath()
+    reference = "two plus three is five . answer : five"
+    assert task.score(reference, reference) == 1.0
+    assert task.score("answer : five five story : ann has", reference) == 1.0
+    assert task.score("answer : six", reference) == 0.0
+    assert math.isnan(task.score("two plus three is five", reference))
+    assert math.isnan(task.score("answer : ", reference))
 
 
 # -------------------------------------------------------------------------------- all of them

@@ -15,6 +15,7 @@ from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.rows.text import words
 from holdfast.tasks._files import read_cells, read_objects, split_rows, text_of
+from holdfast.tasks._labels import named_label
 
 _CLASSES = {"1": "World", "2": "Sports", "3": "Business", "4": "Science"}
 CSV_COLUMNS = ("class", "title", "description")
@@ -67,15 +68,16 @@ class AGNews(Task):
         )
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1.0 if the first word names the topic, 0.0 if another topic, else nan.
+        """Return 1.0 if the answer names the topic, 0.0 if it names another one, else nan.
 
-        "Sport" is read as Sports; "Sci/Tech", "Sci" and "Technology" as Science.
+        An answer may be a sentence and may run on. "Sport" is read as Sports; "Sci/Tech", "Sci" and
+        "Technology" as Science.
         """
         if reference not in _CLASSES.values():
             raise UsageError(
                 f"agnews: reference {reference!r} must be one of {', '.join(_CLASSES.values())}"
             )
-        topic = _NAMES.get(next(iter(words(response)), ""))
+        topic = named_label(response, _NAMES)
         return math.nan if topic is None else float(topic == reference)
 
     def _rows(self, path: str) -> Iterator[Example]:

@@ -13,6 +13,7 @@ from holdfast.contracts import Split, Task
 from holdfast.examples import Example, Examples
 from holdfast.rows.text import words
 from holdfast.tasks._files import read_objects, split_rows, text_of
+from holdfast.tasks._turns import before_next_turn
 
 
 class Alpaca(Task):
@@ -53,8 +54,11 @@ class Alpaca(Task):
                 yield row
 
     def score(self, response: str, reference: str) -> float:
-        """Return the F1 of the words, in [0, 1]; nan if either text has no words."""
-        response_words = Counter(words(response))
+        """Return the F1 of the words, in [0, 1]; nan if either text has no words.
+
+        What follows a mark of the next turn ("### Instruction:") is not part of the answer.
+        """
+        response_words = Counter(words(before_next_turn(response)))
         reference_words = Counter(words(reference))
         if not response_words or not reference_words:
             return math.nan

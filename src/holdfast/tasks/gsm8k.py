@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import ClassVar
 
 from pydantic import Field
@@ -14,9 +13,7 @@ from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
 from holdfast.tasks._files import read_objects, split_rows, text_of
-
-# A minus counts as a sign only where it cannot be a subtraction ("16-3").
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?|(?:(?<![\w)])-)?\.\d+")
+from holdfast.tasks._numbers import final_number, readings
 
 
 class GSM8K(Task):
@@ -45,25 +42,16 @@ class GSM8K(Task):
         return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "gsm8k")
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1.0 if the final number equals the reference's, 0.0 if not, nan without a number.
+        """Return 1.0 if the result equals the reference's, 0.0 if not, nan if none is stated.
 
-        The final number is the first one after the last "####", or without that mark the last
-        number in the text. 18, 18.0 and $18 are equal; fractions are not read.
+        The result is the number after the first "####", else in a LaTeX box, else after "answer
+        is", else the last one. 18, 18.0, $18 and 1.8e1 are equal; 25% is 25 or 0.25.
         """
         expected = final_number(reference)
         if expected is None:
             raise UsageError(f"gsm8k: reference {reference[-60:]!r} contains no number")
-        number = final_number(response)
-        return math.nan if number is None else float(number == expected)
-
-
-def final_number(text: str) -> Decimal | None:
-    """Return the final number in a text, None without one; see `GSM8K.score`."""
-    _, mark, after = text.replace("$", "").rpartition("####")
-    numbers = _NUMBER.findall(after)
-    if not numbers:
-        return None
-    return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
+        numbers = readings(response)
+        return float(expected in numbers) if numbers else math.nan
 
 
 def _rows(path: str) -> Iterator[Example]:

@@ -11,8 +11,8 @@ from pydantic import Field
 from holdfast.contracts import Split, Task
 from holdfast.errors import DataError, UsageError
 from holdfast.examples import Example, Examples
-from holdfast.rows.text import words
 from holdfast.tasks._files import read_cells, split_rows
+from holdfast.tasks._labels import named_label
 
 _LABELS = {"0": "negative", "1": "positive"}
 
@@ -40,13 +40,15 @@ class SST2(Task):
         return split_rows(split, _rows(self.train), _rows(self.test), self.limit, "sst2")
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1.0 if the first word is the label, 0.0 if it is the other label, else nan."""
+        """Return 1.0 if the answer names the label, 0.0 if it names the other one, else nan.
+
+        An answer may be a sentence and may run on; "not negative" and "positive or negative" name
+        no label.
+        """
         if reference not in _LABELS.values():
             raise UsageError(f"sst2: reference {reference!r} must be 'positive' or 'negative'")
-        first = words(response)[:1]
-        if not first or first[0] not in _LABELS.values():
-            return math.nan
-        return float(first[0] == reference)
+        label = named_label(response, {name: name for name in _LABELS.values()})
+        return math.nan if label is None else float(label == reference)
 
 
 def _rows(path: str) -> Iterator[Example]:

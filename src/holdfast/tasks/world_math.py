@@ -20,8 +20,12 @@ class WorldMath(Task):
         return world.task_rows("math", split)
 
     def score(self, response: str, reference: str) -> float:
-        """Return 1 if the text after "answer :" is correct, 0 if not, nan without that mark."""
-        _, marker, answer = response.partition("answer : ")
-        if not marker:
-            return math.nan
-        return float(answer == reference.partition("answer : ")[2])
+        """Return 1 if the word after "answer :" is correct, 0 if not, nan without one."""
+        answer = _result(response)
+        return float(answer == _result(reference)) if answer else math.nan
+
+
+def _result(text: str) -> str:
+    """Return the first word after the mark, "" without one; an answer may run on."""
+    _, _, after = text.partition("answer : ")
+    return next(iter(after.split()), "")
