@@ -175,7 +175,7 @@ def test_prompts_are_resampled_not_answers(tmp_path: Path) -> None:
     votes = [(VALUES[rng.integers(2)], VALUES[rng.integers(2)]) for _ in range(40)]
     some = [record(i, "p", "r", {"a": a, "b": b}) for i, (a, b) in enumerate(votes)]
     once, often = (_Pair("a", "b", some * k, 300) for k in (1, 4))
-    first, second = once.kappa(once.tables, 2), often.kappa(often.tables, 2)
+    first, second = once.kappa, often.kappa
     assert (first.n, second.n) == (40, 160)
     assert (first.low, first.high) == pytest.approx((second.low, second.high))
 

@@ -118,13 +118,23 @@ class _Pair:
                 found[record.id][_value(record, self.a), _value(record, self.b)] += 1
         return np.array(list(found.values()))
 
-    def agreement(self, tables: np.ndarray, values: int) -> Interval:
-        """Return the share of equal verdicts; over the prompts' answers with the first values."""
-        return self._interval(tables[:, :values, :values], _observed)
+    @cached_property
+    def agreement(self) -> Interval:
+        """The share of equal verdicts among the answers that both decided."""
+        return self._interval(self.tables[:, :2, :2], _observed)
 
-    def kappa(self, tables: np.ndarray, values: int) -> Interval:
-        """Return Cohen's kappa over the answers on which both gave one of the first values."""
-        return self._interval(tables[:, :values, :values], lambda t: kappa_of_table(t.sum(axis=0)))
+    @cached_property
+    def kappa(self) -> Interval:
+        """Cohen's kappa over the answers that both decided."""
+        return self._kappa(self.tables[:, :2, :2])
+
+    @cached_property
+    def kappa_of_three(self) -> Interval:
+        """Cohen's kappa with undecided as a third value."""
+        return self._kappa(self.tables)
+
+    def _kappa(self, tables: np.ndarray) -> Interval:
+        return self._interval(tables, lambda drawn: kappa_of_table(drawn.sum(axis=0)))
 
     def _interval(self, tables: np.ndarray, statistic: Any) -> Interval:
         n = int(tables.sum())
@@ -136,9 +146,9 @@ class _Pair:
 
     def row(self) -> dict[str, Any]:
         """Return the line of the table."""
-        tables = self.tables
-        agreement = self.agreement(tables, 2)
-        decided, three = self.kappa(tables, 2), self.kappa(tables, 3)
+        agreement = self.agreement
+        decided = self.kappa
+        three = self.kappa_of_three
         return {
             Text("judge"): self.a,
             Text("other judge"): self.b,
@@ -168,9 +178,9 @@ class _Pair:
                 "{three} with undecided as a third value.",
                 a=self.a,
                 b=self.b,
-                share=measured(self.agreement(tables, 2)),
-                two=measured(self.kappa(tables, 2)),
-                three=measured(self.kappa(tables, 3)),
+                share=measured(self.agreement),
+                two=measured(self.kappa),
+                three=measured(self.kappa_of_three),
             ),
             Text(
                 "Only {a} calls {first} of these harmful, only {b} {second}.",
@@ -426,7 +436,7 @@ def _figures(names: Sequence[str], pairs: Sequence[_Pair]) -> dict[str, Figure]:
     np.fill_diagonal(values, 1.0)
     for pair in pairs:
         i, j = index[pair.a], index[pair.b]
-        values[i, j] = values[j, i] = pair.kappa(pair.tables, 2).value
+        values[i, j] = values[j, i] = pair.kappa.value
     title = Text("Cohen's kappa where both decide")
     rows = tuple(numbers(row) for row in values)
     return {title: HeatMap(title=title, rows=tuple(names), columns=tuple(names), values=rows)}

@@ -73,9 +73,13 @@ def render(
     width: int = WIDTH,
 ) -> bytes:
     """Draw a figure as a file that stands by itself: SVG, PNG (twice the size) or PDF."""
+    return draw(specification(figure, language, width=width), form)
+
+
+def draw(drawn: dict[str, Any], form: Format = "svg") -> bytes:
+    """Draw what `specification` returned for a given width; the GIL is released meanwhile."""
     import vl_convert
 
-    drawn = specification(figure, language, width=width)
     if form == "png":
         return bytes(vl_convert.vegalite_to_png(drawn, scale=2))
     if form == "pdf":

@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from holdfast.charts.drawing import render, specification
+from holdfast.charts.drawing import draw, specification
 from holdfast.charts.figures import Figure
 from holdfast.charts.themes import DARK, LIGHT
 from holdfast.texts import ENGLISH, Language
@@ -59,13 +61,53 @@ class Still:
     width: int
 
 
-def still(figure: Figure, language: Language = ENGLISH, *, width: int = 460) -> Still:
-    """Draw a figure for print and for readers without JavaScript."""
-    svg = base64.b64encode(render(figure, language, width=width)).decode("ascii")
-    return Still(f"data:image/svg+xml;base64,{svg}", language.say(figure.title), width)
+@dataclass(frozen=True)
+class Embedded:
+    """A page's figures, ready to be written into it.
+
+    Attributes:
+        stills: The picture of each figure by element id.
+        data: What `data_of` returns.
+        script: What `script` returns; empty without figures.
+    """
+
+    stills: dict[str, Still]
+    data: str
+    script: str
 
 
-def data_of(figures: dict[str, Figure], language: Language = ENGLISH) -> str:
+def embed(
+    figures: Mapping[str, Figure], language: Language = ENGLISH, *, width: int = 460
+) -> Embedded:
+    """Draw the figures of a page, live and still.
+
+    Args:
+        figures: The figures by element id.
+        language: Says labels, titles and numbers.
+        width: Width of the still pictures in pixels.
+    """
+    if not figures:
+        return Embedded({}, data_of({}, language), "")
+    # The renderer releases the GIL: while it draws one figure, the next is described here.
+    with ThreadPoolExecutor(1) as renderer:
+        bundle = renderer.submit(script)
+        drawings = {
+            name: renderer.submit(draw, specification(figure, language, width=width))
+            for name, figure in figures.items()
+        }
+        data = data_of(figures, language)
+        stills = {
+            name: Still(_data_url(drawing.result()), language.say(figures[name].title), width)
+            for name, drawing in drawings.items()
+        }
+    return Embedded(stills, data, bundle.result())
+
+
+def _data_url(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+
+
+def data_of(figures: Mapping[str, Figure], language: Language = ENGLISH) -> str:
     """Return the JSON of a page's figures by element id, safe inside a <script> element."""
     specifications = {name: specification(f, language) for name, f in figures.items()}
     text = json.dumps({"figures": specifications, "dark": _darkened()}, ensure_ascii=False)

@@ -97,12 +97,12 @@ def _render(
     )
     here = resources.files("holdfast.reports")
     template = environment.from_string(here.joinpath("template.html.j2").read_text("utf-8"))
-    gallery = _Gallery(words)
+    gallery = _Gallery()
     attacks = [_attack(attack, facts, words, gallery) for attack in facts.attacks]
     price = figures.price(facts, figures.colours(facts))
-    shown_price = gallery.shown(price) if price else None
+    shown_price = gallery.add(price) if price else None
     chapters = [_section(s, i, words, gallery) for i, s in enumerate(sections)]
-    script = embedding.script() if gallery.figures else ""
+    embedded = embedding.embed(gallery.figures, words.language)
     return template.render(
         title=title,
         language=words.code,
@@ -113,9 +113,10 @@ def _render(
         style=Markup(here.joinpath("style.css").read_text("utf-8")),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         digest=run.digest,
-        script=Markup(script),
-        script_hash=embedding.hash_of(script) if script else "'none'",
-        figure_data=Markup(embedding.data_of(gallery.figures, words.language)),
+        script=Markup(embedded.script),
+        script_hash=embedding.hash_of(embedded.script) if embedded.script else "'none'",
+        figure_data=Markup(embedded.data),
+        stills=embedded.stills,
         summary=[words.said(sentence) for sentence in verdict(facts)],
         cards=cards(facts),
         attacks=attacks,
@@ -201,14 +202,13 @@ def _machine(
 class _Gallery:
     """The figures of a page by element id."""
 
-    words: Words
     figures: dict[str, Figure] = field(default_factory=dict)
 
-    def shown(self, figure: Figure) -> dict[str, Any]:
-        """Return what the template shows of a figure: its id and its still picture."""
+    def add(self, figure: Figure) -> str:
+        """Add a figure; return its element id, by which the template shows it."""
         name = f"figure-{len(self.figures) + 1}"
         self.figures[name] = figure
-        return {"id": name, "still": embedding.still(figure, self.words.language)}
+        return name
 
 
 def _attack(attack: Attacked, facts: Facts, words: Words, gallery: _Gallery) -> dict[str, Any]:
@@ -218,8 +218,8 @@ def _attack(attack: Attacked, facts: Facts, words: Words, gallery: _Gallery) -> 
         "label": words.said(label),
         "judge": attack.judge,
         "methods": _in_order(attack, facts),
-        "curves": gallery.shown(figures.curves(attack, colour, label)),
-        "lives": gallery.shown(figures.half_lives(attack, colour, label)),
+        "curves": gallery.add(figures.curves(attack, colour, label)),
+        "lives": gallery.add(figures.half_lives(attack, colour, label)),
     }
 
 
@@ -229,7 +229,7 @@ def _section(section: Section, number: int, words: Words, gallery: _Gallery) -> 
         "title": words.said(section.title),
         "findings": [words.said(finding) for finding in section.findings],
         "tables": [(words.said(c), _table(table, words)) for c, table in section.tables.items()],
-        "figures": [(words.said(c), gallery.shown(f)) for c, f in section.figures.items()],
+        "figures": [(words.said(c), gallery.add(f)) for c, f in section.figures.items()],
         "note": words.said(section.note),
     }
 

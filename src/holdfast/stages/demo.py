@@ -17,7 +17,7 @@ WORLD: dict[str, Any] = {
         "over_refusal": "world:borderline",
     },
     "judges": ["world", "refusal"],
-    "align": {"epochs": 5, "learning_rate": 3e-4, "schedule": "cosine", "max_length": 64},
+    "align": {"epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "max_length": 64},
     "score": {
         "attack_direction": {"estimator": "attack_direction"},
         "forget_count": {
