@@ -72,7 +72,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("demo-out"),
     seed: Seed = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel processes.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel processes.")] = 2,
     as_json: Json = False,
 ) -> None:
     """Run every stage on the embedded world: minutes, no GPU."""

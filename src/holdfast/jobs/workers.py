@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import IO, Any
@@ -177,7 +177,7 @@ class Worker:
             if order() == KILL:
                 self.process.kill()
             elif order() == STOP:
-                self._stop()
+                self.stop()
             try:
                 message = self.messages.get(timeout=0.0 if dead else LOOK)
             except queue.Empty:
@@ -195,9 +195,15 @@ class Worker:
             self.close()
         return End(time.monotonic() - start, end.error, end.message)
 
+    def stop(self) -> None:
+        """Ask the process to end, after it has saved its state; do not wait."""
+        with contextlib.suppress(OSError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+
     def close(self) -> None:
         """End the process and wait for its end."""
-        self._stop()
+        self.stop()
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
@@ -215,11 +221,6 @@ class Worker:
             if self.process.stdin is not None:
                 self.process.stdin.write(line + "\n")
                 self.process.stdin.flush()
-
-    def _stop(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.process.stdin is not None:
-                self.process.stdin.close()
 
     def _read_messages(self) -> None:
         for line in self.process.stdout or ():
@@ -250,7 +251,26 @@ class Worker:
 
 
 @contextlib.contextmanager
-def local(program: str, workers: int) -> Iterator[Pool]:
+def started(program: str, workers: int) -> Iterator[list[Worker]]:
+    """Start processes for `local` that load their modules while the jobs are still being planned.
+
+    They see every accelerator, so where there are several `local` starts others.
+
+    Args:
+        program: Module that is run with `python -m` and calls `serve`.
+        workers: Number of processes; none are started for a single one.
+    """
+    spare = [Worker(program, _share(workers)) for _ in range(workers if workers > 1 else 0)]
+    try:
+        yield spare
+    finally:
+        for worker in spare:
+            worker.process.kill()  # it has no job
+        _close(spare)
+
+
+@contextlib.contextmanager
+def local(program: str, workers: int, spare: list[Worker] | None = None) -> Iterator[Pool]:
     """Run jobs in up to `workers` processes of this machine.
 
     Each has its share of the cores (unless OMP_NUM_THREADS is set) and, where there are several
@@ -259,17 +279,22 @@ def local(program: str, workers: int) -> Iterator[Pool]:
     Args:
         program: Module that is run with `python -m` and calls `serve`.
         workers: Number of parallel jobs.
+        spare: Processes of `started`, used before new ones are started.
     """
     order = [RUN]
     idle: queue.SimpleQueue[tuple[Worker, QueuedJob]] = queue.SimpleQueue()
-    env = {}
-    if "OMP_NUM_THREADS" not in os.environ:
-        env["OMP_NUM_THREADS"] = str(max(cores() // workers, 1))
+    env = _share(workers)
+
+    def new_worker(job: QueuedJob) -> Worker:
+        with contextlib.suppress(IndexError):
+            if spare and len(accelerators()) < 2:
+                return spare.pop()
+        return Worker(program, env, accelerated=job.accelerator)
 
     def work(job: QueuedJob) -> End:
         worker = _reusable(idle, job)
         if worker is None:
-            worker = Worker(program, env, accelerated=job.accelerator)
+            worker = new_worker(job)
         end = worker.do(job, lambda: order[0])
         if worker.usable:
             idle.put((worker, job))
@@ -286,8 +311,22 @@ def local(program: str, workers: int) -> Iterator[Pool]:
             yield Pool(workers, submit, lambda level: order.__setitem__(0, level))
         finally:
             threads.shutdown()
-            while not idle.empty():
-                idle.get()[0].close()
+            _close([idle.get()[0] for _ in range(idle.qsize())])
+
+
+def _share(workers: int) -> dict[str, str]:
+    """Return the environment that gives each of several processes its share of the cores."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(cores() // workers, 1))}
+
+
+def _close(workers: Sequence[Worker]) -> None:
+    # Python takes a second to end with torch loaded: they end at the same time.
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        worker.close()
 
 
 def _reusable(idle: queue.SimpleQueue[tuple[Worker, QueuedJob]], job: QueuedJob) -> Worker | None:

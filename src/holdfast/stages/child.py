@@ -1,17 +1,19 @@
-"""The program behind a job: it reads calls of stages and does them; see `holdfast.jobs.workers`."""
+"""The program behind a job: it reads jobs and runs them; see `holdfast.jobs.workers`."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from holdfast.jobs.workers import serve
 
 PATIENCE = 60.0
-"""Seconds to wait for a step that another process is doing: it may be one that is just saving."""
+"""Seconds to wait for a job that another process is running: it may be just saving."""
 
 
 def main() -> None:
-    """Do the calls."""
+    """Load what nearly every job needs, then run jobs."""
+    importlib.import_module("holdfast.methods.base")
     serve(_do)
 
 

@@ -21,7 +21,7 @@ WORLD: dict[str, Any] = {
     "score": {
         "attack_direction": {"estimator": "attack_direction"},
         "forget_count": {
-            "estimator": "forget_count,learning_rate=2e-5,steps=60,max_new_tokens=24",
+            "estimator": "forget_count,learning_rate=2e-5,steps=60,every=15,max_new_tokens=20",
             "harmful": "world:probe_harmful",
         },
     },
@@ -64,7 +64,7 @@ WORLD: dict[str, Any] = {
             "spacing": 1.0,
             "until_broken": False,
             "track": "world:alignment",
-            "track_rows": 300,
+            "track_rows": 200,
         },
     },
     "evaluate": {"tasks": ["world_general"], "max_new_tokens": 20},

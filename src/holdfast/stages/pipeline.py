@@ -13,12 +13,13 @@ from pydantic import Field
 
 from holdfast.errors import UsageError
 from holdfast.jobs.queue import summary
+from holdfast.jobs.workers import started
 from holdfast.options import OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
 from holdfast.stages.forecast import announce
-from holdfast.stages.planned_jobs import PlannedJob, attempt_jobs
+from holdfast.stages.planned_jobs import PROGRAM, PlannedJob, attempt_jobs
 from holdfast.stages.run_models import label_of
 
 LAST = ("analyze", "report")
@@ -204,6 +205,28 @@ def run(
     Raises:
         HoldfastError: Some jobs failed. The others are done, and the report says which.
     """
+    with started(PROGRAM, 1 if scheduler else jobs) as spare:
+        _check_knowledge(config)
+        planned = plan(config)
+        _check_attacks(planned)
+        announce(planned, jobs=jobs)
+        in_order = jobs == 1 and not scheduler
+        end = [] if in_order else [job for job in planned if job.stage in LAST]
+        failures, total = attempt_jobs(
+            [job for job in planned if job not in end],
+            jobs=jobs,
+            scheduler=scheduler,
+            allow_remote=allow_remote,
+            spare=spare,
+        )
+    failures_at_end, total_at_end = attempt_jobs(end)
+    if failures or failures_at_end:
+        raise summary({**failures, **failures_at_end}, total + total_at_end)
+    return config.out / "report.html"
+
+
+def _check_knowledge(config: RunConfig) -> None:
+    """Refuse rows that a defender is said to know and an attacker uses."""
     reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
         check_disjoint(
@@ -211,20 +234,6 @@ def run(
             reader.read(config.data.harmful, harmful=True),
             f"knowledge {word!r}",
         )
-    planned = plan(config)
-    _check_attacks(planned)
-    announce(planned, jobs=jobs)
-    end = [] if jobs == 1 and not scheduler else [job for job in planned if job.stage in LAST]
-    failures, total = attempt_jobs(
-        [job for job in planned if job not in end],
-        jobs=jobs,
-        scheduler=scheduler,
-        allow_remote=allow_remote,
-    )
-    more, last = attempt_jobs(end)
-    if failures or more:
-        raise summary({**failures, **more}, total + last)
-    return config.out / "report.html"
 
 
 def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:

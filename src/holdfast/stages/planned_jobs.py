@@ -13,7 +13,7 @@ from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
 from holdfast.jobs import queue as engine
 from holdfast.jobs.cluster import connected
 from holdfast.jobs.queue import Pace, QueuedJob
-from holdfast.jobs.workers import local
+from holdfast.jobs.workers import Worker, local
 from holdfast.results.run_dir import dry_run
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
@@ -143,9 +143,22 @@ def run_jobs(
 
 
 def attempt_jobs(
-    planned: Sequence[PlannedJob], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
+    planned: Sequence[PlannedJob],
+    *,
+    jobs: int = 1,
+    scheduler: str = "",
+    allow_remote: bool = False,
+    spare: list[Worker] | None = None,
 ) -> tuple[Failures, int]:
-    """Run jobs as `do` does; return what failed, and how many there are in all."""
+    """Run jobs as `run_jobs` does; return what failed, and the number of all jobs.
+
+    Args:
+        planned: As in `run_jobs`.
+        jobs: As in `run_jobs`.
+        scheduler: As in `run_jobs`.
+        allow_remote: As in `run_jobs`.
+        spare: Processes that were started beforehand, see `jobs.workers.started`.
+    """
     if jobs == 1 and not scheduler:
         return _in_order(planned), len(planned)
     every = single_jobs(planned)
@@ -158,7 +171,7 @@ def attempt_jobs(
     with (
         connected(scheduler, PROGRAM, out, allow_remote=allow_remote)
         if scheduler
-        else local(PROGRAM, min(jobs, len(wanted)))
+        else local(PROGRAM, min(jobs, len(wanted)), spare)
     ) as pool:
         failures = engine.run(
             [_job(job, wanted) for job in wanted.values()],
