@@ -138,7 +138,7 @@ def test_batches_without_a_safety_row_are_refused(
 ) -> None:
     few = data.safety.select([0, 1])
     groups = Groups(few.ids, np.array([0, 1]), ("a", "b"), "hand", "", few.hash)
-    with pytest.raises(UsageError, match=r"updates of 1 rows hold 1 safety and 0 benign rows"):
+    with pytest.raises(UsageError, match=r"an update of 1 rows holds 1 safety and 0 benign rows"):
         make_trainer(
             "group_dro",
             model,
@@ -253,7 +253,7 @@ def test_tilt_draws_the_vulnerable_of_a_group_more_often(
 
 
 def test_tilt_needs_scores(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
-    with pytest.raises(UsageError, match="tilt weighs rows by their scores"):
+    with pytest.raises(UsageError, match="tilt weights rows by their scores"):
         make_trainer("group_dro", model, tilt=1.0)
     with pytest.raises(UsageError, match="tilt=nan"):
         GroupDroOptions(tilt=math.nan)

@@ -38,10 +38,10 @@ def drawn(trainer: Any, inner: int | None = None) -> Batch:
     """Draw a step's batch as training does late in a run, with an attack of this length."""
     trainer.state.max_steps = trainer.args.max_steps
     trainer.current_gradient_accumulation_steps = 1
-    trainer._most = lambda: trainer.options.inner_steps
+    trainer._longest_attack = lambda: trainer.options.inner_steps
     (batch,) = trainer.draw_batches(iter(()), 1)
     if inner is not None:
-        trainer.inner = inner
+        trainer.attack_steps = inner
     return dict(batch)
 
 
@@ -203,7 +203,7 @@ def test_a_lasting_attack_with_openings_equals_the_equation(
     i, j = answers_at(batch, ~safe)[0]  # a benign answer that begins as some refusals do
     trainer.refusals = torch.unique(torch.cat([trainer.refusals, batch["labels"][i, j + 1 :][:1]]))
     parameters = trainer.trainable_parameters()
-    assert trainer.inner
+    assert trainer.attack_steps
     theta = [p.detach().clone() for p in parameters]
     walk = list(trainer.lasting.steps(parameters, 1.0))
     twin: Any = copy.deepcopy(model).train()
@@ -241,7 +241,7 @@ def test_a_coin_takes_some_updates_at_theta(
         assert all(torch.equal(p, old) for p, old in zip(model.parameters(), theta, strict=True))
     assert trainer.rewards({0: 5.0}) == {}  # an attack that is not there costs no group anything
     drawn(trainer)
-    assert trainer.inner == 2  # the attack went on meanwhile
+    assert trainer.attack_steps == 2  # the attack went on meanwhile
     assert trainer.rewards({0: 5.0}) == {0: 5.0}
 
 
@@ -252,7 +252,8 @@ def test_the_gap_of_a_coin_is_that_of_two_running_means(
     told: list[dict[str, float]] = []
     trainer.note = told.append
     for inner, loss in ((0, 1.0), (3, 2.0), (4, 4.0), (0, 2.0)):
-        trainer.inner, trainer._seen[0] = inner, (loss, 1.0)
+        trainer.attack_steps = inner
+        trainer._observed[0] = (loss, 1.0)
         trainer.before_update(torch.tensor(0.0))
     gaps = [entry["perturbation_gap"] for entry in told if "perturbation_gap" in entry]
     # There 2, then 0.9 * 2 + 0.1 * 4; here 1, then 0.9 + 0.1 * 2.
@@ -292,7 +293,7 @@ def test_the_attack_grows_with_the_run(model: PreTrainedModel, make_trainer: Mak
     most = []
     for step in range(9):
         trainer.state.global_step = step
-        most.append(trainer._most())
+        most.append(trainer._longest_attack())
     assert most == [1, 1, 1, 2, 2, 3, 3, 4, 4]  # ceil(4 step / 8), one at least
 
 
@@ -347,7 +348,7 @@ def test_a_lasting_attack_written_out(model: PreTrainedModel, make_trainer: Make
             loss = twin(**encoding.collate(rows, trainer.pad)).loss
             found = torch.autograd.grad(loss, list(twin.parameters()))
             walk = [w - g.sign() for w, g in zip(walk, found, strict=True)]
-        assert trainer.inner == (1, 1, 2, 2, 1, 1)[step]
+        assert trainer.attack_steps == (1, 1, 2, 2, 1, 1)[step]
         with trainer.perturbation(model, batch, 1):
             for p, old, w in zip(parameters, theta, walk, strict=True):
                 torch.testing.assert_close(p.detach(), old + 0.01 * w, rtol=0, atol=1e-12)
@@ -425,7 +426,7 @@ def test_sharded_weights_are_refused_when_training_begins(
 ) -> None:
     trainer = make_trainer("hold", model, **{**HARMFUL, "every": 1})
     monkeypatch.setattr("holdfast.methods.hold.is_sharded", lambda parameters: True)
-    with pytest.raises(UsageError, match="needs whole weights: train with DDP, or take every=0"):
+    with pytest.raises(UsageError, match="needs whole weights: train with DDP, or use every=0"):
         drawn(trainer)
 
 

@@ -52,7 +52,7 @@ def test_probabilities_are_shares_of_the_harmful_gradients(
 ) -> None:
     trainer = make_trainer("t_vaccine", model.double())
     chosen = copy.deepcopy(trainer.stream).take(8)
-    found = trainer.measured()
+    found = trainer.layer_probabilities()
     encoded = encoding.encode(trainer.tokenizer, data.harmful, 256)  # type: ignore[arg-type]
     batch = encoding.collate([encoded[i] for i in chosen], trainer.pad)
     outputs: list[Tensor] = []
@@ -70,9 +70,9 @@ def test_layers_without_gradient_share_what_is_left(
 ) -> None:
     torch.nn.init.zeros_(model.get_output_embeddings().weight)
     trainer = make_trainer("t_vaccine", model, layers=2)
-    assert trainer.measured() == pytest.approx([1 / 3] * 3)
+    assert trainer.layer_probabilities() == pytest.approx([1 / 3] * 3)
     least = sys.float_info.min
-    trainer.measured = lambda: [least, 1.0, least]
+    trainer.layer_probabilities = lambda: [least, 1.0, least]
     trainer.draw_batches(iter(()), 0)
     assert 1 in trainer.active
     assert len(trainer.active) == 2
@@ -96,7 +96,7 @@ def test_layers_are_drawn_in_turn_without_replacement(
     """P{i, j} = p_i p_j / (1 - p_i) + p_j p_i / (1 - p_j)."""
     p = [0.5, 0.3, 0.2]
     trainer = make_trainer("t_vaccine", model, layers=2)
-    trainer.measured = lambda: p
+    trainer.layer_probabilities = lambda: p
     n, seen = 2000, Counter[tuple[int, ...]]()
     for _ in range(n):
         trainer.draw_batches(iter(()), 0)
@@ -118,7 +118,7 @@ def test_fewer_layers_than_are_drawn_are_all_active(
 
 def test_what_is_done_when(model: PreTrainedModel, make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("t_vaccine", model, max_steps=7, measure_every=3, draw_every=2, layers=1)
-    measured, choice, did = trainer.measured, trainer.rng.choice, list[tuple[str, int]]()
+    measured, choice, did = trainer.layer_probabilities, trainer.rng.choice, list[tuple[str, int]]()
 
     def measuring() -> list[float]:
         did.append(("measure", trainer.state.global_step))
@@ -130,7 +130,7 @@ def test_what_is_done_when(model: PreTrainedModel, make_trainer: MakeTrainer) ->
             did.append(("draw", trainer.state.global_step))
             return choice(*args, **kwargs)
 
-    trainer.measured, trainer.rng = measuring, Drawing()
+    trainer.layer_probabilities, trainer.rng = measuring, Drawing()
     trainer.train()
     assert sorted(did) == [
         *(("draw", step) for step in (0, 2, 4, 6)),

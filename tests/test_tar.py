@@ -17,7 +17,7 @@ from holdfast.errors import UsageError
 from holdfast.methods import tar
 from holdfast.methods._batches import Batch
 from holdfast.methods.base import AlignmentData
-from holdfast.methods.tar import TarOptions, drift, look_weights, negative_entropy
+from holdfast.methods.tar import TarOptions, drift, negative_entropy, tamper_weights
 from holdfast.models import encoding
 
 Make = Callable[..., PreTrainedModel]
@@ -51,10 +51,10 @@ def test_entropy_by_hand() -> None:
 
 
 def test_looks_and_their_weights(config: Callable[..., TarOptions]) -> None:
-    found = look_weights(config(inner_steps=7, every=3, schedule=0.5))
+    found = tamper_weights(config(inner_steps=7, every=3, schedule=0.5))
     a, b = math.exp(0.5 * -4), math.exp(0.5 * -1)  # after steps 3 and 6 of 7
     assert found == pytest.approx({3: a / (a + b), 6: b / (a + b)})
-    assert look_weights(config(**SHORT, schedule=0.0)) == {2: 0.5, 4: 0.5}
+    assert tamper_weights(config(**SHORT, schedule=0.0)) == {2: 0.5, 4: 0.5}
 
 
 class Recorder:

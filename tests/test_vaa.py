@@ -506,11 +506,11 @@ def test_the_perturbation_gap_is_what_the_perturbation_costs(
         ({"sampler": "exp4"}, "sampler='exp4' must be one of 'exp3', 'smoothed'"),
         (
             {"batch": "mixed"},
-            "batch=mixed sees the loss of every group, and exp3 divides",
+            "batch=mixed observes the loss of every group, but exp3 divides",
         ),
         (
             {"mixture": "both", "perturbation": "random"},
-            "mixture=both needs the gradient of the perturbation, and perturbation",
+            "mixture=both needs the gradient of the perturbation, but a random one",
         ),
         ({"per": "step"}, "per='step' must be one of 'micro_batch', 'update'"),
         ({"lam": 1.5}, r"lam=1\.5 must be a number from 0 to 1"),

@@ -230,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
             raise OSError("no room")
         write_json(path, state)
 
-    monkeypatch.setattr("holdfast.methods.base.write_json", write)
+    monkeypatch.setattr("holdfast.methods._checkpoints.write_json", write)
     with pytest.raises(HoldfastError, match=r"checkpoint-4: the checkpoint could not be written"):
         trainer.train()
     assert [p.name for p in (tmp_path / "work").glob("checkpoint-*")] == ["checkpoint-2"]

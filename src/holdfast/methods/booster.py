@@ -1,25 +1,29 @@
-"""Booster: weaken what one harmful step would gain.
+"""Booster: reduce what a harmful step gains.
 
 Huang et al., ICLR 2025, arXiv 2409.01586. With l_a the alignment loss, l_h the loss of harmful rows
 and g_h its gradient, the objective is
 
     min_theta l_a(theta) + lam [ l_h(theta) - l_h(theta') ],   theta' = theta - alpha g_h / ||g_h||.
 
-The bracket is by how much a normalized harmful step of length alpha lowers the harmful loss. The
-gradient is first order, theta' being taken to move as theta does:
+The bracket is the gain of a harmful step: how much a normalized step of length alpha lowers the
+harmful loss. The gradient is first order; theta' is treated as moving with theta:
 
     g = grad l_a(theta) + lam ( g_h(theta) - g_h(theta') ).
 
-It does not raise the harmful loss itself, only flattens the road down. Three backward passes.
+It does not raise the harmful loss itself but flattens the way down. It takes three backward passes.
 
-What it changes against the published code: both harmful gradients are those of the whole optimizer
-step, as many harmful rows as alignment rows over all its micro-batches, so that accumulation equals
-one large batch (published, it is cleared between the passes); the sum is clipped once; weights are
-restored from a copy, bit for bit; and both are taken without dropout, since between two masks their
-difference would be noise. alpha = 0.1 and lam = 5 are the published values.
+Differences from the published code:
 
-In bfloat16, alpha spread over billions of weights is below their last digit and mostly rounded
-away; train adapters, or weights in float32.
+- Both harmful gradients are those of the whole optimizer step, with as many harmful rows as
+  alignment rows over all micro-batches, so that accumulation equals one large batch. The published
+  code clears the gradient between the passes.
+- The sum of the gradients is clipped once.
+- Weights are restored from a copy, bit for bit.
+- Both harmful gradients are computed without dropout: with two masks, their difference would be
+  noise.
+
+alpha = 0.1 and lam = 5 are the published values. In bfloat16, alpha spread over billions of weights
+is smaller than their last digit and mostly rounded away; train adapters, or weights in float32.
 """
 
 from __future__ import annotations
@@ -47,13 +51,13 @@ class BoosterOptions(Options):
     alpha: float = Field(default=0.1, gt=0)
     """Length of the simulated harmful step."""
     lam: float = Field(default=5.0, ge=0)
-    """Weight of what that step gains; 0 is plain fine-tuning."""
+    """Weight of the gain of that step; 0 is plain fine-tuning."""
 
 
 class Booster(HarmfulTrainer):
-    """SFT against what a harmful step gains; 3 backward passes, one copy of the weights.
+    """SFT that reduces the gain of a harmful step; 3 backward passes, one copy of the weights.
 
-    A second copy is alive for a moment where gradients are accumulated.
+    With gradient accumulation a second copy exists for a moment.
     """
 
     Options: ClassVar[type[Options]] = BoosterOptions
@@ -67,29 +71,34 @@ class Booster(HarmfulTrainer):
             return
         batches = [self.harmful_batch(self.args.train_batch_size) for _ in range(len(losses))]
         tokens = sum(map(answer_tokens, batches))
-        model, there = cast(nn.Module, self.model), losses.new_zeros(())
+        model = cast(nn.Module, self.model)
+        after = losses.new_zeros(())
         with evaluation_mode(model), reversible_steps(self.trainable_parameters()) as move:
-            here, steps = self._harmful_step(model, batches, tokens)
+            before, steps = self._harmful_step(model, batches, tokens)
             move(consume(steps))
             for batch in batches:
-                loss = self._share(model, batch, tokens)
+                loss = self._scaled_harmful_loss(model, batch, tokens)
                 self.accelerator.backward(-self.options.lam * loss)
-                there += loss.detach()
-        self.check_finite(there)
-        self.note({"harmful_loss": float(here), "harmful_gain": float(here - there)})
+                after += loss.detach()
+        self.check_finite(after)
+        self.note({"harmful_loss": float(before), "harmful_gain": float(before - after)})
 
     def _harmful_step(
         self, model: nn.Module, batches: Sequence[Batch], tokens: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Add lam g_h(theta) to the gradient; return l_h(theta) and -alpha g_h / ||g_h||."""
-        here, grads = torch.zeros((), device=self.args.device), list[Tensor]()
+        harmful_loss = torch.zeros((), device=self.args.device)
+        total: list[Tensor] = []
         for batch in batches:
-            loss, found = self.gradient_of(model, partial(self._share, model, batch, tokens))
-            grads = [g.add_(f) for g, f in zip(grads, found, strict=True)] if grads else found
-            here += loss
-        self.check_finite(here)
-        self.add_gradient(grads, self.options.lam)
-        return here, step_along(grads, -self.options.alpha, in_place=True)
+            loss, grads = self.gradient_of(
+                model, partial(self._scaled_harmful_loss, model, batch, tokens)
+            )
+            harmful_loss += loss
+            total = [a.add_(g) for a, g in zip(total, grads, strict=True)] if total else grads
+        self.check_finite(harmful_loss)
+        self.add_gradient(total, self.options.lam)
+        return harmful_loss, step_along(total, -self.options.alpha, in_place=True)
 
-    def _share(self, model: nn.Module, batch: Batch, tokens: int) -> Tensor:
+    def _scaled_harmful_loss(self, model: nn.Module, batch: Batch, tokens: int) -> Tensor:
+        """Return the batch's part of the mean loss over all harmful answer tokens of the step."""
         return self.answer_loss(model, batch) * (answer_tokens(batch) / tokens)

@@ -1,20 +1,23 @@
-"""Group distributionally robust optimization: train on the groups that are worst off.
+"""Group distributionally robust optimization: train on the groups with the largest loss.
 
 Sagawa et al., ICLR 2020, arXiv 1911.08731, in the form that VAA gives it (Chen et al., ICML 2025,
-arXiv 2506.03850): min_theta max_q sum_i q_i l_i(theta) over groups i of safety examples. A step
-draws a group from q, trains on a batch of that group only, and moves q towards groups with the
-larger loss (EXP3, see `GroupSampler`). It is VAA without its perturbation, and what VAA builds on.
+arXiv 2506.03850): min_theta max_q sum_i q_i l_i(theta) over groups i of safety examples. Each step
+draws a group from q, trains on a batch of that group, and moves q towards groups with larger loss
+(EXP3, see `GroupSampler`). This is VAA without its perturbation, and VAA builds on it.
 
-It also goes together with another method, `--method vaccine+group_dro`: the other one's loss or
-perturbation, on batches that the groups' adversary chooses.
+It can be combined with another method, `--method vaccine+group_dro`: the other method's loss or
+perturbation, on batches drawn by the adversary of the groups.
 
-Ours, not the papers': `sampler="smoothed"` (see `SmoothedSampler`), and `batch="mixed"`, where
-each batch holds rows of all groups in proportion to q instead of one group's, so that every step
-sees every group's loss; the counts are rounded at random, without bias. And `tilt`: soft weights, a
-row of a group is drawn in proportion to exp(tilt u), u the rank of its vulnerability in the group.
-`control` breaks the groups to learn what they are worth, as VAA's ablation does: see `controlled`.
+Not from the papers:
 
-Benign rows, which the papers do not have, take their share of every batch.
+- `sampler="smoothed"`: see `SmoothedSampler`.
+- `batch="mixed"`: each batch holds rows of all groups in proportion to q instead of one group's, so
+  every step sees every group's loss. The counts are rounded at random, without bias.
+- `tilt`: soft weights. A row of a group is drawn in proportion to exp(tilt u), with u the rank of
+  its vulnerability in the group.
+- Benign rows take their share of every batch.
+
+`control` breaks the groups to measure what they contribute, as in VAA's ablation: see `controlled`.
 """
 
 from __future__ import annotations
@@ -37,10 +40,11 @@ from holdfast.options import Options
 from holdfast.results.artifacts import Groups, Scores
 
 MOST_TILT = 20.0
+"""Largest absolute value of `tilt`."""
 Control = Literal["", "ungrouped", "shuffled", "noisy", "only_last", "only_first"]
 """Ablation of the groups, see `controlled`."""
 NOISE = 0.1
-"""Share of the labels that `control="noisy"` changes, as the paper does."""
+"""Share of the labels that `control="noisy"` changes, as in the paper."""
 
 
 class GroupDroOptions(Options):
@@ -67,8 +71,8 @@ class GroupDroOptions(Options):
     def _check_batch(self) -> Self:
         if self.batch == "mixed" and self.sampler == "exp3":
             raise ValueError(
-                "batch=mixed sees the loss of every group, and exp3 divides by the probability of "
-                "having drawn it: use sampler=smoothed"
+                "batch=mixed observes the loss of every group, but exp3 divides by the probability "
+                "of drawing it: use sampler=smoothed"
             )
         return self
 
@@ -81,21 +85,19 @@ class GroupDro(AlignmentTrainer):
 
     @property
     def adversary(self) -> GroupDroOptions:
-        """The options of the adversary: the method's own, unless it has settled them."""
+        """Options of the adversary; a subclass may fix them."""
         return cast(GroupDroOptions, self.options)
 
     def prepare(self) -> None:
-        """Make the sampler and the streams of rows."""
+        """Set up the groups, the sampler and the streams of rows."""
         super().prepare()
+        self._check_scores()
         groups = cast(Groups, self.data.groups)
-        if self.adversary.tilt and self.data.scores is None:
-            raise UsageError(
-                "tilt weighs rows by their scores, and there are none: give --groups "
-                "made of scores in the same run"
-            )
-        self.labels = groups.aligned_to(self.data.safety.ids)
         self.labels, self.names = controlled(
-            self.labels, groups.names, self.adversary.control, seed=self.args.seed
+            groups.aligned_to(self.data.safety.ids),
+            groups.names,
+            self.adversary.control,
+            seed=self.args.seed,
         )
         sizes = np.bincount(self.labels[self.labels >= 0], minlength=len(self.names))
         if (sizes == 0).any():
@@ -107,12 +109,21 @@ class GroupDro(AlignmentTrainer):
         self.rounding = np.random.default_rng(seeds[0])
         by_length = self.args.train_sampling_strategy == "group_by_length"
         lengths = self.row_lengths if by_length else None
-        self.streams = {"benign": Stream(range(self.n_safety, self.n_rows), seeds[1], lengths)}
+        benign = range(self.n_safety, self.n_rows)
+        self.streams = {"benign": Stream(benign, seeds[1], lengths)}
         for group, seed in enumerate(seeds[2:]):
             members = self.members(group)
             self.streams[f"group {group}"] = Stream(members, seed, lengths, self._weights(members))
         self.group = 0
-        self._seen = np.zeros((len(sizes), 2))  # loss and tokens of each group in this step
+        # Summed loss and answer tokens of each group in the current step.
+        self._observed = np.zeros((len(sizes), 2))
+
+    def _check_scores(self) -> None:
+        if self.adversary.tilt and self.data.scores is None:
+            raise UsageError(
+                "tilt weights rows by their scores, and there are no scores: give --groups made "
+                "from scores in the same run"
+            )
 
     def _sampler(self, sizes: np.ndarray) -> GroupSampler:
         options = self.adversary
@@ -127,26 +138,28 @@ class GroupDro(AlignmentTrainer):
         )
 
     def _check_mix(self) -> None:
-        """Refuse batches in which a process would lack rows that the others have."""
+        """Reject batches in which a process would lack a kind of row that the others have."""
         update = self.mixes(self.args.gradient_accumulation_steps)
         for safety, benign in update:
             if 0 < safety < world_size() or 0 < benign < world_size():
                 raise UsageError(
-                    f"batches of {safety + benign} rows hold {safety} safety and {benign} benign "
-                    f"rows, too few for {world_size()} processes each to have some; raise the "
-                    "batch size or give more of what is few"
+                    f"a batch of {safety + benign} rows holds {safety} safety and {benign} benign "
+                    f"rows, too few for each of {world_size()} processes to have some; raise the "
+                    "batch size or give more rows of the rare kind"
                 )
-        safety, benign = map(sum, zip(*update, strict=True))
+        safety = sum(safety for safety, _ in update)
+        benign = sum(benign for _, benign in update)
         if not safety or (self.data.benign and not benign):
             raise UsageError(
-                f"updates of {safety + benign} rows hold {safety} safety and {benign} benign rows "
-                f"in the mix of the data, {self.n_safety} and {self.n_rows - self.n_safety}; raise "
-                "the batch size or gradient_accumulation_steps, or give more of what is few"
+                f"in proportion to the data ({self.n_safety} safety and "
+                f"{self.n_rows - self.n_safety} benign rows), an update of {safety + benign} rows "
+                f"holds {safety} safety and {benign} benign rows; raise the batch size or "
+                "gradient_accumulation_steps, or give more rows of the rare kind"
             )
         if world_size() > 1 and self.adversary.batch == "mixed":
             raise UsageError(
-                f"batch=mixed on {world_size()} processes: one may have no row of a group, and "
-                "they would wait for each other; take batch=group"
+                f"batch=mixed on {world_size()} processes: a process may have no row of a group, "
+                "and then the others would wait for it forever; use batch=group"
             )
 
     def _weights(self, members: Sequence[int]) -> list[float] | None:
@@ -155,13 +168,13 @@ class GroupDro(AlignmentTrainer):
             return None
         scores = cast(Scores, self.data.scores)
         values = scores.aligned_to(self.data.safety.ids)[list(members)]
-        known = np.isfinite(values)
-        ranks = np.full(len(values), 0.5)  # a row without a score is taken for an average one
-        if known.sum() > 1:
-            ranks[known] = (rankdata(values[known]) - 1) / (known.sum() - 1)
-        found = np.ones(self.n_safety)
-        found[list(members)] = np.exp(self.adversary.tilt * ranks)
-        return found.tolist()
+        scored = np.isfinite(values)
+        ranks = np.full(len(values), 0.5)  # a row without a score gets the middle rank
+        if scored.sum() > 1:
+            ranks[scored] = (rankdata(values[scored]) - 1) / (scored.sum() - 1)
+        weights = np.ones(self.n_safety)
+        weights[list(members)] = np.exp(self.adversary.tilt * ranks)
+        return weights.tolist()
 
     def members(self, group: int) -> list[int]:
         """Return the positions of a group's rows."""
@@ -170,68 +183,64 @@ class GroupDro(AlignmentTrainer):
     # ------------------------------------------------------------------------------- hooks
 
     def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
-        """Draw a group and all micro-batches of the step from it, or from all in proportion."""
+        """Draw a group and the micro-batches of the step from it; or from all groups by q."""
         del epoch_iterator
-        self._seen[:] = 0
+        self._observed[:] = 0
         self.group = self.sampler.draw()
-        return [
-            self.collate_positions(
-                dealt(self._safety(safety) + self.streams["benign"].take(benign))
-            )
-            for safety, benign in self.mixes(n)
-        ]
+        batches = []
+        for n_safety, n_benign in self.mixes(n):
+            positions = self._draw_safety(n_safety) + self.streams["benign"].take(n_benign)
+            batches.append(self.collate_positions(dealt(positions)))
+        return batches
 
-    def _safety(self, n: int) -> list[int]:
-        """Return the safety rows of a micro-batch, of all processes."""
+    def _draw_safety(self, n: int) -> list[int]:
+        """Return positions of the safety rows of a micro-batch, for all processes."""
         if self.adversary.batch == "group":
             return self.streams[f"group {self.group}"].take(n)
-        # Systematic rounding: the ends of q's parts, read off a ruler that was laid at random.
+        # Systematic sampling: one random offset rounds all cumulative counts, without bias.
         ends = np.floor(np.cumsum(self.sampler.probs) * n + self.rounding.random()).astype(int)
         counts = np.diff(np.minimum(ends, n), prepend=0)
         counts[-1] += n - counts.sum()
-        taken = [self.streams[f"group {g}"].take(int(k)) for g, k in enumerate(counts)]
-        return [position for part in taken for position in part]
+        drawn = [self.streams[f"group {g}"].take(int(count)) for g, count in enumerate(counts)]
+        return [position for positions in drawn for position in positions]
 
     def collate_positions(self, positions: Sequence[int]) -> Batch:
-        """Build a batch with `group` (B,) beside `is_safety`."""
+        """Build a batch that also holds `group` (B,)."""
         batch = super().collate_positions(positions)
         groups = [int(self.labels[i]) if i < self.n_safety else -1 for i in positions]
         batch["group"] = torch.tensor(groups)
         return batch
 
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Back-propagate each group's rows, and the benign ones, and count the groups' losses."""
+        """Back-propagate the rows group by group, benign rows too, and record each group's loss."""
         losses = []
         for group, part in by_group(batch):
-            losses.append(super().accumulate(model, part, num_items))
+            loss = super().accumulate(model, part, num_items)
+            losses.append(loss)
             if group >= 0:
-                self._seen[group] += unscaled(losses[-1], part, num_items)
+                self._observed[group] += unscaled(loss, part, num_items)
         return torch.stack(losses).sum()
 
     def before_update(self, losses: Tensor) -> None:
-        """Move the distribution over groups by the safety losses that were back-propagated."""
+        """Update the distribution over groups from the step's safety losses."""
         super().before_update(losses)
-        sums = sum_over_processes(torch.tensor(self._seen)).numpy()
-        seen = {g: float(nll / n) for g, (nll, n) in enumerate(sums) if n}
-        self.sampler.observe(self.rewards(seen))
+        sums = sum_over_processes(torch.tensor(self._observed)).numpy()
+        observed = {g: float(loss / n) for g, (loss, n) in enumerate(sums) if n}
+        self.sampler.observe(self.rewards(observed))
         self.safety_loss = float(sums[:, 0].sum() / max(sums[:, 1].sum(), 1))
-        probs = self.sampler.probs
-        whole = {} if self.adversary.batch == "mixed" else {"group": self.group}
-        self.note(
-            {
-                "safety_loss": self.safety_loss,
-                **whole,
-                **{f"loss_{self.names[g]}": loss for g, loss in seen.items()},
-                **{f"q_{name}": float(q) for name, q in zip(self.names, probs, strict=True)},
-            }
-        )
+        self.note({"safety_loss": self.safety_loss})
+        if self.adversary.batch == "group":
+            self.note({"group": self.group})
+        self.note({f"loss_{self.names[g]}": loss for g, loss in observed.items()})
+        probabilities = zip(self.names, self.sampler.probs, strict=True)
+        self.note({f"q_{name}": float(q) for name, q in probabilities})
 
-    def rewards(self, seen: Mapping[int, float]) -> Mapping[int, float]:
-        """Return what the adversary is paid for each group that was seen: its loss."""
-        return seen
+    def rewards(self, observed: Mapping[int, float]) -> Mapping[int, float]:
+        """Return the adversary's reward for each observed group: the group's loss."""
+        return observed
 
     def method_state(self) -> dict[str, Any]:
-        """Return sampler, roundings and streams."""
+        """Return the sampler, the random rounding and the streams."""
         return {
             **super().method_state(),
             "sampler": self.sampler.state_dict(),
@@ -251,17 +260,17 @@ class GroupDro(AlignmentTrainer):
 def controlled(
     labels: np.ndarray, names: Sequence[str], control: Control, *, seed: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels and names of the groups with what they say taken away, all of it or in part.
+    """Return labels and names of groups with all or part of their information removed.
 
-    ungrouped: one group of all rows. shuffled: groups of the same sizes, dealt out at random.
-    noisy: a tenth of the rows, at random, are put into another group. only_last, only_first: rows
-    of the most or of the least vulnerable group alone; the others have no group, -1.
+    ungrouped: one group of all rows. shuffled: groups of the same sizes with random members. noisy:
+    a tenth of the rows, chosen at random, move to another group. only_last, only_first: only the
+    rows of the most or least vulnerable group; the others have no group, -1.
 
     Args:
         labels: (n,) group of each row, least vulnerable first.
-        names: Of the groups.
-        control: See `Control`; "" leaves them as they are.
-        seed: Of what is random.
+        names: Names of the groups.
+        control: See `Control`; "" changes nothing.
+        seed: Random seed.
     """
     rng = np.random.default_rng([seed, 3])
     last = len(names) - 1
@@ -271,15 +280,16 @@ def controlled(
         return rng.permutation(labels), tuple(names)
     if control == "noisy" and last:
         changed = rng.choice(len(labels), round(NOISE * len(labels)), replace=False)
-        found = labels.copy()
-        found[changed] = (found[changed] + rng.integers(1, last + 1, len(changed))) % (last + 1)
-        return found, tuple(names)
+        offsets = rng.integers(1, last + 1, len(changed))
+        noisy = labels.copy()
+        noisy[changed] = (noisy[changed] + offsets) % (last + 1)
+        return noisy, tuple(names)
     if control in ("only_last", "only_first"):
-        kept = last if control == "only_last" else 0
-        return np.where(labels == kept, 0, -1), (names[kept],)
+        group = last if control == "only_last" else 0
+        return np.where(labels == group, 0, -1), (names[group],)
     return labels, tuple(names)
 
 
 def dealt(rows: list[int]) -> list[int]:
-    """Return this process's share of rows that all processes drew alike, every nth of them."""
+    """Return this process's share of the rows drawn for all processes: every nth of them."""
     return rows[rank() :: world_size()]

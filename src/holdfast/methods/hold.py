@@ -1,8 +1,9 @@
-"""Hold: group DRO at the weights that an attacker's first steps would reach. holdfast's own method.
+"""Hold, holdfast's own method: group DRO at the weights that an attack would reach.
 
-VAA (arXiv 2506.03850) and SAM train at theta + eps with eps up the *safety* loss. Fine-tuning does
-not go there: a customer's optimizer goes down the loss of *its* rows. Hold therefore plays a short
-attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761) and MAML do,
+VAA (arXiv 2506.03850) and SAM train at theta + eps, with eps pointing up the *safety* loss.
+Fine-tuning does not move there: a customer's optimizer descends the loss of *its own* rows. Hold
+therefore simulates a short attack before it computes the safety gradient, to first order, as TAR
+(arXiv 2408.00761) and MAML do:
 
     theta_0 = theta,   theta_{j+1} = theta_j - reach s(g_j),   g_j = grad of l_attack(theta_j),
     min_theta max_q sum_i q_i f_i(theta_k) + benign [ l_benign - comply mean log(1 - p(S)) ](theta),
@@ -11,33 +12,34 @@ attack before it takes the safety gradient, first order as TAR (arXiv 2408.00761
 with s the sign (Adam's first step, so what attackers use), and q moved by the adversary of group
 DRO over vulnerable and invulnerable examples (smoothed sampler, step size 0.1). S is the set of
 tokens that alignment responses begin with, and p(S) the probability that a response begins with one
-of them, which decides between refusal and compliance: under the attack restricted prompts must keep
-it high, and at theta benign prompts must keep it low, except for a row's own first token. Rows of
-preferences have no such token, so both terms are skipped for them. A share `clean` of the updates
-uses theta itself for theta_k, which keeps refusals well worded there. There are no second
-derivatives, no entropy objective and no unlearning; benign rows see theta only.
+of them, which decides between refusal and compliance. Under the attack, p(S) must stay high for
+restricted prompts; at theta, it must stay low for benign prompts, except for a row's own first
+token. Preference rows have no such token, so both terms are skipped for them. In a share `clean` of
+the updates, theta_k is theta itself, which keeps refusals well worded there. There are no second
+derivatives, no entropy objective and no unlearning; benign rows are trained at theta only.
 
-The attack lasts: it takes one step every `every` updates and continues from where it stands, as in
-"free" adversarial training (Shafahi et al. 2019, arXiv 1904.12843), until it reaches a length drawn
-from 1 ... k_t; then a new one begins. k_t grows linearly over the run from 1 to `inner_steps`:
-attacks of full length from the first update on ruin the model. A step uses `attack_share` rows for
-each safety row of a batch, so an update costs 1 + attack_share / every passes, whatever the
-attack's length. `every=0` plays a whole attack, k drawn from 1 ... k_t, for every micro-batch, at k
-passes. A lasting attack is stored as a number of steps, one byte per weight, and the weights are
-restored from their rounding error, another byte (`weights.displace`).
+One attack spans many updates: it takes one step every `every` updates and continues from there, as
+in "free" adversarial training (Shafahi et al. 2019, arXiv 1904.12843), until it reaches a length
+drawn from 1 ... k_t; then a new one begins. k_t grows linearly over the run from 1 to
+`inner_steps`: attacks of full length from the first update on ruin the model. A step uses
+`attack_share` rows for each safety row of a batch, so an update costs 1 + attack_share / every
+passes, whatever the length of the attack. The attack is stored as step counts, one byte per weight,
+and the weights are restored from their rounding error, another byte (`weights.displace`). `every=0`
+simulates a whole attack, with k drawn from 1 ... k_t, for every micro-batch, which takes k passes.
 
-The attacker's rows need no harmful data: `attack_rows="base"`, the default, uses the first words
-with which the model answers the restricted prompts before it is aligned.
+The attacker's rows need no harmful data: `attack_rows="base"`, the default, uses the first words of
+the model's own answers to the restricted prompts, before it is aligned.
 
-`mixture="coin"`, the default, tosses a coin for every update, and the adversary is paid the loss
-under the attack. `mixture="both"` takes (1 - clean) of the gradient at theta_k and clean of the one
-at theta, at another `clean` passes over the safety rows, and pays the difference of the two losses.
+`mixture="coin"`, the default, tosses a coin for every update, and the reward of the adversary is
+the loss under the attack. `mixture="both"` mixes (1 - clean) of the gradient at theta_k with clean
+of that at theta, which takes another pass over the safety rows, and the reward is the difference of
+the two losses.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -65,8 +67,8 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 8
 """Length of the base's own answers: long enough to comply, short enough to be cheap."""
 SMALLEST = 1e-6
-"""Reward in nats where an attack adds nothing to a loss: a reward must stay positive."""
-MEMORY = 0.9
+"""Reward in nats if an attack does not raise a loss; rewards must be positive."""
+SMOOTHING = 0.9
 """Share of itself that a running mean keeps at every update."""
 
 
@@ -76,31 +78,31 @@ class HoldOptions(Options):
     owner: ClassVar[str] = "hold"
 
     attack_rows: Source = "base"
-    """Rows of the simulated attacker: the restricted prompts with the model's own answers (base),
-    with unrelated benign answers (mismatched) or with `prefix` (affirmative), or the harmful rows.
+    """Rows of the simulated attacker: restricted prompts with the model's own answers (base), with
+    unrelated benign answers (mismatched) or with `prefix` (affirmative), or the harmful rows.
     Change it if the model already refuses."""
     prefix: str = "Sure, here is"
-    """Answer of affirmative rows; give one in the language of the prompts."""
+    """Answer of affirmative rows, in the language of the prompts."""
     reach: float = Field(default=7e-4, ge=0)
     """Distance that an attack step moves each weight. Raise it if the alignment breaks too soon,
-    lower it if benign prompts are refused; `reach` times `inner_steps` should be near what a real
-    attack moves."""
+    lower it if benign prompts are refused; `reach` times `inner_steps` should be close to the
+    distance that a real attack moves a weight."""
     inner_steps: int = Field(default=48, ge=1, le=MOST_STEPS)
-    """Steps of the longest attack; change it together with `reach`."""
+    """Length of the longest attack in steps; change it together with `reach`."""
     every: int = Field(default=2, ge=0)
-    """Updates for each step of a lasting attack. Raise it to save time; 0 plays a whole attack
-    for every micro-batch, as FSDP2 requires."""
+    """Updates per step of the attack. Raise it to save time; 0 simulates a whole attack for every
+    micro-batch, as FSDP2 requires."""
     attack_share: float = Field(default=0.25, gt=0, le=1)
-    """Rows of an attack step for each safety row of a batch; 1 if batches have few safety rows."""
+    """Rows of an attack step per safety row of a batch; use 1 if batches have few safety rows."""
     clean: float = Field(default=0.25, ge=0, lt=1)
-    """Share of updates at the weights themselves; raise it if refusals become badly worded."""
+    """Share of updates without an attack; raise it if refusals become badly worded."""
     mixture: Literal["coin", "both"] = "coin"
-    """Gradient of an update: one of the two by a coin, or both, which lasts slightly longer and
-    takes more time."""
+    """Gradient of an update: with or without the attack by a coin toss, or a mixture of both,
+    which lasts slightly longer and takes more time."""
     refuse: float = Field(default=3.0, ge=0)
-    """Weight of beginning to refuse restricted prompts; raise it if they are answered."""
+    """Weight of the first token on restricted prompts; raise it if they are answered."""
     comply: float = Field(default=10.0, ge=0)
-    """Weight of not beginning to refuse benign prompts; raise it if they are refused."""
+    """Weight of the first token on benign prompts; raise it if they are refused."""
     benign: float = Field(default=4.0, gt=0)
     """Weight of the benign rows; raise it if the model loses other abilities."""
     control: Control = ""
@@ -108,10 +110,10 @@ class HoldOptions(Options):
 
 
 class Hold(WeightPerturbingTrainer, GroupDro):
-    """Group DRO under a lasting attack; 1 + attack_share / every passes, two bytes a weight.
+    """Group DRO under a lasting attack; 1 + attack_share / every passes, two bytes per weight.
 
-    With mixture=both another `clean` passes over the safety rows. With every=0 the attack's length
-    in passes and one copy.
+    mixture=both takes another pass over the safety rows. every=0 takes one pass per attack step and
+    one copy of the weights instead.
     """
 
     Options: ClassVar[type[Options]] = HoldOptions
@@ -126,59 +128,64 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     @property
     def adversary(self) -> GroupDroOptions:
-        """The groups' adversary, of which `control` alone can be set."""
+        """Options of the adversary of the groups; only `control` can be set."""
         return GroupDroOptions(sampler="smoothed", step_size=0.1, control=self.options.control)
 
     def prepare(self) -> None:
-        """Make the attacker's rows."""
+        """Make the attacker's rows and set up the attack."""
         super().prepare()
         options = self.options
         seeds = np.random.SeedSequence([self.args.seed, 2]).generate_state(2).tolist()
         self.draws = np.random.default_rng(seeds[0])
-        self._check_answers()
+        self._check_first_tokens()
         self.refusals = refusal_tokens(self.encode(self.data.safety))
         self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
-        self.inner = 0
+        self.attack_steps = 0  # steps of the attack under which the current update is trained
         self.lasting = LastingAttack()
-        self._means: list[float | None] = [None, None]  # safety loss at theta, under the attack
+        self._clean_loss: float | None = None  # running means of the safety loss
+        self._attacked_loss: float | None = None
 
-    def _check_answers(self) -> None:
-        """Refuse rows of another trainer's of which nobody knows where their answers begin."""
+    def _check_first_tokens(self) -> None:
+        """Reject rows of TRL's whose labels do not show where the answer begins."""
         if not self.options.refuse and not self.options.comply:
             return
-        rows: Sequence[Any] = self.rows
-        for row in rows:
-            ours = isinstance(row, Encoded) or "input_ids" not in row  # or they are preferences
-            if not ours and (row.get("labels") or [0])[0] != IGNORE:
+        for row in cast("Sequence[Any]", self.rows):
+            is_preference = not isinstance(row, Encoded) and "input_ids" not in row
+            if isinstance(row, Encoded) or is_preference:
+                continue
+            prompt_is_masked = (row.get("labels") or [0])[0] == IGNORE
+            if not prompt_is_masked:
                 raise UsageError(
-                    "hold holds an answer's first token, and here the loss covers the prompts as "
-                    "well: give prompt and completion instead of messages, or "
-                    "assistant_only_loss=True, or take refuse=0 and comply=0"
+                    "hold trains the first token of an answer, but here the loss covers the "
+                    "prompt as well: give prompt and completion instead of messages, set "
+                    "assistant_only_loss=True, or use refuse=0 and comply=0"
                 )
 
     def _attack_rows(self) -> list[Any]:
-        options, model = self.options, cast("PreTrainedModel", self.model)
-        found = attacker_rows(
-            options.attack_rows,
-            self.data,
-            prefix=options.prefix,
-            seed=self.args.seed,
-            answered=partial(generate, model, self.tokenizer, max_new_tokens=ANSWER_TOKENS),
+        options = self.options
+        model = cast("PreTrainedModel", self.model)
+        rows = self.encode(
+            attacker_rows(
+                options.attack_rows,
+                self.data,
+                prefix=options.prefix,
+                seed=self.args.seed,
+                answered=partial(generate, model, self.tokenizer, max_new_tokens=ANSWER_TOKENS),
+            )
         )
-        rows = self.encode(found)
         if options.attack_rows == "base":
             self._check_obliging(rows)
         return rows
 
     def _check_obliging(self, rows: Sequence[Any]) -> None:
-        wanted = set(self.refusals.tolist())
-        refused = sum(row.ids[row.start] in wanted for row in rows)
+        refusals = set(self.refusals.tolist())
+        refused = sum(row.ids[row.start] in refusals for row in rows)
         if refused > len(rows) / 2:
             raise UsageError(
                 f"attack_rows=base: the model already begins {refused} of {len(rows)} answers to "
-                "restricted prompts as the alignment rows do, and no attack can be made of that; "
-                "start from the model before its alignment, or take attack_rows=mismatched"
+                "restricted prompts like the alignment rows, so its answers make no attack; start "
+                "from the model before its alignment, or use attack_rows=mismatched"
             )
 
     # ------------------------------------------------------------------------------- hooks
@@ -186,121 +193,123 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def draw_batches(self, epoch_iterator: Iterator[Batch], n: int) -> list[Batch]:
         """Draw the step's batches and the length of its attack."""
         options = self.options
-        most = self._most() if options.reach else 0
+        longest = self._longest_attack() if options.reach else 0
         if options.reach:
-            self._look_ahead(most)
+            self._advance_attack(longest)
         if options.every:
-            self.inner = self.lasting.taken
+            self.attack_steps = self.lasting.taken
         else:
-            self.inner = int(self.draws.integers(1, most + 1)) if most else 0
+            self.attack_steps = self._draw_length(longest)
         if options.mixture == "coin" and self.draws.random() < options.clean:
-            self.inner = 0
+            self.attack_steps = 0
         return super().draw_batches(epoch_iterator, n)
 
     def perturbation(
         self, model: nn.Module, safety: Batch, num_items: Items
     ) -> AbstractContextManager[None]:
-        """Hold the weights where the attack leads, if this step has one."""
-        if not self.inner:
+        """Hold the weights at the end of the attack, if this update has one."""
+        if not self.attack_steps:
             return nullcontext()
         if self.options.every:
-            return self._where_it_stands()
+            return self._at_lasting_attack()
         return super().perturbation(model, safety, num_items)
 
     def accumulate_safety(self, model: nn.Module, safety: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the safety rows under the attack, and without it."""
+        """Back-propagate the safety rows under the attack, and with mixture=both without it too."""
         options = self.options
-        clean = options.clean if options.mixture == "both" else 0.0
-        if not self.inner:
+        if not self.attack_steps:
             return super().accumulate_safety(model, safety, num_items)
-        # The attack first: while it has a gradient of its own, there is none accumulated yet.
-        there = super().accumulate_safety(model, safety, weighted(num_items, safety, 1 - clean))
+        clean = options.clean if options.mixture == "both" else 0.0
+        # The attack comes first: it computes gradients of its own, and nothing is accumulated yet.
+        items = weighted(num_items, safety, 1 - clean)
+        attacked_loss = super().accumulate_safety(model, safety, items)
         if not clean:
-            return there
-        here = super(PerturbingTrainer, self).accumulate(
-            model, safety, weighted(num_items, safety, clean)
-        )
-        self.count_here(here / clean, safety, num_items)
-        return there + here
+            return attacked_loss
+        items = weighted(num_items, safety, clean)
+        clean_loss = super(PerturbingTrainer, self).accumulate(model, safety, items)
+        self.count_here(clean_loss / clean, safety, num_items)
+        return attacked_loss + clean_loss
 
     def accumulate_benign(self, model: nn.Module, benign: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the benign rows, weighed."""
+        """Back-propagate the benign rows, weighted by `benign`."""
         items = weighted(num_items, benign, self.options.benign)
         return super().accumulate_benign(model, benign, items)
 
     def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
-        """Play the attack."""
-        self._play(model, move, self._rows() * len(safety))
+        """Simulate a whole attack."""
+        n_rows = self._rows_per_step() * len(safety)
+        for _ in range(self.attack_steps):
+            grads = self._attack_gradient(model, n_rows)
+            move(consume(step_along(grads, -self.options.reach, geometry="sign", in_place=True)))
 
     def before_update(self, losses: Tensor) -> None:
-        """Log the attack's length, and by how much the attack raises the safety loss.
+        """Log the attack's length, and how much the attack raises the safety loss.
 
-        Where an update has one gradient only, that is the difference of two running means.
+        With mixture=coin an update measures the loss only with or only without the attack, so the
+        logged value is the difference of two running means.
         """
         super().before_update(losses)
-        self.note({"inner_steps": self.inner})
-        if self.options.mixture == "coin":
-            self._remember(self.safety_loss)
-            here, there = self._means
-            if here is not None and there is not None:
-                self.note({"perturbation_gap": there - here})
+        self.note({"inner_steps": self.attack_steps})
+        if self.options.mixture == "both":
+            return
+        if self.attack_steps:
+            self._attacked_loss = _running_mean(self._attacked_loss, self.safety_loss)
+        else:
+            self._clean_loss = _running_mean(self._clean_loss, self.safety_loss)
+        if self._clean_loss is not None and self._attacked_loss is not None:
+            self.note({"perturbation_gap": self._attacked_loss - self._clean_loss})
 
-    def _remember(self, loss: float) -> None:
-        side = int(self.inner > 0)
-        mean = self._means[side]
-        self._means[side] = loss if mean is None else MEMORY * mean + (1 - MEMORY) * loss
+    def rewards(self, observed: Mapping[int, float]) -> Mapping[int, float]:
+        """Return the loss of a group under the attack; if known, how much the attack raises it.
 
-    def rewards(self, seen: Mapping[int, float]) -> Mapping[int, float]:
-        """Return the group's loss under the attack, or by how much that is above the one at theta.
-
-        A loss also holds how freely a group's answers are worded, which no training removes; but an
-        update that is trained on at one of the two only does not know the other.
+        The increase is the better reward: the loss itself also depends on how freely the answers of
+        a group are worded, which training cannot change. With mixture=coin only the loss is known.
         """
         options = self.options
         if options.mixture == "coin":
-            return seen if self.inner else {}
+            return observed if self.attack_steps else {}
         if options.clean == 0:
-            return seen
+            return observed
         gap = self.gap()
-        return {} if math.isnan(gap) else dict.fromkeys(seen, max(gap, SMALLEST))
+        return {} if math.isnan(gap) else dict.fromkeys(observed, max(gap, SMALLEST))
 
     def scaled_loss(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Return the loss, and how likely the rows' answers are to begin as they should not."""
+        """Return the loss plus the weighted loss of the answers' first tokens."""
         safe = bool(batch["is_safety"].any())
-        if (weight := self.options.refuse if safe else self.options.comply) and "labels" in batch:
-            return self._opening_loss(model, batch, num_items, weight, refuse=safe)
-        return super().scaled_loss(model, batch, num_items)
-
-    def _opening_loss(
-        self, model: nn.Module, batch: Batch, num_items: Items, weight: float, *, refuse: bool
-    ) -> Tensor:
-        """Return the loss of rows, and how unlikely each of them is to be refused, or not to be.
-
-        That is -log p(S), or -log(1 - p(S)), S what alignment answers begin with: of the many
-        tokens of an answer the first decides whether there is one. The row's own first token is
-        always right: "I" may begin either. It counts as often as the answer has tokens, as the mean
-        of their losses does: so a batch may be cut into parts.
-        """
-        loss, made = self.loss_and_logits(model, batch, num_items)
-        answers = batch["labels"][:, 1:] != IGNORE
-        first = answers.int().argmax(1)  # the position that predicts an answer's first token
-        rows = torch.arange(len(first), device=first.device)
-        logits = made[rows, first].float()
-        right = torch.full_like(logits, not refuse, dtype=torch.bool)
-        right[:, self.refusals.to(logits.device)] = refuse
-        right[rows, batch["labels"][rows, first + 1].clamp(min=0)] = True
-        wanted = logits.masked_fill(~right, -torch.inf).logsumexp(1)
-        missed = answers.sum(1) * torch.where(answers.any(1), logits.logsumexp(1) - wanted, 0.0)
+        weight = self.options.refuse if safe else self.options.comply
+        if not weight or "labels" not in batch:
+            return super().scaled_loss(model, batch, num_items)
+        loss, logits = self.loss_and_logits(model, batch, num_items)
         share = 1 / size(batch) if num_items is None else world_size() / num_items
-        return loss + weight * share * missed.sum()
+        return loss + weight * share * self._first_token_loss(batch, logits, refuse=safe)
+
+    def _first_token_loss(self, batch: Batch, logits: Tensor, *, refuse: bool) -> Tensor:
+        """Return -log p(S) to refuse or -log(1 - p(S)) to comply, summed over answer tokens.
+
+        S holds the tokens that alignment responses begin with: the first token of a response
+        decides whether it is a refusal. The first token of the row itself is always right, as "I"
+        may begin either. A row counts as often as its answer has tokens, as in the mean token loss,
+        so splitting a batch does not change the sum.
+        """
+        is_answer = batch["labels"][:, 1:] != IGNORE
+        predicts_first = is_answer.int().argmax(1)  # position before the first answer token
+        rows = torch.arange(len(predicts_first), device=predicts_first.device)
+        first_logits = logits[rows, predicts_first].float()
+        first_tokens = batch["labels"][rows, predicts_first + 1].clamp(min=0)
+        right = torch.full_like(first_logits, not refuse, dtype=torch.bool)
+        right[:, self.refusals.to(first_logits.device)] = refuse
+        right[rows, first_tokens] = True
+        right_mass = first_logits.masked_fill(~right, -torch.inf).logsumexp(1)
+        loss = torch.where(is_answer.any(1), first_logits.logsumexp(1) - right_mass, 0.0)
+        return (is_answer.sum(1) * loss).sum()
 
     def method_state(self) -> dict[str, Any]:
-        """Return the draws, the attack's length, and the running means."""
+        """Return the random draws, the progress of the attack, and the running means."""
         return {
             **super().method_state(),
             "draws": self.draws.bit_generator.state,
             "lasting": self.lasting.state(),
-            "means": list(self._means),
+            "means": [self._clean_loss, self._attacked_loss],
         }
 
     def load_method_state(self, state: Mapping[str, Any]) -> None:
@@ -308,10 +317,10 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         super().load_method_state(state)
         self.draws.bit_generator.state = state["draws"]
         self.lasting.load_state(state["lasting"])
-        self._means = list(state["means"])
+        self._clean_loss, self._attacked_loss = state["means"]
 
     def method_tensors(self) -> dict[str, Tensor]:
-        """Return where a lasting attack stands."""
+        """Return the step counts of the lasting attack."""
         return self.lasting.tensors()
 
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -320,46 +329,45 @@ class Hold(WeightPerturbingTrainer, GroupDro):
 
     # -------------------------------------------------------------------------- the attack
 
-    def _where_it_stands(self) -> AbstractContextManager[None]:
-        parameters, reach = self.trainable_parameters(), self.options.reach
-        return displace(parameters, lambda: self.lasting.steps(parameters, reach))
+    def _at_lasting_attack(self) -> AbstractContextManager[None]:
+        """Hold the weights at the current point of the lasting attack."""
+        parameters = self.trainable_parameters()
+        return displace(parameters, lambda: self.lasting.steps(parameters, self.options.reach))
 
-    def _play(self, model: nn.Module, move: Move, n: int) -> None:
-        """Take the attacker's steps, each on n rows."""
-        for _ in range(self.inner):
-            move(self._step(model, n))
-
-    def _rows(self) -> int:
-        """Return how many rows an attack's step is made of, over all processes."""
-        (safety, _), *_ = self.mixes(1)
-        return max(world_size(), round(self.options.attack_share * safety))
-
-    def _step(self, model: nn.Module, n: int) -> Iterable[Tensor]:
-        grads, reach = self._gradient(model, n), self.options.reach
-        return consume(step_along(grads, -reach, geometry="sign", in_place=True))
-
-    def _gradient(self, model: nn.Module, n: int) -> list[Tensor]:
-        rows = [self.attack[i] for i in dealt(self.streams["attack"].take(n))]
-        batch = self.collate_rows(rows)
-        return self.gradient_of(model, partial(self.answer_loss, model, batch))[1]
-
-    def _look_ahead(self, most: int) -> None:
-        """Let a lasting attack take its next step."""
-        options, model = self.options, cast(nn.Module, self.model)
-        # Asked here, since weights are cut into pieces only when training begins.
+    def _advance_attack(self, longest: int) -> None:
+        """Take the next step of the lasting attack if it is due; begin a new one after the last."""
+        options = self.options
+        # Checked here because FSDP2 shards the weights only when training begins.
         if options.every and is_sharded(self.trainable_parameters()):
-            raise UsageError("every needs whole weights: train with DDP, or take every=0")
+            raise UsageError("every above 0 needs whole weights: train with DDP, or use every=0")
         if not options.every or self.state.global_step % options.every:
             return
         if self.lasting.over:
-            length = int(self.draws.integers(1, most + 1)) if most else 0
-            self.lasting.begin(self.trainable_parameters(), length)
+            self.lasting.begin(self.trainable_parameters(), self._draw_length(longest))
         if self.lasting.length:
-            with self._where_it_stands():
-                grads = self._gradient(model, self._rows())
+            with self._at_lasting_attack():
+                grads = self._attack_gradient(cast(nn.Module, self.model), self._rows_per_step())
             self.lasting.descend(consume(grads))
 
-    def _most(self) -> int:
-        """Return the largest length of an attack now: it grows over the run to inner_steps."""
+    def _attack_gradient(self, model: nn.Module, n_rows: int) -> list[Tensor]:
+        positions = dealt(self.streams["attack"].take(n_rows))
+        batch = self.collate_rows([self.attack[i] for i in positions])
+        _, grads = self.gradient_of(model, partial(self.answer_loss, model, batch))
+        return grads
+
+    def _rows_per_step(self) -> int:
+        """Return the number of rows of an attack step, over all processes."""
+        safety, _ = self.mixes(1)[0]
+        return max(world_size(), round(self.options.attack_share * safety))
+
+    def _draw_length(self, longest: int) -> int:
+        return int(self.draws.integers(1, longest + 1)) if longest else 0
+
+    def _longest_attack(self) -> int:
+        """Return the current length limit of attacks; it grows over the run to inner_steps."""
         done = self.state.global_step / max(self.state.max_steps - 1, 1)
         return max(1, math.ceil(done * self.options.inner_steps))
+
+
+def _running_mean(mean: float | None, value: float) -> float:
+    return value if mean is None else SMOOTHING * mean + (1 - SMOOTHING) * value

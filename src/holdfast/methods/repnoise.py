@@ -1,4 +1,4 @@
-"""RepNoise: push what the model thinks of harmful answers towards noise, at every layer.
+"""RepNoise: push the representations of harmful answers towards noise, at every layer.
 
 Rosati et al., NeurIPS 2024, arXiv 2405.14577. With h_l the hidden states of harmful answers after
 layer l, and c_l the loss of these answers when layer l is read out by the model's own head (logit
@@ -6,29 +6,29 @@ lens), a step minimizes
 
     L = l_harmless + beta mean_l MMD^2(h_l, N(0, I)) - alpha log(1 + mean_l c_l).
 
-The first term keeps the wanted answers, the second takes from the harmful ones what a later attack
-would build on, the third raises their loss; the logarithm keeps that from running away. MMD is the
-published one: a sum of `KERNELS` Gaussians whose widths are `FACTOR` apart, around the mean squared
-distance.
+The first term trains the wanted answers. The second removes from the representations what a later
+attack could build on. The third raises the harmful loss; the logarithm keeps it from diverging. The
+kernel of MMD is the published one: a sum of `KERNELS` Gaussians whose widths differ by the factor
+`FACTOR`, centred on the mean squared distance.
 
-What it changes against the published code:
+Differences from the published code:
 
-- A sample is the state of one answer token, not a whole padded row, and only answer tokens count.
-  The published mask takes the positions at which a harmful and a harmless row differ, which says
-  nothing once prompts differ in length, and drops every token of id 0.
-- h_l is the residual stream after each layer (after the last one, as it leaves the final norm),
-  which every architecture hands out; published, the MLP's output, caught by hooks that are never
-  removed and that only Llama's names fit.
-- c_l leaves out the embeddings, which know the current token alone, and takes the last layer from
-  the model's own logits; the published sum norms it twice and counts it twice.
-- At most `tokens` answer tokens of a micro-batch are looked at, drawn anew each time, and each
-  layer's terms are computed again for the gradient: memory is one layer's (2 tokens)^2 kernel and
-  tokens x vocabulary logits, whatever the depth and the length of the rows. The draw and the noise
-  come from torch's generator, which is part of a checkpoint.
-- Harmful and harmless rows need not come in pairs. With accumulation the two harmful terms, which
-  are no sums over rows, are per micro-batch and averaged.
+- A sample is the state of one answer token instead of a whole padded row, and only answer tokens
+  count. The published mask selects the positions at which a harmful and a harmless row differ, but
+  that is meaningless once the prompts differ in length, and it drops every token with id 0.
+- h_l is the residual stream after each layer (after the last one, the output of the final norm),
+  which every architecture returns. The published code uses the output of the MLPs, read by hooks
+  that are never removed and that only match the module names of Llama.
+- c_l leaves out the embeddings, which depend on the current token alone, and takes the last layer
+  from the model's own logits; the published sum norms it twice and counts it twice.
+- At most `tokens` answer tokens of a micro-batch are used, drawn anew each time, and each layer's
+  terms are recomputed for the gradient. Memory is one kernel matrix of (2 tokens)^2 and the logits
+  of tokens x vocabulary, whatever the depth of the model and the length of the rows. The draw and
+  the noise come from torch's generator, which is saved in checkpoints.
+- Harmful and harmless rows need not be paired. With accumulation, the two harmful terms, which are
+  not sums over rows, are computed per micro-batch and averaged.
 
-The lens leaves out what an architecture does to its logits after the head (Gemma 2's soft cap).
+The lens ignores what an architecture does to its logits after the head (the soft cap of Gemma 2).
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models.encoding import IGNORE
 from holdfast.options import Options
 
-KERNELS, FACTOR = 5, 2.0
-"""How many Gaussians make up the kernel of MMD, and the ratio of neighbouring widths."""
+KERNELS = 5
+"""Number of Gaussians in the kernel of MMD."""
+FACTOR = 2.0
+"""Ratio of neighbouring widths of the Gaussians."""
 
 
 class RepNoiseOptions(Options):
@@ -66,10 +68,10 @@ class RepNoiseOptions(Options):
 
 
 class RepNoise(HarmfulTrainer):
-    """SFT, and harmful answers turned to noise; 2 backward passes, no copy of the weights.
+    """SFT that turns harmful answers into noise; 2 backward passes, no copy of the weights.
 
     Raises:
-        UsageError: The model has no final norm by which its inner layers could be read out.
+        UsageError: The model has no single final norm to read its inner layers through.
     """
 
     Options: ClassVar[type[Options]] = RepNoiseOptions
@@ -77,13 +79,14 @@ class RepNoise(HarmfulTrainer):
     options: RepNoiseOptions
 
     def prepare(self) -> None:
-        """Find the final norm and the head, which read every layer out."""
+        """Find the final norm and the head."""
         super().prepare()
         model = cast(Any, self.model)
-        self.norm, self.head = final_norm(model), cast(nn.Module, model.get_output_embeddings())
+        self.norm = final_norm(model)
+        self.head = cast(nn.Module, model.get_output_embeddings())
 
     def accumulate(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
-        """Back-propagate the wanted rows, then the two terms of as many harmful ones."""
+        """Back-propagate the wanted rows, then the two terms of as many harmful rows."""
         loss = super().accumulate(model, batch, num_items)
         if self.options.alpha == self.options.beta == 0:
             return loss
@@ -98,34 +101,35 @@ class RepNoise(HarmfulTrainer):
         """Return mean_l MMD^2(h_l, N(0, I)) and mean_l c_l."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with self.compute_loss_context_manager():
-            found = model(**inputs, output_hidden_states=True, use_cache=False)
+            outputs = model(**inputs, output_hidden_states=True, use_cache=False)
         rows, columns = answer_places(batch["labels"], self.options.tokens)
-        wanted = batch["labels"][rows, columns]
-        layers = found.hidden_states[1:]
-        noise = [_again(mmd_to_noise, h[rows, columns]) for h in layers]
-        losses = [_again(self.lens, h[rows, columns - 1], wanted) for h in layers[:-1]]
-        losses.append(F.cross_entropy(found.logits[rows, columns - 1].float(), wanted))
-        return torch.stack(noise).mean(), torch.stack(losses).mean()
+        tokens = batch["labels"][rows, columns]
+        layers = outputs.hidden_states[1:]
+        distances = [_checkpointed(mmd_to_noise, h[rows, columns]) for h in layers]
+        losses = [_checkpointed(self.lens, h[rows, columns - 1], tokens) for h in layers[:-1]]
+        losses.append(F.cross_entropy(outputs.logits[rows, columns - 1].float(), tokens))
+        return torch.stack(distances).mean(), torch.stack(losses).mean()
 
     def lens(
         self,
-        states: Tensor,  # (N, d), each before the token that it should predict
-        wanted: Tensor,  # (N,)
+        states: Tensor,  # (N, d), each before the token that it predicts
+        tokens: Tensor,  # (N,)
     ) -> Tensor:
         """Return the mean loss of tokens when a layer is read out as if it were the last."""
-        # Under autocast states come in float32 whatever the head's weights are.
-        kind = cast(Tensor, self.head.weight).dtype
-        return F.cross_entropy(self.head(self.norm(states.to(kind))).float(), wanted)
+        # Under autocast states are float32 whatever the dtype of the head.
+        dtype = cast(Tensor, self.head.weight).dtype
+        return F.cross_entropy(self.head(self.norm(states.to(dtype))).float(), tokens)
 
 
 def mmd(
     x: Tensor,  # (n, d)
     y: Tensor,  # (m, d)
 ) -> Tensor:
-    """Return the squared maximum mean discrepancy of two samples, 0 where they are the same.
+    """Return the squared maximum mean discrepancy of two samples, 0 if they are the same.
 
-    The biased estimate, mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The distances come from one
-    product, so memory is (n + m)^2 whatever d; centring first keeps it exact for states far from 0.
+    This is the biased estimate, mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The distances come
+    from one matrix product, so memory is (n + m)^2 whatever d. Centring first keeps them precise
+    for states far from 0.
     """
     both = torch.cat([x, y])
     both = both - both.mean(0)
@@ -140,7 +144,7 @@ def mmd(
 
 
 def mmd_to_noise(states: Tensor) -> Tensor:
-    """Return the MMD^2 of states (N, d) to as many draws from N(0, I), in float32."""
+    """Return the MMD^2 between states (N, d) and N draws from N(0, I), in float32."""
     states = states.float()
     return mmd(states, torch.randn_like(states))
 
@@ -149,9 +153,9 @@ def answer_places(
     labels: Tensor,  # (B, T)
     limit: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return rows and columns of at most `limit` answer tokens, (N,) each; of more, a random draw.
+    """Return rows and columns (N,) of answer tokens; of more than `limit`, a random draw.
 
-    The first token of a row is never predicted and never among them.
+    The first token of a row is never predicted, so it is left out.
     """
     places = (labels[:, 1:] != IGNORE).nonzero()
     if len(places) > limit:
@@ -160,10 +164,10 @@ def answer_places(
 
 
 def final_norm(model: Any) -> nn.Module:
-    """Return the norm between a model's last layer and its head: the one beside the layers.
+    """Return the norm between the last layer and the head: the one beside the list of layers.
 
     Raises:
-        UsageError: There is none, or more than one.
+        UsageError: There is no such norm, or more than one.
     """
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
@@ -178,6 +182,6 @@ def final_norm(model: Any) -> nn.Module:
     )
 
 
-def _again(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call a function and keep its inputs only; for the gradient it is computed again."""
+def _checkpointed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call a function, storing only its inputs; it is recomputed for the gradient."""
     return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))

@@ -5,16 +5,16 @@ The objective is min_theta max over ||eps|| <= rho of l(theta + eps), to first o
 
     eps = rho g / ||g||,  g = grad l(theta),
 
-and with `adaptive` the ball is measured in units of the weights, ||T^-1 eps|| <= rho:
+and with `adaptive` the ball is measured relative to the weights, ||T^-1 eps|| <= rho:
 
     eps = rho T^2 g / ||T g||,  T = diag(|theta| + eta).
 
-What it changes against plain fine-tuning: the gradient is taken at theta + eps. It is VAA without
-groups and curriculum. Defaults are the papers': rho 0.05, for ASAM 0.5; eta 0.01.
+Unlike plain fine-tuning, the gradient is computed at theta + eps. This is VAA without groups and
+curriculum. The defaults rho = 0.05 and eta = 0.01 are published; for ASAM the paper uses rho = 0.5.
 
-Deviations: only safety rows are perturbed, as everywhere in holdfast; without benign rows it is the
-published method. T is elementwise on all trainable tensors; ASAM's own code leaves biases at T = 1.
-Dropout is drawn anew in the second pass.
+Deviations: only safety rows are perturbed, as everywhere in holdfast; without benign rows this is
+the published method. T is elementwise on all trainable tensors; ASAM's own code uses T = 1 for
+biases. The second pass draws its own dropout mask.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class SamOptions(Options):
     rho: float = Field(default=0.05, ge=0)
     """Size of the perturbation; ASAM was published with 0.5."""
     adaptive: bool = False
-    """ASAM: measure the perturbation in units of the weights."""
+    """ASAM: measure the perturbation relative to the weights."""
     eta: float = Field(default=0.01, ge=0)
     """ASAM: constant added to |theta|."""
     per: Per = "micro_batch"
-    """What a perturbation is made for: every micro-batch, or an update (one more copy)."""
+    """Scope of a perturbation: a micro-batch, or an update (takes another copy of the weights)."""
 
 
 class Sam(WeightPerturbingTrainer):
@@ -55,10 +55,11 @@ class Sam(WeightPerturbingTrainer):
 
     def displace(self, model: nn.Module, move: Move, safety: Sequence[Part]) -> None:
         """Move the weights to theta + eps."""
-        options, parameters = self.options, self.trainable_parameters()
+        options = self.options
         _, grads = self.ascent(model, safety)
         if options.adaptive:
-            steps = adaptive_step(grads, parameters, options.rho, eta=options.eta)
+            weights = self.trainable_parameters()
+            steps = adaptive_step(grads, weights, options.rho, eta=options.eta)
         else:
             steps = step_along(grads, options.rho, in_place=True)
         move(consume(steps))
@@ -68,9 +69,10 @@ class Sam(WeightPerturbingTrainer):
 def adaptive_step(
     grads: Sequence[Tensor], parameters: Sequence[Tensor], rho: float, *, eta: float
 ) -> list[Tensor]:
-    """Return rho T^2 g / ||T g||, that is T times SAM's step along T g, in the gradients' place."""
+    """Return rho T^2 g / ||T g||, overwriting the gradients."""
 
     def scale(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [t.mul_(p.abs() + eta) for t, p in zip(tensors, parameters, strict=True)]
 
+    # T times SAM's step along T g.
     return list(scale(step_along(scale(grads), rho, in_place=True)))

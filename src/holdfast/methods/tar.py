@@ -1,36 +1,36 @@
-"""TAR: train for what the model will be after an attacker has fine-tuned it.
+"""TAR: train for the model that an attacker's fine-tuning would leave.
 
-Tamirisa et al., ICLR 2025, arXiv 2408.00761. Every optimizer step plays an attack: from theta, an
-adversary takes K steps of AdamW on harmful rows, theta = theta_0 -> theta_1 -> ... -> theta_K, and
-along that road the gradient of a tamper-resistance loss on harmful rows that it has not seen is
-gathered. The weights are put back, and the optimizer sees
+Tamirisa et al., ICLR 2025, arXiv 2408.00761. Every optimizer step simulates an attack: from theta,
+an adversary takes K steps of AdamW on harmful rows, theta = theta_0 -> theta_1 -> ... -> theta_K.
+Along this path, the gradients of a tamper-resistance loss on harmful rows held out from the
+adversary are summed. Then the weights are restored, and the optimizer uses
 
     g = c_tr sum_k w_k grad L_tr(theta_k) + c_ret grad [ l(theta) + rep d(theta) ],
 
     L_tr = mean over answer tokens of sum_v p(v) log p(v)        (negative entropy),
     w_k ~ exp(schedule (k - K)), sum_k w_k = 1,
-    d(theta) = mean over layers and tokens of ||h(theta) - h(start)||.
+    d(theta) = mean over layers and tokens of ||h(theta) - h(start)||,
 
-First order: the gradient at theta_k stands for the one with respect to theta. Entropy rather than
-the negated loss, since that is what flattens the adversary's loss at a high value. l is the
-ordinary loss of safety and benign rows.
+with l the ordinary loss of safety and benign rows. The gradient is first order: the one at theta_k
+stands in for the one with respect to theta. L_tr is entropy rather than the negated loss because
+entropy flattens the adversary's loss at a high value.
 
-Published (Llama-3-8B, the authors' scripts): K = 64 with the loss at every 4th step, c_tr = 4,
-c_ret = 1, schedule 0.0625, adversary's rate one of 2e-6, 2e-5, 4e-5, 750 steps at 2e-5, with
-rep = 1, from a model whose harmful representations were made random; K = 8 and c_tr = 0.1 with a
-preference loss in place of entropy for refusals. The defaults here are for small models and runs.
+Published for Llama-3-8B (the authors' scripts): K = 64 with the loss at every 4th step, c_tr = 4,
+c_ret = 1, schedule 0.0625, an adversary's rate of 2e-6, 2e-5 or 4e-5, and 750 steps at 2e-5 with
+rep = 1, from a model whose harmful representations were randomized; for refusals K = 8 and c_tr =
+0.1, with a preference loss instead of entropy. The defaults here are for small models and runs.
 
-What it is not, and what differs:
+Deviations:
 
-- No preference loss: rows of other pairs would be needed.
-- rep is 0 unless asked for. The published runs start from a model that is good already and must not
-  lose it; here alignment is being learned, so holding the states at the start's works against it,
-  and the frozen start costs a whole further model.
-- Entropy is taken over answer tokens; published, over all positions, with prompt and padding.
-- The weights w_k add to 1, so that c_tr means the same for every K.
-- The adversary's rate is drawn log-uniformly over the span of the published three. It has no warmup
-  (in the published code a constant factor), no weight decay and no clipping.
-- The adversary keeps an optimizer of its own, forgotten after each attack.
+- There is no preference loss, which would need pairs of rows.
+- rep is 0 by default. The published runs start from a good model that they must preserve; here the
+  model is still learning its alignment, so keeping the initial hidden states would work against it,
+  and the frozen copy takes the memory of another model.
+- Entropy covers answer tokens; published, all positions including prompt and padding.
+- The weights w_k add up to 1, so that c_tr means the same for every K.
+- The adversary's rate is drawn log-uniformly from the range of the three published ones. It has no
+  warmup (in the published code a constant factor), no weight decay and no clipping.
+- The adversary starts with a new optimizer for every attack.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class TarOptions(Options):
     retain: float = Field(default=1.0, ge=0)
     """Weight c_ret of the ordinary loss."""
     rep: float = Field(default=0.0, ge=0)
-    """Weight of keeping the hidden states of the start."""
+    """Weight of keeping the initial hidden states."""
     inner_steps: int = Field(default=8, ge=1)
     """Steps K of the adversary."""
     every: int = Field(default=2, ge=1)
     """Steps of the adversary between evaluations of the tamper-resistance loss."""
     schedule: float = Field(default=0.0625, ge=0)
-    """Growth of the weights w_k; 0 makes them equal."""
+    """Growth rate of the weights w_k; 0 makes them equal."""
     attack_lr: float = Field(default=2e-4, ge=0)
     """Largest learning rate of the adversary."""
     held_out: float = Field(default=0.25, gt=0, lt=1)
@@ -90,10 +90,11 @@ class TarOptions(Options):
 
 
 class Tar(HarmfulTrainer):
-    """SFT, and high entropy after simulated attacks.
+    """SFT with high entropy after simulated attacks.
 
-    1 + K + K / every backward passes and four copies of the trainable parameters: the weights
-    before the attack, the adversary's gradient and its two moments. With rep, a frozen model too.
+    It takes 1 + K + K / every backward passes and four copies of the trainable parameters: the
+    weights before the attack, the adversary's gradient and its two moments. With rep, it also takes
+    a frozen copy of the model.
     """
 
     Options: ClassVar[type[Options]] = TarOptions
@@ -101,18 +102,19 @@ class Tar(HarmfulTrainer):
     options: TarOptions
 
     def prepare(self) -> None:
-        """Hold some harmful rows out from the adversary, and keep the start if it is asked for."""
+        """Split the harmful rows, and copy the initial model if `rep` needs it."""
         super().prepare()
-        n, options = len(self.harmful), self.options
-        held = max(1, round(options.held_out * n))
-        if held >= n:
+        options = self.options
+        n_rows = len(self.harmful)
+        n_held_out = max(1, round(options.held_out * n_rows))
+        if n_held_out >= n_rows:
             raise UsageError(
-                f"held_out={options.held_out} of {n} harmful rows leaves the adversary none; "
-                "give more rows or hold out fewer"
+                f"held_out={options.held_out} of {n_rows} harmful rows leaves none for the "
+                "adversary; give more rows or hold out fewer"
             )
-        order = np.random.default_rng(self.args.seed).permutation(n).tolist()
-        self.stream.positions = order[held:]
-        self.held_out = Stream(order[:held], self.args.seed + 1)
+        order = np.random.default_rng(self.args.seed).permutation(n_rows).tolist()
+        self.held_out = Stream(order[:n_held_out], self.args.seed + 1)
+        self.stream.positions = order[n_held_out:]
         self.start: nn.Module | None = None
         if options.rep > 0:
             self.start = copy.deepcopy(cast(nn.Module, self.model)).requires_grad_(False).eval()
@@ -128,32 +130,34 @@ class Tar(HarmfulTrainer):
         if self.start is not None:
             share = retain * self.options.rep / self.current_gradient_accumulation_steps
             with self.compute_loss_context_manager():
-                keeping = share * drift(model, self.start, batch)
-            self.accelerator.backward(keeping)
-            loss = loss + keeping.detach()
+                penalty = share * drift(model, self.start, batch)
+            self.accelerator.backward(penalty)
+            loss = loss + penalty.detach()
         return loss
 
     def before_update(self, losses: Tensor) -> None:
-        """Play an attack, and add the gradients of L_tr along it to that of the retain loss."""
+        """Simulate an attack and add the gradients of L_tr along it to that of the retain loss."""
         super().before_update(losses)
         if self.options.tamper == 0:
             return
-        model, parameters = cast(nn.Module, self.model), self.trainable_parameters()
-        chosen = self.held_out.take(self.args.train_batch_size)
-        unseen = self.collate_rows([self.harmful[i] for i in chosen])
+        model = cast(nn.Module, self.model)
+        parameters = self.trainable_parameters()
+        positions = self.held_out.take(self.args.train_batch_size)
+        unseen = self.collate_rows([self.harmful[i] for i in positions])
         rate = self.options.attack_lr * SPAN ** -float(torch.rand(()))
-        share, mean = look_weights(self.options), 0.0
+        weights = tamper_weights(self.options)
+        mean_loss = 0.0
         with preserve_weights(parameters):
-            # The same memory with a gradient of its own: the Trainer's is left alone.
+            # Share the weights but not their `.grad`, which holds the Trainer's gradient.
             leaves = [nn.Parameter(p.detach()) for p in parameters]
             adversary = torch.optim.AdamW(leaves, lr=rate, weight_decay=0.0)
             for k in range(1, self.options.inner_steps + 1):
-                attack = self._attack_step(model, leaves, adversary)
-                if k in share:
+                attack_loss = self._attack_step(model, leaves, adversary)
+                if k in weights:
                     loss, grads = self.gradient_of(model, partial(self._tamper_loss, model, unseen))
-                    self.add_gradient(grads, self.options.tamper * share[k])
-                    mean += share[k] * float(loss)
-        self.note({"tamper_loss": mean, "attack_loss": attack, "attack_lr": rate})
+                    self.add_gradient(grads, self.options.tamper * weights[k])
+                    mean_loss += weights[k] * float(loss)
+        self.note({"tamper_loss": mean_loss, "attack_loss": attack_loss, "attack_lr": rate})
 
     def method_state(self) -> dict[str, Any]:
         """Return both streams of harmful rows."""
@@ -169,7 +173,7 @@ class Tar(HarmfulTrainer):
     def _attack_step(
         self, model: nn.Module, leaves: list[nn.Parameter], adversary: torch.optim.Optimizer
     ) -> float:
-        """Let the adversary move the weights once; return the loss that it saw."""
+        """Let the adversary take a step; return its loss before the step."""
         batch = self.harmful_batch(self.args.train_batch_size)
         loss, grads = self.gradient_of(model, partial(self.answer_loss, model, batch))
         self.check_finite(loss)
@@ -187,11 +191,12 @@ class Tar(HarmfulTrainer):
         return loss
 
 
-def look_weights(options: TarOptions) -> dict[int, float]:
-    """Return w_k for every adversary's step k = every, 2 every, ... after which L_tr is taken."""
+def tamper_weights(options: TarOptions) -> dict[int, float]:
+    """Return k -> w_k for the adversary's steps after which L_tr is computed."""
     steps = range(options.every, options.inner_steps + 1, options.every)
-    raw = {k: math.exp(options.schedule * (k - options.inner_steps)) for k in steps}
-    return {k: w / sum(raw.values()) for k, w in raw.items()}
+    unnormalized = {k: math.exp(options.schedule * (k - options.inner_steps)) for k in steps}
+    total = sum(unnormalized.values())
+    return {k: weight / total for k, weight in unnormalized.items()}
 
 
 def negative_entropy(
@@ -204,13 +209,16 @@ def negative_entropy(
 
 
 def drift(model: nn.Module, start: nn.Module, batch: Batch) -> Tensor:
-    """Return how far the hidden states are from the start's, L2, mean over layers and tokens."""
+    """Return the mean L2 distance of the hidden states to the initial ones, by layer and token."""
     with torch.no_grad():
-        anchors = start(**_inputs(batch), output_hidden_states=True).hidden_states
-    states = model(**_inputs(batch), output_hidden_states=True).hidden_states
-    real = batch["attention_mask"].bool()
-    gaps = [(h - a)[real].float().norm(dim=-1).mean() for h, a in zip(states, anchors, strict=True)]
-    return torch.stack(gaps).mean()
+        initial = start(**_inputs(batch), output_hidden_states=True).hidden_states
+    current = model(**_inputs(batch), output_hidden_states=True).hidden_states
+    attended = batch["attention_mask"].bool()
+    distances = [
+        (now - before)[attended].float().norm(dim=-1).mean()
+        for now, before in zip(current, initial, strict=True)
+    ]
+    return torch.stack(distances).mean()
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Vaccine: the gradient under the worst small drift of the hidden embeddings.
+"""Vaccine: train under the worst small drift of the hidden embeddings.
 
 Huang et al., NeurIPS 2024, arXiv 2402.01109. Fine-tuning on harmful rows lets the embeddings of
 alignment rows drift, so the alignment is trained to withstand a drift. With e_l the output of the
@@ -7,15 +7,14 @@ attention module of layer l,
     min_theta max over ||eps|| <= rho of l(theta; e_1 + eps_1, ..., e_L + eps_L),
     eps_l = rho g_l / sqrt(sum_k ||g_k||^2),  g_l = grad of l with respect to e_l.
 
-What it changes against plain fine-tuning: a second forward pass has eps_l added to the outputs, as
-constants, and its gradient is the one that trains. It is not SAM: the weights never move. The rows
-of a micro-batch share one budget: eps has a part for each token of each of them, and rho is the
-norm of all parts together.
+Unlike plain fine-tuning, a second forward pass adds eps_l to the outputs as constants, and its
+gradient trains the model. This is not SAM: the weights never move. The rows of a micro-batch share
+one budget: eps has an entry for every token of every row, and rho is the norm of all entries.
 
-Default rho 2, the paper's. Deviations: only safety rows are perturbed, as everywhere in holdfast;
-without benign rows it is the published method. The first pass computes no gradient of weights; the
-published code does, and clears it along with what was accumulated before. The norm is taken in
-float32. Dropout is drawn anew in the second pass.
+The default rho = 2 is published. Deviations: only safety rows are perturbed, as everywhere in
+holdfast; without benign rows this is the published method. The first pass computes no gradient of
+the weights; the published code does, and then clears it together with the accumulated gradient. The
+norm is computed in float32. The second pass draws its own dropout mask.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class VaccineOptions(Options):
 
 
 class Vaccine(PerturbingTrainer):
-    """Perturbed embeddings; two backward passes, the first without weights, no copy of them."""
+    """Perturbed embeddings; two backward passes, the first only to activations; no copies."""
 
     Options: ClassVar[type[Options]] = VaccineOptions
     neutral: ClassVar[Mapping[str, Any]] = {"rho": 0.0}

@@ -172,7 +172,7 @@ def _train(
     path: Path,
     job: Job,
 ) -> None:
-    from holdfast.methods.base import StopOnInterrupt
+    from holdfast.methods._callbacks import StopOnInterrupt
     from holdfast.runtime.interrupt import deferred_interrupt
 
     loaded = checkpoints.load(config.model, device=config.device)
@@ -293,7 +293,7 @@ def _per_process(rows: int) -> int:
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    from holdfast.methods.base import STATE_FILE
+    from holdfast.methods._checkpoints import STATE_FILE
 
     whole = [path.parent for path in work.glob(f"checkpoint-*/{STATE_FILE}")]
     return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None
