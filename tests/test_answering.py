@@ -24,6 +24,7 @@ class SamplingParams:
     top_p: float
     max_tokens: int
     seed: int
+    stop_token_ids: list[int]
 
 
 class LLM:
@@ -64,8 +65,10 @@ def test_prompts_go_as_the_tokens_that_transformers_gets(vllm: type[LLM]) -> Non
     ids = encoding.encode_prompts(tokenizer, prompts)
     (asked, how), options = vllm.asked[0], vllm.made[0]
     assert [a["prompt_token_ids"] for a in asked] == ids
-    assert answers == [tokenizer.decode(i[-2:], skip_special_tokens=True).strip() for i in ids]
+    texts = [tokenizer.decode(i[-2:], skip_special_tokens=True).strip() for i in ids]
+    assert [a.text for a in answers] == texts
     assert [(h.temperature, h.max_tokens) for h in how] == [(0.0, 2)] * 2
+    assert [h.stop_token_ids for h in how] == [[tokenizer.eos_token_id]] * 2
     assert options["trust_remote_code"] is False
     assert options["generation_config"] == "vllm"
     assert Path(options["model"]).is_dir()
@@ -99,4 +102,4 @@ def test_transformers_is_generate() -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     answer = answer_with_transformers(model, tokenizer)
     expected = generate(model, tokenizer, ["is tea safe"], max_new_tokens=5)
-    assert answer(["is tea safe"], 5, GREEDY) == expected
+    assert [a.text for a in answer(["is tea safe"], 5, GREEDY)] == expected

@@ -12,7 +12,8 @@ from holdfast import world
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints, encoding
 from holdfast.models.encoding import encode_prompts
-from holdfast.models.generation import Sampling, _TokenSampler, complete, generate, stop_tokens
+from holdfast.models.endings import stop_tokens
+from holdfast.models.generation import Sampling, _TokenSampler, complete, generate
 
 
 def slow_twin(

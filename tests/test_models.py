@@ -325,9 +325,12 @@ def test_a_template_whose_answers_do_not_follow_its_prompt(make_tokenizer: MakeT
     tokenizer.chat_template = (
         "{% if messages|length > 1 %}<unk> {% endif %}<user> {{ messages[0]['content'] }} "
         "{% if add_generation_prompt %}<assistant> {% endif %}"
+        "{% if messages|length > 1 %}<assistant> {{ messages[1]['content'] }} <eos>{% endif %}"
     )
-    (row,) = encoding.encode(tokenizer, Examples([ROW]), 32)
-    assert text(tokenizer, row.ids) == "<user> how do i brew tea <assistant> hot water <eos>"
+    with pytest.raises(
+        UsageError, match=r"writes '<user> ' before a prompt when asking, and '<unk>"
+    ):
+        encoding.encode(tokenizer, Examples([ROW]), 32)
 
 
 def test_an_end_token_added_by_the_tokenizer_does_not_end_the_prompt(

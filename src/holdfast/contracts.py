@@ -17,6 +17,7 @@ from holdfast.charts.figures import Figure
 from holdfast.errors import HoldfastError
 from holdfast.examples import Example, Examples
 from holdfast.options import Options
+from holdfast.rows.thoughts import UNFINISHED, Response
 from holdfast.texts import Text
 
 if TYPE_CHECKING:
@@ -72,6 +73,31 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
             f"judge {judge} gave no verdict on {len(lost)} of {len(verdicts)} answers ({lost[0]}). "
             "Finished work is kept: rerun the same command when the judge answers again"
         )
+
+
+def judge_responses(
+    name: str, judge: Judge, prompts: Sequence[str], responses: Sequence[Response]
+) -> list[Verdict]:
+    """Return a judge's verdicts on answers, which it sees without the thoughts before them.
+
+    A response that ends inside its thoughts has no answer: it is undecided, and no judge sees it.
+
+    Args:
+        name: Label of the judge, for messages.
+        judge: The judge.
+        prompts: (n,).
+        responses: (n,).
+
+    Raises:
+        HoldfastError: Too many verdicts are lost (`check_answered`).
+    """
+    answered = [i for i, response in enumerate(responses) if not response.unfinished]
+    judged = judge.judge([prompts[i] for i in answered], [responses[i].text for i in answered])
+    check_answered(name, judged)
+    verdicts = [Verdict(None, reason=UNFINISHED)] * len(responses)
+    for i, verdict in zip(answered, judged, strict=True):
+        verdicts[i] = verdict
+    return verdicts
 
 
 class Plugin(Options):

@@ -164,36 +164,24 @@ class Chat(Judge):
         return load_template(self.template, {"policy": POLICY, "guard": ""}, NEEDS)
 
     def _encode(self, prompt: str, response: str) -> list[int]:
-        from jinja2 import TemplateError
-
         tokenizer = self._loaded.tokenizer
         words = control_words(tokenizer)
         prompt, response = defuse(prompt, words), defuse(response, words)
         mark = fence_mark(prompt, response)
 
         def tokens(prompt: str, response: str) -> list[int]:
-            (text,) = encoding.chat_texts(
-                tokenizer, [self._turns(prompt, response, mark)], add_generation_prompt=True
-            )
-            ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-            return ids
+            if self.template == "guard":
+                turns = [("user", prompt), ("assistant", response)]
+                (text,) = encoding.chat_texts(tokenizer, [turns], add_generation_prompt=True)
+                ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+                return ids
+            request = policy(self._grammar, self._template, prompt, response, mark)
+            return encoding.encode_openings(tokenizer, [request])[0]
 
-        try:
-            tokens("", "")
-        except TemplateError as error:
-            raise UsageError(
-                f"{self.model}: its chat template does not take these turns ({error}); use another "
-                "template or model"
-            ) from error
         context = getattr(self._loaded.model.config, "max_position_embeddings", None)
         limit = min(self.max_length, (context or self.max_length) - self.max_new_tokens)
         prompt, response, _ = truncate(prompt, response, lambda p, r: len(tokens(p, r)), limit)
         return tokens(prompt, response)
-
-    def _turns(self, prompt: str, response: str, mark: str) -> list[tuple[str, str]]:
-        if self.template == "guard":
-            return [("user", prompt), ("assistant", response)]
-        return [("user", policy(self._grammar, self._template, prompt, response, mark))]
 
     @cached_property
     def _loaded(self) -> checkpoints.Loaded:

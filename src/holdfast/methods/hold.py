@@ -56,8 +56,9 @@ from holdfast.methods._perturbing import Move, Part, PerturbingTrainer, WeightPe
 from holdfast.methods.group_dro import Control, GroupDro, GroupDroOptions, dealt
 from holdfast.models.encoding import IGNORE, Encoded
 from holdfast.models.generation import generate
-from holdfast.models.losses import refusal_tokens
+from holdfast.models.losses import first_answer_positions, refusal_tokens
 from holdfast.models.processes import is_sharded, world_size
+from holdfast.models.templates import frame_of
 from holdfast.models.weights import consume, displace, step_along
 from holdfast.options import Options
 
@@ -139,6 +140,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         self.draws = np.random.default_rng(seeds[0])
         self._check_first_tokens()
         self.refusals = refusal_tokens(self.encode(self.data.safety))
+        opening = frame_of(self.tokenizer).opening
+        self.opening = self.tokenizer(opening, add_special_tokens=False)["input_ids"]
         self.attack = self._attack_rows() if options.reach else []
         self.streams["attack"] = Stream(range(len(self.attack)), seeds[1])
         self.attack_steps = 0  # steps of the attack under which the current update is trained
@@ -292,7 +295,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         so splitting a batch does not change the sum.
         """
         is_answer = batch["labels"][:, 1:] != IGNORE
-        predicts_first = is_answer.int().argmax(1)  # position before the first answer token
+        # The template's empty think block begins every answer alike and decides nothing.
+        predicts_first = first_answer_positions(batch["labels"], self.opening)
         rows = torch.arange(len(predicts_first), device=predicts_first.device)
         first_logits = logits[rows, predicts_first].float()
         first_tokens = batch["labels"][rows, predicts_first + 1].clamp(min=0)

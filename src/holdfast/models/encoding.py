@@ -1,5 +1,7 @@
 """Encoding rows as tokens: prompts, answers and padded batches.
 
+What stands around prompts and answers comes from the chat template (`templates.Frame`).
+
 Responses are truncated on the right at `max_length` or at the model's context, whichever is
 shorter. A prompt that leaves no room for an answer cannot be used: `rows_that_fit` leaves such
 rows out.
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
+from holdfast.models import templates
 from holdfast.options import Options
 from holdfast.rows.readers import warn_once
 
@@ -26,47 +29,33 @@ NO_ROOM = "prompt leaves no room for an answer"
 """The reason with which `rows_that_fit` and `answerable` leave rows out."""
 IGNORE = -100
 """Label of tokens excluded from the loss, as in transformers."""
-PLAIN_PROMPT = "User: {prompt}\nAssistant: "
-"""Format of a prompt for a tokenizer without a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The tokens of one row: the prompt, then the answer from position `start`."""
+    """The tokens of one row.
+
+    Attributes:
+        ids: Prompt, lead and answer.
+        start: Position of the answer's first token.
+        lead: Number of tokens before `start` that the model writes itself before its answer: the
+            end of a think block that the prompt opens. They are learned with the answer.
+    """
 
     ids: tuple[int, ...]
     start: int
+    lead: int = 0
+
+    @property
+    def learned_from(self) -> int:
+        """Position of the first token that counts in the loss."""
+        return self.start - self.lead
 
 
 def prompt_texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
-    """Return the text of each prompt up to where the answer begins."""
-    if not tokenizer.chat_template:
-        return [PLAIN_PROMPT.format(prompt=prompt) for prompt in prompts]
-    return chat_texts(tokenizer, [[("user", p)] for p in prompts], add_generation_prompt=True)
-
-
-def answer_texts(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, befores: Sequence[str] | None = None
-) -> list[str]:
-    """Return the text after each prompt in training: the response in the chat template's format.
-
-    Args:
-        tokenizer: With or without a chat template.
-        examples: The rows.
-        befores: Their `prompt_texts`, if already computed (filling in a template is slow).
-    """
-    if not tokenizer.chat_template:
-        return examples.responses
-    wholes = chat_texts(
-        tokenizer,
-        [[("user", row.prompt), ("assistant", row.response)] for row in examples],
-        add_generation_prompt=False,
-    )
-    befores = prompt_texts(tokenizer, examples.prompts) if befores is None else befores
-    return [
-        whole[len(before) :] if whole.startswith(before) else response
-        for whole, before, response in zip(wholes, befores, examples.responses, strict=True)
-    ]
+    """Return the text with which the model is asked each prompt."""
+    frame = templates.frame_of(tokenizer)
+    return [frame.prompt(prompt) for prompt in prompts]
 
 
 def chat_texts(
@@ -75,26 +64,50 @@ def chat_texts(
     *,
     add_generation_prompt: bool,
 ) -> list[str]:
-    """Format conversations, each a sequence of (role, text) turns, with the chat template."""
-    chats = [[{"role": role, "content": text} for role, text in chat] for chat in turns]
-    if not chats:
-        return []
-    texts = tokenizer.apply_chat_template(
-        chats, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
-    return [str(text) for text in texts]
+    """Format conversations, each a sequence of (role, text) turns, with the chat template.
+
+    Raises:
+        UsageError: The template fails, or leaves out a text.
+    """
+    return [
+        templates.render(tokenizer, chat, add_generation_prompt=add_generation_prompt)
+        for chat in turns
+    ]
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each prompt, with special tokens added once."""
+    """Return the tokens with which the model is asked each prompt, with special tokens added once.
+
+    Raises:
+        UsageError: The chat template cannot be used.
+    """
     return _encode_texts(tokenizer, prompt_texts(tokenizer, prompts))
+
+
+def encode_openings(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each prompt up to where the answer itself begins, after any thoughts.
+
+    Raises:
+        UsageError: The chat template cannot be used.
+    """
+    lead = _lead_tokens(tokenizer)
+    return [[*ids, *lead] for ids in encode_prompts(tokenizer, prompts)]
+
+
+def _lead_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    lead = templates.frame_of(tokenizer).lead
+    if not lead:
+        return []
+    return cast("list[int]", tokenizer(lead, add_special_tokens=False)["input_ids"])
 
 
 def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    if tokenizer.chat_template:
+    # A chat template writes the special tokens itself.
+    plain = templates.template_of(tokenizer) is None
+    encoded = tokenizer(list(texts), add_special_tokens=plain)["input_ids"]
+    if not plain:
         return cast("list[list[int]]", encoded)
     # Some tokenizers append the end token to every text, but an answer follows here.
     return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
@@ -109,31 +122,36 @@ def encode(
         UsageError: A prompt leaves no room for its answer.
     """
     encoded: list[Encoded] = []
+    lead = _lead_tokens(tokenizer)
     for row, (prompt, answer) in zip(examples, _tokens(tokenizer, examples), strict=True):
-        if len(prompt) >= max_length:
+        start = len(prompt) + len(lead)
+        if start >= max_length:
             raise UsageError(
                 f"{examples.name}: the prompt of row {len(encoded) + 1} (id {row.id}) has "
-                f"{len(prompt)} tokens and leaves no room for an answer in {max_length}; raise "
+                f"{start} tokens and leaves no room for an answer in {max_length}; raise "
                 "max_length (--estimator NAME,max_length=N for an estimator, --max-length N "
                 "elsewhere) or remove the row"
             )
-        encoded.append(Encoded(tuple([*prompt, *answer][:max_length]), len(prompt)))
+        ids = [*prompt, *lead, *answer]
+        encoded.append(Encoded(tuple(ids[:max_length]), start, len(lead)))
     return encoded
 
 
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, examples: Examples
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the tokens of each prompt and of its answer, with the end token."""
+    """Yield the tokens of each prompt and of its answer up to the token that ends the turn."""
     if not examples:
         return
-    befores = prompt_texts(tokenizer, examples.prompts)
-    prompts = _encode_texts(tokenizer, befores)
-    texts = answer_texts(tokenizer, examples, befores)
+    frame = templates.frame_of(tokenizer)
+    end, end_token = templates.end_of_turn(frame, tokenizer)
+    frame = dataclasses.replace(frame, after=end)
+    texts = [frame.answer(response) for response in examples.responses]
+    prompts = encode_prompts(tokenizer, examples.prompts)
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for prompt, answer in zip(prompts, answers, strict=True):
-        end = [] if tokenizer.eos_token_id in answer else [tokenizer.eos_token_id]
-        yield prompt, [*answer, *end]
+        ended = bool(end_token) or (answer and answer[-1] == tokenizer.eos_token_id)
+        yield prompt, answer if ended else [*answer, tokenizer.eos_token_id]
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -160,7 +178,7 @@ def rows_that_fit(
         UsageError: No row is left.
     """
     length = usable_length(model, max_length)
-    prompts = encode_prompts(tokenizer, examples.prompts)
+    prompts = encode_openings(tokenizer, examples.prompts)
     too_long = {i: NO_ROOM for i, ids in enumerate(prompts) if len(ids) >= length}
     if not too_long:
         return examples
@@ -287,6 +305,6 @@ def collate(
         length = len(row.ids)
         ids[i, :length] = torch.tensor(row.ids)
         mask[i, :length] = 1
-        labels[i, row.start : length] = ids[i, row.start : length]
+        labels[i, row.learned_from : length] = ids[i, row.learned_from : length]
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: tensor.to(device) for name, tensor in batch.items()}

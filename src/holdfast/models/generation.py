@@ -18,7 +18,11 @@ from torch import Tensor
 
 from holdfast.errors import UsageError
 from holdfast.models.encoding import encode_prompts
+from holdfast.models.endings import own_settings
 from holdfast.models.modes import evaluation_mode
+from holdfast.models.templates import frame_of
+from holdfast.rows.readers import warn_once
+from holdfast.rows.thoughts import Response, split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +66,6 @@ FIRST_TOP_TOKENS = 32
 """How many of the most likely tokens are searched first for the set that makes up `top_p`."""
 
 
-@torch.no_grad()
 def generate(  # noqa: PLR0913  # all but three have a default
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -72,17 +75,44 @@ def generate(  # noqa: PLR0913  # all but three have a default
     batch_size: int = 128,
     sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Answer every prompt and return the answers in the order of the prompts.
+    """Answer every prompt and return the answers without thoughts, in the order of the prompts.
+
+    An answer that does not begin in `max_new_tokens` tokens is "". For arguments and errors see
+    `respond`.
+    """
+    responses = respond(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        sampling=sampling,
+    )
+    return [response.text for response in responses]
+
+
+def respond(  # noqa: PLR0913  # all but three have a default
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 128,
+    sampling: Sampling = GREEDY,
+) -> list[Response]:
+    """Answer every prompt and return the responses in the order of the prompts.
 
     Rows are sorted by length to minimize padding, which is on the left and masked. The model's
-    training mode is restored afterwards.
+    training mode and generation settings are restored afterwards; of these settings, only the end
+    tokens are used.
 
     Raises:
-        UsageError: A prompt with its answer does not fit the model's context.
+        UsageError: A prompt with its answer does not fit the model's context, or the chat template
+            cannot be used.
     """
     encoded = encode_prompts(tokenizer, prompts)
     _check_fits(model, prompts, encoded, max_new_tokens)
-    return complete(
+    responses = _continue(
         model,
         tokenizer,
         encoded,
@@ -91,10 +121,23 @@ def generate(  # noqa: PLR0913  # all but three have a default
         batch_options=lambda positions: _sampling_options(
             sampling, [prompts[i] for i in positions], max_new_tokens
         ),
+        opened=frame_of(tokenizer).opened,
     )
+    report_unfinished(responses, max_new_tokens)
+    return responses
 
 
-@torch.no_grad()
+def report_unfinished(responses: Sequence[Response], max_new_tokens: int) -> None:
+    """Warn if responses end before their answers begin."""
+    unfinished = sum(response.unfinished for response in responses)
+    if unfinished:
+        warn_once(
+            f"{unfinished} of {len(responses)} responses end inside a think block within "
+            f"{max_new_tokens} tokens, so they have no answer and are undecided; allow longer "
+            "ones with --max-new-tokens N (max_new_tokens=N of a judge or estimator)"
+        )
+
+
 def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -102,9 +145,9 @@ def complete(
     *,
     max_new_tokens: int,
     batch_size: int = 128,
-    batch_options: Callable[[Sequence[int]], dict[str, Any]] | None = None,
+    opened: bool = False,
 ) -> list[str]:
-    """Continue every row of tokens and return the added texts, in the order of the rows.
+    """Continue every row of tokens greedily; return the answers without thoughts, in row order.
 
     Args:
         model: The model that generates.
@@ -112,40 +155,87 @@ def complete(
         encoded: Rows of tokens.
         max_new_tokens: Maximum number of added tokens.
         batch_size: Rows per batch; the longest rows come first.
-        batch_options: Maps the positions of a batch's rows to further options of
-            `model.generate`; greedy decoding if None.
+        opened: Whether the rows end inside a think block.
     """
+    responses = _continue(
+        model,
+        tokenizer,
+        encoded,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        batch_options=lambda positions: {},
+        opened=opened,
+    )
+    return [response.text for response in responses]
+
+
+@torch.no_grad()
+def _continue(  # noqa: PLR0913  # the arguments of its two callers
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    batch_options: Callable[[Sequence[int]], dict[str, Any]],
+    opened: bool,
+) -> list[Response]:
+    """Continue every row of tokens; `batch_options` maps row positions to generate's options."""
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
-    answers = [""] * len(encoded)
-    with evaluation_mode(model):
+    responses = [Response("")] * len(encoded)
+    with evaluation_mode(model), own_settings(model, tokenizer) as settings:
+        settings.max_new_tokens = max_new_tokens
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            options = batch_options(indices) if batch_options else {}
             ids, mask = pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
             output = model.generate(  # type: ignore[operator]  # stubs lack this mixin
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=stop_tokens(model, tokenizer),
-                **options,
+                generation_config=settings,
+                **batch_options(indices),
             )
-            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(indices, texts, strict=True):
-                answers[i] = text.strip()
-    return answers
+            added = output[:, ids.shape[1] :]
+            for i, response in zip(
+                indices, decode_responses(tokenizer, added, opened=opened), strict=True
+            ):
+                responses[i] = response
+    return responses
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's and the generation config's.
+def decode_responses(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[list[int]] | Tensor, *, opened: bool
+) -> list[Response]:
+    """Return the responses that rows of generated tokens stand for.
 
-    Chat models end a turn with a special token (<|end|>, <end_of_turn>) that differs from the
-    tokenizer's end of text; if it does not stop generation, the model invents the next turn.
+    Some tokenizers count the tags around thoughts as special tokens, which decoding drops. Thoughts
+    are therefore looked for in the text with its special tokens.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        tokens: Rows of generated tokens, perhaps with end and padding tokens.
+        opened: Whether the prompts end inside a think block.
     """
-    model_eos = getattr(model.generation_config, "eos_token_id", None)
-    ids = model_eos if isinstance(model_eos, list) else [model_eos]
-    return sorted({int(t) for t in (tokenizer.eos_token_id, *ids) if t is not None})
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    whole_texts = tokenizer.batch_decode(tokens, skip_special_tokens=False)
+    responses = [split(whole, opened=opened) for whole in whole_texts]
+    special = list(filter(None, tokenizer.all_special_tokens))
+    ends = list(filter(None, (tokenizer.pad_token, tokenizer.eos_token)))
+    return [
+        Response(
+            _without(special, response.text).strip(),
+            _without(ends, response.thoughts),
+            response.unfinished,
+        )
+        if response.thoughts
+        else Response(text.strip())
+        for text, response in zip(texts, responses, strict=True)
+    ]
+
+
+def _without(tokens: Sequence[str], text: str) -> str:
+    for token in tokens:
+        text = text.replace(token, "")
+    return text
 
 
 def _sampling_options(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:

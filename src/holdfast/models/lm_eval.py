@@ -30,7 +30,8 @@ def evaluate_general(
 ) -> dict[str, Metrics]:
     """Evaluate a model on tasks of the harness.
 
-    The global random state and the model's mode are restored afterwards.
+    The global random state, the model's mode and its generation settings are restored afterwards;
+    of these settings, only the end tokens are used.
 
     Args:
         model: The model, on its device.
@@ -52,11 +53,12 @@ def evaluate_general(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
+    from holdfast.models.endings import own_settings
     from holdfast.models.modes import evaluation_mode, untouched_generators
 
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed")
     try:
-        with evaluation_mode(model), untouched_generators():
+        with evaluation_mode(model), untouched_generators(), own_settings(model, tokenizer):
             results = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=list(tasks),

@@ -54,6 +54,29 @@ def refusal_tokens(rows: Sequence[Encoded], *, coverage: float = 0.99) -> Tensor
     return torch.tensor(tokens)
 
 
+def first_answer_positions(
+    labels: Tensor,  # (B, T)
+    opening: Sequence[int] = (),
+) -> Tensor:
+    """Return the positions that predict each row's first answer token, (B,).
+
+    Args:
+        labels: Labels of the answers, as a collator makes them.
+        opening: Tokens that are passed over where a row's labels begin with them: what the chat
+            template itself writes before an answer.
+    """
+    first = (labels[:, 1:] != IGNORE).int().argmax(1)
+    if not opening:
+        return first
+    tokens = torch.tensor(opening, device=labels.device)
+    last = labels.shape[1] - 1
+    positions = first[:, None] + 1 + torch.arange(len(tokens) + 1, device=labels.device)
+    beginnings = labels.gather(1, positions.clamp(max=last))
+    # A row that was cut off inside or right after the opening has no answer to move to.
+    answered = (positions[:, -1] <= last) & (beginnings[:, -1] != IGNORE)
+    return first + len(tokens) * ((beginnings[:, :-1] == tokens).all(1) & answered)
+
+
 def check_refuses(margins: np.ndarray) -> None:
     """Reject a model that has no refusals to forget.
 

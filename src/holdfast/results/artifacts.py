@@ -138,10 +138,11 @@ class EvalRecord:
     Attributes:
         id: Content id of the prompt.
         prompt: The prompt.
-        response: The response.
+        response: The response, without thoughts.
         verdicts: Judge -> its verdict.
         category: Category of the prompt; "" if unknown.
         sample: Index of the response among the responses to the prompt.
+        thoughts: The think block before the response; "" if there is none.
     """
 
     id: str
@@ -150,6 +151,7 @@ class EvalRecord:
     verdicts: Mapping[str, Mapping[str, Any]]
     category: str = ""
     sample: int = 0
+    thoughts: str = ""
 
 
 @dataclass(frozen=True)

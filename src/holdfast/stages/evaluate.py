@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from holdfast import plugins
-from holdfast.contracts import Judge, Task, Verdict, check_answered
+from holdfast.contracts import Judge, Task, Verdict, judge_responses
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
@@ -37,6 +37,7 @@ from holdfast.stages.verdicts import count, exchanged_verdicts, task_accuracy
 if TYPE_CHECKING:
     from holdfast.models.answers import Answer
     from holdfast.models.generation import Sampling
+    from holdfast.rows.thoughts import Response
 
 Rounds = dict[str, list[list[Verdict]]]
 """Judge -> for each sample its verdicts, in the prompts' order."""
@@ -158,10 +159,10 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
             check_judges(material.judges)
             answer, loaded = _answering(config, model)
             material = _answerable(config, material, loaded, job)
-            evaluation, answers, verdicts = measured(config, model, material, answer)
+            evaluation, responses, verdicts = measured(config, model, material, answer)
             replace(evaluation, general=_general(config, loaded)).save(path)
             records = path.with_suffix(".jsonl")
-            _write_records(records, material.test, answers, verdicts)
+            _write_records(records, material.test, responses, verdicts)
             job.outputs += [path, records]
     return Evaluation.load(path)
 
@@ -216,9 +217,9 @@ def _general_hash(run: RunDir, folder: str) -> str:
 
 def measured(
     config: EvaluateConfig, model: Subject, questions: Questions, answer: Answer
-) -> tuple[Evaluation, list[list[str]], Rounds]:
-    """Return where a model stands, without general ability, with its answers and verdicts."""
-    answers, verdicts = _sampled(config, answer, questions.test, questions.judges)
+) -> tuple[Evaluation, list[list[Response]], Rounds]:
+    """Return where a model stands, without general ability, with its responses and verdicts."""
+    responses, verdicts = _sampled(config, answer, questions.test, questions.judges)
     pooled = {name: list(chain(*rounds)) for name, rounds in verdicts.items()}
     first = {name: rounds[0] for name, rounds in verdicts.items()}
     evaluation = Evaluation(
@@ -231,11 +232,15 @@ def measured(
         over_refusal=_refused(config, answer, questions.borderline),
         tasks=_tasks(config, answer, questions.tasks),
         exchanged=exchanged_verdicts(
-            questions.judges, questions.test.prompts, answers[0], first, rows=config.check_rows
+            questions.judges,
+            questions.test.prompts,
+            [response.text for response in responses[0]],
+            first,
+            rows=config.check_rows,
         ),
         samples=config.samples,
     )
-    return evaluation, answers, verdicts
+    return evaluation, responses, verdicts
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -284,8 +289,11 @@ def _refused(config: EvaluateConfig, answer: Answer, borderline: Examples | None
     if borderline is None:
         return None
     judge: Judge = plugins.make("judges", "refusal,others_harmful=false")
-    _, verdicts = _sampled(config, answer, borderline, {"refusal": judge})
-    return count(list(chain(*verdicts["refusal"])))
+    responses, verdicts = _sampled(config, answer, borderline, {"refusal": judge})
+    pooled = zip(chain(*responses), chain(*verdicts["refusal"]), strict=True)
+    # Where the thoughts do not end, it is unknown whether a refusal would follow.
+    answered = [verdict for response, verdict in pooled if not response.unfinished]
+    return count(answered) if answered else None
 
 
 def _tasks(
@@ -316,22 +324,23 @@ def _general(
 
 
 def _write_records(
-    path: Path, test: Examples, answers: Sequence[Sequence[str]], verdicts: Rounds
+    path: Path, test: Examples, responses: Sequence[Sequence[Response]], verdicts: Rounds
 ) -> None:
     lines = []
-    for sample, texts in enumerate(answers):
-        for i, (row, text) in enumerate(zip(test, texts, strict=True)):
+    for sample, of_sample in enumerate(responses):
+        for i, (row, response) in enumerate(zip(test, of_sample, strict=True)):
             of_judges = {name: rounds[sample][i] for name, rounds in verdicts.items()}
             record = EvalRecord(
                 id=row.id,
                 prompt=row.prompt,
-                response=text,
+                response=response.text,
                 verdicts={
                     name: {"harmful": v.harmful, "score": v.score, "reason": v.reason}
                     for name, v in of_judges.items()
                 },
                 category=row.provenance.get("category", ""),
                 sample=sample,
+                thoughts=response.thoughts,
             )
             lines.append(json.dumps(to_json(asdict(record)), ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")
@@ -339,13 +348,12 @@ def _write_records(
 
 def _sampled(
     config: EvaluateConfig, answer: Answer, prompts: Examples, judges: Mapping[str, Judge]
-) -> tuple[list[list[str]], Rounds]:
-    answers: list[list[str]] = []
+) -> tuple[list[list[Response]], Rounds]:
+    responses: list[list[Response]] = []
     verdicts: Rounds = {name: [] for name in judges}
     for draw in range(config.samples):
-        texts = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
-        answers.append(texts)
+        of_sample = answer(prompts.prompts, config.max_new_tokens, config.sampling(draw))
+        responses.append(of_sample)
         for name, judge in judges.items():
-            verdicts[name].append(judge.judge(prompts.prompts, texts))
-            check_answered(name, verdicts[name][-1])
-    return answers, verdicts
+            verdicts[name].append(judge_responses(name, judge, prompts.prompts, of_sample))
+    return responses, verdicts

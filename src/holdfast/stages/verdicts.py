@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from holdfast.contracts import Judge, Task, Verdict, check_answered
+from holdfast.contracts import Judge, Task, Verdict, judge_responses
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Counts
 from holdfast.screening.pairing import exchange_prompts
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from holdfast.models.answers import Answer
+    from holdfast.rows.thoughts import Response
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def answer_and_judge(
     max_new_tokens: int,
     *,
     disguised: Sequence[str] | None = None,
-) -> tuple[dict[str, list[Verdict]], list[str]]:
+) -> tuple[dict[str, list[Verdict]], list[Response]]:
     """Have a model answer every prompt once, and every judge read prompt and answer.
 
     Args:
@@ -43,16 +44,17 @@ def answer_and_judge(
         disguised: What the model sees in place of the prompts, one each.
 
     Returns:
-        Judge -> verdicts, and the answers, both in the order of the prompts.
+        Judge -> verdicts, and the responses, both in the order of the prompts.
     """
-    from holdfast.models.generation import generate
+    from holdfast.models.generation import respond
 
     texts = prompts.prompts if disguised is None else disguised
-    answers = generate(model, tokenizer, texts, max_new_tokens=max_new_tokens)
-    verdicts = {name: judge.judge(prompts.prompts, answers) for name, judge in judges.items()}
-    for name, of_judge in verdicts.items():
-        check_answered(name, of_judge)
-    return verdicts, answers
+    responses = respond(model, tokenizer, texts, max_new_tokens=max_new_tokens)
+    verdicts = {
+        name: judge_responses(name, judge, prompts.prompts, responses)
+        for name, judge in judges.items()
+    }
+    return verdicts, responses
 
 
 def marked_verdicts(verdicts: Sequence[Verdict]) -> str:
@@ -71,8 +73,11 @@ def task_accuracy(answer: Answer, task: Task, rows: Examples) -> tuple[float, in
     """Return mean score, number of rows, and unparsable answers, which score 0."""
     from holdfast.models.generation import GREEDY
 
-    answers = answer(rows.prompts, task.max_new_tokens, GREEDY)
-    scores = [task.score(a, row.response) for a, row in zip(answers, rows, strict=True)]
+    responses = answer(rows.prompts, task.max_new_tokens, GREEDY)
+    scores = [
+        math.nan if response.unfinished else task.score(response.text, row.response)
+        for response, row in zip(responses, rows, strict=True)
+    ]
     unparsable = sum(map(math.isnan, scores))
     total = sum(0.0 if math.isnan(score) else score for score in scores)
     return (total / len(scores) if scores else math.nan), len(scores), unparsable

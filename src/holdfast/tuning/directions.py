@@ -20,7 +20,7 @@ from holdfast.models.encoding import (
     check_context,
     collate,
     encode,
-    encode_prompts,
+    encode_openings,
     usable_length,
 )
 from holdfast.models.losses import chunks, first_logits
@@ -53,7 +53,7 @@ def descent_direction(
     """
     encoded = encode(tokenizer, rows, usable_length(model, max_length))
     pad = cast(int, tokenizer.pad_token_id)
-    total = sum(len(row.ids) - row.start for row in encoded)
+    total = sum(len(row.ids) - row.learned_from for row in encoded)
 
     def batch_loss(positions: Sequence[int]) -> Tensor:
         batch = collate([encoded[i] for i in positions], pad, model.device)
@@ -135,7 +135,7 @@ def _descent(
 def _encode_checked_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> list[Encoded]:
-    rows = [Encoded(tuple(ids), len(ids)) for ids in encode_prompts(tokenizer, prompts)]
+    rows = [Encoded(tuple(ids), len(ids)) for ids in encode_openings(tokenizer, prompts)]
     check_context(model, rows, "prompts")
     return rows
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from holdfast.contracts import Judge, Verdict, check_answered
+from holdfast.contracts import Judge, Verdict, judge_responses
 from holdfast.examples import Examples
-from holdfast.models.generation import generate
+from holdfast.models.generation import respond
 from holdfast.stats.agreement import first_half
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ class ForgettingTracker:
     def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Answer all prompts with the model and record the verdicts."""
         prompts = self.examples.prompts
-        answers = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
-        verdicts = self.judge.judge(prompts, answers)
-        check_answered(type(self.judge).__name__, verdicts)
+        responses = respond(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
+        verdicts = judge_responses(type(self.judge).__name__, self.judge, prompts, responses)
         self.history.append(verdict_array(verdicts))
 
     @property
