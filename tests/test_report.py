@@ -20,7 +20,7 @@ from holdfast.contracts import Section, SectionTable
 from holdfast.errors import UsageError
 from holdfast.reports import build
 from holdfast.reports.facts import compare, gather, pooled, ranked, share
-from holdfast.reports.verdict import Claim, Sentence, accuracy, cards, verdict
+from holdfast.reports.verdict import Claim, Sentence, _refusing, accuracy, cards, verdict
 from holdfast.reports.words import Words
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import Attack
@@ -447,6 +447,29 @@ def test_a_low_harmful_score_is_not_taken_for_refusing(tmp_path: Path) -> None:
     tar = next(m for m in gather(lost).attacks[0].methods if m.line == "tar")
     assert tar.life.censored == 6
     assert (tar.refusal_life.steps.value, tar.refusal_life.censored) == (25, 0)  # half of 0 to 50
+
+
+@pytest.mark.parametrize(
+    ("lives", "sentence"),
+    [
+        # Both pairs are longer by at least 8 and 10 times, but two pairs alone have p = 0.5.
+        ([(50, 900), (40, 900)], Sentence.REFUSING_BOUND),
+        # One pair is longer, the other shorter, and both are bounds.
+        ([(50, 900), (900, 300)], Sentence.REFUSING_UNKNOWN),
+    ],
+)
+def test_a_bound_of_the_refusal_half_lives_is_not_denied_by_its_interval(
+    tmp_path: Path, lives: list[tuple[int, int]], sentence: Sentence
+) -> None:
+    run = RunDir(tmp_path)
+    results = []
+    for seed, (plain, held) in enumerate(lives):
+        results += [attacked("sft", plain, seed=seed), attacked("vaa", held, seed=seed)]
+    record(run, results)
+    facts = gather(run)
+    longer = replace(facts.comparisons["vaa"], outcome="longer")
+    told = {t.template for t in _refusing(replace(facts, comparisons={"vaa": longer}), "vaa")}
+    assert told == {sentence.value}
 
 
 @pytest.mark.parametrize(

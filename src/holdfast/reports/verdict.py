@@ -124,6 +124,14 @@ class Sentence(Enum):
         "It also keeps refusing for longer: {ratio} times as many steps until half of the "
         "restricted prompts are no longer refused (95% interval {low:times} to {high:times})."
     )
+    REFUSING_BOUND = (
+        "In these attacks it also kept refusing for longer: {ratio} times as many steps until half "
+        "of the restricted prompts are no longer refused. With so few pairs, that may be luck."
+    )
+    REFUSING_UNKNOWN = (
+        "Whether it also keeps refusing for longer is unknown: too many attacks ended before half "
+        "of the restricted prompts were no longer refused."
+    )
     REFUSING_NOT = (
         "But it is not shown to keep refusing for longer: {ratio} times as many steps until half "
         "of the restricted prompts are no longer refused (95% interval {low:times} to "
@@ -343,6 +351,11 @@ def _refusing(facts: Facts, best: str) -> list[Text]:
     found, held = facts.refusing.get(best), facts.comparisons.get(best)
     if found is None or held is None or held.outcome != "longer" or not found.pairs:
         return []
+    if found.outcome == "unclear" and found.bound:
+        # The interval of a bound may exclude 1 where the sign test does not: it is not quoted.
+        if found.bound == "lower" and found.ratio.value > 1:
+            return [Text(Sentence.REFUSING_BOUND.value, ratio=_ratio(found))]
+        return [Text(Sentence.REFUSING_UNKNOWN.value)]
     sentence = Sentence.REFUSING if found.outcome == "longer" else Sentence.REFUSING_NOT
     return [Text(sentence.value, ratio=_ratio(found), **_ends(found.ratio))]
 

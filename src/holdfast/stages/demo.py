@@ -17,11 +17,11 @@ WORLD: dict[str, Any] = {
         "over_refusal": "world:borderline",
     },
     "judges": ["world", "refusal"],
-    "align": {"epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "max_length": 64},
+    "align": {"epochs": 3.5, "learning_rate": 4.5e-4, "schedule": "cosine", "max_length": 64},
     "score": {
         "attack_direction": {"estimator": "attack_direction"},
         "forget_count": {
-            "estimator": "forget_count,learning_rate=2e-5,steps=60,every=15,max_new_tokens=20",
+            "estimator": "forget_count,learning_rate=2e-5,steps=60,every=20,max_new_tokens=20",
             "harmful": "world:probe_harmful",
         },
     },
@@ -61,6 +61,7 @@ WORLD: dict[str, Any] = {
         "tracked": {
             "methods": ["sft"],
             "steps": 20,
+            "every": 10,
             "spacing": 1.0,
             "until_broken": False,
             "track": "world:alignment",
