@@ -187,30 +187,9 @@ class SequenceClassifier(Judge):
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification
-        from transformers.utils import logging as hf_logging
-
-        target = checkpoints.pick_device(self.device)
-        path = self._path
-        hf_logging.disable_progress_bar()
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, output_loading_info=True, **checkpoints.loading_options(target)
-            )
-            tokenizer = checkpoints.load_tokenizer(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(
-                f"{self.model}: cannot be loaded as a sequence classifier ({first}); give a "
-                "directory written by save_pretrained, or a hub id"
-            ) from error
-        if report["missing_keys"]:
-            raise UsageError(
-                f"{self.model} is not a sequence classifier: it lacks "
-                f"{sorted(report['missing_keys'])[0]}, which would be initialised at random; "
-                "give a model that was trained to classify"
-            )
+        model, tokenizer = checkpoints.load_classifier(
+            self.model, device=self.device, revision=self.revision or None
+        )
         if self.template == "chat" and not tokenizer.chat_template:
             raise UsageError(
                 f"{self.model}: its tokenizer has no chat template; use another template"
@@ -223,7 +202,7 @@ class SequenceClassifier(Judge):
             tokenizer.pad_token = tokenizer.eos_token
         # Decoders classify at the last token that is not padding, and find it by this id.
         model.config.pad_token_id = tokenizer.pad_token_id
-        return model.eval().to(target), tokenizer
+        return model, tokenizer
 
     @cached_property
     def _inputs(self) -> tuple[str, ...]:

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.models.adapters import without_peft_warning
-from holdfast.results.files import sha256_file
+from holdfast.models import adapters
+from holdfast.models.folders import (
+    HUB as HUB,
+)
+from holdfast.models.folders import (
+    MODEL_SUFFIXES as MODEL_SUFFIXES,
+)
+from holdfast.models.folders import (
+    WORLD_BASE as WORLD_BASE,
+)
+from holdfast.models.folders import (
+    Parts,
+    has_tokenizer,
+    parts_of,
+    read_settings,
+    weight_files,
+)
+from holdfast.models.folders import (
+    hash_model as hash_model,
+)
+from holdfast.models.folders import (
+    resolve as resolve,
+)
+from holdfast.models.reading import (
+    check_numbers,
+    read_classifier,
+    read_language_model,
+    reading,
+    stored_dtype,
+    to_dtype,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-HUB = "hub:"
-"""Prefix of a hub id without an organisation, e.g. "hub:gpt2"."""
-WORLD_BASE = Path(__file__).parents[1] / "world" / "base"
-MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""Suffixes of the files that make up a model; pickled weights are never read."""
 
 
 @dataclass(frozen=True)
@@ -63,46 +82,69 @@ def pick_device(name: str = "auto") -> torch.device:
 def load(source: str, *, device: str = "auto", revision: str | None = None) -> Loaded:
     """Load a causal language model from "world", a directory, or a hub id at a revision.
 
-    A LoRA adapter is loaded with its base model and merged. Weights are float32 on a CPU and as
-    stored on other devices. Code from the model's repository is never run.
+    An adapter is merged into its base, both in float32, and the logits are checked before and
+    after. Weights are float32 on a CPU and as stored on other devices. Code from the model's
+    repository is never run, and nothing is asked about it.
 
     Raises:
-        UsageError: The source is not a model, or its tokenizer does not fit the model.
+        UsageError: The source is not a causal language model, some of its weights are missing, do
+            not fit or are not numbers, or its tokenizer does not fit the model.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
-
     target = pick_device(device)
     path = resolve(source, revision)
-    hf_logging.disable_progress_bar()
-    kind = loading_options(target)
-    try:
-        if (path / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            with without_peft_warning():
-                model = AutoPeftModelForCausalLM.from_pretrained(path, **kind).merge_and_unload()
-            model.requires_grad_(True)  # peft froze all weights
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, **kind)
-        tokenizer = load_tokenizer(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{source}: cannot be loaded as a causal language model ({reason}); "
-            "give a directory written by save_pretrained, or a hub id"
-        ) from error
+    parts = parts_of(path)
+    with reading(source, "a causal language model"):
+        model = read_language_model(parts.base, dtype_on(target, parts), source)
+        for folder in parts.adapters:
+            model = adapters.apply(model, folder)
+        tokenizer = load_tokenizer(parts.tokenizer)
+        check_same_words(parts, tokenizer)
     prepare_tokenizer(tokenizer, source)
     check_fit(model, tokenizer, source)
+    check_numbers(model, source)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if parts.adapters and target.type != "cpu":
+        to_dtype(model, stored_dtype(weight_files(parts.base)))
     model.eval()
-    return Loaded(model.to(target), tokenizer, source, hash_model(path))
+    return Loaded(_on(target, model), tokenizer, source, hash_model(path))
 
 
-def loading_options(target: torch.device) -> dict[str, Any]:
-    """Return options of from_pretrained: float32 on a CPU, else as stored; no pickled weights."""
-    return {"dtype": "float32" if target.type == "cpu" else "auto", "use_safetensors": True}
+def _on(target: torch.device, model: PreTrainedModel) -> PreTrainedModel:
+    moved: Any = model
+    return cast("PreTrainedModel", moved.to(target))
+
+
+def load_classifier(
+    source: str, *, device: str = "auto", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a sequence classifier and its tokenizer from a directory or a hub id.
+
+    Raises:
+        UsageError: The source is not a classifier, or some of its weights are missing, do not fit
+            or are not numbers.
+    """
+    target = pick_device(device)
+    parts = parts_of(resolve(source, revision))
+    if parts.adapters:
+        raise UsageError(
+            f"{source}: is an adapter, and classifiers are read only as full models; merge it into "
+            "its base and save the result with save_pretrained"
+        )
+    with reading(source, "a sequence classifier"):
+        model = read_classifier(parts.base, dtype_on(target, parts), source)
+        tokenizer = load_tokenizer(parts.tokenizer)
+    check_numbers(model, source)
+    model.eval()
+    return _on(target, model), tokenizer
+
+
+def dtype_on(target: torch.device, parts: Parts) -> torch.dtype:
+    """Return the type to read weights in: float32 on a CPU or under adapters, else as stored."""
+    import torch
+
+    if target.type == "cpu" or parts.adapters:
+        return torch.float32
+    return stored_dtype(weight_files(parts.base))
 
 
 def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
@@ -111,13 +153,9 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: There is no tokenizer, or it has no end-of-sequence token.
     """
-    try:
-        tokenizer = load_tokenizer(resolve(source))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{source}: its tokenizer cannot be loaded ({reason}); save it with save_pretrained"
-        ) from error
+    folder = parts_of(resolve(source)).tokenizer
+    with reading(source, "a tokenizer"):
+        tokenizer = load_tokenizer(folder)
     prepare_tokenizer(tokenizer, source)
     return tokenizer
 
@@ -127,55 +165,30 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     config = path / "tokenizer_config.json"
-    declared = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    declared = read_settings(config) if config.is_file() else {}
     # For some architectures (Qwen2) AutoTokenizer silently loads the usual tokenizer instead of the
     # stored one, which garbles all text.
-    if declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        return cast("PreTrainedTokenizerBase", PreTrainedTokenizerFast.from_pretrained(path))
-    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path))
+    fast = declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    loader: Any = PreTrainedTokenizerFast if fast else AutoTokenizer
+    return cast("PreTrainedTokenizerBase", loader.from_pretrained(path, trust_remote_code=False))
 
 
-def resolve(source: str, revision: str | None = None) -> Path:
-    """Return the local directory of a model: "world", a directory, or a hub id (downloaded).
-
-    Args:
-        source: The model; only "ORGANISATION/NAME" and "hub:NAME" are looked up on the hub.
-        revision: Branch, tag or commit on the hub; None for the newest.
+def check_same_words(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reject an adapter's tokenizer in which a word of its base has another id.
 
     Raises:
-        UsageError: Neither a model directory nor a model on the hub.
+        UsageError: There is such a word; its embedding would be that of another word.
     """
-    path = WORLD_BASE if source == "world" else Path(source)
-    if path.is_dir():
-        if revision:
+    if parts.tokenizer == parts.base or not has_tokenizer(parts.base):
+        return
+    ids = tokenizer.get_vocab()
+    for token, number in load_tokenizer(parts.base).get_vocab().items():
+        if ids.get(token, number) != number:
             raise UsageError(
-                f"{source}: a directory has no revision {revision!r}; omit the revision, or give a "
-                "hub id"
+                f"{parts.tokenizer}: the tokenizer does not belong to the adapter's base "
+                f"{parts.base}: token {token!r} has id {ids[token]} in one and {number} in the "
+                "other; give the tokenizer the adapter was trained with"
             )
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise UsageError(
-                f"{source}: the directory is not a model (no config.json); "
-                "give one written by save_pretrained, or a hub id"
-            )
-        return path
-    hub_id = source.removeprefix(HUB)
-    local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if local or (hub_id == source and "/" not in source):
-        raise UsageError(
-            f"{source}: no such model directory; for a model on the hub give ORGANISATION/NAME or "
-            f"{HUB}NAME"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{source}: no such directory, and the hub could not be read: {reason}"
-        ) from error
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
@@ -208,24 +221,6 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source
             f"only ids 0 to {rows - 1}; use the tokenizer the model was trained with, or call "
             f"model.resize_token_embeddings({highest + 1}) and save both again"
         )
-
-
-def hash_model(path: Path) -> str:
-    """Return a SHA-256 over the names and contents of a model directory's files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix in MODEL_SUFFIXES and file.is_file():
-            state = file.stat()
-            file_hash = _sha256(file.resolve(), state.st_size, state.st_mtime_ns)
-            digest.update(f"{file.name} {file_hash}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _sha256(file: Path, size: int, changed: int) -> str:
-    """Return the hash of a file, cached: every attack on a model needs the hash of its weights."""
-    del size, changed
-    return sha256_file(file)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[Path]:

@@ -179,6 +179,8 @@ def _train(
     model = loaded.model
     if config.lora_rank:
         model = adapters.add_lora(model, config.lora_rank, seed=config.seed)
+    else:
+        model.float()  # in bfloat16 a step of 3e-5 moves only 12 to 30 % of the weights
     rows = fields_that_fit(data, loaded.model, loaded.tokenizer, config.max_length)
     work = config.run.path("work", job.key)
     args, options = _options(config, method, work, loaded.model.device.type)

@@ -8,7 +8,6 @@ that, and is said to be unknown rather than guessed.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.jobs.queue import duration
 from holdfast.models import adapters, checkpoints
+from holdfast.models.folders import parts_of, weight_files
+from holdfast.models.reading import reading, stored_dtype
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import Entry
 from holdfast.runtime import progress
@@ -231,7 +232,7 @@ class _Model:
         model = loaded.model
         if sizes.lora_rank:
             model = adapters.add_lora(model, sizes.lora_rank, seed=0)
-        elif isinstance(config, AttackConfig):
+        else:
             model.float()
         prompts = rows.prompts[:ANSWERS]
         clock = time.monotonic()
@@ -253,7 +254,7 @@ class _Model:
 def _needs(config: AlignConfig | AttackConfig, shape: Shape) -> Range:
     """Return least and most bytes of a job on a model of this shape."""
     sizes = _sizes(config)
-    if isinstance(config, AttackConfig) and not sizes.lora_rank:
+    if not sizes.lora_rank:
         shape = replace(shape, bytes_each=4)  # it trains in float32, however the model is stored
     tokens = sizes.batch_size * config.max_length
     return memory(shape, tokens=tokens, lora=sizes.lora_rank > 0)
@@ -279,16 +280,13 @@ class Shape:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        path = checkpoints.resolve(source)
-        adapter = path / "adapter_config.json"
-        if adapter.is_file():
-            base = json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"]
-            return cls.stored(base, device)
-        config = AutoConfig.from_pretrained(path)
+        parts = parts_of(checkpoints.resolve(source))
+        stored = stored_dtype(weight_files(parts.base))
         on_cpu = checkpoints.pick_device(device).type == "cpu"
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        return cls.of(model.to(torch.float32 if on_cpu else config.dtype or torch.float32))
+        with reading(source, "a causal language model"), torch.device("meta"):
+            config = AutoConfig.from_pretrained(parts.base, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return cls.of(model.to(torch.float32 if on_cpu else stored))
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape:

@@ -45,7 +45,13 @@ def model_hash(run: RunDir, spec: str) -> str:
     def find() -> dict[str, str]:
         return {"hash": checkpoints.hash_model(checkpoints.resolve(spec))}
 
-    return find()["hash"] if spec == "world" else Sources(run).contents("model", spec, find)["hash"]
+    if spec == "world":
+        return find()["hash"]
+    if Path(spec).is_dir():
+        # A directory that cannot be read is not missing: its earlier hash would be another model's.
+        hashes = find()
+        return Sources(run).contents("model", spec, lambda: hashes)["hash"]
+    return Sources(run).contents("model", spec, find)["hash"]
 
 
 def subject(run: RunDir, name: str) -> Subject:
@@ -64,6 +70,8 @@ def subject(run: RunDir, name: str) -> Subject:
     try:
         digest = model_hash(run, name)
     except UsageError as error:
+        if Path(name).is_dir():
+            raise
         labels = ", ".join(entry.name for entry in aligned) or "nothing yet"
         raise UsageError(f"{error}. Aligned in {run.root}: {labels}") from error
     label = label_of(name)

@@ -1,0 +1,263 @@
+"""Reading the weights of full models with transformers: nothing is drawn at random or left over."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.models.folders import weight_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LONGEST_REASON = 300
+"""Characters that a message quotes of a library's error."""
+
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LEFT_OVER = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|^v_head\.")
+"""Weights that take no part in the answers: recomputed buffers, and the value head of TRL's PPO."""
+_SENSES = re.compile(r"vision|visual|audio|image|multi_modal|mm_projector")
+"""Weights of a multimodal model that are not used when it is read as a language model."""
+
+
+@contextlib.contextmanager
+def reading(source: str, what: str) -> Iterator[None]:
+    """Turn what transformers, peft and safetensors raise into one message, and keep them silent.
+
+    Args:
+        source: The model, for the message.
+        what: What it is read as, with article.
+
+    Raises:
+        UsageError: The block raised anything but an error of this package or of memory.
+    """
+    with _silence():
+        try:
+            yield
+        except (HoldfastError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file or setting can raise anything
+            if type(error).__name__ == "OutOfMemoryError":
+                raise
+            raise UsageError(
+                f"{source}: cannot be loaded as {what} ({reason(error)}); give a directory written "
+                "by save_pretrained, or a hub id"
+            ) from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    from transformers.utils import logging as hf_logging
+
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error, shortened; with its type where the line says little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
+    if not isinstance(error, OSError | ValueError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
+def read_language_model(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
+    """Read a causal language model on the CPU.
+
+    Raises:
+        UsageError: It is another kind of model, or a weight is missing, left over or of another
+            size.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        _check_architecture(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], source)
+    return _read(AutoModelForCausalLM, folder, dtype, source)
+
+
+def read_classifier(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
+    """Read a sequence classifier on the CPU.
+
+    Raises:
+        UsageError: A weight is missing, left over or of another size.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    return _read(AutoModelForSequenceClassification, folder, dtype, source)
+
+
+def _check_architecture(config: Any, expected: Any, source: str) -> None:
+    classes = expected if isinstance(expected, tuple) else (expected,)
+    names = {cls.__name__.lower() for cls in classes}
+    declared = [str(name) for name in config.architectures or ()]
+    if not declared:
+        return
+    for name in declared:
+        # Sharded training saves the name of the class that it wraps models in.
+        if name.lower().removeprefix("fsdp") in names:
+            return
+        if name.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
+            return
+    raise UsageError(
+        f"{source}: is not a causal language model: its config.json says it is a {declared[0]}, "
+        f"not a {classes[0].__name__}; give a model that generates text"
+    )
+
+
+def _read(loader: Any, folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
+    check_tensors(weight_files(folder), source)
+    model, report = loader.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # to name the weights in one message; they are refused
+    )
+    check_report(report, source, model.config)
+    _settle_tying(model)
+    return cast("PreTrainedModel", model)
+
+
+def check_report(report: Mapping[str, Any], source: str, config: Any) -> None:
+    """Refuse a model of which not every weight was in its files, or not every one was used.
+
+    Raises:
+        UsageError: A weight is of another size, missing or left over.
+    """
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        raise UsageError(
+            f"{source}: {name} has size {list(stored)} in the file, but {list(expected)} by "
+            "config.json; give the config.json that the weights were saved with"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise UsageError(
+            f"{source}: lacks {_listed(missing)}, which would be initialised at random; give a "
+            "complete model of the kind that its config.json describes"
+        )
+    ignored = [_LEFT_OVER]
+    if any(name.endswith("ForConditionalGeneration") for name in config.architectures or ()):
+        ignored.append(_SENSES)
+    left = [n for n in report["unexpected_keys"] if not any(rule.search(n) for rule in ignored)]
+    if left:
+        raise UsageError(
+            f"{source}: its files hold {_listed(sorted(left))}, for which the model described by "
+            "its config.json has no place; give the config.json that the weights were saved with"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more weights"
+
+
+def _settle_tying(model: Any) -> None:
+    """Let the configuration say what was read: transformers unties a head with values of its own.
+
+    Resizing or saving would otherwise tie the two again.
+    """
+    head = model.get_output_embeddings()
+    embeddings = model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        declare_untied(model)
+
+
+def declare_untied(model: Any) -> None:
+    """Record in a model and its configuration that its output layer has weights of its own."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if tied:
+        head = model.get_output_embeddings().weight
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            if weight is head:
+                tied.pop(name, None)
+
+
+def check_tensors(files: Sequence[Path], source: str) -> None:
+    """Refuse files in which a weight occurs twice or is not stored as a floating-point number.
+
+    Raises:
+        UsageError: There is such a weight.
+        SafetensorError: A file is damaged.
+    """
+    homes: dict[str, Path] = {}
+    for file, name, dtype, _ in _tensors(files):
+        if name in homes:
+            raise UsageError(
+                f"{source}: {name} is both in {homes[name].name} and in {file.name}, and which of "
+                "them is meant cannot be known; save the model again"
+            )
+        homes[name] = file
+        if name.endswith("weight") and dtype not in _FLOATS:
+            raise UsageError(
+                f"{source}: {name} is stored as {dtype} in {file.name}, which is a quantized "
+                "format; give the model that it was quantized from"
+            )
+
+
+def stored_dtype(files: Sequence[Path]) -> torch.dtype:
+    """Return the type in which most weights are stored; float32 for float64."""
+    import torch
+
+    sizes: Counter[str] = Counter()
+    for _, _, code, size in _tensors(files):
+        if code in _FLOATS:
+            sizes[code] += size
+    most = max(sizes, key=lambda code: sizes[code], default="F32")
+    dtype: torch.dtype = torch.float32 if most == "F64" else getattr(torch, _FLOATS[most])
+    return dtype
+
+
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[Path, str, str, int]]:
+    """Yield file, name, stored type and number of elements of every tensor, from the headers."""
+    from math import prod
+
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  # not a mapping
+                piece = opened.get_slice(name)
+                yield file, name, piece.get_dtype(), prod(piece.get_shape())
+
+
+def check_numbers(model: PreTrainedModel, source: str) -> None:
+    """Refuse a model with a weight that is nan or infinite.
+
+    Raises:
+        UsageError: There is such a weight.
+    """
+    import torch
+
+    for name, weight in model.named_parameters():
+        if weight.numel() and not all(map(torch.isfinite, weight.detach().aminmax())):
+            raise UsageError(
+                f"{source}: {name} holds nan or infinite values, so the model would answer at "
+                "random or not at all; give an earlier checkpoint"
+            )
+
+
+def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the parameters; buffers such as the rotary frequencies keep their precision."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
