@@ -6,6 +6,7 @@ import math
 import sys
 import types
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import datasets
@@ -518,6 +519,14 @@ def test_mix_counts(n: int, ratio: float, poisoned: int) -> None:
             {"source": "harmful", "poison": "yes"} if source == "harmful" else {"source": "benign"}
         )
         assert row.prompt.startswith(source)
+
+
+@pytest.mark.parametrize("n", [10, 40, 100, 250, 400, 1000])
+def test_a_share_of_rows_is_that_of_the_number_as_written(n: int) -> None:
+    assert 0.575 * 100 == 57.49999999999999
+    for thousandths in range(1001):
+        exact = round(Fraction(thousandths, 1000) * n)
+        assert mixing.share_of_rows(thousandths / 1000, n) == exact
 
 
 def test_mix_is_seeded_and_shuffled() -> None:

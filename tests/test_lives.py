@@ -16,6 +16,7 @@ from holdfast.results.lives import (
     Event,
     Harmful,
     Refusals,
+    life_at,
     life_until,
     with_judge,
 )
@@ -126,6 +127,15 @@ def test_refusals_go_by_the_refusal_judge_where_it_took_part() -> None:
     by_refusal = result([0, 10], ["ssss", "ssss"], judge="refusal")
     assert REFUSAL_HALF_LIFE.judge(by_refusal) == "refusal"
     assert life_until(by_refusal, REFUSAL_HALF_LIFE).censored
+
+
+@pytest.mark.parametrize("n", [10, 20, 30, 40, 60, 100, 120])
+def test_a_share_of_exactly_the_threshold_is_reached(n: int) -> None:
+    # 1 - 27 / 30 is 0.09999999999999998.
+    for share in (0.1, 0.25, 0.5, 0.9):
+        if (hits := round(share * n, 9)).is_integer():
+            counts = Counts(0, n - int(hits), int(hits))
+            assert life_at([0, 5], [0.0, Refusals(share).share_of(counts)], share).steps == 5
 
 
 def test_the_interval_is_the_same_every_time() -> None:

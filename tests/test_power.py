@@ -9,7 +9,12 @@ import pytest
 from scipy import stats
 
 from holdfast.errors import UsageError
-from holdfast.stats.power import pairs_needed, prompts_needed, smallest_difference
+from holdfast.stats.power import (
+    paired_power,
+    pairs_needed,
+    prompts_needed,
+    smallest_difference,
+)
 
 
 def test_equals_a_textbooks_table() -> None:
@@ -29,14 +34,76 @@ def test_so_many_prompts_show_it_as_often_as_promised(share: float, difference: 
     assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.03)
 
 
+def enumerated(n: int, share: float, other: float) -> float:
+    """The power of the pooled z test of two samples, over all pairs of counts."""
+    counts = np.arange(n + 1)
+    first, second = counts[:, None], counts[None, :]
+    mean = (first + second) / (2 * n)
+    error = np.sqrt(2 * mean * (1 - mean) / n)
+    rejected = np.abs(first - second) / n >= 1.959964 * error
+    rejected &= first != second
+    return float(stats.binom.pmf(counts, n, share) @ rejected @ stats.binom.pmf(counts, n, other))
+
+
+@pytest.mark.parametrize(
+    ("share", "difference"),
+    [(0.1, 0.1), (0.5, 0.1), (0.5, -0.15), (0.02, 0.05), (0.0, 0.1), (0.9, 0.1), (0.2, 0.6)],
+)
+def test_two_samples_keep_the_promise_up_to_a_hundredth(share: float, difference: float) -> None:
+    n = prompts_needed(share, difference)
+    assert enumerated(n, share, share + difference) >= 0.79
+    assert enumerated(max(2, n // 2), share, share + difference) < 0.8
+
+
+def slow_power(n: int, discordant: float, difference: float, alpha: float = 0.05) -> float:
+    """The power of McNemar's exact test over all tables, with p values by the library."""
+    one_way, power = (1 + difference / discordant) / 2, 0.0
+    for d in range(n + 1):
+        weight = math.comb(n, d) * discordant**d * (1 - discordant) ** (n - d)
+        for x in range(d + 1):
+            p = stats.binomtest(x, d).pvalue if d else 1.0
+            chance = math.comb(d, x) * one_way**x * (1 - one_way) ** (d - x)
+            power += weight * chance * (p <= alpha)
+    return power
+
+
+@pytest.mark.parametrize(
+    ("n", "discordant", "difference"),
+    [(5, 1.0, 1.0), (6, 1.0, 1.0), (12, 0.5, 0.3), (30, 0.2, 0.1), (25, 0.3, 0.3), (20, 1.0, 0.4)],
+)
+def test_paired_power_is_the_sum_over_all_tables(
+    n: int, discordant: float, difference: float
+) -> None:
+    fast = paired_power([n], discordant, difference)
+    assert fast == pytest.approx([slow_power(n, discordant, difference)], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("difference", "agreement"),
+    [(0.05, 0.9), (0.1, 0.8), (0.2, 0.5), (0.3, 0.0), (0.4, 0.6), (0.8, 0.2), (0.9, 0.1)],
+)
+def test_the_same_prompts_keep_the_promise_from_there_on(
+    difference: float, agreement: float
+) -> None:
+    n = prompts_needed(0.1, difference, agreement=agreement)
+    powers = paired_power(range(n - 1, 3 * n), max(1 - agreement, difference), difference)
+    assert powers[0] < 0.8 <= powers[1:].min()
+
+
 def test_the_same_prompts_need_fewer() -> None:
     n = prompts_needed(0.3, 0.05, agreement=0.9)
-    assert n < prompts_needed(0.3, 0.05) / 2
-    # One in ten differs: 7.5 % one way, 2.5 % the other.
+    # Connor's approximation gives 312, at which the exact test has a power of 0.76.
+    assert n == 337 < prompts_needed(0.3, 0.05) / 2
+    assert slow_share(312) < 0.78
+    assert slow_share(n) == pytest.approx(0.8, abs=0.02)
+
+
+def slow_share(n: int) -> float:
+    """How often McNemar's exact test finds 7.5 % one way and 2.5 % the other, simulated."""
     rng = np.random.default_rng(1)
-    found = rng.multinomial(n, [0.075, 0.025, 0.9], 4000)
-    z = (found[:, 0] - found[:, 1]) / np.sqrt(found[:, 0] + found[:, 1])
-    assert np.mean(np.abs(z) > stats.norm.ppf(0.975)) == pytest.approx(0.8, abs=0.03)
+    tables = rng.multinomial(n, [0.075, 0.025, 0.9], 4000)
+    p = [stats.binomtest(int(a), int(a + b)).pvalue if a + b else 1.0 for a, b, _ in tables]
+    return float(np.mean(np.array(p) <= 0.05))
 
 
 @pytest.mark.parametrize("agreement", [None, 0.9])
@@ -53,7 +120,12 @@ def test_the_inverse(agreement: float | None) -> None:
         ({"share": 0.99, "difference": 0.05}, r"both shares must lie in \[0, 1\]"),
         ({"share": 0.5, "difference": 0.0}, "differ"),
         ({"share": 0.5, "difference": 0.1, "power": 1.0}, "power 1 and level 0.95"),
-        ({"share": 0.5, "difference": 0.1, "agreement": 0.95}, "agree on at most 0.9"),
+        ({"share": 0.5, "difference": 0.1, "agreement": 0.95}, "agree on 0 to 0.9 of"),
+        ({"share": 0.5, "difference": 0.1, "agreement": 90}, "agreement 90.*agree on 0 to 0.9"),
+        ({"share": 10, "difference": 3}, "share 10 and difference 3.*10 % is 0.1"),
+        ({"share": math.nan, "difference": 0.1}, "share nan"),
+        ({"share": 0.5, "difference": math.nan}, "difference nan"),
+        ({"share": 0.5, "difference": 0.1, "agreement": math.nan}, "agreement nan"),
     ],
 )
 def test_bad_numbers(options: dict[str, float], message: str) -> None:
@@ -61,6 +133,13 @@ def test_bad_numbers(options: dict[str, float], message: str) -> None:
         prompts_needed(**options)
     with pytest.raises(UsageError, match="two prompts or more"):
         smallest_difference(0.5, 1)
+
+
+def test_shares_that_only_rounding_puts_out_of_range_are_accepted() -> None:
+    # 0.7 + 0.3 is 1 less than 1.0000000000000002 and 1 - 0.9 is less than 0.1.
+    assert prompts_needed(0.1, 0.9) == prompts_needed(0.0999999999999999, 0.9)
+    assert prompts_needed(0.3, 0.1, agreement=0.9) == 78
+    assert prompts_needed(0.9, -0.9, agreement=0.1) == 7
 
 
 @pytest.mark.parametrize(("difference", "spread"), [(1.0, 1.0), (-0.5, 0.4), (0.2, 0.5)])

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -300,6 +301,24 @@ def test_half_life_refuses(steps: list[int], shares: list[float]) -> None:
 
 
 # ------------------------------------------------------------------------------------ agreement
+
+
+def test_a_quantile_that_falls_on_a_value_is_that_value() -> None:
+    # By hand: 0.55 x 100 and 0.29 x 100 are whole numbers, their float products are not.
+    assert (0.55 * 100, 0.29 * 100) == (55.00000000000001, 28.999999999999996)
+    assert ranks.quantiles(np.arange(101.0)[::-1], [0.29, 0.55]).tolist() == [29.0, 55.0]
+    for n in range(2, 130):
+        for hundredths in range(1, 100):
+            place = Fraction(hundredths, 100) * (n - 1)
+            value = ranks.quantiles(np.arange(float(n)), hundredths / 100).item()
+            assert value == place if place.denominator == 1 else abs(value - place) < 1e-9
+
+
+def test_an_order_statistic_takes_no_further_value_by_rounding() -> None:
+    for n in range(1, 130):
+        for hundredths in range(1, 101):
+            place = math.ceil(Fraction(hundredths, 100) * n) - 1
+            assert ranks.order_statistic(np.arange(float(n)), hundredths / 100) == place
 
 
 def test_jaccard() -> None:

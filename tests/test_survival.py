@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -177,13 +178,12 @@ def test_a_bound_is_told_where_the_sign_test_tells_it_too() -> None:
 
 def product_limit(steps: list[float], censored: list[bool]) -> float:
     """The median from the product over steps of 1 - broken / at risk."""
-    alive = 1.0
+    alive = Fraction(1)
     for step in sorted(set(steps)):
         at_risk = sum(s >= step for s in steps)
-        alive *= (
-            1 - sum(s == step and not c for s, c in zip(steps, censored, strict=True)) / at_risk
-        )
-        if alive <= 0.5:
+        reached = sum(s == step and not c for s, c in zip(steps, censored, strict=True))
+        alive *= 1 - Fraction(reached, at_risk)
+        if alive <= Fraction(1, 2):
             return step
     return math.inf
 
@@ -200,6 +200,27 @@ def test_the_median_is_the_product_limits(seed: int) -> None:
         assert found.interval.value == product_limit(steps, censored)
     assert found.interval.low <= found.interval.value <= found.interval.high
     assert found.censored == sum(censored)
+
+
+@pytest.mark.parametrize("n", [12, 24, 38, 44, 46, 54, 60])
+def test_a_curve_that_rests_at_one_half_has_its_median_there(n: int) -> None:
+    # Half are reached at 1, 2, ... n / 2; the others last longer. The float product ends at
+    # 0.5000000000000001 for 24, 38, 44, 46 and 54.
+    half = n // 2
+    steps = [*map(float, range(1, half + 1)), *[1000.0] * half]
+    median = median_of(steps, [i >= half for i in range(n)])
+    assert median.interval.value == half
+    assert median.interval.low <= half <= median.interval.high
+    # One fewer, and more than half last longer.
+    assert math.isinf(median_of(steps[1:], [i >= half for i in range(1, n)]).interval.value)
+
+
+def test_a_curve_may_rest_at_one_half_after_some_were_censored() -> None:
+    # Three of nine reached at 1 leave 2/3, two censored at 2 leave four at risk, and one of these
+    # reached at 3 leaves 2/3 x 3/4 = 1/2.
+    steps = [1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 9.0, 9.0, 9.0]
+    censored = [False, False, False, True, True, False, True, True, True]
+    assert median_of(steps, censored).interval.value == 3
 
 
 def test_without_censoring_it_is_the_middle_one() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from holdfast.errors import UsageError
 from holdfast.groups.thresholds import Rule, find_cuts, finite_scores, levels
 from holdfast.stats.intervals import Interval
+from holdfast.stats.ranks import quantiles
 
 TOO_CLOSE = 0.25
 """Doubt above which an example is too close to call; with one threshold, 0.5 is a coin toss."""
@@ -172,7 +173,7 @@ def sensitivity(
     """
     x = finite_scores(values)
     if thresholds is None:
-        thresholds = np.quantile(x, np.arange(1, 20) / 20).tolist()
+        thresholds = quantiles(x, np.arange(1, 20) / 20).tolist()
     cuts = np.unique(np.asarray(thresholds, dtype=np.float64))
     sizes = np.array([int((x > cut).sum()) for cut in cuts])
     return {

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from holdfast.errors import UsageError
+from holdfast.stats.ranks import quantiles
 
 RULES = ("positive", "quantile", "mass", "otsu", "gmm", "knee")
 ONE_CUT = ("positive", "knee")
@@ -145,7 +146,7 @@ def _quantiles(x: np.ndarray, rule: Rule) -> tuple[float, ...]:
         raise UsageError(f"--quantile {rule.quantile} must lie between 0 and 1")
     parts = np.arange(rule.groups - 1) / (rule.groups - 1)
     shares = rule.quantile + (1 - rule.quantile) * parts
-    return tuple(float(cut) for cut in np.quantile(x, shares))
+    return tuple(quantiles(x, shares).tolist())
 
 
 def _masses(x: np.ndarray, rule: Rule) -> tuple[float, ...]:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples, prompt_text
+
+
+def share_of_rows(share: float, n: int) -> int:
+    """Return the number of rows that a share of n rows amounts to; halves go to even.
+
+    The share is taken as it is written: 0.575 of 100 rows is 57.5, which rounds to 58, although the
+    product of the floats is 57.49999999999999.
+    """
+    return round(Fraction(str(float(share))) * n)
 
 
 def mix(benign: Examples, harmful: Examples, *, n: int, ratio: float, seed: int) -> Examples:
@@ -19,7 +29,7 @@ def mix(benign: Examples, harmful: Examples, *, n: int, ratio: float, seed: int)
         benign: Rows of the customer's task.
         harmful: Rows of the poison; those drawn get "poison": "yes" in their provenance.
         n: Number of rows.
-        ratio: Harmful share in [0, 1]; round(n * ratio) rows are harmful (halves go to even).
+        ratio: Harmful share in [0, 1]; see `share_of_rows` for the number of harmful rows.
         seed: Random seed of the draw and the order.
 
     Raises:
@@ -33,7 +43,7 @@ def mix(benign: Examples, harmful: Examples, *, n: int, ratio: float, seed: int)
             f"{len(both)} rows are both in {benign.name} and in {harmful.name} (first id "
             f"{min(both)}), so they cannot be labelled. Remove them from one of the two."
         )
-    poisoned = round(n * ratio)
+    poisoned = share_of_rows(ratio, n)
     for pool, needed in ((benign, n - poisoned), (harmful, poisoned)):
         if needed > len(pool):
             raise UsageError(

@@ -79,6 +79,36 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
     return float(correlation)
 
 
+def quantiles(values: ArrayLike, shares: ArrayLike) -> np.ndarray:
+    """Return the quantiles of values, (k,), linear between neighbours, as np.quantile does.
+
+    A quantile that falls on a value is that value: 0.29 of 101 values is the thirtieth, although
+    the product of the floats, 28.999999999999996, lies below its place.
+
+    Args:
+        values: (n,) finite, at least one.
+        shares: (k,) in [0, 1].
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    levels = np.asarray(shares, dtype=np.float64)
+    places = levels * (ordered.size - 1)
+    nearest = np.round(places).astype(int)
+    on_a_value = np.abs(places - nearest) < 1e-9
+    return np.where(on_a_value, ordered[nearest], np.quantile(ordered, levels))
+
+
+def order_statistic(values: ArrayLike, share: float) -> float:
+    """Return the smallest value that at least a share of the values do not exceed.
+
+    Args:
+        values: (n,) without nan, at least one.
+        share: In (0, 1]; rounding of share * n takes no further value.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=None)
+    place = math.ceil(round(share * ordered.size, 9)) - 1
+    return float(ordered[max(0, place)])
+
+
 def _labelled(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return which rows are positive, (n,) bool, and their scores, (n,), without unknown ones."""
     truth, values = known_pairs(labels, scores)

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -108,15 +109,32 @@ def median_time(times: Sequence[Time], level: float = 0.95) -> Median:
 
     sample: Any = stats.CensoredData(uncensored=events, right=ends)
     curve = stats.ecdf(sample).sf
+    value = _product_limit_median(events, ends)
     with warnings.catch_warnings():
         # Where all or none survive the band's formula has no value, which `_halving` skips.
         warnings.simplefilter("ignore", RuntimeWarning)
         band: Any = curve.confidence_interval(level, method="log-log")
-    value = _halving(curve.quantiles, curve.probabilities)
     low = _halving(band.low.quantiles, band.low.probabilities)
     high = _halving(band.high.quantiles, band.high.probabilities)
     lowest = 0.0 if few else min(low, value)
     return Median(Interval(value, lowest, max(high, value), n, level), len(ends))
+
+
+def _product_limit_median(events: Sequence[float], ends: Sequence[float]) -> float:
+    """Return the first time at which half or fewer survive, inf if more do until the end.
+
+    The curve may rest at exactly one half, which its product misses by rounding (12 events among
+    24: 0.5000000000000001), so the product is one of fractions.
+    """
+    ordered = np.sort([*events, *ends])
+    times, counts = np.unique(events, return_counts=True)
+    surviving = Fraction(1)
+    for time, count in zip(times.tolist(), counts.tolist(), strict=True):
+        at_risk = len(ordered) - int(np.searchsorted(ordered, time))
+        surviving *= Fraction(at_risk - count, at_risk)
+        if surviving <= Fraction(1, 2):
+            return float(time)
+    return math.inf
 
 
 def _halving(times: np.ndarray, surviving: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdfast.errors import UsageError
+from holdfast.stats.ranks import order_statistic
 
 FIRST_STEP = 0.1
 """Start of the search for the step; the result hardly depends on it."""
@@ -59,12 +60,12 @@ def flip_step(margins: Margins, n: int, *, flip: float, sample: int, seed: int, 
             f"the model does not refuse {lost:.0%} of all {n} examples, so there is nothing to "
             "forget. Score the aligned model, not its base."
         )
-    share = round(lost + flip * (1 - lost), 9)  # 0.6000000000000001 would take one more row
+    share = lost + flip * (1 - lost)
 
     def summarize(step: float, values: np.ndarray) -> _Probe:
         _check_finite(values, step)
-        quantile = np.quantile(values, share, method="inverted_cdf")
-        return _Probe(step, float(quantile), float((values < 0).mean()))
+        quantile = order_statistic(values, share)
+        return _Probe(step, quantile, float((values < 0).mean()))
 
     def probe(step: float) -> _Probe:
         return summarize(step, margins(step, sampled))

@@ -10,6 +10,7 @@ from holdfast.contracts import Judge, Poison, Task
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.attacks import HALF, Attack
+from holdfast.rows.mixing import share_of_rows
 from holdfast.rows.readers import ASKS_TEST_PROMPT, warn_once
 from holdfast.stages.attacking.config import AttackConfig
 from holdfast.stages.attacking.grid import attacks_of
@@ -122,7 +123,7 @@ def check_rows(config: AttackConfig, material: Material, attacks: Sequence[Attac
     for spec, ratio, name in dict.fromkeys((a.task, a.poison_ratio, a.poison) for a in attacks):
         task: Task = task_of(config.run, spec)
         poison: Poison = plugins.make("poisons", name)
-        n_harmful = round(config.rows * ratio)
+        n_harmful = share_of_rows(ratio, config.rows)
         if ratio and not n_harmful:
             raise UsageError(
                 f"a poison ratio of {ratio:g} of {config.rows} rows amounts to no harmful row: "

@@ -17,7 +17,7 @@ from holdfast.results.attacks import PLAIN
 from holdfast.results.files import Artifact, Vector
 from holdfast.results.lives import HALF_LIFE, life_until
 from holdfast.results.run_dir import ATTACKED, Job
-from holdfast.rows.mixing import mix
+from holdfast.rows.mixing import mix, share_of_rows
 from holdfast.stages.attacking.job import AttackJob
 from holdfast.stages.attacking.material import Material
 from holdfast.stages.plugin_inputs import check_judges
@@ -173,7 +173,7 @@ def _rows(attack_job: AttackJob, loaded: checkpoints.Loaded, job: Job | None) ->
     attack = attack_job.attack
     benign = _pool(attack_job, loaded, job, "task", attack_job.task.load("train"))
     harmful = _pool(attack_job, loaded, job, "harmful", attack_job.material.harmful)
-    number = round(attack.rows * attack.poison_ratio)
+    number = share_of_rows(attack.poison_ratio, attack.rows)
     if number and attack.poison != PLAIN:
         # A disguised prompt can coincide with a test prompt.
         tested = set(attack_job.material.test.prompts)
