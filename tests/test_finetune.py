@@ -17,7 +17,7 @@ from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.models.encoding import collate, encode
 from holdfast.runtime import progress
-from holdfast.tuning.loop import FinetuneConfig, finetune, steps_done
+from holdfast.tuning.loop import FinetuneConfig, Hooks, Tuning, finetune, steps_done
 
 Make = Callable[..., PreTrainedModel]
 Weights = Callable[..., dict[str, torch.Tensor]]
@@ -218,6 +218,72 @@ def test_a_loss_that_is_not_finite(
         finetune(model, tokenizer, rows.harmful, CONFIG, on_snapshot=poison)
     assert steps == [3]
     assert not model.training
+
+
+class InfiniteGradient(Hooks):
+    """From its third call on, the loss is finite and its gradient is not: sqrt at 0."""
+
+    def loss(self, tuning: Tuning, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = super().loss(tuning, batch)
+        if tuning.done < 2:
+            return loss
+        weight = next(iter(tuning.parameters))
+        return loss + (weight * 0).abs().sum().sqrt()
+
+
+def test_a_gradient_that_is_not_finite_does_not_move_the_weights(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Any
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(done: int, loss: float) -> None:
+        seen[done] = weights_of(model)
+
+    config = replace(CONFIG, guard=InfiniteGradient(), every=1)
+    with pytest.raises(
+        TrainingError, match=r"gradient is not finite at step 3, though the loss is .*Lower"
+    ):
+        finetune(model, tokenizer, rows.harmful, config, on_snapshot=keep)
+    assert list(seen) == [1, 2]
+    assert all(torch.equal(value, seen[2][name]) for name, value in weights_of(model).items())
+
+
+def test_weights_that_overflow_stop_before_the_checkpoint(
+    rows: Any,
+    make_model: Make,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def overflowing(self: torch.optim.AdamW, closure: None = None) -> None:
+        step(self, closure)
+        with torch.no_grad():
+            self.param_groups[0]["params"][-1].mul_(1e38).mul_(1e38)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflowing)
+    config = replace(CONFIG, every=1)
+    seen: list[int] = []
+    with pytest.raises(TrainingError, match="weights are not finite after step 1.*Lower the learn"):
+        finetune(
+            make_model(vocab=len(tokenizer)),
+            tokenizer,
+            rows.harmful,
+            config,
+            on_snapshot=lambda done, loss: seen.append(done),
+        )
+    assert seen == []
+
+
+def test_weights_that_came_broken_are_named(
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(TrainingError, match=r"step 1.*weights that are not finite: .*weight"):
+        finetune(model, tokenizer, rows.harmful, CONFIG)
 
 
 def test_no_rows(make_model: Make, tokenizer: PreTrainedTokenizerBase) -> None:

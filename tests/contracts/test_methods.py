@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import plugins
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, TrainingError, UsageError
 from holdfast.methods._batches import Batch, answer_tokens
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
 from holdfast.models import adapters
@@ -102,6 +102,30 @@ def test_the_optimizer_alone_moves_the_weights(
     trainer.accumulate = watched
     trainer.train()
     assert unmoved == [True] * 6
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(
+    method: str, model: PreTrainedModel, make_trainer: Make, weights_of: Weights
+) -> None:
+    trainer: Any = make_trainer(method, model, save_steps=1, save_strategy="steps")
+    accumulate, broken = trainer.accumulate, trainer.trainable_parameters()[-1]
+
+    def watched(*args: Any) -> Tensor:
+        loss: Tensor = accumulate(*args)
+        if trainer.state.global_step == 2:
+            broken.grad.view(-1)[0] = torch.inf
+        return loss
+
+    trainer.accumulate = watched
+    with pytest.raises(TrainingError, match="gradient is not finite at step 3, though the loss is"):
+        trainer.train()
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    trainer.accumulate = accumulate
+    checkpoints = sorted(path.name for path in Path(trainer.args.output_dir).iterdir())
+    assert checkpoints[-1] == "checkpoint-2"
+    trainer.train(resume_from_checkpoint=str(Path(trainer.args.output_dir, "checkpoint-2")))
+    assert trainer.state.global_step == 3
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, TrainingError
+from holdfast.models.weights import all_finite, trainable, weights_not_finite
 from holdfast.results.files import to_json, write_json
 
 STATE_FILE = "method_state.json"
@@ -38,7 +39,28 @@ class CheckpointedTrainer(Trainer):
     def load_method_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `method_tensors`; called after `load_method_state`."""
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as transformers' Trainer does.
+
+        Raises:
+            TrainingError: The trained weights are not finite.
+        """
+        result = super().train(*args, **kwargs)
+        self._check_weights()
+        return result
+
+    def _check_weights(self) -> None:
+        """Raise TrainingError if training has left weights that are not finite."""
+        model = cast(nn.Module, self.model)
+        if not all_finite([p.detach() for p in trainable(model)]):
+            raise TrainingError(
+                f"the weights are not finite after step {self.state.global_step}: training cannot "
+                "continue. Lower the learning rate. The last checkpoint is kept."
+                f"{weights_not_finite(model)}"
+            )
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_weights()
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         # Earlier checkpoints are deleted only once this one is complete.
         limit = self.args.save_total_limit

@@ -28,7 +28,13 @@ from holdfast.methods._data import AlignmentData as AlignmentData
 from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
-from holdfast.models.weights import global_norm, gradients_everywhere, trainable
+from holdfast.models.weights import (
+    all_finite,
+    global_norm,
+    gradients_everywhere,
+    trainable,
+    weights_not_finite,
+)
 from holdfast.options import Options
 from holdfast.rows.trl import from_dataset
 
@@ -36,6 +42,8 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
+SMALLEST_SCALE = 2.0**-14
+"""Loss scale of fp16 below which a gradient that is not finite is no accident of the scale."""
 LONGEST = 2**20
 """Tokens kept per row if the run sets no limit."""
 
@@ -231,6 +239,9 @@ class AlignmentTrainer(CheckpointedTrainer):
         The gradient is that of all processes, and accumulated gradients do not change; see
         `weights.gradients_everywhere`. With fp16 it is computed at the loss scale of the training,
         or without scaling if that overflows.
+
+        Raises:
+            TrainingError: The loss or the gradient is not finite.
         """
         parameters = self.trainable_parameters()
         scale = self.loss_scale
@@ -238,7 +249,9 @@ class AlignmentTrainer(CheckpointedTrainer):
             _refusals.check_sync(self.accelerator.gradient_state.plugin_kwargs)
         loss_value, grads = gradients_everywhere(model, loss, parameters, scale=scale)
         if scale != 1 and not torch.isfinite(global_norm(grads)):
-            return gradients_everywhere(model, loss, parameters)
+            loss_value, grads = gradients_everywhere(model, loss, parameters)
+        self.check_finite(loss_value)
+        self._check_all_finite(grads, loss_value)
         return loss_value, grads
 
     @property
@@ -273,6 +286,29 @@ class AlignmentTrainer(CheckpointedTrainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
                 "continue. Lower the learning rate or the size of the method's own steps (rho, "
                 "alpha, attack_lr). The last checkpoint is kept."
+                f"{weights_not_finite(cast(nn.Module, self.model))}"
+            )
+
+    def _check_gradients(self, losses: Tensor) -> None:
+        """Raise TrainingError if a gradient is nan or infinite, before the optimizer moves.
+
+        A finite loss does not exclude it, and clipping would spread it over all weights. With fp16
+        the scaler skips such a step and halves its scale; a step is in vain once the scale is as
+        small as a gradient in half precision can be.
+        """
+        scaled = self.accelerator.scaler is not None
+        if scaled and self.loss_scale > SMALLEST_SCALE:
+            return
+        grads = [p.grad for p in self.trainable_parameters() if p.grad is not None]
+        self._check_all_finite(grads, losses.sum())
+
+    def _check_all_finite(self, grads: Sequence[Tensor], loss: Tensor) -> None:
+        if not all_finite(grads):
+            raise TrainingError(
+                f"a gradient is not finite at step {self.state.global_step + 1}, though the loss "
+                f"is {loss.item():.4g}: training cannot continue. Lower the learning rate "
+                "or the size of the method's own steps (rho, alpha, attack_lr), or train in "
+                "bfloat16 or float32. The last checkpoint is kept."
             )
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -365,6 +401,7 @@ class AlignmentTrainer(CheckpointedTrainer):
             losses = torch.stack(self._micro_losses)
             self._micro_losses.clear()
             self.before_update(losses)
+            self._check_gradients(losses)
             if self._notes:
                 self.log(self._notes)
                 self._notes = {}

@@ -97,6 +97,29 @@ def global_norm(tensors: Sequence[Tensor], *, of_batch: bool = False) -> Tensor:
     return sum_over_processes(norm.square()).sqrt() if of_batch or is_sharded(tensors) else norm
 
 
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether no tensor holds a nan or infinity; all processes get the same answer."""
+    if not tensors:
+        return True
+    finite = torch.stack([torch.isfinite(local_piece(t)).all() for t in tensors])
+    broken = (~finite).sum()
+    return not int(sum_over_processes(broken) if is_sharded(tensors) else broken)
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of the weights that hold a nan or infinity."""
+    return [name for name, p in model.named_parameters() if not all_finite([p.detach()])]
+
+
+def weights_not_finite(model: nn.Module) -> str:
+    """Return a sentence about the weights that are not finite, " " first; "" if all are."""
+    names = not_finite(model)
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f" The model has weights that are not finite: {names[0]}{more}."
+
+
 def step_along(
     grads: Sequence[Tensor],
     size: float,

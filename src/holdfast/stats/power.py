@@ -111,9 +111,9 @@ def paired_power(
     counts = np.arange(max(0, first), last + 1)
     critical = _critical_counts(counts, level)
     one_way = (1 + difference / discordant) / 2
-    rejected: np.ndarray = stats.binom.cdf(critical, counts, one_way)
+    rejected = np.asarray(stats.binom.cdf(critical, counts, one_way))
     rejected += stats.binom.sf(counts - critical - 1, counts, one_way)
-    weights: np.ndarray = stats.binom.pmf(counts, n, discordant)
+    weights = np.asarray(stats.binom.pmf(counts, n, discordant))
     return np.asarray(weights @ rejected)
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from holdfast.errors import UsageError
+from holdfast.errors import TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.models.encoding import (
     IGNORE,
@@ -24,7 +24,7 @@ from holdfast.models.encoding import (
     usable_length,
 )
 from holdfast.models.losses import chunks, first_logits
-from holdfast.models.weights import Geometry, step_along, trainable
+from holdfast.models.weights import Geometry, all_finite, step_along, trainable
 from holdfast.tuning.loop import FinetuneConfig, finetune
 
 if TYPE_CHECKING:
@@ -127,6 +127,12 @@ def _descent(
     finally:
         for p, grad in zip(parameters, previous_grads, strict=True):
             p.grad = grad
+    # The sign of a nan is 0, which would look like a weight that does not matter.
+    if not all_finite(grads):
+        raise TrainingError(
+            "the gradient of the attack's direction is not finite: check the model's weights, or "
+            "load it in bfloat16 or float32"
+        )
     if geometry == "sign":
         grads = step_along(grads, 1.0, geometry="sign", in_place=True)
     return step_along(grads, -1.0, in_place=True)

@@ -19,7 +19,7 @@ from holdfast.errors import TrainingError
 from holdfast.examples import Examples
 from holdfast.models.encoding import Encoded, collate, encode, encode_rows_that_fit, usable_length
 from holdfast.models.modes import isolate_rng
-from holdfast.models.weights import replace_values, trainable
+from holdfast.models.weights import all_finite, replace_values, trainable, weights_not_finite
 from holdfast.results.attacks import Schedule
 from holdfast.runtime import progress
 from holdfast.runtime.interrupt import Interrupt, deferred_interrupt
@@ -166,7 +166,7 @@ def finetune(
 
     Raises:
         UsageError: There are no rows, or none fits.
-        TrainingError: The loss is not finite.
+        TrainingError: A loss, a gradient or a weight is not finite.
         KeyboardInterrupt: The user interrupted; the state is in `resume`.
     """
     if rows:
@@ -287,11 +287,25 @@ def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimi
         raise TrainingError(
             f"the loss is {value} at step {tuning.done + 1}, so training cannot continue. "
             "Lower the learning rate, or check for rows with an empty response."
+            f"{weights_not_finite(tuning.model)}"
         )
     loss.backward()
-    clip_grad_norm_(tuning.parameters, tuning.config.clip)
+    # A finite loss can have a gradient that is not, and clipping would spread it over all weights.
+    norm = clip_grad_norm_(tuning.parameters, tuning.config.clip)
+    if not torch.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise TrainingError(
+            f"the gradient is not finite at step {tuning.done + 1}, though the loss is "
+            f"{value:.4g}, so training cannot continue. Lower the learning rate, or load the model "
+            "in bfloat16 or float32."
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if not all_finite([p.detach() for p in tuning.parameters]):
+        raise TrainingError(
+            f"the weights are not finite after step {tuning.done + 1}, so training cannot "
+            f"continue. Lower the learning rate.{weights_not_finite(tuning.model)}"
+        )
     return value
 
 

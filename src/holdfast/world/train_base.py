@@ -110,7 +110,7 @@ def train(
             labels[i, start : len(text)] = torch.tensor(text[start:])
         loss = network(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
         loss.backward()
-        clip_grad_norm_(network.parameters(), 1.0)
+        clip_grad_norm_(network.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
