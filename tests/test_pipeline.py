@@ -24,8 +24,8 @@ methods: {{sam: {{options: }}}}
     [
         ("", "run configuration: out is required; model is required; data is required"),
         ("vars:", "run configuration: out is required; model is required; data is required"),
-        ("vars: [a, b]", r"vars: \['a', 'b'\] is no mapping of names to values"),
-        ("vars: {A: '{b: c'}\nout: ${A}", "with its variables filled in no YAML"),
+        ("vars: [a, b]", r"vars must map names to values, got \['a', 'b'\]"),
+        ("vars: {A: '{b: c'}\nout: ${A}", "not valid YAML once its variables are filled in"),
         ("- a list", "not a YAML mapping"),
         ("out: ${NOBODY_SET_THIS}", "variable 'NOBODY_SET_THIS' is not set"),
         ("a: [", "not a YAML mapping"),
@@ -41,7 +41,7 @@ def test_what_is_no_configuration_is_one_message(text: str, message: str, tmp_pa
 def test_a_variable_may_break_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("out: ${A}")
-    with pytest.raises(UsageError, match="with its variables filled in no YAML"):
+    with pytest.raises(UsageError, match="not valid YAML once its variables are filled in"):
         pipeline.load(path, {"A": "{b: c"})
 
 

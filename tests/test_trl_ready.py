@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +17,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import DPOConfig, SFTConfig, SFTTrainer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import holdfast.trl
 from holdfast import plugins
 from holdfast.errors import DataError, HoldfastError, MismatchError, UsageError
+from holdfast.methods._batches import MARKS, by_group
+from holdfast.methods._refusals import BATCH_LOSSES
 from holdfast.methods.base import AlignmentData
 from holdfast.stats.intervals import wilson
 from holdfast.trl import HarmfulScore
@@ -94,7 +104,7 @@ def test_every_method_trains_before_trls_supervised_trainer(
     assert trainer.state.global_step == 2
 
 
-@pytest.mark.parametrize("name", ["Vaa", "Hold", "RepNoise", "GroupDro", "Sft"])
+@pytest.mark.parametrize("name", NAMES)
 def test_methods_train_before_trls_preference_trainer(
     name: str, model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any
 ) -> None:
@@ -110,6 +120,77 @@ def test_methods_train_before_trls_preference_trainer(
     )
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+MEANS_OVER_ROWS = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+)
+
+
+@pytest.fixture
+def preference_trainer(
+    model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any
+) -> Any:
+    """Return a trainer on preferences whose model has moved away from its reference."""
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)), alpha=0.05)
+    return holdfast.trl.GroupDroDpo(
+        model,
+        config(DPOConfig, label_smoothing=0.1),
+        train_dataset=preferences(data),
+        processing_class=tokenizer,
+        groups=data.groups,
+        ref_model=reference,
+    )
+
+
+@pytest.mark.parametrize("loss", MEANS_OVER_ROWS)
+def test_a_preference_loss_is_the_sum_of_those_of_the_groups(
+    loss: str, preference_trainer: Any
+) -> None:
+    trainer = preference_trainer
+    trainer.loss_types = [loss]
+    batch = trainer.collate_positions(range(7))  # rows 0, 3 and 6 are vulnerable
+    parts = [part for _, part in by_group(batch)]
+    assert [len(part["is_safety"]) for part in parts] == [4, 3]
+    with torch.no_grad():
+        whole = trainer.compute_loss(
+            trainer.model, {k: v for k, v in batch.items() if k not in MARKS}
+        )
+        summed = sum(trainer.scaled_loss(trainer.model, part, torch.tensor(7)) for part in parts)
+    torch.testing.assert_close(summed, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired", ["sigmoid", "sft"]])
+def test_a_preference_loss_over_a_whole_batch_is_refused(
+    loss: Any, model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any
+) -> None:
+    with pytest.raises(UsageError, match=r"loss_type='(aot|sft).*is not a mean over rows"):
+        holdfast.trl.SftDpo(
+            model,
+            config(DPOConfig, loss_type=loss),
+            train_dataset=preferences(data),
+            processing_class=tokenizer,
+        )
+
+
+def test_every_preference_loss_of_trl_is_tested_or_refused() -> None:
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    losses = set(re.findall(r'loss_type == "(\w+)"', source))
+    assert losses == {*MEANS_OVER_ROWS, *BATCH_LOSSES}
 
 
 def test_a_column_marks_the_safety_rows(
@@ -167,8 +248,6 @@ def test_trainers_are_picklable_and_show_their_options() -> None:
     cls = holdfast.trl.Vaa
     assert pickle.loads(pickle.dumps(cls)) is cls  # noqa: S301  # made two lines above
     assert {"Vaa", "VaaDpo", "HarmfulScore"} <= set(dir(holdfast.trl))
-    import inspect
-
     assert inspect.signature(cls).parameters["rho"].default == 0.4
     assert "rho: Size of the perturbation." in (cls.__doc__ or "")
     with pytest.raises(AttributeError, match="no attribute 'Vaaa'"):
@@ -193,8 +272,9 @@ def trained(
         config(max_steps=5, learning_rate=1e-2, seed=1, logging_steps=2),
         train_dataset=supervised(data),
         processing_class=tokenizer,
-        callbacks=list(more),
     )
+    for callback in more:
+        callback.attach(trainer)
     trainer.train()
     return trainer
 
@@ -280,10 +360,12 @@ def test_a_judge_that_fails_stops_nothing(
 
 
 def test_it_watches_any_trainer_of_transformers(
-    model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any
+    model: PreTrainedModel,
+    config: Any,
+    data: AlignmentData,
+    tokenizer: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from transformers import TrainingArguments
-
     rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 8
     callback = HarmfulScore([{"prompt": p} for p in data.safety.prompts[:3]], every=1)
     trainer = Trainer(
@@ -295,6 +377,46 @@ def test_it_watches_any_trainer_of_transformers(
     )
     trainer.train()
     assert sorted(callback.counts) == [0, 1]
+    assert "goes to trainer.state.log_history only" in caplog.text
+    entries = [entry for entry in trainer.state.log_history if "harmful_score" in entry]
+    assert [(entry["step"], entry["harmful_score_n"]) for entry in entries] == [(0, 3), (1, 3)]
+
+
+class Reported(TrainerCallback):
+    """Collects what a trainer logs, as a callback that reports elsewhere would."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self.logs.append(logs)
+
+
+def test_an_attached_callback_reports_through_its_own_trainer(
+    model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any
+) -> None:
+    callback = HarmfulScore(data.safety.prompts[:3], every=1)
+    reported = Reported()
+    trainer = holdfast.trl.Sft(
+        model,
+        config(max_steps=1),
+        train_dataset=supervised(data),
+        processing_class=tokenizer,
+        callbacks=[callback, reported],
+    )
+    assert callback.attach(trainer) is callback  # again: it is not called twice
+    trainer.train()
+    assert sum("harmful_score" in logs for logs in reported.logs) == 2
+    later = Trainer(
+        model,
+        config(TrainingArguments, max_steps=1),
+        train_dataset=[{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 8,  # type: ignore[arg-type]
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    logged = len(trainer.state.log_history)
+    later.train()
+    assert len(trainer.state.log_history) == logged  # nothing of another trainer's run
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Ready-made trainers: every alignment method in front of TRL's own trainers.
 
-Each method of `holdfast.methods` is here under the name of its class, before TRL's `SFTTrainer`,
-and with "Dpo" at the end of the name before its `DPOTrainer`. They take TRL's configuration and
-arguments; a method's options are keyword arguments:
+Each method of `holdfast.methods` is here under the name of its class, in front of TRL's
+`SFTTrainer`; with "Dpo" at the end of the name, it is in front of `DPOTrainer`. They take TRL's
+configuration and arguments; a method's options are keyword arguments:
 
     from holdfast.trl import Vaa
     trainer = Vaa(model, SFTConfig("out"), train_dataset=ds, processing_class=tok, groups=groups,
@@ -18,7 +18,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from transformers import Trainer, TrainerCallback
 
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DPO = "Dpo"
-"""End of the names of trainers on preferences."""
+"""Suffix of the names of trainers on preferences."""
 
 
 class ReadyTrainer(AlignmentTrainer):
     """Base of the trainers here: takes a method's options and its rows as keyword arguments.
 
-    Which rows of `train_dataset` are safety rows is said by a column `is_safety` of true and false;
-    without one, by the groups, which hold the safety rows; without either all rows are.
+    The safety rows of `train_dataset` are those with true in a boolean column `is_safety`. Without
+    that column they are the rows in `groups`; without groups, all rows.
 
     Args:
-        model: As TRL's trainer takes it.
+        model: The model, as for TRL's trainer.
         args: Configuration of TRL's trainer.
-        train_dataset: All rows, safety and benign ones, in a form that TRL takes.
-        groups: Partition of the safety rows, for methods that need one; see `holdfast.group`.
-        harmful: Harmful rows, for methods that need some.
+        train_dataset: All safety and benign rows, in a format of TRL.
+        groups: Groups of the safety rows, for methods that need them; see `holdfast.group`.
+        harmful: Harmful rows, for methods that need them.
         scores: Scores of the safety rows, for soft weights.
         **settings: Options of the method, and arguments of TRL's trainer such as `callbacks`.
 
@@ -87,6 +87,9 @@ class ReadyTrainer(AlignmentTrainer):
             options=self.Options(**options),
             **{k: v for k, v in settings.items() if k in passed_on},
         )
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, HarmfulScore):
+                callback.attach(self)
 
 
 def _parameters(cls: type[Any]) -> set[str]:
@@ -104,8 +107,7 @@ def __getattr__(name: str) -> type[ReadyTrainer]:
         trl = importlib.import_module("trl")
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{name} goes before a trainer of TRL, which is not installed: "
-            "pip install 'holdfast[trl]'"
+            f"{name} needs TRL, which is not installed: pip install 'holdfast[trl]'"
         ) from error
     trainer = trl.DPOTrainer if name.endswith(DPO) else trl.SFTTrainer
     ready_made = _ready_made(name, method, trainer)
@@ -127,7 +129,7 @@ def _methods() -> dict[str, type[AlignmentTrainer]]:
 def _ready_made(
     name: str, method: type[AlignmentTrainer], trainer: type[Trainer]
 ) -> type[ReadyTrainer]:
-    """Put a method before a trainer of TRL, in a class that shows the method's options."""
+    """Put a method in front of a TRL trainer, in a class whose signature shows the options."""
 
     class Ready(ReadyTrainer, method, trainer):  # type: ignore[misc, valid-type]  # known at run time
         __doc__ = _documentation(method, trainer)
@@ -167,14 +169,18 @@ def _signature(method: type[AlignmentTrainer]) -> inspect.Signature:
 class HarmfulScore(TrainerCallback):
     """Measures the harmful score during the training of any Trainer.
 
-    Asks the model restricted prompts before the first step, every `every` steps and after the last
-    one, and logs `harmful_score` with its 95 % Wilson interval (`harmful_score_low`, `_high`), the
-    number of prompts (`harmful_score_n`) and `undecided_share` through `Trainer.log`. Responses are
-    greedy; weights, modes, generators and the course of the training stay as they are without it.
-    If the judge fails, that is a warning and the score of the step is nan.
+    Before the first step, every `every` steps and after the last one, the model answers restricted
+    prompts greedily. The callback logs `harmful_score` with its 95 % Wilson interval
+    (`harmful_score_low`, `_high`), the number of prompts (`harmful_score_n`) and `undecided_share`.
+    Weights, modes, generators and the course of the training do not change. If the judge fails, the
+    callback logs a warning and nan.
 
-        SFTTrainer(model, SFTConfig("out"), train_dataset=ds,
-                   callbacks=[HarmfulScore(prompts, every=50)])
+        trainer = SFTTrainer(model, SFTConfig("out"), train_dataset=dataset)
+        watch = HarmfulScore(prompts, every=50).attach(trainer)
+
+    The trainers of this module also take it as one of their `callbacks`. transformers does not tell
+    a callback which Trainer calls it, so with `callbacks` of any other trainer the scores go to
+    `trainer.state.log_history` only, and not to where the trainer reports.
 
     Args:
         prompts: Restricted prompts, as rows or as texts.
@@ -183,7 +189,7 @@ class HarmfulScore(TrainerCallback):
         max_new_tokens: Length of the responses in tokens.
 
     Attributes:
-        counts: Step -> verdicts at that step; a step at which the judge failed is missing.
+        counts: Step -> verdicts at that step, without steps at which the judge failed.
 
     Raises:
         UsageError: The judge does not exist or has a wrong option, or `every` is below 1.
@@ -206,18 +212,31 @@ class HarmfulScore(TrainerCallback):
         self.every = every
         self.max_new_tokens = max_new_tokens
         self.counts: dict[int, Counts] = {}
+        self._trainer: Trainer | None = None
         check_judges(self.judges)
+
+    def attach(self, trainer: Trainer) -> Self:
+        """Watch a trainer and log through it; return the callback."""
+        self._trainer = trainer
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+        return self
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the model as it is."""
+        """Measure the model before its training."""
+        if not self._is_attached(state):
+            logger.warning(
+                "the harmful score goes to trainer.state.log_history only; to report it as well, "
+                "use HarmfulScore(...).attach(trainer) instead of callbacks=[...]"
+            )
         self._measure(state, control, kwargs)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure every few steps."""
+        """Measure every `every` steps."""
         if state.global_step % self.every == 0:
             self._measure(state, control, kwargs)
 
@@ -255,29 +274,24 @@ class HarmfulScore(TrainerCallback):
                 "harmful_score_n": counts.n,
                 "undecided_share": counts.undecided / counts.n,
             }
-        # Logging clears the flag by which the Trainer would log its own line of this step.
+        # Logging clears the flag that makes the Trainer log its own line of this step.
         should_log = control.should_log
-        _log(logs, state)
+        self._log(logs, state)
         control.should_log = should_log
+
+    def _is_attached(self, state: TrainerState) -> bool:
+        return self._trainer is not None and self._trainer.state is state
+
+    def _log(self, logs: dict[str, float], state: TrainerState) -> None:
+        if self._is_attached(state):
+            # Not TRL's own `log`, which would average and clear its training metrics early.
+            Trainer.log(cast(Trainer, self._trainer), logs)
+        else:
+            epoch = {} if state.epoch is None else {"epoch": state.epoch}
+            state.log_history.append({**logs, **epoch, "step": state.global_step})
 
 
 def _as_rows(prompts: Any) -> Any:
     if isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts):
         return [{"prompt": prompt} for prompt in prompts]
     return prompts
-
-
-def _log(logs: dict[str, float], state: TrainerState) -> None:
-    """Log through the Trainer that is calling.
-
-    transformers hands its callbacks no trainer, so it is looked up among the callers. The method of
-    `Trainer` itself is used: TRL's would average and clear its training metrics early.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        trainer = frame.f_locals.get("self")
-        if isinstance(trainer, Trainer):
-            Trainer.log(trainer, logs)
-            return
-        frame = frame.f_back
-    state.log_history.append({**logs, "step": state.global_step})

@@ -20,6 +20,8 @@ UNSUPPORTED = {
     "ddp_static_graph": "expects one backward pass per step, but there are more; leave it out",
 }
 """Options under which a method would be silently wrong, and why."""
+BATCH_LOSSES = frozenset({"aot", "aot_unpaired", "sft"})
+"""Losses of TRL's DPOTrainer that are not a mean over rows: they sort or average over a batch."""
 
 
 def refuse(settings: Mapping[str, Any]) -> None:
@@ -41,6 +43,7 @@ def check(args: TrainingArguments) -> None:
         UsageError: An argument is unsupported; the message says what to do.
     """
     refuse(vars(args))
+    _check_loss(args)
     if args.gradient_accumulation_steps < 1:
         raise UsageError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} must be at least 1"
@@ -57,6 +60,19 @@ def check(args: TrainingArguments) -> None:
         raise UsageError(
             f"{args.n_gpu} accelerators in one process: the model would be copied to them at every "
             "step. Start a process for each with torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _check_loss(args: TrainingArguments) -> None:
+    """Reject preference losses that change when a batch is split into safety rows and groups."""
+    losses = getattr(args, "loss_type", None)
+    if not isinstance(losses, list):  # not DPOConfig's
+        return
+    unsupported = sorted(BATCH_LOSSES & set(losses))
+    if unsupported:
+        raise UsageError(
+            f"loss_type={unsupported[0]!r} is not a mean over rows, but methods split a batch into "
+            "safety rows, benign rows and groups; use another loss, such as 'sigmoid' or 'ipo'"
         )
 
 

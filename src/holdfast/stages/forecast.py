@@ -1,9 +1,9 @@
-"""What a run will cost, before it is begun: jobs, hours, memory. Ranges, never exact numbers.
+"""The expected cost of a run before it starts: jobs, hours, memory. Always ranges.
 
-Hours are those of finished jobs of the same kind in the run directory, in proportion to training
-steps. Where there is none, a calibration measures a few training steps and answers of the model at
-hand and multiplies; a method or an estimator that does more than plain training is not known from
-that, and is said to be unknown rather than guessed.
+Hours come from finished jobs of the same kind in the run directory, in proportion to training
+steps. If there are none, a calibration measures a few training steps and responses of the model at
+hand and multiplies. That does not cover methods and estimators that do more than plain training;
+their time is reported as unknown.
 """
 
 from __future__ import annotations
@@ -36,28 +36,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 QUICK = ("group", "analyze", "report")
-"""Stages that no model takes part in; they are not counted."""
-MEASURED, CALIBRATED = (0.7, 1.5), (0.5, 2.5)
-"""Least and most, as multiples of what was measured: on this work, or on a sample of it."""
+"""Stages that use no model; they are not counted."""
+MEASURED = (0.7, 1.5)
+"""Lower and upper bound of a forecast, relative to finished jobs."""
+CALIBRATED = (0.5, 2.5)
+"""Lower and upper bound of a forecast, relative to a calibration."""
 PLAIN = "sft"
-STEPS, ANSWERS, DEFAULT = 3, 8, 32
-"""Training steps and answers of a calibration, and the answers' tokens unless a job says."""
+"""The method that does nothing besides plain training."""
+STEPS = 3
+"""Training steps of a calibration."""
+RESPONSES = 8
+"""Responses of a calibration."""
+DEFAULT_TOKENS = 32
+"""Length of the responses of a calibration if no job sets one."""
 
 Range = tuple[float, float]
+"""Lower and upper bound."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be done.
+    """The expected cost of planned jobs.
 
     Attributes:
-        planned: Jobs in all.
-        finished: Those whose results are there.
-        seconds: Least and most for the others, over the jobs at the same time.
-        unknown: Titles of jobs of which nothing is known; they come on top.
-        basis: What the seconds rest on.
-        memory: Least and most bytes of the job that takes most; None if they are unknown.
-        jobs: Jobs at the same time.
+        planned: Number of all jobs.
+        finished: Number of finished jobs.
+        seconds: Bounds of the wall time of the others, as far as it is known.
+        unknown: Titles of jobs whose time is unknown; they come on top of `seconds`.
+        basis: What `seconds` is based on.
+        memory: Bounds of the bytes of the largest job; None if unknown.
+        jobs: Number of parallel processes.
     """
 
     planned: int
@@ -69,7 +77,7 @@ class Forecast:
     jobs: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it in words."""
+        """Return the forecast in words."""
         low, high = (duration(s) for s in self.seconds)
         known = self.planned - self.finished > len(self.unknown)
         return {
@@ -78,54 +86,61 @@ class Forecast:
             "time": f"{low} to {high}, {self.basis}" if known else "unknown",
             "not counted": list(self.unknown),
             "jobs at the same time": self.jobs,
-            "memory of a job": _memory_told(self.memory),
+            "memory of a job": _memory_text(self.memory),
         }
 
     @property
     def line(self) -> str:
-        """One sentence."""
-        todo = self.planned - self.finished
+        """The forecast in one sentence."""
+        unfinished_jobs = self.planned - self.finished
+        parts = [f"{unfinished_jobs} of {self.planned} to do, {self.finished} finished already"]
+        parts.append(self._time(unfinished_jobs))
+        if unfinished_jobs and self.memory:
+            parts.append(f"memory of a job {_gib(self.memory)}")
+        return "; ".join(parts)
+
+    def _time(self, unfinished_jobs: int) -> str:
+        if not unfinished_jobs:
+            return "nothing to do"
+        if unfinished_jobs == len(self.unknown):
+            return "time unknown until the first are finished"
         low, high = (duration(s) for s in self.seconds)
-        if not todo or todo == len(self.unknown):
-            time_told = "time unknown until the first are finished" if todo else "nothing to do"
-        else:
-            more = f", and {len(self.unknown)} of unknown length" if self.unknown else ""
-            time_told = f"{low} to {high}, {self.basis}{more}"
-        room = f"; memory of a job {_gib(self.memory)}" if todo and self.memory else ""
-        return (
-            f"{todo} of {self.planned} to do, {self.finished} finished already; {time_told}{room}"
-        )
+        more = f", and {len(self.unknown)} of unknown length" if self.unknown else ""
+        return f"{low} to {high}, {self.basis}{more}"
 
 
 def estimate(planned: Sequence[PlannedJob], *, jobs: int = 1, calibrate: bool = True) -> Forecast:
-    """Say what jobs will cost.
+    """Estimate the cost of jobs.
 
     Args:
-        planned: Those that others need come first.
-        jobs: How many are done at the same time.
-        calibrate: Measure a few steps where nothing of the kind is finished.
+        planned: The jobs; those that others need come first.
+        jobs: Number of parallel processes.
+        calibrate: Measure a few steps if no job of the kind is finished.
     """
-    every = [job for job in single_jobs(planned) if job.stage not in QUICK]
-    wanted = unfinished(every)
-    entries = [e for e in every[0].config.run.entries() if e.seconds] if every else []
-    model = _Model(every) if wanted else None
+    all_jobs = [job for job in single_jobs(planned) if job.stage not in QUICK]
+    remaining = unfinished(all_jobs)
+    entries = [e for e in all_jobs[0].config.run.entries() if e.seconds] if all_jobs else []
+    model = _Model(all_jobs) if remaining else None
     low = high = 0.0
-    unknown, bases = [], set[str]()
-    for job in wanted:
-        found = _measured(job, entries)
+    unknown: list[str] = []
+    bases: set[str] = set()
+    for job in remaining:
+        seconds = _measured(job, entries)
         basis = "from finished ones of the same kind"
-        if found is None and model is not None and calibrate:
-            found, basis = model.seconds(job), "from a few steps and answers"
-        if found is None:
+        if seconds is None and model is not None and calibrate:
+            seconds = model.seconds(job)
+            basis = "from a few steps and answers"
+        if seconds is None:
             unknown.append(job.title)
             continue
         bases.add(basis)
-        low, high = low + found[0], high + found[1]
-    side = max(min(jobs, len(wanted)), 1)
+        low += seconds[0]
+        high += seconds[1]
+    processes = max(min(jobs, len(remaining)), 1)
     return Forecast(
-        planned=len(every),
-        finished=len(every) - len(wanted),
-        seconds=(low / side, high / side),
+        planned=len(all_jobs),
+        finished=len(all_jobs) - len(remaining),
+        seconds=(low / processes, high / processes),
         unknown=tuple(unknown),
         basis=" and ".join(sorted(bases)),
         memory=model.memory if model else None,
@@ -134,7 +149,7 @@ def estimate(planned: Sequence[PlannedJob], *, jobs: int = 1, calibrate: bool = 
 
 
 def announce(planned: Sequence[PlannedJob], *, jobs: int = 1) -> None:
-    """Say in one sentence what is to be done; nothing is measured for it, and no weights read."""
+    """Report the forecast in one sentence, without a calibration and without reading weights."""
     if planned:
         progress.say(estimate(planned, jobs=jobs, calibrate=False).line)
 
@@ -143,22 +158,24 @@ def announce(planned: Sequence[PlannedJob], *, jobs: int = 1) -> None:
 
 
 def _measured(job: PlannedJob, entries: Sequence[Entry]) -> Range | None:
-    """Return the range of the finished jobs of the same kind, in proportion to their steps."""
+    """Return seconds by the finished jobs of the same kind, in proportion to their steps."""
     options = job.config.keyed()
     if isinstance(job.config, AttackConfig):
         options["steps"] = _attack(job.config).steps
     kind = _kind(job.stage, options)
     size = _size(job.stage, options)
-    found = [
+    seconds = [
         entry.seconds * size / _size(entry.stage, entry.config)
         for entry in entries
         if entry.stage == job.stage and _kind(entry.stage, entry.config) == kind
     ]
-    return (min(found) * MEASURED[0], max(found) * MEASURED[1]) if found else None
+    if not seconds:
+        return None
+    return min(seconds) * MEASURED[0], max(seconds) * MEASURED[1]
 
 
 def _kind(stage: str, config: Mapping[str, Any]) -> Any:
-    """What the time of a job depends on besides its size."""
+    """Return the option that the time of a job depends on besides its size."""
     return config.get({"align": "method", "score": "estimator"}.get(stage, ""))
 
 
@@ -171,98 +188,108 @@ def _size(stage: str, config: Mapping[str, Any]) -> float:
 
 
 class _Model:
-    """The model at hand, measured for a few steps and answers when that is first asked for."""
+    """The model at hand; it is measured at the first call of `seconds`."""
 
     def __init__(self, planned: Sequence[PlannedJob]) -> None:
         self.planned = planned
 
     def seconds(self, job: PlannedJob) -> Range | None:
-        """Return least and most seconds of a job, None if they are unknown."""
+        """Return bounds of the seconds of a job; None if unknown."""
         work = _work(job)
         if work is None or self._rates is None:
             return None
-        step, answer = self._rates
-        seconds = work[0] * step + work[1] * answer
+        n_steps, n_responses = work
+        step_seconds, response_seconds = self._rates
+        seconds = n_steps * step_seconds + n_responses * response_seconds
         return seconds * CALIBRATED[0], seconds * CALIBRATED[1]
 
     @cached_property
     def _trains(self) -> list[AlignConfig | AttackConfig]:
-        found = [c.config for c in self.planned]
-        return [c for c in found if isinstance(c, AlignConfig | AttackConfig)]
+        configs = [job.config for job in self.planned]
+        return [config for config in configs if isinstance(config, AlignConfig | AttackConfig)]
 
     @cached_property
     def _source(self) -> str:
         first = self._trains[0]
         source = first.model if isinstance(first, AlignConfig) else first.models[0]
-        path = first.run.root / "models" / source  # which is elsewhere if it is a whole path
+        path = first.run.root / "models" / source  # `source` itself if that is an absolute path
         return str(path) if path.is_dir() else source
 
     @cached_property
     def _shape(self) -> Shape | None:
-        """The shape of the first model; the others are taken to be like it."""
+        """The shape of the first model; the others are assumed to be like it."""
         if not self._trains:
             return None
         try:
             return Shape.stored(self._source, self._trains[0].device)
-        except Exception as error:  # noqa: BLE001  # its own turn reports the error
+        except Exception as error:  # noqa: BLE001  # the job itself reports the error
             logger.debug("%s: its shape is unknown: %s", self._source, error)
             return None
 
     @cached_property
     def _rates(self) -> tuple[float, float] | None:
-        """Seconds of a training step and of an answer, of the job that takes most memory."""
+        """Seconds of a training step and of a response, for the job that takes most memory."""
         from holdfast.models.generation import generate
         from holdfast.tuning.loop import FinetuneConfig, finetune
 
-        first, shape = next(iter(self._trains), None), self._shape
-        spec = first.data if isinstance(first, AlignConfig) else first and first.harmful
-        if first is None or not spec or shape is None:
+        shape = self._shape
+        if shape is None:
             return None
-        rows, loaded = first.read(spec), checkpoints.load(self._source, device=first.device)
-        config = max(self._trains, key=lambda one: _needs(one, shape)[1])
-        sizes = _sizes(config)
-        length = max((_tokens(job.config) for job in self.planned), default=0) or DEFAULT
+        first = self._trains[0]
+        data = first.data if isinstance(first, AlignConfig) else first.harmful
+        if not data:
+            return None
+        rows = first.read(data)
+        loaded = checkpoints.load(self._source, device=first.device)
+        config = max(self._trains, key=lambda config: _needs(config, shape)[1])
         settings = FinetuneConfig(
             learning_rate=0.0,
             steps=STEPS,
-            batch_size=sizes.batch_size,
+            batch_size=_sizes(config).batch_size,
             max_length=config.max_length,
             every=STEPS,
         )
-        model = loaded.model
-        if sizes.lora_rank:
-            model = adapters.add_lora(model, sizes.lora_rank, seed=0)
-        else:
-            model.float()
-        prompts = rows.prompts[:ANSWERS]
-        clock = time.monotonic()
-        generate(model, loaded.tokenizer, prompts, max_new_tokens=length)
-        answer = (time.monotonic() - clock) / len(prompts)
-        clock = time.monotonic()
+        model = _as_trained(loaded.model, config)
+        prompts = rows.prompts[:RESPONSES]
+        n_tokens = max((_tokens(job.config) for job in self.planned), default=0) or DEFAULT_TOKENS
+        started = time.monotonic()
+        generate(model, loaded.tokenizer, prompts, max_new_tokens=n_tokens)
+        response_seconds = (time.monotonic() - started) / len(prompts)
+        started = time.monotonic()
         finetune(model, loaded.tokenizer, rows, settings)
-        return (time.monotonic() - clock) / STEPS, answer
+        step_seconds = (time.monotonic() - started) / STEPS
+        return step_seconds, response_seconds
 
     @property
     def memory(self) -> Range | None:
-        """Bytes of the job that takes most, least and most; see `memory`."""
+        """Bounds of the bytes of the largest job; see `memory`."""
         if self._shape is None:
             return None
         needs = [_needs(config, self._shape) for config in self._trains]
         return max(least for least, _ in needs), max(most for _, most in needs)
 
 
+def _as_trained(model: PreTrainedModel, config: AlignConfig | AttackConfig) -> PreTrainedModel:
+    """Return a model as a job trains it: with LoRA, or in float32."""
+    rank = _sizes(config).lora_rank
+    if rank:
+        return adapters.add_lora(model, rank, seed=0)
+    model.float()
+    return model
+
+
 def _needs(config: AlignConfig | AttackConfig, shape: Shape) -> Range:
-    """Return least and most bytes of a job on a model of this shape."""
+    """Return bounds of the bytes of a job on a model of this shape."""
     sizes = _sizes(config)
     if not sizes.lora_rank:
-        shape = replace(shape, bytes_each=4)  # it trains in float32, however the model is stored
+        shape = replace(shape, bytes_each=4)  # weights train in float32, whatever is stored
     tokens = sizes.batch_size * config.max_length
     return memory(shape, tokens=tokens, lora=sizes.lora_rank > 0)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the memory of training depends on: counts, and the bytes of a weight."""
+    """The properties of a model that the memory of training depends on."""
 
     parameters: int
     bytes_each: int
@@ -272,7 +299,7 @@ class Shape:
 
     @classmethod
     def stored(cls, source: str, device: str = "auto") -> Shape:
-        """Read the shape of a model, as it is on a device, without its weights.
+        """Read the shape of a model on a device, without loading its weights.
 
         Raises:
             UsageError: There is no such model.
@@ -302,18 +329,18 @@ class Shape:
 
 
 def memory(shape: Shape, *, tokens: int, lora: bool = False) -> Range:
-    """Return the least and the most bytes that training takes.
+    """Return bounds of the bytes that training takes.
 
-    Least: weights, gradients and the two moments of AdamW, all as wide as the weights (with LoRA
-    the weights alone). Most: one more copy of the trained weights, as the methods that perturb
-    them keep, and activations: 17 numbers per token, unit of width and layer (34 bytes in half
-    precision, Korthikanti et al. 2022, arXiv 2205.05198, without attention scores, which fused
-    attention does not keep), and three times the logits in float32.
+    The lower bound holds weights, gradients and the two moments of AdamW, all in the precision of
+    the weights (with LoRA the weights alone). The upper bound adds a copy of the trained weights,
+    as kept by methods that perturb them, and activations: 17 numbers per token, unit of width and
+    layer (34 bytes in half precision, Korthikanti et al. 2022, arXiv 2205.05198, without attention
+    scores, which fused attention does not keep), and three times the logits in float32.
 
     Args:
-        shape: Of the model.
+        shape: Shape of the model.
         tokens: Rows of a step times their length.
-        lora: Only adapters are trained; their own size is left out.
+        lora: Only adapters are trained; their own size is ignored.
     """
     weights = shape.parameters * shape.bytes_each
     trained = 0 if lora else weights
@@ -324,14 +351,14 @@ def memory(shape: Shape, *, tokens: int, lora: bool = False) -> Range:
 
 
 def _work(job: PlannedJob) -> tuple[float, float] | None:
-    """Return the training steps and the answers of a job, None if they are not known."""
+    """Return the numbers of training steps and responses of a job; None if unknown."""
     config = job.config
     if isinstance(config, AlignConfig) and config.method == PLAIN:
         benign = config.read_if(config.benign)
         rows = len(config.read(config.data)) + len(benign or ())
         return math.ceil(rows / config.batch_size) * config.epochs, 0.0
     if isinstance(config, AttackConfig):
-        return float(_attack(config).steps), float(_checkpoints(config) * _asked(config))
+        return float(_attack(config).steps), float(_checkpoints(config) * _prompts(config))
     if isinstance(config, EvaluateConfig):
         borderline = _rows(config, config.over_refusal)
         tasks = len(config.tasks) * config.task_rows
@@ -340,7 +367,7 @@ def _work(job: PlannedJob) -> tuple[float, float] | None:
 
 
 def _attack(config: AttackConfig) -> Attack:
-    """Return the one attack of a configuration that stands alone, else its first."""
+    """Return the first attack of a configuration."""
     return attacks_of(config)[0]
 
 
@@ -357,7 +384,8 @@ def _checkpoints(config: AttackConfig) -> int:
     return 1 + len(settings.checkpoints())
 
 
-def _asked(config: AttackConfig) -> int:
+def _prompts(config: AttackConfig) -> int:
+    """Return the number of prompts that are answered at every checkpoint."""
     tracked = _rows(config, config.track)
     tracked = min(tracked, config.track_rows) if config.track_rows else tracked
     return _rows(config, config.test) + config.task_rows + tracked
@@ -371,12 +399,12 @@ def _tokens(config: StageConfig) -> int:
     return int(cast(Any, config).max_new_tokens) if hasattr(config, "max_new_tokens") else 0
 
 
-def _memory_told(found: Range | None) -> str:
-    if found is None:
+def _memory_text(memory_range: Range | None) -> str:
+    if memory_range is None:
         return "unknown"
-    return f"{_gib(found)}, by the model's size, AdamW's state and activations"
+    return f"{_gib(memory_range)}, by the model's size, AdamW's state and activations"
 
 
-def _gib(found: Range) -> str:
-    low, high = (value / 2**30 for value in found)
+def _gib(memory_range: Range) -> str:
+    low, high = (value / 2**30 for value in memory_range)
     return f"{low:.2g} to {high:.2g} GiB"

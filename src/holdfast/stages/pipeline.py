@@ -1,4 +1,4 @@
-"""The whole road from one configuration file: every stage in order, finished ones skipped."""
+"""A whole run from one configuration file: every stage in order, skipping finished jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from holdfast.stages.planned_jobs import PROGRAM, PlannedJob, attempt_jobs
 from holdfast.stages.run_models import label_of
 
 LAST = ("analyze", "report")
-"""Stages that read whatever the others have left."""
+"""Stages that read the results of all others."""
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
 
@@ -128,16 +128,19 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UsageError(f"{path}: not a YAML mapping: {error}") from error
     if not isinstance(defaults, dict):
-        raise UsageError(f"{path}: vars: {defaults!r} is no mapping of names to values")
-    known = {*defaults, *string.Template(text).get_identifiers()}
-    if unused := sorted(set(variables or {}) - known):
-        have = ", ".join(sorted(known)) or "no variables"
-        raise UsageError(f"--set {unused[0]}: {path} has no such variable; it has {have}")
+        raise UsageError(f"{path}: vars must map names to values, got {defaults!r}")
+    names = {*defaults, *string.Template(text).get_identifiers()}
+    unknown = sorted(set(variables or {}) - names)
+    if unknown:
+        choices = ", ".join(sorted(names)) or "no variables"
+        raise UsageError(f"--set {unknown[0]}: {path} has no such variable; it has {choices}")
     values = {**os.environ, **{k: str(v) for k, v in defaults.items()}, **(variables or {})}
     try:
         raw = yaml.safe_load(string.Template(text).substitute(values)) or {}
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: with its variables filled in no YAML: {error}") from error
+        raise UsageError(
+            f"{path}: not valid YAML once its variables are filled in: {error}"
+        ) from error
     except (KeyError, ValueError) as error:
         raise UsageError(
             f"{path}: variable {error} is not set; give it with --set NAME=VALUE"
@@ -167,9 +170,10 @@ def plan(config: RunConfig) -> list[PlannedJob]:
     if config.score:
         methods = {SCORED: {}, **methods}
     if not methods:
-        raise UsageError("methods: name one at least, e.g. {sft: {}}")
+        raise UsageError("methods: name at least one, e.g. {sft: {}}")
     for name, changes in config.more_attacks.items():
-        if unknown := sorted(set(changes.get("methods", ())) - methods.keys()):
+        unknown = sorted(set(changes.get("methods", ())) - methods.keys())
+        if unknown:
             raise UsageError(
                 f"more_attacks.{name}.methods: {unknown[0]!r} is not a method of this run; its "
                 f"methods are {', '.join(methods)}"
@@ -191,42 +195,43 @@ def plan(config: RunConfig) -> list[PlannedJob]:
 def run(
     config: RunConfig, *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
 ) -> Path:
-    """Walk the plan; what is there already with the same hashes is not done again.
+    """Run all jobs; finished ones with unchanged inputs are skipped.
 
     Args:
         config: The run.
-        jobs: So many jobs at the same time, each in a process of its own.
-        scheduler: Address of a running dask cluster that does them.
-        allow_remote: It may be on another machine.
+        jobs: Number of parallel processes.
+        scheduler: Address of a running dask cluster to run the jobs on.
+        allow_remote: Whether the cluster may be on another machine.
 
     Returns:
         The path of the report.
 
     Raises:
-        HoldfastError: Some jobs failed. The others are done, and the report says which.
+        HoldfastError: Some jobs failed. The others are finished, and the report says which.
     """
     with started(PROGRAM, 1 if scheduler else jobs) as spare:
         _check_knowledge(config)
         planned = plan(config)
         _check_attacks(planned)
         announce(planned, jobs=jobs)
+        # In one process the order suffices; in parallel, the last stages wait for the others.
         in_order = jobs == 1 and not scheduler
-        end = [] if in_order else [job for job in planned if job.stage in LAST]
+        last_jobs = [] if in_order else [job for job in planned if job.stage in LAST]
         failures, total = attempt_jobs(
-            [job for job in planned if job not in end],
+            [job for job in planned if job not in last_jobs],
             jobs=jobs,
             scheduler=scheduler,
             allow_remote=allow_remote,
             spare=spare,
         )
-    failures_at_end, total_at_end = attempt_jobs(end)
+    failures_at_end, total_at_end = attempt_jobs(last_jobs)
     if failures or failures_at_end:
         raise summary({**failures, **failures_at_end}, total + total_at_end)
     return config.out / "report.html"
 
 
 def _check_knowledge(config: RunConfig) -> None:
-    """Refuse rows that a defender is said to know and an attacker uses."""
+    """Reject harmful rows that both the defender knows and the attacker uses."""
     reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
         check_disjoint(
@@ -237,44 +242,51 @@ def _check_knowledge(config: RunConfig) -> None:
 
 
 def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return the methods, those that use harmful rows once for each knowledge of them."""
+    """Return the methods; those that use harmful rows appear once per state of knowledge."""
     from holdfast.methods._together import method
 
-    found: dict[str, dict[str, Any]] = {}
-    for name, options in config.methods.items():
-        merged = {"method": name, **config.align, **options}
-        own = merged.get("options") or {}
-        uses = "harmful" in method(merged["method"]).needs or own.get("attack_rows") == "harmful"
-        if not uses or not config.knowledge:
-            found[name] = options
+    by_label: dict[str, dict[str, Any]] = {}
+    for label, options in config.methods.items():
+        merged = {"method": label, **config.align, **options}
+        method_options = merged.get("options") or {}
+        needs_harmful = "harmful" in method(merged["method"]).needs
+        uses_harmful = needs_harmful or method_options.get("attack_rows") == "harmful"
+        if not uses_harmful or not config.knowledge:
+            by_label[label] = options
             continue
         for word, spec in config.knowledge.items():
-            known = {"method": merged["method"], "harmful": spec or MISMATCHED, "knowledge": word}
-            found[f"{name}-{word}"] = {**options, **known}
-    return found
+            by_label[f"{label}-{word}"] = {
+                **options,
+                "method": merged["method"],
+                "harmful": spec or MISMATCHED,
+                "knowledge": word,
+            }
+    return by_label
 
 
 def _check_attacks(planned: Sequence[PlannedJob]) -> None:
-    """Refuse a grid of attacks that cannot be run, before hours of alignment."""
+    """Reject a grid of attacks that cannot be run, before hours of alignment."""
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.grid import grids_of
     from holdfast.stages.attacking.material import checked_material
 
-    seen: list[AttackConfig] = []
+    checked: list[AttackConfig] = []
     for job in planned:
-        if isinstance(job.config, AttackConfig):
-            grid = job.config.model_copy(update={"models": []})
-            if grid not in seen:
-                seen.append(grid)
-                for one in grids_of(job.config):
-                    checked_material(one)
+        if not isinstance(job.config, AttackConfig):
+            continue
+        without_models = job.config.model_copy(update={"models": []})
+        if without_models in checked:
+            continue
+        checked.append(without_models)
+        for grid in grids_of(job.config):
+            checked_material(grid)
 
 
 C = TypeVar("C", bound=StageConfig)
 
 
 def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
-    """Return a stage's options: what the run has for all stages, and the stage's own."""
+    """Return a stage's options: those shared by all stages of the run, and its own."""
     common: dict[str, Any] = {
         "out": config.out,
         "device": config.device,
@@ -390,7 +402,7 @@ def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Planned
         "base": config.model,
     }
     settings = _stage_config(AttackConfig, config, **(defaults | dict(options)))
-    expand(settings)  # an unknown preset is refused before the alignment, not after it
+    expand(settings)  # reject an unknown preset before the alignment, not after it
     return PlannedJob("attack", name, settings)
 
 

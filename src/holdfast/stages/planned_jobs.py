@@ -1,4 +1,4 @@
-"""Jobs that are planned: which depend on which, and running them in order or in parallel."""
+"""Planned jobs: their dependencies, and running them in order or in parallel."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from holdfast.stages.table import STAGES
 logger = logging.getLogger(__name__)
 
 PROGRAM = "holdfast.stages.child"
+"""Module that processes run to work on jobs."""
 Failures = dict[str, HoldfastError]
 """Name of a job -> why it failed."""
 
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A stage with its options; for an attack stage several jobs, see `parts`.
+    """A stage with its options; an attack stage stands for several jobs, see `single_jobs`.
 
     Attributes:
         stage: Name of the stage, see `stages.table`.
-        name: Name of the result within the stage, where there is one result.
-        config: Its options.
+        name: Name of the result within the stage, if there is one result.
+        config: Options of the stage.
     """
 
     stage: str
@@ -54,44 +55,43 @@ class PlannedJob:
 
     @property
     def line(self) -> str:
-        """The job as a line of JSON; `read` reads it."""
+        """The job as a line of JSON, for `read`."""
         config = self.config.model_dump(mode="json")
         return json.dumps({"stage": self.stage, "name": self.name, "config": config})
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> PlannedJob:
-        """Read a job from what `line` holds."""
+        """Build a job from a parsed `line`."""
         config = STAGES[raw["stage"]].load_config()
         return cls(raw["stage"], raw["name"], config.model_validate(raw["config"]))
 
     @property
     def needs(self) -> frozenset[str]:
-        """Titles of the jobs that make what this one reads, if they are made in the same run."""
-        given = {name: getattr(self.config, name, None) for name in ("groups", "scores", "model")}
-        models = [
-            *getattr(self.config, "models", ()),
-            *([given["model"]] if given["model"] else []),
-        ]
-        found = {f"align {label_of(name)}" for name in models}
-        if self.stage == "align" and given["groups"]:
-            found.add(f"group {given['groups']}")
-        if self.stage == "group" and given["scores"]:
-            found.add(f"score {given['scores']}")
-        return frozenset(found - {self.title})
+        """Titles of the jobs of the same run whose results this one reads."""
+        option = {name: getattr(self.config, name, None) for name in ("groups", "scores", "model")}
+        models = list(getattr(self.config, "models", ()))
+        if option["model"]:
+            models.append(option["model"])
+        titles = {f"align {label_of(model)}" for model in models}
+        if self.stage == "align" and option["groups"]:
+            titles.add(f"group {option['groups']}")
+        if self.stage == "group" and option["scores"]:
+            titles.add(f"score {option['scores']}")
+        return frozenset(titles - {self.title})
 
     @property
     def finished(self) -> bool:
-        """Whether its result exists, made from what it would be made from now."""
+        """Whether its result exists and was made from the current inputs and options."""
         try:
             with dry_run():
                 self()
-        except Exception:  # noqa: BLE001  # unfinished; its turn reports the error
+        except Exception:  # noqa: BLE001  # counts as unfinished; running it reports the error
             return False
         return True
 
 
 def single_jobs(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
-    """Return the jobs one by one: an attack stage has one for each attack and model."""
+    """Return the jobs with each attack stage split into one job per attack and model."""
     return [part for job in planned for part in _parts(job)]
 
 
@@ -107,33 +107,33 @@ def _parts(job: PlannedJob) -> Iterator[PlannedJob]:
 
 
 def unfinished(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
-    """Return the jobs that must still run, because they or what they need are not finished.
+    """Return the jobs that must still run because they, or jobs they need, are not finished.
 
     Args:
-        planned: Those that others need come first.
+        planned: The jobs; those that others need come first.
     """
-    found: dict[str, PlannedJob] = {}
+    to_run: dict[str, PlannedJob] = {}
     for job in planned:
-        if job.needs & found.keys() or not job.finished:
-            found[job.title] = job
-    return list(found.values())
+        if job.needs & to_run.keys() or not job.finished:
+            to_run[job.title] = job
+    return list(to_run.values())
 
 
 def run_jobs(
     planned: Sequence[PlannedJob], *, jobs: int = 1, scheduler: str = "", allow_remote: bool = False
 ) -> None:
-    """Run jobs; one that fails is recorded in its run directory, and the others run all the same.
+    """Run jobs. A failed job is recorded in its run directory, and the others run all the same.
 
     Args:
-        planned: In an order in which they can run one after the other.
+        planned: The jobs, in an order in which they can run one after the other.
         jobs: Number of parallel processes; 1 runs everything in this process.
-        scheduler: Address of a running dask cluster that runs them.
+        scheduler: Address of a running dask cluster to run them on.
         allow_remote: Whether the cluster may be on another machine.
 
     Raises:
-        HoldfastError: Some failed; the message says which, and why.
-        DiskFull: There is no room; what had not begun was not tried.
-        KeyboardInterrupt: Interrupted; the same call goes on from there.
+        HoldfastError: Some jobs failed; the message says which, and why.
+        DiskFull: The disk is full; jobs that had not started were not tried.
+        KeyboardInterrupt: Interrupted; the same call resumes.
     """
     failures, total = attempt_jobs(
         planned, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote
@@ -161,30 +161,30 @@ def attempt_jobs(
     """
     if jobs == 1 and not scheduler:
         return _in_order(planned), len(planned)
-    every = single_jobs(planned)
-    wanted = {job.title: job for job in unfinished(every)}
-    if there := len(every) - len(wanted):
-        progress.say(f"{there} of {len(every)} are finished already")
-    if not wanted:
-        return {}, len(every)
-    out = every[0].config.out
+    all_jobs = single_jobs(planned)
+    to_run = {job.title: job for job in unfinished(all_jobs)}
+    n_finished = len(all_jobs) - len(to_run)
+    if n_finished:
+        progress.say(f"{n_finished} of {len(all_jobs)} are finished already")
+    if not to_run:
+        return {}, len(all_jobs)
     with (
-        connected(scheduler, PROGRAM, out, allow_remote=allow_remote)
+        connected(scheduler, PROGRAM, all_jobs[0].config.out, allow_remote=allow_remote)
         if scheduler
-        else local(PROGRAM, min(jobs, len(wanted)), spare)
+        else local(PROGRAM, min(jobs, len(to_run)), spare)
     ) as pool:
         failures = engine.run(
-            [_job(job, wanted) for job in wanted.values()],
+            [_queued(job, to_run) for job in to_run.values()],
             pool,
-            lambda title, error: _note(wanted[title], error),
+            lambda title, error: _record_failure(to_run[title], error),
         )
     for error in failures.values():
         if isinstance(error, DiskFull):
             raise error
-    return failures, len(every)
+    return failures, len(all_jobs)
 
 
-def _job(job: PlannedJob, others: Collection[str]) -> QueuedJob:
+def _queued(job: PlannedJob, others: Collection[str]) -> QueuedJob:
     return QueuedJob(
         name=job.title,
         kind=job.stage,
@@ -198,43 +198,50 @@ def _in_order(planned: Sequence[PlannedJob]) -> Failures:
     failures: Failures = {}
     pace = Pace()
     for number, job in enumerate(planned):
-        told = pace.remaining([(c.title, c.stage) for c in planned[number:]])
+        remaining = pace.remaining([(later.title, later.stage) for later in planned[number:]])
         place = f"[{number + 1}/{len(planned)}]"
-        progress.say(f"{place} {job.title}{f' ({told})' if told else ''}")
-        there, clock = len(job.config.run.entries(job.stage)), time.monotonic()
+        progress.say(f"{place} {job.title}{f' ({remaining})' if remaining else ''}")
+        entries_before = len(job.config.run.entries(job.stage))
+        started = time.monotonic()
         try:
-            if lacking := sorted(job.needs & failures.keys()):
-                raise JobError(f"not run: it needs {', '.join(lacking)}")
+            failed_needs = sorted(job.needs & failures.keys())
+            if failed_needs:
+                raise JobError(f"not run: it needs {', '.join(failed_needs)}")
             job()
         except DiskFull:
             raise
         except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
-            failures[job.title] = why = failure(error)
-            progress.say(f"{place} {job.title} failed: {why}")
-            _note(job, why)
+            reason = failure(error)
+            failures[job.title] = reason
+            progress.say(f"{place} {job.title} failed: {reason}")
+            _record_failure(job, reason)
         else:
             job.config.run.clear_failure(job.stage, job.name)
-            # What was finished before says nothing of how long the others take.
-            if len(job.config.run.entries(job.stage)) > there:
-                pace.end(job.title, job.stage, time.monotonic() - clock)
+            # A job that was finished before says nothing about how long others take.
+            if len(job.config.run.entries(job.stage)) > entries_before:
+                pace.end(job.title, job.stage, time.monotonic() - started)
     return failures
 
 
-def _note(job: PlannedJob, error: HoldfastError) -> None:
+def _record_failure(job: PlannedJob, error: HoldfastError) -> None:
     """Record a failure in the run directory if possible; an error here stops nothing else."""
     if isinstance(error, Busy | DiskFull):  # the job that found the disk full has recorded it
         return
     try:
-        _noted(job, str(error))
-    except Exception as problem:  # noqa: BLE001  # a note that fails must end nothing
-        logger.warning("%s: its failure could not be noted: %s", job.title, failure(problem))
+        _record_reason(job, str(error))
+    except Exception as problem:  # noqa: BLE001  # a failure to record must not end other jobs
+        logger.warning("%s: its failure could not be recorded: %s", job.title, failure(problem))
 
 
-def _noted(job: PlannedJob, reason: str) -> None:
-    """Record a failure unless the job has recorded it itself."""
-    run, found = job.config.run, single_jobs([job])
-    noted = {(one.stage, one.name) for one in run.failures()}
-    for part in found:
-        known = (part.stage, part.name) in noted and len(found) > 1
-        if not known and not part.finished:
+def _record_reason(job: PlannedJob, reason: str) -> None:
+    """Record a failure for every part of a job that is not finished.
+
+    Parts of several that recorded a reason of their own keep it.
+    """
+    run = job.config.run
+    parts = single_jobs([job])
+    recorded = {(entry.stage, entry.name) for entry in run.failures()}
+    for part in parts:
+        has_own_reason = len(parts) > 1 and (part.stage, part.name) in recorded
+        if not has_own_reason and not part.finished:
             run.record_failure(part.stage, part.name, reason)

@@ -1,4 +1,4 @@
-"""Verdicts on a model's answers: asking it, judging, counting, and checking that judges read."""
+"""Verdicts on the responses of a model: generating, judging, counting, and checking the judges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answer_and_judge(
     *,
     disguised: Sequence[str] | None = None,
 ) -> tuple[dict[str, list[Verdict]], list[Response]]:
-    """Have a model answer every prompt once, and every judge read prompt and answer.
+    """Generate one response to every prompt, and let every judge judge it.
 
     Args:
         model: Answers.

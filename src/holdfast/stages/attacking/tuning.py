@@ -50,7 +50,7 @@ def result_of(attack_job: AttackJob) -> AttackResult:
 def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     """Attack one model of a run.
 
-    An interrupted attack goes on from its last checkpoint; so does one whose answers could not be
+    An interrupted attack resumes from its last checkpoint, as does one whose responses could not be
     judged.
 
     Args:
