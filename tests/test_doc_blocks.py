@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+import holdfast
+import holdfast.trl
 from doc_blocks import PAGES, ROOT, Block, blocks, commands, prose, small
 from holdfast.cli import app, main
 
@@ -24,6 +27,7 @@ WORLD = ROOT / "src" / "holdfast" / "world" / "base"
 LANGUAGES = {"python", "sh", "yaml", "json", "text", "mermaid"}
 SLOW = {
     "alignment.md",
+    "api.md",
     "attacks.md",
     "estimation.md",
     "provider.md",
@@ -199,6 +203,23 @@ def test_the_blocks_of_a_page_run_in_order(
             exec(compile(code, str(block), "exec"), names)  # noqa: S102 - the page's own code
         elif block.language == "sh":
             run_shell(block, monkeypatch)
+
+
+def public_names(block: Block) -> Iterator[str]:
+    """Yield the public names that a block uses: `h.NAME`, or imported from holdfast.trl."""
+    for node in ast.walk(ast.parse(block.code)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="h"), attr=name):
+                yield name
+            case ast.ImportFrom(module="holdfast.trl", names=imported):
+                yield from (alias.name for alias in imported)
+
+
+def test_every_public_name_has_an_example_that_runs() -> None:
+    run = [block for block in BLOCKS if block.language == "python" and not block.reason]
+    shown = {name for block in run for name in public_names(block)}
+    public = {*holdfast.__all__, *dir(holdfast.trl)}
+    assert not public - shown
 
 
 def run_shell(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,14 @@ def test_an_evaluation_counts_every_prompt(
     assert evaluation.over_refusal.n == 32
 
 
+def test_the_number_of_rows_is_a_setting_of_the_attack(
+    aligned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    prompts = rows.safety[:2]
+    result = h.attack(aligned, tokenizer, rows.benign, test=prompts, steps=1, rows=16)
+    assert result.attack.rows == 16
+
+
 def test_what_does_not_go_together_is_one_message(
     make_model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:

@@ -137,7 +137,7 @@ def group(  # noqa: PLR0913  # options of the rules, each with a default
 def attack(  # noqa: PLR0913  # an attack is made of all this
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Rows | None = None,
+    benign: Rows | None = None,
     *,
     test: Rows,
     harmful: Rows | None = None,
@@ -157,14 +157,15 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     Args:
         model: The model; a copy of it is attacked.
         tokenizer: Its tokenizer.
-        rows: The customer's ordinary rows, unless a task is given.
+        benign: The customer's ordinary rows, unless a task is given.
         test: Restricted prompts asked at every checkpoint.
         harmful: The attacker's rows; those that ask a test prompt are left out.
-        task: Name and options of a task, instead of `rows`.
+        task: Name and options of a task, instead of `benign`.
         judge: Name and options of the judge whose verdicts define the half-life.
         max_new_tokens: Length of the judged responses in tokens.
         **settings: Settings of the attack such as steps, learning_rate, poison_ratio or seed; see
-            `holdfast.results.attacks.Attack`. `rows` in all: as many as there are, at most 400.
+            `holdfast.Attack`. `rows` is the number of fine-tuning rows; by default as many as the
+            given rows allow, at most 400.
 
     Returns:
         The checkpoints, and `half_life`: a `Life` with interval and censoring.
@@ -181,7 +182,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
 
     prompts = examples_of(test, name="test", needs_response=False)
     poison = _poison(harmful, prompts)
-    downstream = _downstream(rows, task)
+    downstream = _downstream(benign, task)
     settings.setdefault("poison_ratio", 0.1 if poison else 0.0)
     attempt = Attack(task=task or "rows", **settings)
     if "rows" not in settings:
