@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.models import adapters
+from holdfast.models.endings import GENERATION_SETTINGS
 from holdfast.models.folders import (
     HUB as HUB,
 )
@@ -237,6 +239,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
         try:
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
+            _keep_generation_settings(model, staged)
         except SafetensorError as error:
             raise HoldfastError(
                 f"{path}: the model could not be written ({error}). Is the disk full? "
@@ -244,6 +247,17 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
             ) from error
         _swap(staged, path, Path(temporary) / "old")
     return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def _keep_generation_settings(model: PreTrainedModel, staged: Path) -> None:
+    """Copy the generation settings of the folder that a model was read from.
+
+    No stage uses them, but whoever serves the saved model expects them.
+    """
+    source = getattr(model, "name_or_path", "")
+    settings = Path(source, GENERATION_SETTINGS)
+    if source and settings.is_file():
+        shutil.copyfile(settings, staged / GENERATION_SETTINGS)
 
 
 def _swap(staged: Path, path: Path, aside: Path) -> None:

@@ -19,7 +19,8 @@ from holdfast.models.templates import end_of_turn, frame_of
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-FILES = ("generation_config.json", "config.json")
+GENERATION_SETTINGS = "generation_config.json"
+FILES = (GENERATION_SETTINGS, "config.json")
 """Files of a model that name end tokens."""
 
 

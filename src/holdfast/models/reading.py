@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.models.endings import end_settings
 from holdfast.models.folders import weight_files
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def read_language_model(folder: Path, dtype: torch.dtype, source: str) -> PreTra
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         _check_architecture(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], source)
-    return _read(AutoModelForCausalLM, folder, dtype, source)
+    # With settings given, those of the folder are not read, so that none of them can fail either.
+    settings = end_settings(folder)
+    return _read(AutoModelForCausalLM, folder, dtype, source, generation_config=settings)
 
 
 def read_classifier(folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
@@ -123,7 +126,9 @@ def _check_architecture(config: Any, expected: Any, source: str) -> None:
     )
 
 
-def _read(loader: Any, folder: Path, dtype: torch.dtype, source: str) -> PreTrainedModel:
+def _read(
+    loader: Any, folder: Path, dtype: torch.dtype, source: str, **options: Any
+) -> PreTrainedModel:
     check_tensors(weight_files(folder), source)
     model, report = loader.from_pretrained(
         folder,
@@ -132,10 +137,19 @@ def _read(loader: Any, folder: Path, dtype: torch.dtype, source: str) -> PreTrai
         trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # to name the weights in one message; they are refused
+        **options,
     )
     check_report(report, source, model.config)
+    _return_by_name(model.config)
     _settle_tying(model)
     return cast("PreTrainedModel", model)
+
+
+def _return_by_name(config: Any) -> None:
+    """Undo settings of a config.json that change what a forward pass returns."""
+    config.return_dict = True
+    config.output_attentions = False
+    config.output_hidden_states = False
 
 
 def check_report(report: Mapping[str, Any], source: str, config: Any) -> None:

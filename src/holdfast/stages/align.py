@@ -15,6 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.models.encoding import fields_that_fit
+from holdfast.models.templates import frame_of
 from holdfast.options import Options, option_fields
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.attacks import Schedule
@@ -176,6 +177,7 @@ def _train(
     from holdfast.runtime.interrupt import deferred_interrupt
 
     loaded = checkpoints.load(config.model, device=config.device)
+    job.facts["template"] = frame_of(loaded.tokenizer).facts
     model = loaded.model
     if config.lora_rank:
         model = adapters.add_lora(model, config.lora_rank, seed=config.seed)

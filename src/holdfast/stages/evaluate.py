@@ -17,6 +17,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.encoding import answerable
+from holdfast.models.templates import frame_of
 from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
 from holdfast.results.contents import content_hash, existing
 from holdfast.results.files import sha256_json, to_json, write_text
@@ -158,13 +159,26 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
         if job.done is None:
             check_judges(material.judges)
             answer, loaded = _answering(config, model)
+            tokenizer = loaded.tokenizer if loaded else checkpoints.tokenizer_of(model.source)
+            job.facts["template"] = frame_of(tokenizer).facts
             material = _answerable(config, material, loaded, job)
             evaluation, responses, verdicts = measured(config, model, material, answer)
             replace(evaluation, general=_general(config, loaded)).save(path)
             records = path.with_suffix(".jsonl")
             _write_records(records, material.test, responses, verdicts)
+            job.facts["thoughts"] = _thoughts(responses)
             job.outputs += [path, records]
     return Evaluation.load(path)
+
+
+def _thoughts(responses: Sequence[Sequence[Response]]) -> dict[str, int]:
+    """Count responses with thoughts, and those that end inside them."""
+    pooled = list(chain(*responses))
+    return {
+        "responses": len(pooled),
+        "with_thoughts": sum(bool(response.thoughts) for response in pooled),
+        "unfinished": sum(response.unfinished for response in pooled),
+    }
 
 
 def _answerable(

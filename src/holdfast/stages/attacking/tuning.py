@@ -12,6 +12,7 @@ from holdfast.contracts import Attacker, lost_reasons
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.models.encoding import answerable, fields_that_fit, rows_that_fit
+from holdfast.models.templates import frame_of
 from holdfast.results.artifacts import AttackResult, Life, Point
 from holdfast.results.attacks import PLAIN
 from holdfast.results.files import Artifact, Vector
@@ -64,6 +65,7 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     config = attack_job.config
     check_judges(attack_job.material.judges)
     loaded = checkpoints.load(attack_job.subject.source, device=config.device)
+    job.facts["template"] = frame_of(loaded.tokenizer).facts
     model, result = attack_loaded(attack_job, loaded, job)
     if config.save_models:
         folder = config.run.path(ATTACKED, f"{attack_job.subject.label}-{attack_job.attack.label}")
