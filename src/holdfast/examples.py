@@ -36,12 +36,39 @@ def prompt_id(prompt: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What a data set says of the safety of a row.
+
+    Attributes:
+        column: The column that says it, or "chosen" for the better one of two responses.
+        option: The option of a spec that selects such rows: the column, or "not_COLUMN".
+        value: Its value, as it is typed.
+        safe: Whether it marks the row as safe; None if only a person can know.
+        of_prompt: Whether the prompt is meant, not the response.
+    """
+
+    column: str
+    option: str
+    value: str
+    safe: bool | None
+    of_prompt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and its response (empty if only the prompt is used)."""
+    """A prompt and its response (empty if only the prompt is used).
+
+    Attributes:
+        prompt: The prompt.
+        response: The response.
+        provenance: Where the row came from.
+        marks: What its data set says of its safety, except for what was selected by.
+    """
 
     prompt: str
     response: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def id(self) -> str:
@@ -77,6 +104,7 @@ class Withheld(Example):
     ) -> None:
         for name, value in (
             ("provenance", provenance),
+            ("marks", ()),
             ("_identity", identity),
             ("_prompt_identity", prompt_identity),
             ("_way_out", way_out),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from holdfast.models.checkpoints import Loaded
     from holdfast.results.artifacts import AttackResult, Evaluation, Groups, Scores
+    from holdfast.rows.marks import Use
     from holdfast.rows.memory import Rows
     from holdfast.stages.plugin_inputs import RunTask
 
@@ -76,13 +77,16 @@ def score(  # noqa: PLR0913  # what any estimator may need
     """
     from holdfast.stages.score import scores_of
 
-    examples = examples_of(rows)
+    examples = examples_of(rows, use="safety")
     name = parse(estimator).name
     cls = plugins.find("estimators", name)
     usable = cls.needs | cls.accepts
     inputs: dict[str, Any] = {"base": base}
-    inputs["benign"] = None if benign is None else examples_of(benign, name="benign")
-    inputs["harmful"] = None if harmful is None else examples_of(harmful, name="harmful")
+    inputs["benign"] = (
+        None if benign is None else examples_of(benign, name="benign", use="ordinary")
+    )
+    if harmful is not None:
+        inputs["harmful"] = examples_of(harmful, name="harmful", use="harmful")
     if "judge" in usable:
         inputs["judge"] = plugins.make("judges", judge or "refusal")
     given = {need: value for need, value in inputs.items() if need in usable and value is not None}
@@ -128,9 +132,15 @@ def group(  # noqa: PLR0913  # options of the rules, each with a default
     """
     from holdfast.groups import Rule
     from holdfast.groups import group as make_groups
+    from holdfast.results.artifacts import Scores
 
+    if not isinstance(scores, Scores):
+        raise UsageError(
+            f"scores={scores!r:.60} are not scores; make them with holdfast.score(model, "
+            "tokenizer, rows), or read those of a run with holdfast.Scores.load(path)"
+        )
     chosen = Rule(rule, quantile, mass, groups)
-    examples = examples_of(rows)
+    examples = examples_of(rows, use="safety")
     return make_groups(scores, examples, rule=chosen, by=by, min_size=min_size, seed=seed)
 
 
@@ -180,7 +190,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     from holdfast.stages.attacking.tuning import attack_loaded
     from holdfast.stages.plugin_inputs import check_judges, judges_of
 
-    prompts = examples_of(test, name="test", needs_response=False)
+    prompts = _prompts(test, "test", "restricted prompts")
     poison = _poison(harmful, prompts)
     downstream = _downstream(benign, task)
     settings.setdefault("poison_ratio", 0.1 if poison else 0.0)
@@ -238,10 +248,10 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
     from holdfast.stages.evaluate import EvaluateConfig, Questions, measured
     from holdfast.stages.plugin_inputs import check_judges, judges_of, labelled
 
-    prompts = examples_of(test, name="test", needs_response=False)
+    prompts = _prompts(test, "test", "restricted prompts")
     borderline = None
     if over_refusal is not None:
-        borderline = examples_of(over_refusal, name="over_refusal", needs_response=False)
+        borderline = _prompts(over_refusal, "over_refusal", "harmless prompts")
     judges = judges_of([judge] if isinstance(judge, str) else list(judge))
     check_judges(judges)
     config = EvaluateConfig(
@@ -291,7 +301,12 @@ def _downstream(rows: Rows | None, task: str) -> Task:
     if rows is None:
         made: Task = plugins.make("tasks", task)
         return made
-    return GivenRows(examples=examples_of(rows))
+    return GivenRows(examples=examples_of(rows, use="ordinary"))
+
+
+def _prompts(rows: Rows, name: str, use: Use) -> Examples:
+    """Return rows of which only the prompts are used."""
+    return examples_of(rows, name=name, needs_response=False, use=use)
 
 
 def _poison(harmful: Rows | None, prompts: Examples) -> Examples:
@@ -300,7 +315,7 @@ def _poison(harmful: Rows | None, prompts: Examples) -> Examples:
 
     if harmful is None:
         return Examples([], name="harmful")
-    return untested(examples_of(harmful, name="harmful"), prompts)
+    return untested(examples_of(harmful, name="harmful", use="harmful"), prompts)
 
 
 def _most_rows(attack: Attack, benign: Examples, harmful: Examples) -> int:

@@ -281,14 +281,34 @@ def _problem(cls: type[Options], details: ErrorDetails, values: Mapping[str, Any
         return Problem(name, value, str(details["ctx"]["error"]))
     types = option_types(cls)
     if name not in types:
-        return Problem(name, "", unknown_option(name, list(types)))
+        return Problem(name, "", unknown_option(name, list(types), cli_names(cls)))
     return Problem(name, value, f"must be {types[name].rule}")
 
 
-def unknown_option(name: str, names: list[str]) -> str:
-    """Return the rule that an unknown option breaks, listing the valid options."""
+def cli_names(cls: type[Options]) -> dict[str, str]:
+    """Return the other names of options: as on the command line -> as in a file or in Python."""
+    names = {}
+    for name, field in option_fields(cls).items():
+        flags = [mark for mark in field.metadata if isinstance(mark, Flag)]
+        for other in (part for flag in flags for part in (flag.name, flag.short) if part):
+            names[other.replace("-", "_")] = name
+    return names
+
+
+def unknown_option(name: str, names: list[str], cli: Mapping[str, str] | None = None) -> str:
+    """Return the rule that an unknown option breaks, listing the valid options.
+
+    Args:
+        name: The unknown name.
+        names: The valid names.
+        cli: Names on the command line -> valid name.
+    """
     if not names:
         return "is not an option; there are no options"
+    spelling = name.strip().lstrip("-").replace("-", "_").lower()
+    right = spelling if spelling in names else (cli or {}).get(spelling)
+    if right is not None:
+        return f"is not an option; here it is called {right}"
     close = difflib.get_close_matches(name, names, n=1)
     suggestion = f" Did you mean {close[0]}?" if close else ""
     return f"is not an option.{suggestion} The options are {', '.join(sorted(names))}"

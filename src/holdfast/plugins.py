@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from holdfast.errors import UsageError
-from holdfast.options import OptionError, Options, Problem, option_fields, unknown_option
+from holdfast.options import OptionError, Options, Problem, cli_names, option_fields, unknown_option
 from holdfast.results.contents import content_hash, existing
 from holdfast.results.files import sha256_json, to_json
 from holdfast.specs import Bare, parse, value_text, write
@@ -86,7 +86,7 @@ def make(kind: str, spec: str, **supplied: Any) -> Any:
     options = set(option_fields(cls))
     unknown = [key for key in parsed.options if key not in options]
     if unknown:
-        problem = Problem(unknown[0], "", unknown_option(unknown[0], list(options)))
+        problem = Problem(unknown[0], "", unknown_option(unknown[0], list(options), cli_names(cls)))
         raise OptionError(parsed.name, (problem,))
     try:
         return cls(**parsed.options, **supplied)

@@ -1,6 +1,7 @@
 """The one grammar of specs: a name and its options as one text.
 
     spec   = name {"," key "=" value}
+    key    = bare | quoted
     value  = bare | quoted | list | nested
     list   = "[" [value {"," value}] "]"
     nested = "(" spec ")"
@@ -37,6 +38,12 @@ class Bare(str):
     __slots__ = ()
 
 
+class QuotedKey(str):
+    """A key that stood in quotes: where keys are reserved words, it is none of them."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Spec:
     """A parsed spec.
@@ -55,7 +62,7 @@ class Spec:
         return self.name.rpartition(":")[2]
 
     def __str__(self) -> str:
-        pairs = [f"{key}={value_text(value)}" for key, value in self.options.items()]
+        pairs = [f"{_key_text(key)}={value_text(value)}" for key, value in self.options.items()]
         return ",".join([_name_text(self.name), *pairs])
 
 
@@ -106,6 +113,11 @@ def untyped(value: Value) -> Any:
         with contextlib.suppress(ValueError):
             return number(value)
     return str(value)
+
+
+def _key_text(key: str) -> str:
+    bare = _KEY.fullmatch(key) and not isinstance(key, QuotedKey)
+    return key if bare else _quoted(key)
 
 
 def _name_text(name: str) -> str:
@@ -169,6 +181,8 @@ class _Parser:
 
     def key(self) -> str:
         self.skip_spaces()
+        if self.at("'") or self.at('"'):
+            return QuotedKey(self.quoted())
         match = _KEY.match(self.text, self.place)
         if match is None:
             rest = re.split(r"[,)\]]", self.text[self.place :])[0]

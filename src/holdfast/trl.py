@@ -78,7 +78,9 @@ class ReadyTrainer(AlignmentTrainer):
     ) -> None:
         passed_on = _parameters(type(self))
         options = {k: v for k, v in settings.items() if k not in passed_on}
-        harmful_rows = None if harmful is None else examples_of(harmful, name="harmful")
+        harmful_rows = (
+            None if harmful is None else examples_of(harmful, name="harmful", use="harmful")
+        )
         super().__init__(
             model,
             args,
@@ -206,7 +208,9 @@ class HarmfulScore(TrainerCallback):
     ) -> None:
         if every < 1:
             raise UsageError(f"HarmfulScore: every={every} must be at least 1")
-        self.prompts = examples_of(_as_rows(prompts), name="prompts", needs_response=False)
+        self.prompts = examples_of(
+            _as_rows(prompts), name="prompts", needs_response=False, use="restricted prompts"
+        )
         self.judges = judges_of([judge])
         self.judge = judge
         self.every = every

@@ -96,15 +96,16 @@ def verify(
         from holdfast.results.run_dir import RunDir
 
         directory = RunDir(run_directory)
-        entries = directory.entries()
-        if not entries:
+        entries, broken = directory.readable_entries()
+        if not entries and not broken:
             raise UsageError(f"{run_directory}: not a run directory (no manifest)")
         problems = directory.verify()
         failed = [
             f"{failure.stage} {failure.name}: {failure.reason}" for failure in directory.failures()
         ]
     files = sum(len(entry.outputs) for entry in entries)
-    output = {"files": files, "changed": problems, "failed": failed, "digest": directory.digest}
+    digest = None if broken else directory.digest
+    output = {"files": files, "changed": problems, "failed": failed, "digest": digest}
     show.print_output(as_json, output)
     if problems:
         raise typer.Exit(1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.errors import MismatchError
+from holdfast.errors import DataError, MismatchError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Groups, Scores
+from holdfast.rows.marks import check_marks
+from holdfast.rows.remedies import MemoryRemedies
 from holdfast.rows.trl import from_dataset
 
 if TYPE_CHECKING:
@@ -53,18 +55,18 @@ class AlignmentData:
 
         Raises:
             MismatchError: The dataset has no safety row.
+            DataError: `is_safety` is not true or false, or a row is marked as unsafe.
         """
         rows = from_dataset(dataset)
         marks = _safety_marks(dataset, rows, groups)
-        safety = [row for row, mark in zip(rows, marks, strict=True) if mark]
-        benign = [row for row, mark in zip(rows, marks, strict=True) if not mark]
-        return cls(
-            Examples(safety, name="safety"),
-            Examples(benign, name="benign") if benign else None,
-            groups,
-            harmful,
-            scores,
-        )
+        marked = zip(rows, marks, strict=True)
+        safety = Examples((row for row, mark in marked if mark), name="safety")
+        marked = zip(rows, marks, strict=True)
+        benign = Examples((row for row, mark in marked if not mark), name="benign")
+        remedies = MemoryRemedies("dataset")
+        check_marks(safety, "safety", remedies)
+        check_marks(benign, "ordinary", remedies)
+        return cls(safety, benign or None, groups, harmful, scores)
 
 
 SAFETY_COLUMN = "is_safety"
@@ -74,7 +76,7 @@ SAFETY_COLUMN = "is_safety"
 def _safety_marks(dataset: datasets.Dataset, rows: Examples, groups: Groups | None) -> list[bool]:
     """Return whether each row of a dataset is a safety row."""
     if SAFETY_COLUMN in dataset.column_names:
-        marks = [bool(mark) for mark in dataset[SAFETY_COLUMN]]
+        marks = [_truth(number, mark) for number, mark in enumerate(dataset[SAFETY_COLUMN], 1)]
         if not any(marks):
             raise MismatchError(
                 f"none of the {len(rows)} rows of the dataset has {SAFETY_COLUMN}=true; mark the "
@@ -91,3 +93,11 @@ def _safety_marks(dataset: datasets.Dataset, rows: Examples, groups: Groups | No
             f"{len(groups.ids)} others; group the rows that you train on"
         )
     return marks
+
+
+def _truth(number: int, mark: object) -> bool:
+    if mark in (True, False):
+        return bool(mark)
+    raise DataError(
+        f"dataset: row {number}: {SAFETY_COLUMN} is {mark!r:.40}; it must be true or false"
+    )

@@ -35,6 +35,8 @@ from holdfast.runtime.failures import plain
 
 ATTACKED = "attacked"
 """Folder of the saved models of attacks."""
+WEIGHTS = (".safetensors", ".bin", ".pt")
+"""Suffixes of the large files of models."""
 DISTRIBUTED = ("align",)
 """Stages that several processes can run together."""
 
@@ -266,11 +268,26 @@ class RunDir:
 
         Args:
             stage: Return the entries of this stage only; None for all stages.
+
+        Raises:
+            UsageError: A file in `manifest/` is broken; the message names all that are.
         """
-        entries = [Entry.load(path) for path in sorted(self.path("manifest").glob("*.json"))]
+        entries, problems = self.readable_entries()
+        if problems:
+            raise UsageError("; ".join(problems))
         if stage is not None:
             entries = [entry for entry in entries if entry.stage == stage]
         return sorted(entries, key=lambda entry: (entry.started, entry.stage, entry.name))
+
+    def readable_entries(self) -> tuple[list[Entry], list[str]]:
+        """Return the manifest entries that can be read, and a line for each that cannot."""
+        entries, problems = [], []
+        for path in sorted(self.path("manifest").glob("*.json")):
+            try:
+                entries.append(Entry.load(path))
+            except UsageError as error:
+                problems.append(str(error))
+        return sorted(entries, key=lambda e: (e.started, e.stage, e.name)), problems
 
     def entry(self, stage: str, name: str) -> Entry | None:
         """Return the manifest entry of a job under any key; None if the job never finished."""
@@ -342,12 +359,18 @@ class RunDir:
             "`holdfast score` and `holdfast group`"
         )
 
-    def verify(self) -> list[str]:
-        """Recompute the hashes of all outputs and rows; return a line for each problem."""
-        problems = []
-        for entry in self.entries():
+    def verify(self, *, weights: bool = True) -> list[str]:
+        """Recompute the hashes of all outputs and rows; return a line for each problem.
+
+        Args:
+            weights: Whether to hash the weights of models too, which takes long.
+        """
+        entries, problems = self.readable_entries()
+        for entry in entries:
             for relative, expected in entry.outputs.items():
                 path = self.path(relative)
+                if not weights and path.suffix in WEIGHTS and path.is_file():
+                    continue
                 if not path.is_file():
                     problems.append(f"{relative}: missing (made by {entry.stage} {entry.name!r})")
                 elif sha256_file(path) != expected:

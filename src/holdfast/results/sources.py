@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples, Withheld
 from holdfast.results.files import SCHEMA, read_json, sha256_json, write_json
 from holdfast.results.run_dir import Entry, RunDir, in_dry_run, is_first_process
-from holdfast.rows.provenance import selected
+from holdfast.rows.files import is_file
+from holdfast.rows.marks import check_marks
 from holdfast.rows.readers import ReadOptions, read
-from holdfast.rows.tables import is_file
+from holdfast.rows.remedies import FileRemedies
+from holdfast.rows.row_specs import parse_rows
+from holdfast.specs import Spec, write
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,8 @@ class Sources:
             ids_only: Store the ids of the rows without their text.
 
         Raises:
-            DataError: The file cannot be read, and the run has not stored its rows.
+            DataError: The file cannot be read, and the run has not stored its rows; or rows are
+                marked as the opposite of what they are used for.
             UsageError: The options are wrong, or the hub has no such data set.
         """
         reading = {
@@ -59,12 +64,14 @@ class Sources:
         }
 
         def load() -> Examples:
-            rows = read(spec, options)
+            rows = read(spec, replace(options, use=None))
             return Examples(rows, name=rows.name, left_out=rows.left_out, ids_only=ids_only)
 
-        if spec.startswith("world:"):
-            return load()
-        return self.load_rows(ROWS, spec, load, reading)
+        in_world = spec.startswith("world:")
+        rows = load() if in_world else self.load_rows(ROWS, spec, load, reading)
+        # Not in `load`: of a hub data set, the rows that the run stored would be used instead.
+        check_marks(rows, options.use, FileRemedies(spec))
+        return rows
 
     def load_rows(
         self,
@@ -182,7 +189,7 @@ class Sources:
         self, kind: str, spec: str, options: Mapping[str, Any]
     ) -> Mapping[str, str] | None:
         """Return the record of a source that no longer exists; None if it exists or is unknown."""
-        if kind == ROWS and Path(selected(spec)[0]).expanduser().exists():
+        if kind == ROWS and Path(parse_rows(spec).source).expanduser().exists():
             return None
         for spelling in _spellings(kind, spec):
             path = self._path(kind, spelling, options)
@@ -213,11 +220,12 @@ def _spellings(kind: str, spec: str) -> list[str]:
     """Return a spec as given and, if it is an existing relative path, its absolute path."""
     if kind == "label":
         return [spec]
-    source = selected(spec)[0] if kind == ROWS else spec
-    path = Path(source).expanduser()
-    if path.is_absolute() or not (path.exists() or is_file(source)):
+    parsed = parse_rows(spec).spec if kind == ROWS else Spec(spec)
+    path = Path(parsed.name).expanduser()
+    if path.is_absolute() or not (path.exists() or is_file(parsed.name)):
         return [spec]
-    return [spec, f"{path.absolute()}{spec.removeprefix(source)}"]
+    absolute = str(path.absolute())
+    return [spec, write(absolute, parsed.options) if kind == ROWS else absolute]
 
 
 def _options(options: Mapping[str, Any]) -> ReadOptions:

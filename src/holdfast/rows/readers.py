@@ -1,4 +1,4 @@
-"""Reading rows from a file, a hub data set or the embedded world.
+"""Reading rows from a file, a folder, a hub data set or the embedded world.
 
 A few unusable rows are left out and counted. Many of them are an error, because the data set is
 probably not what the user thinks it is. Every message names the file, the line and the way out.
@@ -6,35 +6,49 @@ probably not what the user thinks it is. Every message names the file, the line 
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from holdfast.errors import DataError, UsageError
-from holdfast.examples import PROVENANCE, Example, Examples, LeftOut, count_reasons
-from holdfast.rows.provenance import selected
-from holdfast.rows.tables import UNREADABLE, Raw, RowError, Table, open_table
+from holdfast.examples import Example, Examples, LeftOut, Mark, count_reasons
+from holdfast.rows.cells import is_flags, structured
+from holdfast.rows.files import has_splits, open_table
+from holdfast.rows.layouts import (
+    ROLES,
+    Layout,
+    exchange_of,
+    is_preferred,
+    layout_of,
+    provenance_of,
+)
+from holdfast.rows.marks import CHOSEN, FLAGS, Use, check_marks, mark_columns, marks_of
+from holdfast.rows.numbered import one_response_per_row
+from holdfast.rows.remedies import FileRemedies, Remedies
+from holdfast.rows.row_specs import RowSpec, Selection, conditions_of, parse_rows
+from holdfast.rows.tables import OTHER_LAYOUT, UNREADABLE, Raw, RowError, Table, printable
+from holdfast.rows.turns import NOT_TRAINED, SEVERAL, TOOLS, Pick
+from holdfast.specs import Value
 
 logger = logging.getLogger(__name__)
 
 EMPTY_PROMPT = "empty prompt"
 EMPTY_RESPONSE = "empty response"
 DUPLICATE = "duplicate"
-OTHER_LAYOUT = "other layout"
 REPEATED_PROMPT = "prompt repeated"
 ASKS_TEST_PROMPT = "prompt is in the test set"
-REASONS = (UNREADABLE, OTHER_LAYOUT, EMPTY_PROMPT, EMPTY_RESPONSE, DUPLICATE)
-"""Reasons why `read` leaves rows out."""
-
-_LAYOUTS = (
-    {"prompt": "prompt", "response": "response"},
-    {"prompt": "instruction", "response": "output"},
-    {"prompt": "question", "response": "answer"},
+REASONS = (
+    UNREADABLE,
+    OTHER_LAYOUT,
+    SEVERAL,
+    TOOLS,
+    NOT_TRAINED,
+    EMPTY_PROMPT,
+    EMPTY_RESPONSE,
+    DUPLICATE,
 )
-_COLUMNS = ("prompt", "response", "input", "messages", *PROVENANCE, "license")
+"""Reasons why `read` leaves rows out."""
 
 
 @dataclass(frozen=True)
@@ -43,97 +57,157 @@ class ReadOptions:
 
     Attributes:
         columns: Role -> column of the file, e.g. {"prompt": "question"}; other roles are
-            detected. Roles: prompt, response, input (appended to the prompt), messages, and the
-            columns of `examples.PROVENANCE`.
+            detected. Roles: prompt, response, input (appended to the prompt), messages, system,
+            history, safe (marks the safe rows), and the columns of `examples.PROVENANCE`. None
+            instead of a column: the role is not read. `columns=` in a spec replaces them.
         strict: Raise an error for the first row that cannot be used, instead of leaving it out.
         max_left_out: Largest share of rows, in [0, 1], that may be left out.
         limit: Read at most this many rows (None: all).
-        split: Split of a hub data set.
+        split: Split of a folder or hub data set; "" for "train" of the hub, or a folder's only one.
         needs_response: False if only the prompts are used: the response may be missing or empty.
+        use: What the rows are used for; rows that are marked as the opposite are then an error.
     """
 
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     strict: bool = False
     max_left_out: float = 0.05
     limit: int | None = None
-    split: str = "train"
+    split: str = ""
     needs_response: bool = True
+    use: Use | None = None
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """What a spec says of the rows of a table.
+
+    Attributes:
+        text: The spec, for messages.
+        options: Column -> values of the rows that are selected.
+        pick: Which exchange of a conversation is read.
+    """
+
+    text: str = ""
+    options: Mapping[str, Value] = field(default_factory=dict)
+    pick: Pick | None = None
 
 
 _DEFAULTS = ReadOptions()
+_ALL = Selecting()
 
 
 def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
     """Read rows.
 
-    Columns are prompt/response, instruction(+input)/output, question/answer or messages (one user
-    turn and one answer; a system turn is put before the prompt, as chat templates without a system
-    role do). Other columns are ignored, except for those of `examples.PROVENANCE`, which are kept.
+    Columns are detected: prompt and response, instruction(+input) and output, question and answer,
+    prompt and completion, conversations, preferences and others; see docs/inputs.md. Other columns
+    are ignored, except for those of `examples.PROVENANCE`, which are kept.
 
     Rows that are unreadable, empty, repeated or in a different layout are left out: see
     `Examples.left_out`.
 
     Args:
-        spec: "world:NAME", a file, or the name of a hub data set ("name" or "name:config").
-            ",category=[a,b]" reads only the rows of these categories, ",not_category=[a,b]" only
-            the others.
+        spec: "world:NAME", a file, a folder, or the name of a hub data set ("name" or
+            "name:config"). ",COLUMN=value" reads only the rows with this value, ",not_COLUMN=[a,b]"
+            only the others; see `rows.row_specs`.
         options: See `ReadOptions`.
 
     Raises:
-        DataError: The file cannot be read, or more rows than `max_left_out` cannot be used.
-        UsageError: An option is invalid, or no file or data set has this name.
+        DataError: The file cannot be read, more rows than `max_left_out` cannot be used, or rows
+            are marked as the opposite of what they are used for.
+        UsageError: An option is invalid, no row is selected, or no file or data set has this name.
     """
-    source, selection = selected(spec)
-    return selection(_read(source, options))
-
-
-def _read(spec: str, options: ReadOptions) -> Examples:
+    row_spec = parse_rows(spec)
+    if row_spec.columns is not None:
+        options = replace(options, columns=row_spec.columns)
     _check(options)
-    if spec.startswith("world:"):
-        from holdfast import world
+    remedies = FileRemedies(spec)
+    if row_spec.source.startswith("world:"):
+        rows = _world(spec, row_spec, options)
+    else:
+        table, selecting = _open(spec, row_spec, options)
+        rows = usable_rows(spec, table, options, remedies, selecting)
+    check_marks(rows, options.use, remedies)
+    return rows
 
-        return world.rows(spec.removeprefix("world:"))[: options.limit]
-    return usable_rows(spec, open_table(spec, options.split), options)
+
+def _open(spec: str, row_spec: RowSpec, options: ReadOptions) -> tuple[Table, Selecting]:
+    """Open the table of a spec; in a single file, `split` selects by the column of that name."""
+    conditions = dict(row_spec.conditions)
+    table = open_table(row_spec.source, row_spec.split or options.split)
+    if row_spec.split and not has_splits(row_spec.source):
+        if "split" not in table.columns:
+            raise UsageError(
+                f"{spec!r}: {row_spec.source} is a single file without a column 'split'; leave "
+                "split= out"
+            )
+        conditions["split"] = row_spec.spec.options["split"]
+    return table, Selecting(spec, conditions, row_spec.exchange)
+
+
+def _world(spec: str, row_spec: RowSpec, options: ReadOptions) -> Examples:
+    from holdfast import world
+
+    rows = world.rows(row_spec.source.removeprefix("world:"))
+    if row_spec.conditions:
+        raw = [{"prompt": r.prompt, "response": r.response, **r.provenance} for r in rows]
+        columns = list(dict.fromkeys(column for row in raw for column in row))
+        selection = Selection(spec, conditions_of(spec, row_spec.conditions, columns, {}))
+        rows = rows.select([i for i, row in enumerate(raw) if selection.holds(row)])
+        selection.check()
+        rows = Examples(rows, name=spec)
+    return rows[: options.limit]
 
 
 def _check(options: ReadOptions) -> None:
     for role in options.columns:
-        if role not in _COLUMNS:
-            raise UsageError(f"columns: {role!r} is not one of {', '.join(_COLUMNS)}")
+        if role not in ROLES:
+            raise UsageError(f"columns: {role!r} is not one of {', '.join(ROLES)}")
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"limit={options.limit} must be at least 1, or None for all rows")
     if not 0 <= options.max_left_out <= 1:
         raise UsageError(f"max_left_out={options.max_left_out:g} must be between 0 and 1")
 
 
-def usable_rows(spec: str, table: Table, options: ReadOptions) -> Examples:
+# --------------------------------------------------------------------------------- tables
+
+
+def usable_rows(
+    name: str,
+    table: Table,
+    options: ReadOptions,
+    remedies: Remedies,
+    selecting: Selecting = _ALL,
+) -> Examples:
     """Return the usable rows of a table, up to the limit.
 
     Args:
-        spec: Name of the table in messages.
+        name: Name of the table in messages.
         table: Raw rows.
         options: See `ReadOptions`.
+        remedies: Words for the way out.
+        selecting: Which rows are read, and how.
 
     Raises:
         DataError: More rows than `max_left_out` cannot be used, or none can.
+        UsageError: No row is selected.
     """
-    columns: dict[str, str] | None = None
+    reader = _TableReader(table, options, remedies, selecting)
     rows: dict[str, Example] = {}
     places: dict[str, str] = {}
     unusable: list[RowError] = []
     left_out: list[LeftOut] = []
-    for raw in table.rows:
+    for raw in reader.selected():
         identity = ""
         try:
             if isinstance(raw, RowError):
                 raise raw
-            columns = columns or _columns(raw.place, table.columns, options)
-            row = _example(raw, columns, needs_response=options.needs_response)
+            row = reader.example(raw)
             identity = row.id
             _check_row(raw.place, row, places.get(identity), options)
         except RowError as error:
             if options.strict:
-                raise DataError(f"{error}; remove the row, or leave out --strict") from error
+                raise DataError(f"{error}; {remedies.not_strict()}") from error
             unusable.append(error)
             left_out.append(LeftOut(error.place, error.reason, identity, error.problem))
             continue
@@ -141,8 +215,134 @@ def usable_rows(spec: str, table: Table, options: ReadOptions) -> Examples:
         rows[identity] = row
         if len(rows) == options.limit:
             break
-    _check_share(spec, len(rows), unusable, left_out, options)
-    return Examples(rows.values(), name=spec, left_out=left_out)
+    reader.selection.check()
+    _check_share(name, len(rows), unusable, left_out, options, remedies)
+    if reader.n_cut:
+        warn_once(
+            f"{name}: {reader.n_cut} of {len(rows)} rows are the {selecting.pick} exchange of "
+            "several; the others are not read"
+        )
+    return Examples(rows.values(), name=name, left_out=left_out)
+
+
+class _TableReader:
+    """Reads the rows of one table.
+
+    Args:
+        table: Raw rows.
+        options: See `ReadOptions`.
+        remedies: Words for the way out.
+        selecting: Which rows are read, and how.
+    """
+
+    def __init__(
+        self, table: Table, options: ReadOptions, remedies: Remedies, selecting: Selecting
+    ) -> None:
+        named = [column for column in options.columns.values() if column]
+        chosen = [option.removeprefix("not_") for option in selecting.options]
+        self.table = one_response_per_row(table, {*named, *chosen, *selecting.options})
+        self.options = options
+        self.remedies = remedies
+        self.selecting = selecting
+        self.selection = Selection(
+            selecting.text,
+            conditions_of(selecting.text, selecting.options, self.table.columns, options.columns)
+            if selecting.options
+            else [],
+        )
+        self.n_cut = 0
+        self._layout: Layout | None = None
+        self._marking: Mapping[str, str] = {}
+        self._flags: Mapping[str, dict[str, None]] = {}
+
+    def selected(self) -> Iterator[Raw | RowError]:
+        """Yield the rows that are selected, and those that cannot be parsed."""
+        rows = self.table.rows
+        if not self.table.uniform:
+            rows = list(rows)
+            self._flags = _all_flags(rows, self._flag_columns())
+        for raw in rows:
+            if isinstance(raw, RowError) or self.selection.holds(raw.row):
+                yield raw
+
+    def _flag_columns(self) -> list[str]:
+        named = self.options.columns.get("category")
+        return [c for c in self.table.columns if c == named or c.strip().lower() in FLAGS]
+
+    def example(self, raw: Raw) -> Example:
+        """Return a row as an example.
+
+        Raises:
+            DataError: The table has no column for a role.
+            RowError: The row cannot be used.
+        """
+        layout = self._layout or self._detect(raw)
+        if self._flags:
+            raw = raw._replace(row=_with_all_flags(raw.row, self._flags))
+        found = exchange_of(
+            raw,
+            layout,
+            needs_response=self.options.needs_response,
+            pick=self.selecting.pick,
+        )
+        provenance = provenance_of(raw, layout)
+        if self.selecting.pick is not None:
+            provenance["exchange"] = (
+                f"{self.selecting.pick} of several" if found.cut else "only one"
+            )
+        self.n_cut += found.cut
+        return Example(found.prompt, found.response, provenance, self._marks(raw, layout))
+
+    def _detect(self, raw: Raw) -> Layout:
+        columns = self.options.columns
+        self._layout = layout_of(
+            raw,
+            self.table,
+            columns,
+            needs_response=self.options.needs_response,
+            remedies=self.remedies,
+        )
+        if columns.get("safe", "") is not None:
+            response = self._layout.response or self._layout.messages
+            marking = mark_columns(self.table.columns, response, columns.get("safe"))
+            selected_by = {condition.column for condition in self.selection.conditions}
+            self._marking = {c: base for c, base in marking.items() if c not in selected_by}
+        return self._layout
+
+    def _marks(self, raw: Raw, layout: Layout) -> tuple[Mark, ...]:
+        has_response = bool(layout.response or layout.messages)
+        marks = marks_of(raw.row, self._marking, has_response=has_response)
+        named = self.options.columns
+        if is_preferred(layout) and "response" not in named and "messages" not in named:
+            return (
+                *marks,
+                Mark(CHOSEN, layout.response or layout.messages, "preferred", safe=True),
+            )
+        return marks
+
+
+def _all_flags(
+    rows: Iterable[Raw | RowError], columns: Sequence[str]
+) -> dict[str, dict[str, None]]:
+    """Return the flags that any row has in a column, as Arrow would add them to all rows."""
+    flags: dict[str, dict[str, None]] = {}
+    for column in columns:
+        for raw in rows:
+            value = structured(raw.row.get(column)) if isinstance(raw, Raw) else None
+            if isinstance(value, dict) and is_flags(value):
+                flags.setdefault(column, {}).update(dict.fromkeys(value))
+    return flags
+
+
+def _with_all_flags(
+    row: Mapping[str, object], flags: Mapping[str, dict[str, None]]
+) -> Mapping[str, object]:
+    filled = dict(row)
+    for column, missing in flags.items():
+        value = structured(row.get(column))
+        if isinstance(value, dict):
+            filled[column] = {**missing, **value}
+    return filled
 
 
 def _check_row(place: str, row: Example, earlier: str | None, options: ReadOptions) -> None:
@@ -155,28 +355,32 @@ def _check_row(place: str, row: Example, earlier: str | None, options: ReadOptio
 
 
 def _check_share(
-    spec: str,
+    name: str,
     used: int,
     unusable: Sequence[RowError],
     left_out: Sequence[LeftOut],
     options: ReadOptions,
+    remedies: Remedies,
 ) -> None:
     """Reject a data set with too many unusable rows; otherwise report the counts."""
     if not used and not unusable:
-        raise DataError(f"{spec}:1: no rows; give a file that has some")
+        raise DataError(f"{name}:1: no rows; give a file that has some")
     if not unusable:
         return
     total = used + len(unusable)
     counts = in_words(count_reasons(left_out))
+    way_out = ""
+    if any(error.reason == SEVERAL for error in unusable):
+        way_out = f". {remedies.one_exchange()}"
     if not used:
-        raise DataError(f"{unusable[0]}; no rows: all {total} cannot be used ({counts})")
+        raise DataError(f"{unusable[0]}; no rows: all {total} cannot be used ({counts}){way_out}")
     if len(unusable) > options.max_left_out * total:
+        way_out = f"{remedies.leaving_out()}{way_out}"
         raise DataError(
             f"{unusable[0]}; {len(unusable)} of {total} rows cannot be used ({counts}), more than "
-            f"the {options.max_left_out:.0%} that may be left out: fix the file, or allow more "
-            "with --max-left-out or --drop-invalid"
+            f"the {options.max_left_out:.0%} that may be left out: {way_out}"
         )
-    warn_once(f"{spec}: {len(unusable)} of {total} rows left out ({counts})")
+    warn_once(f"{name}: {len(unusable)} of {total} rows left out ({counts})")
 
 
 def in_words(counts: Mapping[str, int]) -> str:
@@ -187,151 +391,4 @@ def in_words(counts: Mapping[str, int]) -> str:
 @cache
 def warn_once(message: str) -> None:
     """Log a warning, once per process."""
-    logger.warning(message)
-
-
-def _columns(place: str, present: Sequence[str], options: ReadOptions) -> dict[str, str]:
-    """Return the column of each role."""
-    named = {"licence" if k == "license" else k: v for k, v in options.columns.items()}
-    missing = [column for column in named.values() if column not in present]
-    required = ("prompt", "response") if options.needs_response else ("prompt",)
-    if not missing and "messages" not in named:
-        for roles in (("prompt", "response"), required):
-            for layout in _LAYOUTS:
-                columns = {**layout, **named}
-                if all(columns[role] in present for role in roles):
-                    # Alpaca's convention: an instruction may have an input to work on.
-                    extra = {"input": "input"} if columns["prompt"] == "instruction" else {}
-                    return {**extra, **columns}
-    messages = named.get("messages", "messages")
-    if not missing and messages in present:
-        return {**named, "messages": messages}
-    lacking = ", ".join(repr(column) for column in missing) or " and ".join(required)
-    if len(present) == 1 and ";" in present[0]:
-        raise DataError(
-            f"{place}: no column for {lacking}; found {present[0]}, columns separated by "
-            "semicolons. Save it with commas, or as .tsv with tabs"
-        )
-    raise DataError(
-        f"{place}: no column for {lacking}; found {', '.join(present) or 'none'}. Name them with "
-        "--columns prompt=...,response=..."
-    )
-
-
-def _example(raw: Raw, columns: Mapping[str, str], *, needs_response: bool) -> Example:
-    provenance = _provenance(raw, columns)
-    if "messages" in columns:
-        column = columns["messages"]
-        place = f"{raw.place}: {column}"
-        try:
-            prompt, response = exchange(place, raw.row.get(column), needs_response=needs_response)
-        except RowError as error:
-            problem = str(error).removeprefix(f"{raw.place}: ")
-            raise RowError(raw.place, error.reason, problem) from error
-        return Example(prompt, response, provenance)
-    prompt = _text(raw, columns["prompt"])
-    if columns.get("input") in raw.row:
-        extra = _text(raw, columns["input"])
-        prompt = f"{prompt}\n{extra}" if prompt.strip() and extra.strip() else prompt
-    response = ""
-    if needs_response or columns["response"] in raw.row:
-        response = _text(raw, columns["response"])
-    return Example(prompt, response, provenance)
-
-
-def _text(raw: Raw, column: str) -> str:
-    if column not in raw.row:
-        problem = (
-            f"no {column!r}, though other rows have it (this one has "
-            f"{', '.join(raw.row) or 'nothing'}); add it or remove the row"
-        )
-        raise RowError(raw.place, OTHER_LAYOUT, problem)
-    value = raw.row[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        problem = (
-            f"{column} is not text but {type(value).__name__} {value!r:.60}; put it in quotes, or "
-            "name another column with --columns"
-        )
-        raise RowError(raw.place, OTHER_LAYOUT, problem)
-    return _encodable(raw.place, column, value)
-
-
-def _encodable(place: str, column: str, value: str) -> str:
-    # JSON can spell half of a surrogate pair ("\ud83d"), which no file or hash can contain.
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        problem = (
-            f"{column} has half a character ({value[error.start]!r}) at position "
-            f"{error.start + 1}; the text was cut inside a surrogate pair, write it again"
-        )
-        raise RowError(place, UNREADABLE, problem) from error
-    return value
-
-
-def exchange(place: str, turns: object, *, needs_response: bool = True) -> tuple[str, str]:
-    """Return the prompt and response in a list of {"role", "content"} turns.
-
-    A system turn may come first; it is put before the prompt.
-
-    Args:
-        place: Location of the list, for messages.
-        turns: The list of turns.
-        needs_response: Whether the answer may be missing.
-
-    Raises:
-        DataError: It is not such a list, or contains more than one exchange.
-    """
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns
-    ):
-        problem = f"must be a list of {{role, content}}, not {turns!r:.60}"
-        raise RowError(place, OTHER_LAYOUT, problem)
-    roles = [str(turn["role"]) for turn in turns]
-    texts = [_text(Raw(place, turn), "content") for turn in turns]
-    system = ""
-    if roles[:1] == ["system"]:
-        system = texts.pop(0)
-    speakers = roles[1:] if roles[:1] == ["system"] else roles
-    if speakers != ["user", "assistant"] and (needs_response or speakers != ["user"]):
-        problem = (
-            f"has the turns {', '.join(roles) or 'none'}; one user turn "
-            "and one answer are required. Keep one exchange of the conversation."
-        )
-        raise RowError(place, OTHER_LAYOUT, problem)
-    prompt = f"{system}\n\n{texts[0]}" if system.strip() and texts[0].strip() else texts[0]
-    return prompt, texts[1] if len(texts) > 1 else ""
-
-
-def _provenance(raw: Raw, columns: Mapping[str, str]) -> dict[str, str]:
-    labels = {}
-    for role in PROVENANCE:
-        sources = [columns.get(role, role)]
-        if sources == ["licence"]:
-            sources.append("license")
-        for source in sources:
-            label = _label(raw.place, source, raw.row.get(source))
-            if label:
-                labels[role] = label
-                break
-    return labels
-
-
-def _label(place: str, column: str, value: object) -> str:
-    """Return a provenance value as text; "" if it is unknown."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, str):
-        return _encodable(place, column, value.strip())
-    if isinstance(value, (bool, int, float)):
-        return json.dumps(value)
-    if isinstance(value, dict) and all(flag in (True, False, None) for flag in value.values()):
-        true = "|".join(sorted(str(name) for name, flag in value.items() if flag))
-        # All False is a value ("none of these"); a missing flag, or no flags at all, is unknown.
-        return true or ("" if None in value.values() or not value else "none")
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "|".join(sorted(value))
-    problem = f"{column} is {value!r:.60}; write text, a list of texts or {{name: true/false}}"
-    raise RowError(place, OTHER_LAYOUT, problem)
+    logger.warning(printable(message))

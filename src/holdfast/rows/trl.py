@@ -7,7 +7,12 @@ from typing import Any
 
 from holdfast.errors import DataError
 from holdfast.examples import Example, Examples
-from holdfast.rows.readers import exchange
+from holdfast.rows.layouts import Layout, exchange_of
+from holdfast.rows.marks import mark_columns, marks_of
+from holdfast.rows.tables import Raw
+
+_RESPONSES = ("completion", "chosen")
+_CONVERSATIONS = ("messages", "conversations")
 
 
 def from_dataset(dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset") -> Examples:
@@ -20,18 +25,26 @@ def from_dataset(dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset")
     Raises:
         DataError: A row has another format or more than one exchange, or is repeated.
     """
-    rows = (_example(f"{name}: row {i + 1}", row) for i, row in enumerate(dataset))
+    rows = (_example(Raw(f"{name}: row {i + 1}", row)) for i, row in enumerate(dataset))
     return Examples(rows, name=name)
 
 
-def _example(where: str, row: Mapping[str, Any]) -> Example:
-    answer = next((row[c] for c in ("completion", "chosen", "messages") if c in row), None)
-    prompt = row.get("prompt", "" if isinstance(answer, str) else [])
-    if isinstance(prompt, str) and isinstance(answer, str) and prompt:
-        return Example(prompt, answer)
-    if not isinstance(prompt, list) or not isinstance(answer, list):
-        raise DataError(
-            f"{where}: has the columns {', '.join(row)}; it needs messages, prompt and "
-            "completion, or prompt, chosen and rejected, either all text or all turns"
-        )
-    return Example(*exchange(f"{where}: messages", [*prompt, *answer]))
+def _example(raw: Raw) -> Example:
+    layout = _layout(raw)
+    exchange = exchange_of(raw, layout)
+    marking = mark_columns(raw.row, layout.response or layout.messages, None)
+    marks = marks_of(raw.row, marking, has_response=True)
+    return Example(exchange.prompt, exchange.response, marks=marks)
+
+
+def _layout(raw: Raw) -> Layout:
+    response = next((column for column in _RESPONSES if column in raw.row), "")
+    if response and "prompt" in raw.row:
+        return Layout("prompt", response)
+    messages = response or next((column for column in _CONVERSATIONS if column in raw.row), "")
+    if messages:
+        return Layout(messages=messages)
+    raise DataError(
+        f"{raw.place}: has the columns {', '.join(raw.row)}; it needs messages, prompt and "
+        "completion, or prompt, chosen and rejected, either all text or all turns"
+    )

@@ -107,7 +107,7 @@ def align(config: AlignConfig) -> Path:
     groups, scores, inputs = _groups(config, method)
     data = AlignmentData(
         safety=config.read(config.data),
-        benign=config.read_if(config.benign),
+        benign=config.read_if(config.benign, use="ordinary"),
         harmful=_harmful(config),
         groups=groups,
         scores=scores,
@@ -135,11 +135,11 @@ MISMATCHED = "mismatched"
 
 def _harmful(config: AlignConfig) -> Examples | None:
     if config.harmful != MISMATCHED:
-        return config.read_if(config.harmful, harmful=True)
+        return config.read_if(config.harmful, use="harmful")
     if config.benign is None:
         raise UsageError(f"--harmful {MISMATCHED} takes the answers of benign rows: give --benign")
     prompts = config.read(config.data).prompts
-    answers = config.read(config.benign).responses
+    answers = config.read(config.benign, use="ordinary").responses
     return mismatched(prompts, answers, n=len({p.strip() for p in prompts}), seed=config.seed)
 
 

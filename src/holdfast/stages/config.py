@@ -13,7 +13,9 @@ from holdfast.options import Flag, Options
 from holdfast.results.attacks import Schedule
 from holdfast.results.run_dir import RunDir
 from holdfast.results.sources import Sources
+from holdfast.rows.marks import Use
 from holdfast.rows.readers import REPEATED_PROMPT, ReadOptions, warn_once
+from holdfast.specs import NULL
 
 EstimatorSpec = Annotated[str, SpecOf("estimators")]
 JudgeSpec = Annotated[str, SpecOf("judges")]
@@ -55,7 +57,9 @@ class StageConfig(Options):
     device: str = "auto"
     """Device for models: auto, cpu, cuda or cuda:N."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Name of the data column for a role (prompt, response, category, ...), as ROLE=COLUMN."""
+    """Name of the data column for a role (prompt, response, category, ...), as ROLE=COLUMN, for all
+    files; FILE,columns=[ROLE=COLUMN] is for one file.
+    """
     strict: bool = False
     """Stop at the first unusable row instead of leaving it out."""
     max_left_out: float = Field(default=0.05, ge=0, le=1)
@@ -84,31 +88,39 @@ class StageConfig(Options):
         places = [cls.__dict__.get("PLACES", frozenset()) for cls in type(self).__mro__]
         return self.model_dump(mode="json", exclude={*self.READING}.union(*places))
 
-    def read(self, spec: str, *, needs_response: bool = True, harmful: bool = False) -> Examples:
+    def read(self, spec: str, *, use: Use = "safety", needs_response: bool = True) -> Examples:
         """Read rows as these options say, and keep them in the run.
 
         Args:
             spec: See `rows.readers.read`.
-            needs_response: Whether rows without a response are left out.
-            harmful: Whether the responses are harmful: the run then keeps ids only, unless
+            use: What the rows are used for. Of harmful rows the run keeps the ids only, unless
                 `keep_harmful_rows`.
+            needs_response: Whether rows without a response are left out.
+
+        Raises:
+            DataError: The rows cannot be read, or are marked as the opposite of their use.
         """
         options = ReadOptions(
-            columns=self.columns,
+            columns={role: None if c == NULL else c for role, c in self.columns.items()},
             strict=self.strict,
             max_left_out=1.0 if self.drop_invalid else self.max_left_out,
             limit=self.limit,
             needs_response=needs_response,
+            use=use,
         )
-        ids_only = harmful and not self.keep_harmful_rows
+        ids_only = use == "harmful" and not self.keep_harmful_rows
         return Sources(self.run).rows(spec, options, ids_only=ids_only)
 
-    def read_prompts(self, spec: str) -> Examples:
+    def read_prompts(self, spec: str, *, use: Use = "restricted prompts") -> Examples:
         """Read rows of which only the prompts are used, each prompt once.
 
         Several rows with one prompt are not independent, whatever their responses.
+
+        Args:
+            spec: See `rows.readers.read`.
+            use: What the prompts are used for.
         """
-        rows = self.read(spec, needs_response=False)
+        rows = self.read(spec, use=use, needs_response=False)
         prompts: set[str] = set()
         repeated: dict[int, str] = {}
         for position, row in enumerate(rows):
@@ -122,9 +134,9 @@ class StageConfig(Options):
             )
         return rows.without(repeated)
 
-    def read_if(self, spec: str | None, *, harmful: bool = False) -> Examples | None:
+    def read_if(self, spec: str | None, *, use: Use = "safety") -> Examples | None:
         """Read rows if there is a spec."""
-        return None if spec is None else self.read(spec, harmful=harmful)
+        return None if spec is None else self.read(spec, use=use)
 
 
 class JobsConfig(StageConfig):

@@ -110,7 +110,7 @@ def _proxies(
             f"estimator {name!r} averages over no proxy tasks: leave out --proxy "
             "(and give --benign if it uses ordinary rows)"
         )
-    proxies = tuple(config.read(spec) for spec in config.proxies)
+    proxies = tuple(config.read(spec, use="ordinary") for spec in config.proxies)
     rows = {f"proxy {number}": rows for number, rows in enumerate(proxies, start=1)}
     return {"proxies": proxies}, Inputs(rows=rows)
 
@@ -123,7 +123,7 @@ def _resource(config: EstimatorConfig, need: str) -> tuple[Any, Inputs]:
         return judge, Inputs(judge_hashes(config.run, [spec], {spec: judge}))
     if need == "base":
         return spec, Inputs({"base": model_hash(config.run, spec)})
-    rows = config.read(spec, harmful=need == "harmful")
+    rows = config.read(spec, use="harmful" if need == "harmful" else "ordinary")
     return rows, Inputs(rows={need: rows})
 
 

@@ -101,7 +101,9 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
             this machine, or together with vLLM; something that is not installed.
     """
     _check(config)
-    borderline = config.read_prompts(config.over_refusal) if config.over_refusal else None
+    borderline = None
+    if config.over_refusal:
+        borderline = config.read_prompts(config.over_refusal, use="harmless prompts")
     material = _Material(
         test=config.read_prompts(config.test),
         borderline=borderline,

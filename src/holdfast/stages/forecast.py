@@ -354,7 +354,7 @@ def _work(job: PlannedJob) -> tuple[float, float] | None:
     """Return the numbers of training steps and responses of a job; None if unknown."""
     config = job.config
     if isinstance(config, AlignConfig) and config.method == PLAIN:
-        benign = config.read_if(config.benign)
+        benign = config.read_if(config.benign, use="ordinary")
         rows = len(config.read(config.data)) + len(benign or ())
         return math.ceil(rows / config.batch_size) * config.epochs, 0.0
     if isinstance(config, AttackConfig):

@@ -6,7 +6,7 @@ import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import Field
@@ -14,7 +14,7 @@ from pydantic import Field
 from holdfast.errors import UsageError
 from holdfast.jobs.queue import summary
 from holdfast.jobs.workers import started
-from holdfast.options import OptionError, Options
+from holdfast.options import Flag, OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
@@ -33,7 +33,7 @@ class DataSpecs(Options):
 
     owner: ClassVar[str] = "data"
 
-    alignment: str
+    alignment: Annotated[str, Flag("data")]
     """Restricted prompts with the desired responses."""
     harmful: str
     """The attacker's rows."""
@@ -82,7 +82,7 @@ class RunConfig(Options):
     """Keep the text of harmful rows in the run directory, not just their ids."""
     align: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast align` for every method."""
-    methods: dict[str, dict[str, Any]]
+    methods: Annotated[dict[str, dict[str, Any]], Flag("method")]
     """Label -> method, its options, and overrides of `align`."""
     knowledge: dict[str, str | None] = Field(default_factory=dict)
     """Word for what the defender may know about the attacker's rows -> the harmful rows that the
@@ -235,8 +235,8 @@ def _check_knowledge(config: RunConfig) -> None:
     reader = _stage_config(StageConfig, config)
     for word, spec in config.knowledge.items():
         check_disjoint(
-            reader.read_if(spec, harmful=True),
-            reader.read(config.data.harmful, harmful=True),
+            reader.read_if(spec, use="harmful"),
+            reader.read(config.data.harmful, use="harmful"),
             f"knowledge {word!r}",
         )
 

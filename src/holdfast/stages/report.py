@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from holdfast.reports import write
 from holdfast.reports.sections import load_section
 from holdfast.results.files import sha256_json
 from holdfast.stages.config import StageConfig
+
+logger = logging.getLogger(__name__)
 
 
 class ReportConfig(StageConfig):
@@ -42,6 +45,17 @@ def report(config: ReportConfig) -> Path:
     inputs = {"run": run.digest}
     if failed := [f for f in run.failures() if f.stage != "report"]:
         inputs["failed"] = sha256_json([[f.stage, f.name, f.reason] for f in failed])
+    problems = [line for line in run.verify(weights=False) if not line.startswith("report.")]
+    if problems:
+        # Part of the key, so that a report written before does not stand for this run.
+        inputs["problems"] = sha256_json(problems)
+        logger.warning(
+            "%d files of the run are missing or were changed; the report lists them, and so does "
+            "`holdfast verify %s`: %s",
+            len(problems),
+            run.root,
+            problems[0],
+        )
     with run.job("report", "report", config=config.keyed(), inputs=inputs) as job:
         if job.done is None:
             write(

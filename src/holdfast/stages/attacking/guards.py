@@ -10,6 +10,7 @@ from holdfast import plugins
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.attacks import NO_GUARD
+from holdfast.rows.marks import Use
 from holdfast.specs import parse
 from holdfast.stages.config import GuardSpecs, StageConfig
 from holdfast.stages.run_models import model_hash
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 FIELDS = {"safety": "safety", "harmful": "known_harmful", "base": "base"}
 """Resource that a guard can need -> the option of the stage that provides it."""
+
+
+_USES: dict[str, Use] = {"safety": "safety", "harmful": "harmful"}
+"""Rows that a guard can need -> what they are used for."""
 
 
 class GuardConfig(StageConfig):
@@ -88,7 +93,7 @@ def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str], dic
             resources[need] = value
             hashes["guard's base"] = model_hash(config.run, value)
         else:
-            resources[need] = config.read(value, harmful=need == "harmful")
+            resources[need] = config.read(value, use=_USES[need])
             rows[f"guard's {need}"] = resources[need]
     guard: Guard = plugins.make("guards", spec, **resources)
     return guard, hashes, rows

@@ -50,8 +50,8 @@ def read_material(config: AttackConfig) -> Material:
             f"broken_at={config.broken_at:g} has no effect without until_broken; give "
             "until_broken, or leave out broken_at"
         )
-    harmful = config.read_if(config.harmful, harmful=True)
-    check_disjoint(config.read_if(config.known_harmful, harmful=True), harmful, "known_harmful")
+    harmful = config.read_if(config.harmful, use="harmful")
+    check_disjoint(config.read_if(config.known_harmful, use="harmful"), harmful, "known_harmful")
     test = config.read_prompts(config.test)
     return Material(
         harmful=untested(harmful or Examples([], name="no harmful rows"), test),
