@@ -128,7 +128,7 @@ def test_harmful_text_is_kept_if_allowed(tmp_path: Path) -> None:
     kept = {}
     for allowed in (False, True):
         config = StageConfig(out=tmp_path / str(allowed), keep_harmful_rows=allowed)
-        config.read(spec, harmful=True)
+        config.read(spec, use="harmful")
         folder = config.run.rows.folder
         kept[allowed] = "".join(path.read_text() for path in folder.glob("*.jsonl"))
     assert SECRET not in kept[False]

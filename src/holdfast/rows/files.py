@@ -226,7 +226,7 @@ def _saved(path: Path, split: str) -> Table:
 def dataset_table(name: str, dataset: Any) -> Table:
     """Return a `datasets.Dataset` as a table."""
     rows = (Raw(f"{name}: row {n}", row) for n, row in enumerate(dataset, start=1))
-    return Table(list(dataset.column_names), rows, uniform=True)
+    return Table(list(dataset.column_names), rows, uniform="Json(" not in str(dataset.features))
 
 
 def _together(tables: Sequence[Table]) -> Table:

@@ -271,7 +271,9 @@ def arrow_table(name: str, schema: Any, batches: Any) -> Table:
     if repeated:
         raise DataError(f"{name}: two columns are named {repeated[0]!r}; rename one")
     decoders = {field.name: _decoder(field.type) for field in schema}
-    return Table(names, _arrow_rows(name, batches, decoders), uniform=True)
+    # Objects that are stored as JSON have the keys that they were written with.
+    uniform = not any(decoders.values())
+    return Table(names, _arrow_rows(name, batches, decoders), uniform)
 
 
 def _arrow_rows(

@@ -60,8 +60,10 @@ class RowSpec:
 
 def columns_text(columns: Mapping[str, str | None]) -> Value:
     """Return the value of the option `columns`."""
-    pairs = [Bare(f"{role}={value_text(column)}") for role, column in columns.items()]
-    return tuple(pairs) if len(pairs) != 1 else pairs[0]
+    texts = {role: NULL if column is None else column for role, column in columns.items()}
+    quoted = {role: f'"{NULL}"' for role, column in columns.items() if column == NULL}
+    pairs = tuple(f"{role}={column}" for role, column in {**texts, **quoted}.items())
+    return pairs if len(pairs) != 1 else pairs[0]
 
 
 def parse_rows(text: str) -> RowSpec:
@@ -165,10 +167,16 @@ class Condition:
             names = sorted(name for name, flag in value.items() if flag)
             if not names:
                 return [None if None in value.values() else NONE_OF_THEM]
-            return [*names, *(["|".join(names)] if len(names) > 1 else [])]
+            return _with_label(names)
         if isinstance(value, list) and value:
-            return list(value)
+            return _with_label(value)
         return [value]
+
+
+def _with_label(names: list[Any]) -> list[object]:
+    """Return several values and their label, as it is in the provenance of a row."""
+    texts = all(isinstance(name, str) for name in names)
+    return [*names, "|".join(sorted(names))] if texts and len(names) > 1 else names
 
 
 def _equal(value: Value, member: object) -> bool:

@@ -193,8 +193,8 @@ def exchange(
     if roles == [USER] and not needs_response:
         return Exchange(_with_system(system, spoken[0].text), "")
     pairs = [i for i in range(len(roles) - 1) if roles[i : i + 2] == [USER, ASSISTANT]]
-    if TOOL in roles or not pairs or (len(roles) > 2 and pick is None):
-        _refuse(place, turns, bool(pairs))
+    if not pairs or (len(roles) > 2 and pick is None) or not _alternate(roles):
+        raise _refusal(place, turns, several=bool(pairs) and _alternate(roles))
     first = pairs[-1] if pick == "last" else pairs[0]
     asked, answered = spoken[first : first + 2]
     if needs_response and not answered.trained:
@@ -202,16 +202,22 @@ def exchange(
     return Exchange(_with_system(system, asked.text), answered.text, cut=len(roles) > 2)
 
 
-def _refuse(place: str, turns: Sequence[Turn], has_exchange: bool) -> None:
+def _alternate(roles: Sequence[str]) -> bool:
+    """Return whether user and assistant take turns, and nobody else."""
+    neighbours = zip(roles, roles[1:], strict=False)
+    return {*roles} <= {USER, ASSISTANT} and all(role != other for role, other in neighbours)
+
+
+def _refusal(place: str, turns: Sequence[Turn], *, several: bool) -> RowError:
     roles = [turn.role for turn in turns]
-    reason = TOOLS if TOOL in roles else OTHER_LAYOUT
-    if TOOL not in roles and has_exchange and SYSTEM not in roles[roles.index(USER) :]:
-        reason = SEVERAL
+    reason = SEVERAL if several else OTHER_LAYOUT
+    if TOOL in roles:
+        reason = TOOLS
     shown = roles if len(roles) <= 8 else [*roles[:7], f"... ({len(roles)} turns)"]
     problem = (
         f"has the turns {', '.join(shown) or 'none'}; one user turn and one answer are required"
     )
-    raise RowError(place, reason, problem)
+    return RowError(place, reason, problem)
 
 
 def _with_system(system: str, prompt: str) -> str:
