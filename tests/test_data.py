@@ -280,7 +280,7 @@ GOOD = '{"prompt": "a", "response": "1"}\n'
         ("d.jsonl", '{"prompt": "a", "response": ' + "9" * 5000 + "}", ":1: ", "as JSON"),
         ("d.jsonl", GOOD.encode() + b'{"prompt": "\xe9"}', ":2: ", r"byte 45 \(0xe9\).*UTF-8"),
         ("d.jsonl", GOOD.encode("utf-16"), ":1: ", r"byte 0 \(0xff\) is not UTF-8; save"),
-        ("d.jsonl", '{"q": "a", "r": "1"}', ":1: ", "q, r. .*,columns=.prompt=q,response=r.'"),
+        ("d.jsonl", '{"q": "a b", "r": "1 2"}', ":1: ", "q, r. .*,columns=.prompt=q,response=r.'"),
         ("d.jsonl", '{"prompt": "a"}', ":1: ", "found prompt. Write the prompt and the"),
         ("d.jsonl", "{}", ":1: ", "found none"),
         ("d.jsonl", GOOD + '{"prompt": "b"}', ":2: ", "no 'response', though.*has prompt"),

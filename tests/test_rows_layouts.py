@@ -199,6 +199,14 @@ def test_the_option_that_a_message_names_works(
     assert pairs(read(option[1], options)) == [pair]
 
 
+@pytest.mark.parametrize(
+    "row", [{"prompt": "p q", "id": "7", "label": "x"}, {"a b": "c d", "0": "1"}]
+)
+def test_an_id_or_a_label_is_not_named_as_the_response(write: Write, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="Write the prompt and the response in a column each"):
+        read(write(row))
+
+
 def test_text_alone_has_no_response(write: Write) -> None:
     with pytest.raises(DataError, match="found text. Write the prompt and the response in a col"):
         read(write({"text": "### Instruction: i ### Response: r"}))
@@ -251,9 +259,9 @@ def test_numbered_responses_are_rows_of_their_own(write: Write) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        [{"q": "1", "a": "2"}],
-        datasets.Dataset.from_list([{"q": "1", "a": "2"}]),
-        pd.DataFrame([{"q": "1", "a": "2"}]),
+        [{"q": "a b", "a": "c d"}],
+        datasets.Dataset.from_list([{"q": "a b", "a": "c d"}]),
+        pd.DataFrame([{"q": "a b", "a": "c d"}]),
     ],
     ids=["list", "dataset", "frame"],
 )
@@ -263,7 +271,7 @@ def test_messages_about_rows_in_memory_speak_python(rows: Any) -> None:
     assert "--" not in str(caught.value)
     expression = re.search(r"Rename them: (.*)$", str(caught.value))
     assert expression is not None
-    assert pairs(examples_of(eval(expression[1], {"rows": rows}))) == [("1", "2")]  # noqa: S307
+    assert pairs(examples_of(eval(expression[1], {"rows": rows}))) == [("a b", "c d")]  # noqa: S307
 
 
 def test_rows_in_memory_of_every_kind() -> None:

@@ -142,6 +142,16 @@ def test_what_only_a_person_can_know_is_asked(
     assert len(used_for(f"{spec},columns=safe=null", "safety")) == 2
 
 
+def test_where_a_column_says_what_is_safe_flags_name_the_topic(write: Write) -> None:
+    """In BeaverTails both are there; one selection is enough."""
+    safe = {"is_safe": True, "category": {"theft": False}}
+    unsafe = {"is_safe": False, "category": {"theft": True}}
+    spec = write(safe, unsafe)
+    with pytest.raises(DataError, match="1 of 2 rows have is_safe=true") as caught:
+        used_for(spec, "harmful")
+    assert way_out(str(caught.value)) == f"{spec},is_safe=false"
+
+
 def test_flags_that_are_all_false_are_no_poison(write: Write) -> None:
     flags = [{"theft": True, "arson": False}, {"theft": False, "arson": False}]
     spec = write(*({"category": flag} for flag in flags))

@@ -217,27 +217,31 @@ def _no_layout(
     return DataError(printable(f"{problem}. {remedies.columns(names)}"))
 
 
-_LIKELY_PROMPTS = ("goal", "behavior", "behaviour", "text", "prompt", "request", "user")
-_LIKELY_RESPONSES = ("target", "response", "reply", "output", "completion", "assistant", "answer")
+_LIKELY_PROMPTS = ("goal", "behavior", "behaviour", "text", "request", "user")
+_LIKELY_RESPONSES = ("target", "reply", "assistant", "bot", "refusal")
 
 
 def _likely(raw: Raw, columns: Sequence[str], required: Sequence[str]) -> dict[str, str]:
-    """Return columns that the roles may have, for a message that shows how to name them."""
+    """Return columns that the roles may have, for a message that shows how to name them.
 
-    def likely(names: Sequence[str], words: Sequence[str]) -> str:
-        return next((n for n in names if any(word in n.lower() for word in words)), names[0])
-
+    Without a telling name it is a column whose text has several words, unlike an id or a label.
+    """
     turns = [column for column in columns if conversation(raw.row.get(column)) is not None]
     if turns:
         return {"messages": turns[0]}
-    texts = [column for column in columns if isinstance(plain(raw.row.get(column)), str)]
-    if len(texts) < len(required):
-        return {}
-    prompt = likely(texts, (*_PROMPTS, *_LIKELY_PROMPTS))
-    if len(required) == 1:
-        return {"prompt": prompt}
-    others = [column for column in texts if column != prompt]
-    return {"prompt": prompt, "response": likely(others, (*_RESPONSES, *_LIKELY_RESPONSES))}
+    cells = {column: plain(raw.row.get(column)) for column in columns}
+    texts = {column: text for column, text in cells.items() if isinstance(text, str)}
+
+    def likely(words: Sequence[str]) -> str:
+        named = [c for c in texts if any(word in c.lower() for word in words)]
+        return next(iter([*named, *(c for c, text in texts.items() if " " in text.strip())]), "")
+
+    prompt = likely((*_PROMPTS, *_LIKELY_PROMPTS))
+    if not prompt or len(required) == 1:
+        return {"prompt": prompt} if prompt else {}
+    del texts[prompt]
+    response = likely((*_RESPONSES, *_LIKELY_RESPONSES))
+    return {"prompt": prompt, "response": response} if response else {}
 
 
 # ------------------------------------------------------------------------------------ rows

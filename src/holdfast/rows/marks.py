@@ -160,9 +160,15 @@ def check_marks(rows: Examples, use: Use | None, remedies: Remedies) -> None:
     of_prompt = use in ("restricted prompts", "harmless prompts")
     wrong = use in ("harmful", "restricted prompts")
     marks = [[mark for mark in row.marks if mark.of_prompt == of_prompt] for row in rows]
+    if any(mark.safe is not None and not _is_flag(mark) for row in marks for mark in row):
+        # Where a column says what is safe, flags name the topic.
+        marks = [[m for m in row if m.safe is not None and not _is_flag(m)] for row in marks]
     _check_sure(rows.name, marks, use, wrong, remedies)
-    if not any(mark.safe is not None and mark.column not in FLAGS for row in marks for mark in row):
-        _check_unsure(rows.name, marks, use, remedies)
+    _check_unsure(rows.name, marks, use, remedies)
+
+
+def _is_flag(mark: Mark) -> bool:
+    return mark.value == NONE_OF_THEM
 
 
 def _check_sure(
