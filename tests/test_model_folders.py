@@ -371,3 +371,15 @@ def test_a_directory_with_adapters_inside_names_one(folder: Path) -> None:
     inside.mkdir(parents=True)
     (inside / "adapter_config.json").write_text("{}")
     refused(inside.parent, r"is not a model \(no config\.json\); it holds the adapter .*safety")
+
+
+@pytest.mark.parametrize("settings", [None, {"eos_token": "</s>"}])
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt_neox", "opt", "gemma2", "llama"])
+def test_a_folder_without_a_vocabulary_is_refused(
+    architecture: str, settings: dict[str, str] | None, make_model: Make, tmp_path: Path
+) -> None:
+    # transformers would make an empty tokenizer, and every prompt would be empty.
+    make_model(architecture).save_pretrained(tmp_path)
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    refused(tmp_path, r"has no vocabulary|cannot be loaded as a tokenizer")

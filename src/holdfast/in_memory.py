@@ -75,6 +75,7 @@ def score(  # noqa: PLR0913  # what any estimator may need
         UsageError: The estimator needs rows that are not given, or the tokenizer does not fit.
         HoldfastError: No row could be scored.
     """
+    from holdfast.models.adapters import refuse_adapted
     from holdfast.stages.score import scores_of
 
     examples = examples_of(rows, use="safety")
@@ -94,6 +95,7 @@ def score(  # noqa: PLR0913  # what any estimator may need
         raise UsageError(f"estimator {name!r} needs {lacking[0]}=...")
     made = plugins.make("estimators", estimator, **given)
     with _unchanged(model, tokenizer) as loaded:
+        refuse_adapted(model, "score")
         return scores_of(None, made, loaded, examples, spec=estimator, model_hash="", seed=seed)
 
 
@@ -185,6 +187,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         UsageError: Rows are too few or missing, or the tokenizer does not fit.
         TrainingError: The loss is not finite.
     """
+    from holdfast.models.adapters import refuse_adapted
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.material import Material
     from holdfast.stages.attacking.tuning import attack_loaded
@@ -210,6 +213,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     material = Material(poison, prompts, judges, track=None)
     job = InMemoryJob(config, material, SUBJECT, attempt, downstream=downstream)
     with _unchanged(copy.deepcopy(model), tokenizer) as loaded:
+        refuse_adapted(model, "attack")
         _, result = attack_loaded(job, loaded)
     return result
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.models.folders import ADAPTER, read_settings
-from holdfast.models.reading import declare_untied
+from holdfast.models.reading import check_numbers, declare_untied
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +34,36 @@ def add_lora(model: PreTrainedModel, rank: int, *, seed: int) -> PreTrainedModel
 
     Returns:
         A `PeftModel`; `merge` folds the adapters into the weights.
+
+    Raises:
+        UsageError: See `refuse_adapted`.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
+    refuse_adapted(model, "LoRA")
     with torch.random.fork_rng(devices=[]), without_peft_warning():
         torch.manual_seed(seed)
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         return cast("PreTrainedModel", get_peft_model(model, config))
+
+
+def refuse_adapted(model: PreTrainedModel, purpose: str) -> None:
+    """Refuse a model with adapters beside its weights.
+
+    Raises:
+        UsageError: There are some: new adapters would hide them, and training would leave all
+            other weights as they are.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise UsageError(
+            f"{purpose}: the model has adapters already, which would be hidden or trained alone; "
+            "merge them first with model.merge_and_unload()"
+        )
 
 
 @contextlib.contextmanager
@@ -66,7 +86,7 @@ def apply(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             changes the model when it is merged.
     """
     from peft import PeftConfig
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     classes: dict[Any, type[Any]] = dict(PEFT_TYPE_TO_CONFIG_MAPPING)
     settings = read_settings(folder / ADAPTER)
@@ -75,6 +95,13 @@ def apply(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise UsageError(f"{folder}: peft has no adapters of type {kind!r}; update peft")
     _check_settings(folder, kind, settings, classes[kind])
     config = PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning or not hasattr(
+        PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "merge_and_unload"
+    ):
+        raise UsageError(
+            f"{folder}: adapters of type {kind} cannot be merged into the weights; give a full "
+            "model, or an adapter that changes weights, such as LoRA"
+        )
     base_logits = _Answers.of(model)
     adapted = _read(model, config, folder)
     try:
@@ -158,6 +185,7 @@ def _read(model: PreTrainedModel, config: Any, folder: Path) -> Any:
             f"{folder}: the base model has no place for {left[0]} ({len(left)} such tensors in "
             "all) of the adapter; give the base and the settings it was trained with"
         )
+    check_numbers(cast("PreTrainedModel", adapted), str(folder))
     return adapted.eval()
 
 
@@ -217,17 +245,9 @@ def _merge(adapted: Any, base: _Answers) -> PreTrainedModel:
     """Merge the adapters of a model in float32 on the CPU, and check that nothing else changed."""
     before = _Answers.of(adapted)
     was_tied = _untie(adapted)
-    merge_and_unload: Callable[[], PreTrainedModel] | None
-    merge_and_unload = getattr(adapted, "merge_and_unload", None)
-    if merge_and_unload is None or adapted.peft_config["default"].is_prompt_learning:
-        kind = adapted.peft_config["default"].peft_type.value
-        raise HoldfastError(
-            f"adapters of type {kind} cannot be merged into the weights; give a full model, or "
-            "an adapter that changes weights, such as LoRA"
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the output layer is no longer tied
-        merged: Any = merge_and_unload()
+        merged: Any = adapted.merge_and_unload()
     if was_tied:
         _tie_if_equal(merged)
     after = _Answers.of(merged)

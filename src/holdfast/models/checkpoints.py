@@ -99,6 +99,7 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
         model = read_language_model(parts.base, dtype_on(target, parts), source)
         for folder in parts.adapters:
             model = adapters.apply(model, folder)
+    with reading(source, "a tokenizer"):
         tokenizer = load_tokenizer(parts.tokenizer)
         check_same_words(parts, tokenizer)
     prepare_tokenizer(tokenizer, source)
@@ -134,6 +135,7 @@ def load_classifier(
         )
     with reading(source, "a sequence classifier"):
         model = read_classifier(parts.base, dtype_on(target, parts), source)
+    with reading(source, "a tokenizer"):
         tokenizer = load_tokenizer(parts.tokenizer)
     check_numbers(model, source)
     model.eval()
@@ -163,7 +165,11 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer stored in a model's directory."""
+    """Load the tokenizer stored in a model's directory.
+
+    Raises:
+        UsageError: The directory has no vocabulary.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     config = path / "tokenizer_config.json"
@@ -172,7 +178,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     # stored one, which garbles all text.
     fast = declared.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
     loader: Any = PreTrainedTokenizerFast if fast else AutoTokenizer
-    return cast("PreTrainedTokenizerBase", loader.from_pretrained(path, trust_remote_code=False))
+    tokenizer = loader.from_pretrained(path, trust_remote_code=False)
+    # Without the files of a vocabulary, transformers silently makes a tokenizer of none.
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    if tokenizer.get_vocab().keys() <= special:
+        raise UsageError(
+            f"{path}: has no vocabulary (tokenizer.json), so every text would be empty; save the "
+            "tokenizer there with save_pretrained"
+        )
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def check_same_words(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> None:
