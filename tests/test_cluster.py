@@ -40,11 +40,11 @@ Start = Callable[..., Any]
 def start() -> Iterator[Start]:
     made = []
 
-    def begin(workers: int = 2, **more: Any) -> Any:
+    def begin(workers: int = 2, host: str = "127.0.0.1", **more: Any) -> Any:
         found = distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            host="127.0.0.1",
+            host=host,
             dashboard_address=None,
             **more,
         )
@@ -119,6 +119,40 @@ def test_ctrl_c_reaches_the_jobs(start: Start, tmp_path: Path, job: Any) -> None
         run([job("a", "long")], pool)
     presser.join()
     assert (tmp_path / "a.saved").exists()
+
+
+def test_the_ports_of_a_cluster_on_loopback_are_reported(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(cluster.progress, "say", lines.append)
+    running = start(1, worker_dashboard_address="127.0.0.1:0")
+    with cluster.connected(running.scheduler_address, "jobs_program", tmp_path / "run"):
+        pass
+    assert len(lines) == 1
+    port = running.scheduler_address.rpartition(":")[2]
+    assert f"127.0.0.1:{port}" in lines[0]
+    assert "worker tcp://127.0.0.1:" in lines[0]
+    assert "*" not in lines[0]
+    assert "listen on every address" not in caplog.text
+
+
+def test_ports_that_are_open_on_every_address_are_named(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(cluster.progress, "say", lines.append)
+    running = start(1, host="0.0.0.0")  # noqa: S104  # what the test is about
+    port = running.scheduler_address.rpartition(":")[2]
+    address = f"tcp://127.0.0.1:{port}"
+    with cluster.connected(address, "jobs_program", tmp_path / "run"):
+        pass
+    assert f"*:{port}" in lines[0]
+    (warning,) = [line for line in caplog.messages if "listen on every address" in line]
+    assert warning.startswith(
+        "scheduler listens on every address of its machine, and so do 1 other"
+    )
+    assert "--host ADDRESS --dashboard-address ADDRESS:0" in warning
 
 
 def test_another_machine_is_only_asked_where_that_was_allowed(

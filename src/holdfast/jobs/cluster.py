@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from importlib.metadata import version
 from ipaddress import ip_address
@@ -24,6 +25,7 @@ from holdfast.errors import UsageError
 from holdfast.jobs.queue import RUN, STOP, End, Pool, QueuedJob
 from holdfast.jobs.workers import Worker
 from holdfast.results.files import write_text
+from holdfast.runtime import progress
 
 if TYPE_CHECKING:
     from distributed import Client, Event
@@ -34,6 +36,10 @@ RESTARTS = 2
 """How often a job is restarted after its worker was lost."""
 OFTEN = 2.0
 """Seconds between two requests to the scheduler whether to stop."""
+MOST_PORTS = 5
+"""Number of processes of a cluster whose ports are listed."""
+EVERY = "*"
+"""Stands for every address of a machine."""
 TIMEOUT = 20
 """Seconds to reach the scheduler, and then a worker."""
 
@@ -75,13 +81,15 @@ def connected(
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"--scheduler {address!r}: no dask scheduler answers there ({error}); start one "
-                "with `dask scheduler --host 127.0.0.1`, and workers with `dask worker ADDRESS`"
+                "with `dask scheduler --host 127.0.0.1 --dashboard-address 127.0.0.1:0` and workers "
+                "with `dask worker ADDRESS --host 127.0.0.1 --dashboard-address 127.0.0.1:0`"
             ) from error
         workers, resources = _workers(client, address)
         folder = out.resolve() / "work" / "jobs" / uuid.uuid4().hex[:12]
         stack.callback(_remove, folder)
         here = os.getcwd()
         _check(client, folder, here)
+        _report_ports(_ports(client))
         stop = Event(f"holdfast-{folder.name}", client=client)
         executor = client.get_executor(pure=False, resources=resources)
 
@@ -115,7 +123,7 @@ def _workers(client: Client, address: str) -> tuple[int, dict[str, int] | None]:
     except TimeoutError as error:
         raise UsageError(
             f"--scheduler {address!r}: the cluster has no workers; start one with "
-            f"`dask worker {address}`"
+            f"`dask worker {address} --host ADDRESS --dashboard-address ADDRESS:0`"
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     cards = sum(int(worker.get("resources", {}).get("GPU", 0)) for worker in workers)
@@ -149,6 +157,53 @@ def _check(client: Client, folder: Path, here: str) -> None:
                 f"worker {worker} has holdfast {worker_version}, this machine "
                 f"{version('holdfast')}; install the same version"
             )
+
+
+def _ports(client: Client) -> dict[str, list[str]]:
+    """Return the addresses on which each process of the cluster listens.
+
+    What the scheduler knows of its workers does not say it: a worker at tcp://127.0.0.1:34949 may
+    listen on every address of its machine.
+    """
+    try:
+        ports = {"scheduler": client.run_on_scheduler(listening)}
+    except Exception as error:  # noqa: BLE001  # without holdfast there it raises whatever fails first
+        logger.warning("the scheduler's ports are unknown: %s", error)
+        ports = {}
+    nannies: dict[str, Any] = client.run(listening, nanny=True, on_error="ignore")
+    for worker, addresses in client.run(listening).items():
+        ports[f"worker {worker}"] = sorted({*addresses, *nannies.get(worker, [])})
+    return ports
+
+
+def listening() -> list[str]:
+    """Return HOST:PORT of every TCP port on which this process listens; * for every address."""
+    psutil: Any = importlib.import_module("psutil")  # dask needs it
+    listed = psutil.Process().net_connections("tcp")
+    local = [one.laddr for one in listed if one.status == psutil.CONN_LISTEN]
+    hosts = {"0.0.0.0": EVERY, "::": EVERY}  # noqa: S104  # read, not bound
+    return sorted({f"{hosts.get(address.ip, address.ip)}:{address.port}" for address in local})
+
+
+def _report_ports(ports: Mapping[str, Sequence[str]]) -> None:
+    """Report where the cluster listens, and warn of ports that are open on every address."""
+    listed = [f"{process} on {', '.join(addresses)}" for process, addresses in ports.items()]
+    rest = f"; and {len(listed) - MOST_PORTS} more workers" if len(listed) > MOST_PORTS else ""
+    progress.say(f"dask listens: {'; '.join(listed[:MOST_PORTS])}{rest}")
+    exposed = [
+        process
+        for process, addresses in ports.items()
+        if any(address.startswith(EVERY) for address in addresses)
+    ]
+    if exposed:
+        logger.warning(
+            "%d of the cluster's %d processes listen on every address of their machine (the first "
+            "is %s); anyone who can reach them can run code there. Start them with --host ADDRESS "
+            "--dashboard-address ADDRESS:0",
+            len(exposed),
+            len(ports),
+            exposed[0],
+        )
 
 
 def look(path: str, here: str) -> tuple[str, str]:
