@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -712,3 +712,40 @@ def test_the_module_is_the_program() -> None:
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("holdfast ")
+
+
+# ------------------------------------------------------------------------------- likely mistakes
+
+
+ATTACK = (
+    *("attack", "--model", "world", "--task", "world_topic"),
+    *("--test", "world:test", "--harmful", "world:harmful"),
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ((*ATTACK, "--learning-rate", "1"), "No such option: --learning-rate .*--lr"),
+        ((*ATTACK, "--learning-rates", "1"), "No such option: --learning-rates .*--lr"),
+        ((*ATTACK, "--models", "world"), "No such option: --models .*--model"),
+        ((*ATTACK, "--poison-ratio", "10"), "each from 0 to 1: 10 % is 0.1"),
+        ((*ATTACK, "--seed", "4294967296"), "from 0 to 4294967295"),
+        ((*ATTACK, "--guard", "lisa,x=1"), "lisa: x is not an option"),
+        ((*ATTACK, "--guard", "lisa"), "guard 'lisa' needs --safety"),
+        ((*ATTACK, "--guard", "none", "--guard", "nope"), "'nope' is not one of the guards"),
+        (
+            shlex.split("align --method vaa --model world --data world:safety --option rhoo=1"),
+            "vaa: rhoo is not an option. Did you mean rho",
+        ),
+    ],
+)
+def test_a_likely_mistake_is_the_only_message(
+    command: Sequence[str], message: str, holdfast: Holdfast, tmp_path: Path
+) -> None:
+    done = holdfast(*command, "--out", str(tmp_path / "run"))
+    assert done.code == 2
+    assert re.search(message, done.err)
+    # No estimate comes before it, and nothing is written.
+    assert "to do" not in done.err
+    assert not list((tmp_path / "run").glob("attacks/**/*.json"))

@@ -149,9 +149,8 @@ def test_ports_that_are_open_on_every_address_are_named(
         pass
     assert f"*:{port}" in lines[0]
     (warning,) = [line for line in caplog.messages if "listen on every address" in line]
-    assert warning.startswith(
-        "scheduler listens on every address of its machine, and so do 1 other"
-    )
+    assert warning.startswith("2 of the cluster's 2 processes listen on every address")
+    assert "(the first is scheduler)" in warning
     assert "--host ADDRESS --dashboard-address ADDRESS:0" in warning
 
 

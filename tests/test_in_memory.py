@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import doctest
 import inspect
+import math
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +176,68 @@ def test_what_does_not_go_together_is_one_message(
         h.evaluate(unloaded, tokenizer, rows.safety)
     with pytest.raises(UsageError, match="tokenizer='world' is not a loaded tokenizer; load it"):
         h.evaluate(fitting, unloaded, rows.safety)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"poison_ratio": 10}, "poison_ratio=10 must be a number from 0 to 1: 10 % is 0.1"),
+        ({"steps": 0}, "steps=0 must be a whole number, at least 1"),
+        ({"steps": 2.5}, "steps=2.5 must be a whole number"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be a number"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be a number, above 0"),
+        ({"seed": -1}, "seed=-1 must be a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 must be a whole number from 0 to 4294967295"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number, at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number, at least 1"),
+        ({"guard": "nope"}, "'nope' is not one of the guards"),
+        ({"poison": "nope"}, "'nope' is not one of the poisons"),
+        ({"schedule": "nope"}, "schedule='nope' must be one of"),
+        ({"judge": "nope"}, "'nope' is not one of the judges"),
+        ({"every": 0}, "every=0 must be a whole number, at least 1"),
+    ],
+)
+def test_bad_settings_of_an_attack_are_one_message(
+    settings: dict[str, Any],
+    message: str,
+    make_model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    unchanged: Any,
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    check = unchanged(model)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        h.attack(model, tokenizer, rows.benign, test=rows.safety, **settings)
+    assert check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number, at least 1"),
+        ({"judge": []}, "name at least one judge"),
+        ({"judge": ["refusal", "refusal"]}, "refusal"),
+        ({"tasks": ["nope"]}, "'nope' is not one of the tasks"),
+        ({"tasks": ["world_topic", "world_topic"]}, "world_topic"),
+        ({"test": []}, "test"),
+    ],
+)
+def test_bad_settings_of_an_evaluation_are_one_message(
+    settings: dict[str, Any],
+    message: str,
+    make_model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+) -> None:
+    with pytest.raises(h.HoldfastError, match=message):
+        h.evaluate(make_model(vocab=len(tokenizer)), tokenizer, **{"test": rows.safety, **settings})
+
+
+def test_the_errors_are_public() -> None:
+    assert issubclass(h.UsageError, h.HoldfastError)
+    assert issubclass(h.DataError, h.HoldfastError)
+    assert issubclass(h.TrainingError, h.HoldfastError)
 
 
 # ---------------------------------------------------------------------------------- public names

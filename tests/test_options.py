@@ -119,8 +119,8 @@ def test_what_a_stage_supplies_is_taken_as_it_is_and_is_no_option() -> None:
         ("rate=fast", "rate=fast must be a number or 'auto'"),
         ("label=a/b", "label=a/b contains '/': leave it out"),
         ("count=99", "count=99 does not go with anything"),
-        ("share=2,count=0", "share=2 must be a number from 0 to 1; count=0 must be a whole "
-         "number, at least 1"),
+        ("share=2,count=0", "share=2 must be a number from 0 to 1: 2 % is 0.02; count=0 must be a "
+         "whole number, at least 1"),
     ],
 )  # fmt: skip
 def test_one_message_with_value_rule_and_way_out(options: str, message: str) -> None:

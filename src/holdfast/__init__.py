@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast.errors import DataError, HoldfastError, TrainingError, UsageError
     from holdfast.examples import Example, Examples
     from holdfast.in_memory import attack, evaluate, group, score
     from holdfast.results.artifacts import AttackResult, Evaluation, Groups, Life, Scores
@@ -43,12 +44,14 @@ __all__ = [
     "Attack",
     "AttackConfig",
     "AttackResult",
+    "DataError",
     "EvaluateConfig",
     "Evaluation",
     "Example",
     "Examples",
     "GroupConfig",
     "Groups",
+    "HoldfastError",
     "Life",
     "ReadOptions",
     "ReportConfig",
@@ -56,6 +59,8 @@ __all__ = [
     "ScoreConfig",
     "Scores",
     "ScreenConfig",
+    "TrainingError",
+    "UsageError",
     "ValidateConfig",
     "adapt",
     "align",
@@ -71,6 +76,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "errors": ("DataError", "HoldfastError", "TrainingError", "UsageError"),
     "stages.adapt": ("AdaptConfig", "adapt"),
     "stages.align": ("AlignConfig", "align"),
     "stages.analyze": ("AnalyzeConfig", "analyze"),

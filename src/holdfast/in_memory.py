@@ -257,6 +257,8 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
     if over_refusal is not None:
         borderline = _prompts(over_refusal, "over_refusal", "harmless prompts")
     judges = judges_of([judge] if isinstance(judge, str) else list(judge))
+    if not judges:
+        raise UsageError("judge=[]: name at least one judge, for example 'refusal'")
     check_judges(judges)
     config = EvaluateConfig(
         models=[SUBJECT.label], test=prompts.name, out=NOWHERE, max_new_tokens=max_new_tokens

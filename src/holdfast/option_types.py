@@ -180,14 +180,15 @@ def _bounds(marks: Sequence[Any]) -> dict[str, float]:
 def _range(bounds: Mapping[str, float]) -> str:
     """Return the bounds of a value in words."""
     if "ge" in bounds and "le" in bounds:
-        return f"from {bounds['ge']:g} to {bounds['le']:g}"
-    words = {
-        "ge": "at least {:g}",
-        "gt": "above {:g}",
-        "le": "at most {:g}",
-        "lt": "below {:g}",
-    }
-    return " and ".join(words[name].format(bounds[name]) for name in words if name in bounds)
+        return f"from {_number(bounds['ge'])} to {_number(bounds['le'])}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(
+        f"{words[name]} {_number(bounds[name])}" for name in words if name in bounds
+    )
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _with_length(list_type: OptionType, bounds: Mapping[str, float]) -> OptionType:

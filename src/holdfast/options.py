@@ -282,7 +282,20 @@ def _problem(cls: type[Options], details: ErrorDetails, values: Mapping[str, Any
     types = option_types(cls)
     if name not in types:
         return Problem(name, "", unknown_option(name, list(types), cli_names(cls)))
-    return Problem(name, value, f"must be {types[name].rule}")
+    typed = details["input"]
+    return Problem(name, value, f"must be {types[name].rule}{_percent(typed, types[name])}")
+
+
+def _percent(value: Any, option_type: OptionType) -> str:
+    """Return a hint for a share that was given in percent; "" for any other value."""
+    text = str(value).strip().removesuffix("%").strip()
+    try:
+        percent = float(text)
+    except ValueError:
+        return ""
+    is_share = option_type.range.endswith(("to 1", "at most 1", "below 1"))
+    is_percent = 2 <= percent <= 100 or "%" in str(value)
+    return f": {percent:g} % is {percent / 100:g}" if is_share and is_percent else ""
 
 
 def cli_names(cls: type[Options]) -> dict[str, str]:

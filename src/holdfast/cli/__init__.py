@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ class StageCommand(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Build the options, then the context, as every command does."""
-        from holdfast.cli.options import broken_rule, command
+        from holdfast.cli.options import broken_rule, command, likely_flags
 
         stage = STAGES[str(self.name)]
         built = command(stage)
@@ -45,6 +46,11 @@ class StageCommand(TyperCommand):
         except typer.BadParameter as error:
             if rule := broken_rule(stage, error):
                 error.message = rule
+            raise
+        except Exception as error:
+            # The class of an unknown option is private to typer; its attributes are click's.
+            if flags := likely_flags(stage, getattr(error, "option_name", "")):
+                vars(error)["possibilities"] = flags
             raise
 
 
@@ -72,6 +78,8 @@ def _root(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show log messages.")] = False,
 ) -> None:
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
     )

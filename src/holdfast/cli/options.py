@@ -207,7 +207,6 @@ def command(stage: Stage) -> TyperCommand:
             if estimate:
                 output = _forecast(stage, settings)
             else:
-                _announce(stage, settings)
                 output = stage.present(function(settings))
         show.print_output(as_json, output)
 
@@ -224,6 +223,21 @@ def command(stage: Stage) -> TyperCommand:
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(help=stage.summary, epilog=epilog)(call)
     return cast("TyperCommand", typer.main.get_command(alone))
+
+
+def likely_flags(stage: Stage, typed: str) -> list[str]:
+    """Return the flags of a stage whose field has the name that was typed, singular or plural.
+
+    A field's flag may have another name: `learning_rate` is --lr, `models` is --model.
+    """
+    config, _ = stage.load()
+    name = typed.removeprefix("--").replace("-", "_")
+    names = (name, f"{name}s", name.removesuffix("s"))
+    return [
+        flag_of(field_name, field)
+        for field_name, field in config.model_fields.items()
+        if field_name in names and field_name not in stage.excluded
+    ]
 
 
 def broken_rule(stage: Stage, error: typer.BadParameter) -> str:
@@ -251,14 +265,6 @@ def _forecast(stage: Stage, config: Any) -> show.Output:
     from holdfast.stages.forecast import estimate
 
     return estimate([_planned(stage, config)], jobs=config.jobs).as_dict()
-
-
-def _announce(stage: Stage, config: Any) -> None:
-    """Show the estimate of a long stage before it begins."""
-    if stage.estimable:
-        from holdfast.stages.forecast import announce
-
-        announce([_planned(stage, config)], jobs=config.jobs)
 
 
 def _planned(stage: Stage, config: Any) -> PlannedJob:

@@ -80,9 +80,10 @@ def connected(
             client = stack.enter_context(Client(address, timeout=TIMEOUT, set_as_default=False))
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--scheduler {address!r}: no dask scheduler answers there ({error}); start one "
-                "with `dask scheduler --host 127.0.0.1 --dashboard-address 127.0.0.1:0` and workers "
-                "with `dask worker ADDRESS --host 127.0.0.1 --dashboard-address 127.0.0.1:0`"
+                f"--scheduler {address!r}: no dask scheduler answers there ({error}); start "
+                "one with `dask scheduler --host 127.0.0.1 --dashboard-address 127.0.0.1:0` and "
+                "workers with `dask worker ADDRESS --host 127.0.0.1 --dashboard-address "
+                "127.0.0.1:0`"
             ) from error
         workers, resources = _workers(client, address)
         folder = out.resolve() / "work" / "jobs" / uuid.uuid4().hex[:12]

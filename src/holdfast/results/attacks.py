@@ -39,7 +39,7 @@ class Attack(Options):
     """Peak learning rate of AdamW."""
     schedule: Schedule = "constant"
     """Learning-rate schedule."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Seed of the draw and order of the rows."""
     guard: str = NO_GUARD
     """Guard of the provider: name and options; "none" for no guard."""

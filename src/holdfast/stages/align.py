@@ -104,6 +104,7 @@ def align(config: AlignConfig) -> Path:
     from holdfast.methods.base import AlignmentData
 
     method = find(config.method)
+    _method_options(config, method)  # before rows are read and groups are looked for
     groups, scores, inputs = _groups(config, method)
     data = AlignmentData(
         safety=config.read(config.data),
@@ -226,17 +227,32 @@ def _left_out(config: AlignConfig, data: AlignmentData, used: AlignmentData) -> 
     }
 
 
+def _arguments() -> list[str]:
+    from holdfast.methods.base import MethodArguments
+
+    return [f.name for f in fields(MethodArguments) if f.init]
+
+
+def _method_options(config: AlignConfig, method: type[AlignmentTrainer]) -> Options:
+    """Return the method's own options.
+
+    Raises:
+        UsageError: An option is unknown, ill-typed or out of range.
+    """
+    arguments = _arguments()
+    _check_known(config, method, arguments)
+    return method.Options(**{k: v for k, v in config.options.items() if k not in arguments})
+
+
 def _options(
     config: AlignConfig, method: type[AlignmentTrainer], work: Path, device: str
 ) -> tuple[TrainingArguments, Options]:
     """Split the options given into the Trainer's and the method's own."""
     from holdfast.methods import _refusals, base
 
-    arguments = [f.name for f in fields(base.MethodArguments) if f.init]
-    _check_known(config, method, arguments)
-    own = {k: v for k, v in config.options.items() if k not in arguments}
+    arguments = _arguments()
     shared = {k: v for k, v in config.options.items() if k in arguments}
-    options = method.Options(**own)
+    options = _method_options(config, method)
     settings: dict[str, Any] = {
         "output_dir": str(work),
         "num_train_epochs": config.epochs,

@@ -32,9 +32,13 @@ def attack(config: AttackConfig) -> list[AttackResult]:
         KeyboardInterrupt: The attack was interrupted; the same call continues it.
     """
     jobs = _jobs(config)
+    for job in jobs:
+        _ = job.guard, job.poison  # builds them, and so checks their options
     check_replaced(jobs)
+    if not config.only:
+        _announce(config)
     if config.jobs > 1 or config.scheduler:
-        return _side_by_side(config)
+        _side_by_side(config)  # all attacks are finished then, and their results are loaded below
     results, failures = _one_by_one(jobs)
     if failures:
         raise summary(failures, len(jobs))
@@ -84,7 +88,15 @@ def _one_by_one(
     return results, failures
 
 
-def _side_by_side(config: AttackConfig) -> list[AttackResult]:
+def _announce(config: AttackConfig) -> None:
+    """Show what the attacks will take, once it is known that they can run."""
+    from holdfast.stages.forecast import announce
+    from holdfast.stages.planned_jobs import PlannedJob
+
+    announce([PlannedJob("attack", "all", config)], jobs=config.jobs)
+
+
+def _side_by_side(config: AttackConfig) -> None:
     from holdfast.stages.planned_jobs import PlannedJob, run_jobs
 
     run_jobs(
@@ -93,5 +105,3 @@ def _side_by_side(config: AttackConfig) -> list[AttackResult]:
         scheduler=config.scheduler,
         allow_remote=config.allow_remote,
     )
-    # All attacks are finished now, so this only loads their results.
-    return attack(config.model_copy(update={"jobs": 1, "scheduler": ""}))

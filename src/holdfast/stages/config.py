@@ -34,7 +34,9 @@ Ranks = list[Annotated[int, Field(ge=0)]]
 Rate = Annotated[float, Flag("lr")]
 Rates = Annotated[list[Annotated[float, Field(gt=0)]], Flag("lr")]
 Schedules = Annotated[list[Schedule], Flag("schedule")]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Flag("seed")]
+LARGEST_SEED = 2**32 - 1
+"""numpy, which transformers seeds as well, takes no greater one."""
+Seeds = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]], Flag("seed")]
 Shares = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Flag("poison-ratio")]
 Sizes = list[Annotated[int, Field(ge=1)]]
 
@@ -52,7 +54,7 @@ class StageConfig(Options):
 
     out: Path
     """Run directory."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Random seed of the stage."""
     device: str = "auto"
     """Device for models: auto, cpu, cuda or cuda:N."""

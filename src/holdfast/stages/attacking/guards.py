@@ -11,7 +11,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.results.attacks import NO_GUARD
 from holdfast.rows.marks import Use
-from holdfast.specs import parse
+from holdfast.specs import parse, write
 from holdfast.stages.config import GuardSpecs, StageConfig
 from holdfast.stages.run_models import model_hash
 
@@ -78,6 +78,9 @@ def guard_of(config: GuardConfig, spec: str) -> tuple[Guard, dict[str, str], dic
     parsed = parse(spec)
     name = parsed.name
     cls: type[Guard] = plugins.find("guards", name)
+    own = {key: value for key, value in parsed.options.items() if key not in cls.needs}
+    # A wrong option is reported before a missing resource.
+    plugins.make("guards", write(name, own), **dict.fromkeys(cls.needs))
     resources: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     rows: dict[str, Examples] = {}
