@@ -240,8 +240,8 @@ def test_a_cut_parts_neighbouring_floats() -> None:
     ("values", "rule", "message"),
     [
         ([0, 1], Rule("median"), "'median' is none of positive, quantile, mass, otsu"),
-        ([1.0], Rule(), "1 scored examples"),
-        ([NAN, NAN], Rule(), "0 scored examples"),
+        ([1.0], Rule(), "1 scored rows"),
+        ([NAN, NAN], Rule(), "0 scored rows"),
         ([2.0, 2.0, 2.0], Rule("gmm"), "all 3 scores equal 2"),
         ([0, 1, 2], Rule(groups=1), "--groups 1"),
         ([0, 1, 1, 0], Rule(groups=3), "only 2 different values"),

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from holdfast.reports.facts import BASELINE, gather
-from holdfast.reports.verdict import UNDECIDED, Carry, Claim, Sentence, verdict
+from holdfast.reports.verdict import UNDECIDED, Carry, Claim, Sentence, cards, verdict
 from holdfast.reports.words import Words
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.lives import life_at
 from holdfast.results.run_dir import RunDir
 from holdfast.texts import Text
-from test_report import HARD, attacked, record
+from made_lives import life as made_life
+from test_report import HARD, SETTINGS, attacked, record
 
 EN = Words("en")
 
@@ -119,6 +120,60 @@ def test_other_attacks_do_not_pair(tmp_path: Path) -> None:
     assert "unknown" in first
 
 
+def claim_of(run: RunDir) -> Text:
+    """Return what the first sentence claims, without how far it carries."""
+    first = verdict(gather(run))[0]
+    claim = first.values.get("claim", first)
+    assert isinstance(claim, Text)
+    return claim
+
+
+def test_two_methods_that_withstood_their_attacks_are_not_told_apart(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    # The last checkpoint of sft was not measured: it withstood 350 steps, and vaa 400.
+    shorter = attacked("sft", 900)
+    points = shorter.points[:-1]
+    shorter = replace(shorter, points=points, half_life=made_life(900, points, censored=True))
+    record(run, [shorter, attacked("vaa", 900)])
+    facts = gather(run)
+    assert facts.best == "vaa"
+    withstood = facts.comparisons["vaa"]
+    assert (withstood.pairs, withstood.skipped) == (0, 1)
+    claim = claim_of(run)
+    assert claim.template == Claim.WITHSTOOD.value
+    assert "neither vaa nor plain fine-tuning (sft) gave way before the attacks ended" in claim
+    assert not re.search(r"\d times", claim)
+
+
+def test_a_ratio_that_rounds_to_one_is_not_said_to_be_longer(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    # 200 against 200.4 steps: 1.002 times, which the table shows as 1.00.
+    record(run, [attacked("sft", 200), attacked("vaa", 200.4)])
+    facts = gather(run)
+    assert facts.best == "vaa"
+    assert facts.comparisons["vaa"].ratio.value == pytest.approx(1.002)
+    claim = claim_of(run)
+    assert claim.template == Claim.EQUAL.value
+    assert claim.endswith("vaa lasted as long as plain fine-tuning (sft)")
+
+
+def test_the_shortest_half_life_is_of_attacks_with_harmful_rows(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    clean = {**SETTINGS, "poison_ratio": 0.0}
+    record(
+        run,
+        [
+            attacked("sft", 50),
+            attacked("vaa", 250),
+            attacked("vaa", 300, settings=HARD),
+            attacked("vaa", 20, settings=clean),  # broken by the customer's own rows
+        ],
+    )
+    by_label = {card.label: card for card in cards(gather(run))}
+    shortest = by_label["Shortest half-life"]
+    assert shortest.value.startswith("250")
+
+
 def test_an_unknown_half_life_is_not_a_short_one(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     nothing = replace(attacked("vaa", 250), points=(), half_life=life_at([], [], 0.5))
@@ -128,6 +183,6 @@ def test_an_unknown_half_life_is_not_a_short_one(tmp_path: Path) -> None:
 
 def test_every_rung_of_the_ladder_is_reached_by_a_case_or_said_elsewhere() -> None:
     elsewhere = {Claim.NONE, Claim.ALONE, Claim.NO_BASELINE, Claim.APART, Claim.UNPAIRED}
-    elsewhere |= {Claim.WITHSTOOD, Claim.EQUAL}
+    elsewhere |= {Claim.WITHSTOOD, Claim.EQUAL}  # each has a test of its own
     assert {case.claim for case in CASES.values()} | elsewhere == set(Claim)
     assert {case.carry for case in CASES.values()} - {None} == set(Carry)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from holdfast.errors import UsageError
-from holdfast.stats.ranks import quantiles
+from holdfast.stats.ranks import quantiles, rankable
 
 RULES = ("positive", "quantile", "mass", "otsu", "gmm", "knee")
 ONE_CUT = ("positive", "knee")
@@ -63,18 +63,7 @@ def finite_scores(values: np.ndarray) -> np.ndarray:
     Raises:
         UsageError: There are fewer than two, or all are equal.
     """
-    finite: np.ndarray = values[np.isfinite(values)]
-    if len(finite) < 2:
-        raise UsageError(
-            f"{len(finite)} scored examples: two at least are needed to make groups. "
-            "Score more rows, or the aligned model instead of its base."
-        )
-    if finite.min() == finite.max():
-        raise UsageError(
-            f"all {len(finite)} scores equal {finite[0]:.3g}: they say nothing about which "
-            "examples are vulnerable. Score with another estimator or a longer proxy attack."
-        )
-    return finite
+    return rankable(values, purpose="grouping", fewest=2)
 
 
 def find_cuts(values: np.ndarray, rule: Rule) -> Cuts:

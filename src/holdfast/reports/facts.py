@@ -243,7 +243,17 @@ def _compared(pairs: Pairs, event: Event) -> LineComparison:
     n = len(known)
     means = (sum(a) / n, sum(b) / n) if n else (math.nan, math.nan)
     if found.ratio is None:
-        return LineComparison(unknown(), gaps, means, "", 0, found.skipped, 0, 0, "unclear")
+        return LineComparison(
+            ratio=unknown(),
+            difference=gaps,
+            steps=means,
+            bound="",
+            pairs=0,
+            censored=0,
+            skipped=found.skipped,
+            against=0,
+            outcome="unclear",
+        )
     return LineComparison(
         ratio=found.ratio.interval,
         difference=gaps,

@@ -16,13 +16,12 @@ from typing import Literal
 
 import numpy as np
 
-from holdfast.errors import UsageError
 from holdfast.examples import Example
 from holdfast.rows.similarity import nearest
 from holdfast.rows.text import count_words, normalise, words
 from holdfast.stats.corrections import benjamini_hochberg
 from holdfast.stats.intervals import Interval, bootstrap
-from holdfast.stats.ranks import auroc, spearman
+from holdfast.stats.ranks import auroc, rankable, spearman
 from holdfast.stats.wording import between
 from holdfast.texts import Text
 
@@ -281,17 +280,7 @@ def check(scores: np.ndarray) -> None:
     Raises:
         UsageError: Fewer than 20 scored rows, or all scores equal.
     """
-    measured = scores[np.isfinite(scores)]
-    if len(measured) < FEWEST_ROWS:
-        raise UsageError(
-            f"{len(measured)} scored rows (of {len(scores)}): finding what they have in common "
-            f"needs at least {FEWEST_ROWS}. Score more rows with `holdfast score`."
-        )
-    if measured.min() == measured.max():
-        raise UsageError(
-            f"all {len(measured)} scores equal {measured[0]:.3g}: no example is more vulnerable "
-            "than another. Use another estimator or a longer proxy attack (`holdfast score`)."
-        )
+    rankable(scores, purpose="relating scores to what rows have in common", fewest=FEWEST_ROWS)
 
 
 def cliffs_delta(inside: np.ndarray, outside: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from holdfast.results.files import Artifact, Number
 from holdfast.rows.similarity import prompt_key
 from holdfast.screening.crossfit import FOLDS, CrossFit, Regression, ScoredTexts
 from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
-from holdfast.stats.ranks import spearman
+from holdfast.stats.ranks import rankable, spearman
 
 Basis = Literal["scored", "text", "probe"]
 
@@ -278,19 +278,9 @@ def check(values: np.ndarray, keys: Collection[str], coverage: float = 0.9) -> N
     Raises:
         UsageError: Too few rows or prompts, all scores equal, or a coverage outside (0, 1).
     """
-    measured = values[np.isfinite(values)]
     if not 0 < coverage < 1:
         raise UsageError(f"--coverage {coverage} must lie between 0 and 1, e.g. 0.9")
-    if len(measured) < FEWEST_ROWS:
-        raise UsageError(
-            f"{len(measured)} scored rows (of {len(values)}): screening needs at least "
-            f"{FEWEST_ROWS}, and hundreds to be of use. Score more rows with `holdfast score`."
-        )
-    if measured.min() == measured.max():
-        raise UsageError(
-            f"all {len(measured)} scores equal {measured[0]:.3g}: there is nothing to learn from "
-            "them. Score with another estimator or a longer proxy attack."
-        )
+    measured = rankable(values, purpose="screening", fewest=FEWEST_ROWS)
     if len(set(keys)) < FEWEST_PROMPTS:
         raise UsageError(
             f"{len(set(keys))} distinct prompts among {len(measured)} scored rows: screening needs "

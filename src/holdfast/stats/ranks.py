@@ -18,6 +18,32 @@ from holdfast.errors import UsageError
 from holdfast.stats.intervals import known_pairs
 
 
+def rankable(scores: np.ndarray, *, purpose: str, fewest: int) -> np.ndarray:
+    """Return the finite scores, which must be several and differ.
+
+    Args:
+        scores: (n,), nan = not scored.
+        purpose: What they are needed for, as the beginning of a sentence, e.g. "screening".
+        fewest: Smallest number of scored rows.
+
+    Raises:
+        UsageError: There are too few, or all are equal.
+    """
+    finite: np.ndarray = scores[np.isfinite(scores)]
+    if len(finite) < fewest:
+        raise UsageError(
+            f"{len(finite)} scored rows (of {len(scores)}): {purpose} needs at least {fewest}. "
+            "Score more rows with `holdfast score`, or the aligned model instead of its base."
+        )
+    if finite.min() == finite.max():
+        raise UsageError(
+            f"all {len(finite)} scores equal {finite[0]:.3g}: no row is more vulnerable than "
+            f"another, and {purpose} needs a difference. Score with another estimator or a longer "
+            "proxy attack."
+        )
+    return finite
+
+
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Probability that a positive scores above a negative, ties counting half (Mann-Whitney).
 
