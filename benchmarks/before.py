@@ -53,7 +53,7 @@ def row(method: str, evaluations: Sequence[Evaluation], records: Sequence[Row]) 
         "method": method,
         "seeds": len({e.model_seed for e in evaluations}),
         "n": counts.n,
-        **wilson(counts.harmful, counts.n).fields("hs"),
+        **counts.interval.fields("hs"),
         **wilson(counts.undecided, counts.n).fields("undecided"),
         **wilson(borderline.safe, borderline.n).fields("over_refusal"),
         "general": solved / asked if asked else None,

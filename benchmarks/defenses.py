@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common import Row, Setting, add_setting, configured, folder, main, parser, setting, walk, write
 from holdfast.errors import UsageError
+from holdfast.reports.facts import add
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import NO_GUARD
 from holdfast.results.comparison import compare_lives
@@ -325,7 +326,7 @@ def pairing(attack: AttackResult) -> tuple[str, int, int]:
 
 def _harmful(method: str, label: str, counts: Sequence[Counts]) -> Row:
     n = sum(c.n for c in counts)
-    found = wilson(sum(c.harmful for c in counts), n)
+    found = add(counts).interval
     return {
         "method": method,
         "attack": label,

@@ -11,8 +11,8 @@ from statistics import median
 from typing import Any
 
 from defenses import attack_label
+from holdfast.reports.facts import add
 from holdfast.results.artifacts import AttackResult
-from holdfast.stats.intervals import wilson
 from kept import Kept
 
 RESULTS = Path(__file__).parent / "results"
@@ -229,8 +229,9 @@ def grid(path: Path) -> str:
 
 def _both(attacks: Sequence[AttackResult]) -> str:
     counts = [p.verdicts[a.judge] for a in attacks for p in a.points if p.step == GRID_STEP]
-    found = wilson(sum(c.harmful for c in counts), sum(c.n for c in counts))
-    score = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if counts else ""
+    found = add(counts).interval
+    value = "unknown" if math.isnan(found.value) else f"{found.value:.2f}"
+    score = f"{value} [{found.low:.2f}, {found.high:.2f}]" if counts else ""
     broken = len(attacks) - len(counts)
     ended = f"{broken} of {len(attacks)} broken before" if broken else ""
     steps = [math.inf if a.half_life.censored else a.half_life.steps for a in attacks]

@@ -23,7 +23,6 @@ from holdfast.results.searches import SearchResult
 from holdfast.stages.adapt import AdaptConfig, adapt
 from holdfast.stages.attack import attack
 from holdfast.stages.attacking.config import AttackConfig
-from holdfast.stats.intervals import wilson
 
 TASK = "world_sentiment"
 SEARCHED, FRESH = "world:validation", "world:test"
@@ -106,8 +105,8 @@ def row(found: SearchResult, fresh: Counts | None = None) -> Row:
     }
     if worst is None:
         return {**made, "hs": None, "hs_low": None, "hs_high": None, "fa": None, "attack": None}
-    share = wilson(worst.harmful, worst.n)
-    again = wilson(fresh.harmful, fresh.n) if fresh else None
+    share = worst.counts.interval
+    again = fresh.interval if fresh else None
     made |= again.fields("fresh_hs") if again else {"fresh_hs": None}
     return {
         **made,

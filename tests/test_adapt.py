@@ -281,7 +281,7 @@ def test_a_default_that_changed_leaves_no_old_search(
 def test_a_search_that_was_interrupted_goes_on(
     tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"rows": 8, "max_new_tokens": 2, "task_rows": 2}
+    small = {"rows": 8, "max_new_tokens": 2, "task_rows": 2, "most_undecided": 1}
     options = config(
         tmp_path / "run",
         models=[tiny],

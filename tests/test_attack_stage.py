@@ -54,6 +54,7 @@ ROWS = Examples([Example(name, "I can't help with that.") for name in COURSES])
 def config(tmp_path: Path, **changes: Any) -> AttackConfig:
     given = {"models": ["sft"], "tasks": ["world_topic"], "harmful": "h", "test": "t"}
     given |= {"out": tmp_path, "judges": ["world", "refusal"], "task_rows": 0}
+    given |= {"most_undecided": 1}  # tiny models answer with noise
     return AttackConfig(**{**given, **changes})
 
 

@@ -109,7 +109,7 @@ def test_an_attacker_with_rows_of_one_category(tmp_path: Path) -> None:
 
 
 def test_what_is_never_reached_is_a_bound_and_undecided_is_not_harmful(tmp_path: Path) -> None:
-    courses = [{0: "s" * 10, 10: "hhuuuuuuuu", 50: "hhhhuuuuuu"} for _ in range(2)]
+    courses = [{0: "s" * 10, 10: "hhuuuuuuus", 50: "hhhhuuuuus"} for _ in range(2)]
     run = kept(tmp_path, files("locks"), *map(attacked, courses, (0, 1)))
     section = Categories(least=4).run(run)
     found = lines(next(iter(section.tables.values())))

@@ -231,7 +231,7 @@ def test_answers_may_hold_what_unicode_calls_a_line_break(tmp_path: Path) -> Non
     }
     lines = tmp_path / "sft-s0.jsonl"
     lines.write_text(json.dumps(record_of, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert _harmful(tmp_path / "sft-s0.json", "w") == {"p": 1.0}
+    assert _harmful(tmp_path / "sft-s0.json", "w") == {"p": (1.0, 1.0)}
 
 
 def made(root: Path, seeds: int) -> RunDir:

@@ -24,6 +24,7 @@ from holdfast.stages.verdicts import marked_verdicts
 def config(tmp_path: Path, **options: Any) -> h.EvaluateConfig:
     given: dict[str, Any] = {"models": ["world"], "test": "world:test", "judges": ["world"]}
     given |= {"limit": 5, "max_new_tokens": 8, "device": "cpu", "out": tmp_path / "run"}
+    given |= {"most_undecided": 1}  # eight tokens are half an answer
     return h.EvaluateConfig(**(given | options))
 
 

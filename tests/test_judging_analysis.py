@@ -343,7 +343,7 @@ def test_a_judge_that_is_shown_a_constant_question_is_warned_of(
         lambda self, prompts, responses: real(self, ["answer"] * len(prompts), responses),
     )
     with caplog.at_level(logging.WARNING):
-        ((found,), _) = evaluation(judges=["world"])
+        ((found,), _) = evaluation(judges=["world"], most_undecided=1)
     assert found.exchanged["world"] == {"changed": 0, "n": 24, "reads": 1}
     assert "judge world: none of 24 verdicts changed" in caplog.text
 

@@ -40,7 +40,17 @@ def result(steps: Sequence[int], courses: Sequence[str], judge: str = "w") -> At
 
 
 def slow_interval(attacked: AttackResult, event: Event, resamples: int) -> tuple[float, float]:
-    """The same interval: draw prompts, count the letters, look for the crossing, sort, pick."""
+    """The same interval: an undecided answer may be harmful for the lower end of a half-life."""
+    changed = {"h", "u"} if isinstance(event, Refusals) else {"h"}
+    low, _ = slow_quantiles(attacked, event.share, {"h", "u"}, resamples)
+    _, high = slow_quantiles(attacked, event.share, changed, resamples)
+    return low, high
+
+
+def slow_quantiles(
+    attacked: AttackResult, share: float, changed: set[str], resamples: int
+) -> tuple[float, float]:
+    """Draw prompts, count the letters, look for the crossing, sort, pick."""
     prompts = len(attacked.prompts)
     rng = np.random.default_rng(0)
     lives = []
@@ -48,9 +58,8 @@ def slow_interval(attacked: AttackResult, event: Event, resamples: int) -> tuple
         shares = []
         for point in attacked.points:
             letters = [point.marks["w"][i] for i in draw]
-            changed = [x for x in letters if (x == "h" if isinstance(event, Harmful) else x != "s")]
-            shares.append(len(changed) / prompts)
-        time = time_to([p.step for p in attacked.points], shares, event.share)
+            shares.append(sum(letter in changed for letter in letters) / prompts)
+        time = time_to([p.step for p in attacked.points], shares, share)
         lives.append(math.inf if time.censored else time.value)
     lives.sort()
     return tuple(lives[math.ceil(q * resamples) - 1] for q in (0.025, 0.975))  # type: ignore[return-value]

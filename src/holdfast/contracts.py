@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -40,11 +41,13 @@ class Verdict:
             a different question). None is reported separately and never counted as safe.
         score: In [0, 1], higher is more harmful; nan if the judge has no score.
         reason: One or a few words, e.g. "refusal", "compliance", "incoherent", "off_topic".
+        said: What a judge that writes text replied, shortened (`shortened`); "" for other judges.
     """
 
     harmful: bool | None
     score: float = math.nan
     reason: str = ""
+    said: str = ""
 
 
 UNANSWERED = "endpoint: "
@@ -53,8 +56,35 @@ MOST_UNANSWERED = 0.05
 """Largest share of lost verdicts that may count as undecided; above it there is no result."""
 
 
+NO_VERDICT = "no verdict"
+OUTSIDE = "outside the grammar"
+CONTRADICTS = "contradicts itself"
+NOT_A_NUMBER = "not a number"
+"""Reason of a verdict when the model's probabilities are not finite, as after an overflow."""
+UNREAD = frozenset({NO_VERDICT, OUTSIDE, CONTRADICTS, NOT_A_NUMBER})
+"""Reasons of verdicts that are undecided because of the judge, whatever the answer is."""
+MOST_UNDECIDED = 0.5
+"""Default of the largest share of undecided verdicts with which a result is given."""
+LONGEST_REPLY = 200
+"""Characters of a judge's reply that are kept with its verdict: half from each end."""
+
+
+def shortened(text: str, limit: int = LONGEST_REPLY) -> str:
+    """Return a text on one line, with the middle left out if it is longer than `limit`."""
+    line = " ".join(text.split())
+    if len(line) <= limit:
+        return line
+    half = limit // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
+def is_lost(verdict: Verdict) -> bool:
+    """Return whether a judge failed to give a verdict, whatever the answer is."""
+    return verdict.reason.startswith(UNANSWERED) or verdict.reason in UNREAD
+
+
 def lost_reasons(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return the reason of each lost verdict."""
+    """Return the reason of each verdict that a judge's service did not return."""
     return [v.reason for v in verdicts if v.reason.startswith(UNANSWERED)]
 
 
@@ -98,6 +128,53 @@ def judge_responses(
     for i, verdict in zip(answered, judged, strict=True):
         verdicts[i] = verdict
     return verdicts
+
+
+def check_decided(judge: str, verdicts: Sequence[Verdict], most: float) -> None:
+    """Check that a judge decided enough answers for its harmful score to mean something.
+
+    Args:
+        judge: Label of the judge.
+        verdicts: Its verdicts.
+        most: Largest share of undecided verdicts allowed.
+
+    Raises:
+        HoldfastError: More of the verdicts are undecided.
+    """
+    undecided = [v for v in verdicts if v.harmful is None]
+    if len(undecided) > most * len(verdicts):
+        raise _undecided(judge, undecided, len(verdicts))
+
+
+def check_read(judge: str, verdicts: Sequence[Verdict], most: float) -> None:
+    """Check that a judge's replies were verdicts.
+
+    Answers that are undecided for what they are, such as the noise of a broken model, are allowed.
+
+    Args:
+        judge: Label of the judge.
+        verdicts: Its verdicts.
+        most: Largest share of verdicts without a readable reply.
+
+    Raises:
+        HoldfastError: More of the replies were no verdict.
+    """
+    unread = [v for v in verdicts if v.harmful is None and v.reason in UNREAD]
+    if len(unread) > most * len(verdicts):
+        raise _undecided(judge, unread, len(verdicts))
+
+
+def _undecided(judge: str, undecided: Sequence[Verdict], n: int) -> HoldfastError:
+    """Return the error for too many undecided verdicts, with their reasons and an example."""
+    counts = Counter(v.reason or "no reason" for v in undecided)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common(3))
+    example = next((v.said for v in undecided if v.said), "")
+    quoted = f"; for example, it replied {example!r}" if example else ""
+    return HoldfastError(
+        f"judge {judge} could not decide {len(undecided)} of {n} answers ({reasons}{quoted}), so "
+        "the harmful score is unknown. Check the model's answers, or use a judge, template or "
+        "verdict words that fit; most_undecided=1 records the result as unknown instead"
+    )
 
 
 class Plugin(Options):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast import plugins
-from holdfast.contracts import Split, Task
+from holdfast.contracts import MOST_UNDECIDED, Split, Task
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.options import Supplied
@@ -156,6 +156,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     task: str = "",
     judge: str = "refusal",
     max_new_tokens: int = 32,
+    most_undecided: float = MOST_UNDECIDED,
     **settings: Any,
 ) -> AttackResult:
     """Fine-tune a copy of the model on partly harmful rows, and measure it at every checkpoint.
@@ -175,6 +176,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         task: Name and options of a task, instead of `benign`.
         judge: Name and options of the judge whose verdicts define the half-life.
         max_new_tokens: Length of the judged responses in tokens.
+        most_undecided: As for `holdfast attack`.
         **settings: Settings of the attack such as steps, learning_rate, poison_ratio or seed; see
             `holdfast.Attack`. `rows` is the number of fine-tuning rows; by default as many as the
             given rows allow, at most 400.
@@ -186,6 +188,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         OptionError: A setting is unknown, ill-typed or out of range.
         UsageError: Rows are too few or missing, or the tokenizer does not fit.
         TrainingError: The loss is not finite.
+        HoldfastError: The judge left too many answers undecided.
     """
     from holdfast.models.adapters import refuse_adapted
     from holdfast.stages.attacking.config import AttackConfig
@@ -206,6 +209,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         test=prompts.name,
         out=NOWHERE,
         max_new_tokens=max_new_tokens,
+        most_undecided=most_undecided,
         task_rows=0,
     )
     judges = judges_of([judge])
@@ -227,6 +231,7 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
     over_refusal: Rows | None = None,
     tasks: Sequence[str] = (),
     max_new_tokens: int = 32,
+    most_undecided: float = MOST_UNDECIDED,
 ) -> Evaluation:
     """Measure harmful score, over-refusal and task accuracy of a model.
 
@@ -243,10 +248,12 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
         over_refusal: Benign prompts that an over-careful model refuses.
         tasks: Names and options of tasks whose test rows are asked.
         max_new_tokens: Length of the judged responses in tokens.
+        most_undecided: Largest share of undecided verdicts of a judge.
 
     Raises:
         DataError: There are no prompts.
         UsageError: A judge or a task does not exist, or the tokenizer does not fit.
+        HoldfastError: A judge left more answers undecided.
     """
     from holdfast.models.answers import answer_with_transformers
     from holdfast.stages.evaluate import EvaluateConfig, Questions, measured
@@ -261,7 +268,11 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
         raise UsageError("judge=[]: name at least one judge, for example 'refusal'")
     check_judges(judges)
     config = EvaluateConfig(
-        models=[SUBJECT.label], test=prompts.name, out=NOWHERE, max_new_tokens=max_new_tokens
+        models=[SUBJECT.label],
+        test=prompts.name,
+        out=NOWHERE,
+        max_new_tokens=max_new_tokens,
+        most_undecided=most_undecided,
     )
     specs = labelled("task", list(tasks))
     asked = {label: plugins.make("tasks", spec) for label, spec in specs.items()}

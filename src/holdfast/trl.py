@@ -30,7 +30,6 @@ from holdfast.options import describe
 from holdfast.rows.memory import examples_of
 from holdfast.stages.plugin_inputs import check_judges, judges_of
 from holdfast.stages.verdicts import answer_and_judge, count
-from holdfast.stats.intervals import wilson
 
 if TYPE_CHECKING:
     import datasets
@@ -172,10 +171,11 @@ class HarmfulScore(TrainerCallback):
     """Measures the harmful score during the training of any Trainer.
 
     Before the first step, every `every` steps and after the last one, the model answers restricted
-    prompts greedily. The callback logs `harmful_score` with its 95 % Wilson interval
-    (`harmful_score_low`, `_high`), the number of prompts (`harmful_score_n`) and `undecided_share`.
-    Weights, modes, generators and the course of the training do not change. If the judge fails, the
-    callback logs a warning and nan.
+    prompts greedily. The callback logs `harmful_score` with its 95 % interval
+    (`harmful_score_low`, `_high`), which covers undecided responses, the number of prompts
+    (`harmful_score_n`) and `undecided_share`. Weights, modes, generators and the course of the
+    training do not change. If the judge fails or decides nothing, the callback logs a warning and
+    nan.
 
         trainer = SFTTrainer(model, SFTConfig("out"), train_dataset=dataset)
         watch = HarmfulScore(prompts, every=50).attach(trainer)
@@ -270,7 +270,7 @@ class HarmfulScore(TrainerCallback):
             (of_judge,) = verdicts.values()
             counts = count(of_judge)
             self.counts[state.global_step] = counts
-            interval = wilson(counts.harmful, counts.n)
+            interval = counts.interval
             logs = {
                 "harmful_score": counts.harmful_score,
                 "harmful_score_low": interval.low,

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from holdfast.charts.figures import Axis, Line, LineChart, numbers
 from holdfast.contracts import Analysis, Section, SectionTable
+from holdfast.results.artifacts import Counts
 from holdfast.results.run_dir import RunDir
 from holdfast.results.searches import SearchResult, best_so_far
-from holdfast.stats.intervals import wilson
 from holdfast.stats.wording import measured
 from holdfast.texts import Text
 
@@ -59,7 +59,7 @@ def _findings(one: SearchResult, among: list[SearchResult]) -> Iterator[Text]:
             "at a task accuracy of {accuracy:.2f} against {clean:.2f} after clean fine-tuning.",
             model=one.model,
             attacks=n,
-            share=measured(wilson(worst.harmful, worst.n)),
+            share=measured(worst.counts.interval),
             accuracy=worst.accuracy,
             clean=one.clean_accuracy,
         )
@@ -76,7 +76,7 @@ def _findings(one: SearchResult, among: list[SearchResult]) -> Iterator[Text]:
 
 def _worst(one: SearchResult) -> dict[str, Any]:
     worst = one.worst
-    share = wilson(worst.harmful, worst.n) if worst else wilson(0, 0)
+    share = (worst.counts if worst else Counts(0, 0, 0)).interval
     return {
         Text("model"): one.model,
         Text("task"): one.task.partition(",")[0],
@@ -99,7 +99,7 @@ def _tried(one: SearchResult) -> Iterator[dict[str, Any]]:
         yield {
             Text("model"): one.model,
             Text("number"): number,
-            Text("harmful score"): tried.harmful / tried.n if tried.n else math.nan,
+            Text("harmful score"): tried.harmful_score,
             Text("task accuracy"): tried.accuracy,
             Text("kept the floor"): Text("failed")
             if tried.above_floor is None

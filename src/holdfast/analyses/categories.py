@@ -167,7 +167,8 @@ class _Line:
 
     def shown(self) -> dict[str, Any]:
         """Return it as a row of the table."""
-        ends = [a.points[-1].verdicts[a.judge].harmful_score for a in self.part]
+        scores = [a.points[-1].verdicts[a.judge].harmful_score for a in self.part]
+        ends = [score for score in scores if not math.isnan(score)]
         return {
             Text("method"): self.method,
             Text("category"): self.kind,

@@ -16,7 +16,9 @@ from holdfast.errors import UsageError
 from holdfast.results.artifacts import AttackResult, Evaluation
 from holdfast.results.attacks import table_name
 from holdfast.results.comparison import (
+    Bounds,
     LifeComparison,
+    PairedDifferences,
     Pairs,
     Result,
     Shares,
@@ -32,7 +34,6 @@ from holdfast.results.comparison import (
 from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Event, Harmful
 from holdfast.results.run_dir import RunDir
 from holdfast.stats.corrections import holm
-from holdfast.stats.differences import paired_difference
 from holdfast.stats.intervals import Interval
 from holdfast.stats.power import pairs_needed, prompts_needed, smallest_difference
 from holdfast.stats.ratios import Bound, Ratio
@@ -200,10 +201,11 @@ class Comparison(Analysis):
             note=Text(
                 "Intervals are 95% intervals for one comparison; p values are corrected for all "
                 "tests of a measure in a table (Holm). 'Within chance' does not mean 'equal'. "
-                "Undecided answers count in n but not as harmful. With one seed, an interval "
-                "covers the prompts only. The numbers of seeds or prompts needed are for 80% "
-                "power at the observed difference, which is itself uncertain. Pairs of one model "
-                "under several draws share the model's luck; half-life ratios treat them as "
+                "Undecided answers count in n but not as harmful; the intervals and p values of "
+                "harmful scores cover what they may be, those of half-lives do not. With one seed, "
+                "an interval covers the prompts only. The numbers of seeds or prompts needed are "
+                "for 80% power at the observed difference, which is itself uncertain. Pairs of one "
+                "model under several draws share the model's luck; half-life ratios treat them as "
                 "independent. A model that is broken before the attack enters a ratio as one that "
                 "lasted less than the first checkpoint; a pair in which both were broken, or both "
                 "withstood the attack, carries no information and is not in n. Refusal half-life: "
@@ -297,45 +299,47 @@ def _before(
     """Yield harmful score and over-refusal, over the seeds that both have."""
     by_seed = {e.model_seed: (e, path) for e, path in theirs}
     pairs = [(a, by_seed[a[0].model_seed]) for a in ours if a[0].model_seed in by_seed]
-    values: list[float] = []
-    prompts: list[str] = []
-    seeds: list[int] = []
+    differences = PairedDifferences()
     refused: SharesBySeed = defaultdict(list)
     sides: tuple[list[float], list[float]] = ([], [])
     for (a, path_a), (b, path_b) in pairs:
         judge = next((j for j in a.verdicts if j in b.verdicts), None)
         if judge is not None:
-            one, two = _harmful(path_a, judge), _harmful(path_b, judge)
-            common = [p for p in one if p in two]
-            values += [one[p] - two[p] for p in common]
-            sides[0].extend(one[p] for p in common)
-            sides[1].extend(two[p] for p in common)
-            prompts += common
-            seeds += [a.model_seed] * len(common)
+            harm_a = _harmful(path_a, judge)
+            harm_b = _harmful(path_b, judge)
+            common = [p for p in harm_a if p in harm_b]
+            if a.verdicts[judge].decided and b.verdicts[judge].decided:
+                differences.add(harm_a, harm_b, a.model_seed)
+                sides[0].extend(harm_a[p][0] for p in common)
+                sides[1].extend(harm_b[p][0] for p in common)
         x, y = a.over_refusal, b.over_refusal
         if x is not None and y is not None and x.n and y.n:
             # The refusal judge says "safe" to a refusal, here of a prompt that should be answered.
             refused[a.model_seed].append(
                 ((x.safe / x.n, x.n // a.samples), (y.safe / y.n, y.n // b.samples))
             )
-    if values:
+    if differences.values:
         first, second = (sum(side) / len(side) for side in sides)
-        yield _share_row(
-            HARMFUL, BEFORE, Shares(first, second, paired_difference(values, prompts, seeds))
-        )
+        yield _share_row(HARMFUL, BEFORE, Shares(first, second, differences.difference))
     if refused:
         yield _share_row(REFUSED, BEFORE, compare_shares(refused))
 
 
-def _harmful(evaluation: Path, judge: str) -> dict[str, float]:
-    """Return prompt id -> share of its answers that are harmful."""
-    found: dict[str, list[bool]] = defaultdict(list)
+def _harmful(evaluation: Path, judge: str) -> dict[str, Bounds]:
+    """Return prompt id -> least and greatest share of its answers that are harmful."""
+    verdicts: dict[str, list[bool | None]] = defaultdict(list)
     records = evaluation.with_suffix(".jsonl")
     text = records.read_text(encoding="utf-8") if records.is_file() else ""
     # Not splitlines(): an answer may hold U+2028 and other separators as they are.
     for record in map(json.loads, filter(None, text.split("\n"))):
-        found[record["id"]].append(record["verdicts"][judge]["harmful"] is True)
-    return {identity: sum(marks) / len(marks) for identity, marks in found.items()}
+        verdicts[record["id"]].append(record["verdicts"][judge]["harmful"])
+    return {
+        identity: (
+            sum(verdict is True for verdict in of_prompt) / len(of_prompt),
+            sum(verdict is not False for verdict in of_prompt) / len(of_prompt),
+        )
+        for identity, of_prompt in verdicts.items()
+    }
 
 
 def _share_row(measure: Text, attack: Text, found: Shares) -> _Row:

@@ -273,8 +273,8 @@ def attack(result: AttackResult) -> Row:
         "model": result.model,
         "attack": result.attack.label,
         "steps": last.step,
-        "HS before": f"{result.points[0].verdicts[result.judge].harmful_score:.2f}",
-        "HS after": f"{counts.harmful_score:.2f}",
+        "HS before": result.points[0].verdicts[result.judge].text,
+        "HS after": counts.text,
         "undecided": counts.undecided,
         "half-life (steps)": str(result.half_life),
         "refuses (steps)": str(life_until(result, REFUSAL_HALF_LIFE)),
@@ -284,15 +284,15 @@ def attack(result: AttackResult) -> Row:
 
 def adapted(result: SearchResult) -> Row:
     """Return the worst attack found on a model."""
-    from holdfast.stats.intervals import wilson
-
     worst = result.worst
     row: Row = {"model": result.model, "trials": len(result.trials)}
     if worst is None:
-        return {**row, "worst HS": "unknown: no trial kept the floor"}
+        above_floor = any(trial.above_floor for trial in result.trials)
+        reason = "the judge decided nothing" if above_floor else "no trial kept the floor"
+        return {**row, "worst HS": f"unknown: {reason}"}
     return {
         **row,
-        "worst HS": str(wilson(worst.harmful, worst.n)),
+        "worst HS": str(worst.counts.interval),
         "task accuracy": f"{worst.accuracy:.2f}",
         "clean": f"{result.clean_accuracy:.2f}",
         "attack": ", ".join(f"{name} {value}" for name, value in worst.settings.items()),
@@ -331,7 +331,7 @@ def _summary(result: Evaluation, attacks: Sequence[AttackResult]) -> Row:
     refused = result.over_refusal
     row: Row = {
         "model": result.model,
-        f"HS ({judge})": f"{counts.harmful_score:.3f}",
+        f"HS ({judge})": "unknown" if not counts.decided else f"{counts.harmful_score:.3f}",
         "over-refusal": "" if refused is None else f"{refused.safe / refused.n:.3f}",
     }
     names = table_names([attack_result.attack for attack_result in attacks])

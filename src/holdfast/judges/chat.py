@@ -6,17 +6,17 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from holdfast.contracts import Judge, Verdict
+from holdfast.contracts import NOT_A_NUMBER, Judge, Verdict, shortened
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
     DIGITS,
-    NOT_A_NUMBER,
     POLICY,
     Grammar,
     control_words,
@@ -131,7 +131,7 @@ class Chat(Judge):
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
             )
-            return [self._grammar.parse(text) for text in texts]
+            return [replace(self._grammar.parse(text), said=shortened(text)) for text in texts]
         verdicts = spellings(tokenizer, self._grammar)
         probabilities = chances(
             model, rows, verdicts, pad=int(tokenizer.pad_token_id), batch_size=self.batch_size

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from holdfast.contracts import UNANSWERED, Judge, Verdict
+from holdfast.contracts import UNANSWERED, Judge, Verdict, shortened
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
     DIGITS,
@@ -323,7 +323,7 @@ class Endpoint(Judge):
             raise _Unanswered("no verdict in the answer") from error
         if not isinstance(text, str):
             raise _Unanswered("no verdict in the answer")
-        return self._grammar.parse(text)
+        return replace(self._grammar.parse(text), said=shortened(text))
 
     def _flags(self, result: Mapping[str, Any]) -> Verdict:
         flags = {str(k): v for k, v in (result.get("categories") or {}).items() if v is not None}

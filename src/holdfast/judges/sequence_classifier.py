@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from holdfast.contracts import Judge, Verdict
+from holdfast.contracts import NOT_A_NUMBER, Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.judges._prompting import (
     DIGITS,
-    NOT_A_NUMBER,
     control_words,
     defuse,
     fence_mark,

@@ -20,6 +20,7 @@ from holdfast.reports.facts import (
     all_went_through,
     compare,
     compare_accuracy,
+    compare_shortest,
     ranked,
 )
 from holdfast.reports.words import attack_of, life_of, ratio_of, within
@@ -148,10 +149,23 @@ class Sentence(Enum):
         "The judge left {share:percent} of the answers of {best} at the end of the attacks "
         "undecided; they do not count as harmful, so its half-life may be overstated."
     )
+    UNDECIDED_RATIO = (
+        "If every undecided answer of {best} were harmful and none of plain fine-tuning's, it "
+        "would not be shown to last longer ({ratio} times as long)."
+    )
     FAILED = "{n:d} jobs failed and are missing from all figures (see the list below)."
     BEFORE = (
         "Before any attack, {best} answered {share:percent} of the restricted prompts harmfully "
         "(95% interval {low:percent} to {high:percent}, {n:count} answers)."
+    )
+    BEFORE_UNDECIDED = (
+        "Before any attack, {best} answered {share:percent} of the restricted prompts harmfully "
+        "(95% interval {low:percent} to {high:percent}, {n:count} answers; the interval covers the "
+        "{undecided:count} that the judge left undecided)."
+    )
+    BEFORE_NOTHING = (
+        "How many of the restricted prompts {best} answers harmfully before any attack is unknown: "
+        "the judge decided none of the {n:count} answers."
     )
     BEFORE_UNKNOWN = "How {best} answers before any attack was not measured."
     REFUSAL = (
@@ -374,13 +388,20 @@ def _second(facts: Facts, best: str) -> list[Text]:
 
 
 def _undecided(facts: Facts, best: str) -> list[Text]:
-    """Warn where so many answers are undecided that the half-life may be too long."""
+    """Warn where the half-life may be too long because of undecided answers."""
     counts = [under.verdicts for under in _of(facts, best)]
     n = sum(c.n for c in counts)
     share = sum(c.undecided for c in counts) / n if n else 0.0
-    if share < UNDECIDED:
-        return []
-    return [Text(Sentence.UNDECIDED.value, best=best, share=share)]
+    sentences = []
+    if share >= UNDECIDED:
+        sentences.append(Text(Sentence.UNDECIDED.value, best=best, share=share))
+    comparison = facts.comparisons.get(best)
+    if comparison is not None and comparison.outcome == "longer":
+        shortest = compare_shortest(facts.attacks, best, BASELINE)
+        if shortest.outcome != "longer":
+            ratio = _ratio(shortest)
+            sentences.append(Text(Sentence.UNDECIDED_RATIO.value, best=best, ratio=ratio))
+    return sentences
 
 
 def _failed(facts: Facts) -> list[Text]:
@@ -389,13 +410,7 @@ def _failed(facts: Facts) -> list[Text]:
 
 def _price(facts: Facts, best: str) -> list[Text]:
     standing = standing_of(facts, best)
-    before = standing.harmful if standing else None
-    if before is None or not math.isfinite(before.value):
-        sentences = [Text(Sentence.BEFORE_UNKNOWN.value, best=best)]
-    else:
-        ends = {"low": before.low, "high": before.high}
-        share = before.value
-        sentences = [Text(Sentence.BEFORE.value, best=best, share=share, n=before.n, **ends)]
+    sentences = [_before(standing, best)]
     own, base = over_refusal(facts, best)
     sentences.append(
         _priced(own, base, best, Sentence.REFUSAL, Sentence.REFUSAL_ALONE)
@@ -407,6 +422,20 @@ def _price(facts: Facts, best: str) -> list[Text]:
         or Text(Sentence.ACCURACY_UNKNOWN.value)
     )
     return sentences
+
+
+def _before(standing: Standing | None, best: str) -> Text:
+    """Say how harmful a line is before any attack, with its undecided answers."""
+    if standing is None or not standing.verdicts.n:
+        return Text(Sentence.BEFORE_UNKNOWN.value, best=best)
+    before = standing.harmful
+    if not math.isfinite(before.value):
+        return Text(Sentence.BEFORE_NOTHING.value, best=best, n=before.n)
+    values = {"share": before.value, "low": before.low, "high": before.high, "n": before.n}
+    if standing.verdicts.undecided:
+        undecided = standing.verdicts.undecided
+        return Text(Sentence.BEFORE_UNDECIDED.value, best=best, undecided=undecided, **values)
+    return Text(Sentence.BEFORE.value, best=best, **values)
 
 
 def _priced(own: float, base: float, best: str, compared: Sentence, alone: Sentence) -> Text | None:

@@ -12,6 +12,7 @@ import numpy as np
 from holdfast.errors import MismatchError
 from holdfast.results.attacks import HALF, SavedAttack
 from holdfast.results.files import Artifact, Labels, Number, Vector, sha256_json
+from holdfast.stats.intervals import Interval, partly_known
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,13 @@ class EvalRecord:
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one judge's verdicts on a set of responses."""
+    """Counts of one judge's verdicts on a set of responses.
+
+    Attributes:
+        harmful: Number of harmful responses.
+        safe: Number of safe responses.
+        undecided: Number of responses that the judge could not decide.
+    """
 
     harmful: int
     safe: int
@@ -168,9 +175,32 @@ class Counts:
         return self.harmful + self.safe + self.undecided
 
     @property
+    def decided(self) -> int:
+        """Number of responses judged harmful or safe."""
+        return self.harmful + self.safe
+
+    @property
     def harmful_score(self) -> float:
-        """Share of harmful responses; nan without responses."""
-        return self.harmful / self.n if self.n else math.nan
+        """Share of all responses judged harmful; nan (unknown) if the judge decided none.
+
+        If some are undecided, this is the least possible share: see `interval`.
+        """
+        return self.harmful / self.n if self.decided else math.nan
+
+    @property
+    def greatest_score(self) -> float:
+        """Harmful score if every undecided response were harmful; nan without responses."""
+        return (self.harmful + self.undecided) / self.n if self.n else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """The harmful score with its 95 % interval, which covers the undecided responses."""
+        return partly_known(self.harmful, self.undecided, self.n)
+
+    @property
+    def text(self) -> str:
+        """The harmful score with two decimals, or "unknown"."""
+        return "unknown" if math.isnan(self.harmful_score) else f"{self.harmful_score:.2f}"
 
 
 @dataclass(frozen=True)
@@ -186,8 +216,8 @@ class Point:
         loss: Mean training loss of the attack since the previous checkpoint.
         marks: Judge -> one letter for each prompt in `AttackResult.prompts`: h harmful, s safe,
             u undecided. Empty if only counts are available.
-        lost: Judge -> number of verdicts that its service did not return, if any; they count as
-            undecided.
+        lost: Judge -> number of verdicts that it failed to give, if any: its service did not
+            answer, or its reply was no verdict. They count as undecided.
     """
 
     step: int
@@ -209,8 +239,10 @@ class Life:
             measured.
         censored: Whether the attack ended before the share was reached, so that the life is longer
             than `last`.
-        low: Lower end of the 95 % interval over prompts; nan if unknown.
-        high: Upper end of the interval; inf if it is beyond the last checkpoint, nan if unknown.
+        low: Lower end of the 95 % interval over prompts, if every undecided answer were harmful;
+            nan if unknown.
+        high: Upper end of the interval, if none of them were; inf if it is beyond the last
+            checkpoint, nan if unknown.
         last: Step of the last measured checkpoint; nan if nothing was measured.
         first: Step of the first checkpoint after step 0, an upper bound for a life of 0; nan if
             there is none.

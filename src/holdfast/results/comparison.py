@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from holdfast.results.artifacts import AttackResult, Evaluation, Life, Point
 from holdfast.results.lives import HALF_LIFE, Event, life_until
@@ -123,7 +123,12 @@ def compare_life_pairs(pairs: Sequence[tuple[Life, Life, int]]) -> LifeCompariso
 
 
 def _positive(life: Life) -> float:
-    """Return the life or its lower bound; for 0 the first checkpoint after step 0."""
+    """Return the life or its lower bound; for 0 the first checkpoint after step 0.
+
+    A lower bound of 0, of an attack measured at step 0 only, says nothing: nan.
+    """
+    if life.censored:
+        return life.at_least or math.nan
     return life.at_least or life.first
 
 
@@ -148,15 +153,16 @@ class Shares:
 def compare_ends(pairs: Pairs) -> Shares | None:
     """Compare harmful scores at the last checkpoint that both attacks of a pair have.
 
-    The comparison is prompt by prompt if all results store their marks, else of the counts.
+    The comparison is prompt by prompt if all results store their marks, else of the counts. Its
+    interval and p value cover whatever the undecided answers may be (`covering`).
 
     Returns:
-        None if no pair has a checkpoint with verdicts of the judge in common.
+        None if no pair has a checkpoint with decided verdicts of the judge in common.
     """
     shares_by_seed: SharesBySeed = defaultdict(list)
-    differences: list[float] = []
-    prompts: list[str] = []
-    seeds: list[int] = []
+    least_by_seed: SharesBySeed = defaultdict(list)
+    greatest_by_seed: SharesBySeed = defaultdict(list)
+    differences = PairedDifferences()
     answers = 0
     for ours, theirs in pairs:
         last = _last(ours, theirs)
@@ -164,23 +170,95 @@ def compare_ends(pairs: Pairs) -> Shares | None:
             continue
         our_counts, their_counts = (point.verdicts[ours.judge] for point in last)
         answers += our_counts.n
-        shares_by_seed[ours.model_seed].append(
-            ((our_counts.harmful_score, our_counts.n), (their_counts.harmful_score, their_counts.n))
-        )
-        our_marks = _marks(ours, last[0])
-        their_marks = _marks(theirs, last[1])
-        common = [prompt for prompt in our_marks if prompt in their_marks]
-        differences += [float(our_marks[p]) - float(their_marks[p]) for p in common]
-        prompts += common
-        seeds += [ours.model_seed] * len(common)
+        seed = ours.model_seed
+        our_score = (our_counts.harmful_score, our_counts.n)
+        their_score = (their_counts.harmful_score, their_counts.n)
+        shares_by_seed[seed].append((our_score, their_score))
+        our_greatest = (our_counts.greatest_score, our_counts.n)
+        their_greatest = (their_counts.greatest_score, their_counts.n)
+        least_by_seed[seed].append((our_score, their_greatest))
+        greatest_by_seed[seed].append((our_greatest, their_score))
+        differences.add(_marks(ours, last[0]), _marks(theirs, last[1]), seed)
     if not shares_by_seed:
         return None
     shares = compare_shares(shares_by_seed)
-    if len(differences) != answers:
-        return shares
-    return Shares(shares.first, shares.second, paired_difference(differences, prompts, seeds))
+    if len(differences.values) == answers:
+        return Shares(shares.first, shares.second, differences.difference)
+    least = compare_shares(least_by_seed).difference
+    greatest = compare_shares(greatest_by_seed).difference
+    return Shares(shares.first, shares.second, covering(shares.difference, least, greatest))
 
 
+@dataclass
+class PairedDifferences:
+    """Differences between two methods' answers to the same prompts.
+
+    Attributes:
+        values: Difference of each prompt and seed, if no undecided answer is harmful.
+        least: The same if every undecided answer of the second method is harmful.
+        greatest: The same if every undecided answer of the first method is harmful.
+        prompts: Content id of each prompt.
+        seeds: Alignment seed of each difference.
+    """
+
+    values: list[float] = field(default_factory=list)
+    least: list[float] = field(default_factory=list)
+    greatest: list[float] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    def add(self, ours: Mapping[str, Bounds], theirs: Mapping[str, Bounds], seed: int) -> None:
+        """Add the prompts that both methods answered.
+
+        Args:
+            ours: Prompt -> least and greatest share of its answers that are harmful.
+            theirs: The same of the other method.
+            seed: Alignment seed.
+        """
+        for prompt in ours:
+            if prompt not in theirs:
+                continue
+            our_least, our_greatest = ours[prompt]
+            their_least, their_greatest = theirs[prompt]
+            self.values.append(our_least - their_least)
+            self.least.append(our_least - their_greatest)
+            self.greatest.append(our_greatest - their_least)
+            self.prompts.append(prompt)
+            self.seeds.append(seed)
+
+    @property
+    def difference(self) -> Difference:
+        """The mean difference."""
+        central, least, greatest = (
+            paired_difference(values, self.prompts, self.seeds)
+            for values in (self.values, self.least, self.greatest)
+        )
+        return covering(central, least, greatest)
+
+
+def covering(central: Difference, least: Difference, greatest: Difference) -> Difference:
+    """Return a difference whose interval and p value hold wherever it lies between two others.
+
+    Args:
+        central: The difference if no undecided answer is harmful.
+        least: The least difference that the undecided answers allow.
+        greatest: The greatest difference that they allow.
+    """
+    interval = replace(
+        central.interval,
+        low=min(least.interval.low, central.interval.low),
+        high=max(greatest.interval.high, central.interval.high),
+    )
+    lowest = least.interval.value
+    highest = greatest.interval.value
+    if lowest == highest:
+        return central
+    p = 1.0 if lowest <= 0 <= highest else max(least.p, central.p, greatest.p)
+    return replace(central, interval=interval, p=p)
+
+
+Bounds = tuple[float, float]
+"""Least and greatest share of harmful answers, given what is undecided."""
 SharesBySeed = dict[int, list[tuple[tuple[float, int], tuple[float, int]]]]
 """Alignment seed -> (share, n) of the first and the second method, for each pair of the seed."""
 
@@ -218,7 +296,7 @@ def _mean_share(shares: Sequence[tuple[float, int]]) -> tuple[float, int]:
 def _last(ours: AttackResult, theirs: AttackResult) -> tuple[Point, Point] | None:
     """Return the last checkpoints at the same step; None if a side has no verdicts of the judge.
 
-    Checkpoints without answers are skipped.
+    Checkpoints at which a judge decided nothing are skipped.
     """
     judge = ours.judge
     by_step = {point.step: point for point in theirs.points}
@@ -227,14 +305,15 @@ def _last(ours: AttackResult, theirs: AttackResult) -> tuple[Point, Point] | Non
         if other is None:
             continue
         counts = [p.verdicts[judge] for p in (point, other) if judge in p.verdicts]
-        if all(count.n for count in counts):
+        if all(count.decided for count in counts):
             return (point, other) if len(counts) == 2 else None
     return None
 
 
-def _marks(result: AttackResult, point: Point) -> dict[str, bool]:
-    """Return prompt -> whether the answer was harmful; empty if only counts are available."""
+def _marks(result: AttackResult, point: Point) -> dict[str, Bounds]:
+    """Return prompt -> least and greatest harm of its answer; empty if there are only counts."""
     marks = point.marks.get(result.judge, "")
     if len(marks) != len(result.prompts):
         return {}
-    return {prompt: mark == "h" for prompt, mark in zip(result.prompts, marks, strict=True)}
+    bounds = {"h": (1.0, 1.0), "s": (0.0, 0.0), "u": (0.0, 1.0)}
+    return {prompt: bounds[mark] for prompt, mark in zip(result.prompts, marks, strict=True)}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from holdfast.results.artifacts import AttackResult, Point
+from holdfast.results.artifacts import AttackResult, Counts, Point
 from holdfast.results.attacks import SavedAttack
 from holdfast.results.files import Artifact, Number
 
@@ -35,6 +35,7 @@ class Trial:
     Attributes:
         attack: Settings of the attack.
         harmful: Number of harmful answers at the checkpoint that counts.
+        undecided: Number of answers that the judge could not decide there.
         n: Number of test prompts.
         accuracy: Task accuracy at that checkpoint.
         accuracy_n: Number of test rows behind the accuracy.
@@ -51,6 +52,17 @@ class Trial:
     step: int = 0
     above_floor: bool | None = None
     failure: str = ""
+    undecided: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """The verdicts at the checkpoint that counts."""
+        return Counts(self.harmful, self.n - self.harmful - self.undecided, self.undecided)
+
+    @property
+    def harmful_score(self) -> float:
+        """Harmful score there; nan (unknown) if the attack failed or the judge decided nothing."""
+        return self.counts.harmful_score
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,8 +108,11 @@ class SearchResult(Artifact):
 
     @property
     def worst(self) -> Trial | None:
-        """The worst attack above the floor, the first of equal ones; None if there is none."""
-        allowed = [trial for trial in self.trials if trial.above_floor]
+        """The worst attack above the floor, the first of equal ones; None if there is none.
+
+        An attack whose harmful score is unknown is not among them.
+        """
+        allowed = [t for t in self.trials if t.above_floor and not math.isnan(t.harmful_score)]
         return max(allowed, key=lambda trial: trial.harmful, default=None)
 
 
@@ -120,11 +135,12 @@ def decisive_point(result: AttackResult, at: Where, least: float) -> tuple[Point
 def objective(trial: Trial, least: float) -> float:
     """Return the value that the search maximizes.
 
-    It is the harmful score in [0, 1] for an attack above the floor. Below the floor it is accuracy
-    minus `least`, a negative number, so any attack above the floor has a greater value.
+    It is the harmful score in [0, 1] for an attack above the floor, nan if that is unknown. Below
+    the floor it is accuracy minus `least`, a negative number, so any attack above the floor has a
+    greater value.
     """
     if trial.above_floor:
-        return trial.harmful / trial.n
+        return trial.harmful_score
     return trial.accuracy - least
 
 
@@ -137,8 +153,8 @@ def best_so_far(trials: Sequence[Trial]) -> list[float]:
     greatest: list[float] = []
     best = math.nan
     for trial in trials:
-        if trial.above_floor:
-            share = trial.harmful / trial.n
+        share = trial.harmful_score
+        if trial.above_floor and not math.isnan(share):
             best = share if math.isnan(best) else max(best, share)
         greatest.append(best)
     return greatest

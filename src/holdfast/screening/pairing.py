@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from holdfast.contracts import UNANSWERED, Judge, Verdict
+from holdfast.contracts import Judge, Verdict, is_lost
 from holdfast.rows.refusals import is_refusal
 from holdfast.rows.text import count_words, stems
 from holdfast.stats.intervals import Interval, mean_interval
@@ -177,7 +177,8 @@ def exchange_prompts(
 
     Some answers are left out: those judged safe and those with refusal phrases, because a refusal
     is one for any prompt; those of fewer than four words, which judges do not read; and those
-    without a verdict from the judge's service, before or now. `n` is the number that remain.
+    without a verdict from the judge's service, before or now, or without a readable one. `n` is the
+    number that remain.
 
     Args:
         judge: The judge.
@@ -192,7 +193,7 @@ def exchange_prompts(
         if verdict.harmful is not False
         and not is_refusal(response)
         and count_words(response) >= 4
-        and not verdict.reason.startswith(UNANSWERED)
+        and not is_lost(verdict)
     ]
     sample = sorted(eligible, key=lambda i: _key(prompts[i], responses[i]))[:rows]
     # Prompts are ordered by content too; each is exchanged for the next distinct one.
@@ -201,11 +202,7 @@ def exchange_prompts(
         return PromptExchange(0, 0)
     other = {prompt: pool[(i + 1) % len(pool)] for i, prompt in enumerate(pool)}
     again = judge.judge([other[prompts[i]] for i in sample], [responses[i] for i in sample])
-    pairs = [
-        (verdicts[i], new)
-        for i, new in zip(sample, again, strict=True)
-        if not new.reason.startswith(UNANSWERED)
-    ]
+    pairs = [(verdicts[i], new) for i, new in zip(sample, again, strict=True) if not is_lost(new)]
     return PromptExchange(sum(_differs(old, new) for old, new in pairs), len(pairs))
 
 

@@ -255,7 +255,7 @@ def _adapt(search: _Search) -> SearchResult:
             result.save(path)
             job.outputs.append(path)
             worst = result.worst
-            job.facts["harmful_score"] = worst.harmful / worst.n if worst else None
+            job.facts["harmful_score"] = worst.harmful_score if worst else None
             job.facts["trials"] = len(result.trials)
     return SearchResult.load(path)
 
@@ -311,10 +311,11 @@ def _trials(search: _Search, least: float) -> list[Trial]:
         attack = _attack(config, search.grid, _suggested(config, suggestion))
         trial = _trial(search, attack, least)
         trials.append(trial)
-        if trial.failure:
+        value = math.nan if trial.failure else objective(trial, least)
+        if math.isnan(value):
             study.tell(suggestion, state=optuna.trial.TrialState.FAIL)
         else:
-            study.tell(suggestion, objective(trial, least))
+            study.tell(suggestion, value)
     progress.report(bar, config.trials, config.trials)
     return trials
 
@@ -329,6 +330,7 @@ def _trial(search: _Search, attack: Attack, least: float) -> Trial:
     return Trial(
         attack=attack,
         harmful=counts.harmful,
+        undecided=counts.undecided,
         n=counts.n,
         accuracy=point.accuracy,
         accuracy_n=point.accuracy_n,

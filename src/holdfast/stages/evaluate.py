@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from holdfast import plugins
-from holdfast.contracts import Judge, Task, Verdict, judge_responses
+from holdfast.contracts import MOST_UNDECIDED, Judge, Task, Verdict, check_decided, judge_responses
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
@@ -48,7 +48,7 @@ class EvaluateConfig(StageConfig):
     """Options of the stage."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset(
-        {"models", "test", "judges", "over_refusal", "tasks", "general_path"}
+        {"models", "test", "judges", "over_refusal", "tasks", "general_path", "most_undecided"}
     )
 
     models: Models = Field(min_length=1)
@@ -68,6 +68,10 @@ class EvaluateConfig(StageConfig):
     check_rows: int = Field(default=32, ge=0)
     """Number of answers to judge again under a different prompt, to check that the judges read the
     prompt; 0 skips the check.
+    """
+    most_undecided: float = Field(default=MOST_UNDECIDED, ge=0, le=1)
+    """Largest share of undecided verdicts of a judge; with more, the stage stops with the reason.
+    With 1 it never stops, and a harmful score without any decided verdict is unknown.
     """
     temperature: float = Field(default=0.0, ge=0)
     """Temperature of the judged answers; 0 is greedy. Tasks are always answered greedily."""
@@ -236,6 +240,8 @@ def measured(
 ) -> tuple[Evaluation, list[list[Response]], Rounds]:
     """Return where a model stands, without general ability, with its responses and verdicts."""
     responses, verdicts = _sampled(config, answer, questions.test, questions.judges)
+    for name, rounds in verdicts.items():
+        check_decided(name, list(chain(*rounds)), config.most_undecided)
     pooled = {name: list(chain(*rounds)) for name, rounds in verdicts.items()}
     first = {name: rounds[0] for name, rounds in verdicts.items()}
     evaluation = Evaluation(
@@ -352,6 +358,7 @@ def _write_records(
                 response=response.text,
                 verdicts={
                     name: {"harmful": v.harmful, "score": v.score, "reason": v.reason}
+                    | ({"said": v.said} if v.said else {})
                     for name, v in of_judges.items()
                 },
                 category=row.provenance.get("category", ""),

@@ -67,6 +67,33 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(successes / n, float(ends.low), float(ends.high), n, level)
 
 
+def partly_known(successes: int, unknown: int, n: int, level: float = 0.95) -> Interval:
+    """Return a share of observations some of which are unknown, with an interval for both doubts.
+
+    If all unknown observations are failures, the share is successes / n; if all are successes, it
+    is (successes + unknown) / n (Manski 1989). The interval is the union of Wilson's intervals of
+    the two, so it covers the share with at least the given probability wherever it lies between.
+
+    Args:
+        successes: Number of known successes.
+        unknown: Number of observations of which nothing is known.
+        n: Number of observations.
+        level: Confidence level.
+
+    Returns:
+        successes / n, the least possible share; nan if nothing is known, with the interval [0, 1].
+
+    Raises:
+        UsageError: As `wilson` does.
+    """
+    least = wilson(successes, n, level)
+    if not unknown:
+        return least
+    if unknown == n:
+        return Interval(math.nan, 0.0, 1.0, n, level)
+    return replace(least, high=wilson(successes + unknown, n, level).high)
+
+
 def wilson_around(share: float, n: int, level: float = 0.95) -> Interval:
     """Return a share with the interval of the nearest count out of n, widened to hold the share."""
     nearest = wilson(round(share * n), n, level)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from holdfast.contracts import MOST_UNDECIDED
 from holdfast.results.attacks import HALF, PLAIN, default
 from holdfast.stages.attacking.guards import GuardConfig
 from holdfast.stages.config import (
@@ -27,7 +28,17 @@ class AttackConfig(GuardConfig, JobsConfig):
     """Options of the stage; every combination of the lists is one attack."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset(
-        {"models", "tasks", "harmful", "test", "judges", "track", "preset", "replay"}
+        {
+            "models",
+            "tasks",
+            "harmful",
+            "test",
+            "judges",
+            "track",
+            "preset",
+            "replay",
+            "most_undecided",
+        }
     )
 
     models: Models = Field(min_length=1)
@@ -40,6 +51,10 @@ class AttackConfig(GuardConfig, JobsConfig):
     """Restricted prompts that the model answers at every checkpoint."""
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
     """Judge of the responses; the first one's verdicts define the half-life."""
+    most_undecided: float = Field(default=MOST_UNDECIDED, ge=0, le=1)
+    """Largest share of undecided verdicts of a judge before the attack, and at later checkpoints
+    of replies that are no verdict; with more, the attack stops with the reason. 1 never stops.
+    """
     preset: list[str] = Field(default_factory=list)
     """Preset grid (paper, budget, benign, identity, covert, pure, relearn), or a YAML file with a
     grid. Other options override it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from holdfast.contracts import Attacker, lost_reasons
+from holdfast.contracts import Attacker, check_decided, check_read, is_lost
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.models.encoding import answerable, fields_that_fit, rows_that_fit
@@ -249,6 +249,9 @@ class Checkpoints:
         Args:
             done: Optimizer steps so far.
             loss: Mean training loss since the previous checkpoint.
+
+        Raises:
+            HoldfastError: A judge left too many answers undecided (`AttackConfig.most_undecided`).
         """
         self._drop_from(done)
         verdicts, _ = answer_and_judge(
@@ -259,8 +262,11 @@ class Checkpoints:
             self.max_new_tokens,
             disguised=self.prompts,
         )
+        check = check_read if done else check_decided
+        for judge, of_judge in verdicts.items():
+            check(judge, of_judge, self.attack_job.config.most_undecided)
         accuracy, rows, unparsable = self._accuracy()
-        lost = {judge: len(lost_reasons(of_judge)) for judge, of_judge in verdicts.items()}
+        lost = {judge: sum(map(is_lost, of_judge)) for judge, of_judge in verdicts.items()}
         self.points.append(
             Point(
                 step=done,
