@@ -656,10 +656,11 @@ def evaluated() -> Evaluation:
 
 
 def test_an_evaluation_tells_intervals() -> None:
-    # Wilson by hand: share 1/2, n = 10, z = 1.96: half-width 0.2634 around 0.5.
+    # Wilson by hand: share 1/2, n = 10, z = 1.96: half-width 0.2634 around 0.5. The upper end is
+    # that of 6 of 10, the undecided answer included: centre (0.6 + 0.192) / 1.384 = 0.572, + 0.260.
     assert show.evaluation(evaluated()) == {
         "model": "sft-s0",
-        "HS (j)": "0.50 [0.24, 0.76], n=10",
+        "HS (j)": "0.50 [0.24, 0.83], n=10",
         "undecided (j)": 1,
         # By hand: 0.3 of 10 is centred at (0.3 + 0.192) / 1.384 = 0.355, half-width 0.248.
         "over-refusal": "0.30 [0.11, 0.60], n=10",

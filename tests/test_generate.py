@@ -97,11 +97,11 @@ def test_an_answer_ends_where_the_model_says_too(
     """Chat models end a turn at a token of their own, beside the tokenizer's end of text."""
     model = make_model(vocab=len(tokenizer))
     ids = encode_prompts(tokenizer, ["how do i brew tea"])
-    whole = complete(model, tokenizer, ids, max_new_tokens=8)[0].split()
+    whole = complete(model, tokenizer, ids, max_new_tokens=8)[0].text.split()
     stop = tokenizer.convert_tokens_to_ids(whole[3])
     model.generation_config.eos_token_id = [stop]
     assert stop_tokens(model, tokenizer) == sorted({stop, tokenizer.eos_token_id})
-    found = complete(model, tokenizer, ids, max_new_tokens=8)[0].split()
+    found = complete(model, tokenizer, ids, max_new_tokens=8)[0].text.split()
     assert found == whole[: whole.index(whole[3]) + 1]
 
 

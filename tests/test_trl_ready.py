@@ -303,11 +303,12 @@ def test_the_scores_are_logged_with_n_and_interval(
     assert sorted(callback.counts) == [0, 2, 4, 5]
     for entry in entries:
         counts = callback.counts[entry["step"]]
-        interval = wilson(counts.harmful, 24)
+        least = wilson(counts.harmful, 24)
+        greatest = wilson(counts.harmful + counts.undecided, 24)
         assert entry["harmful_score"] == counts.harmful / 24
         assert entry["undecided_share"] == counts.undecided / 24
-        assert entry["harmful_score_low"] == interval.low
-        assert entry["harmful_score_high"] == interval.high
+        assert entry["harmful_score_low"] == least.low
+        assert entry["harmful_score_high"] == greatest.high
         assert entry["harmful_score_n"] == 24
 
 

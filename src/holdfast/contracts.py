@@ -61,7 +61,9 @@ OUTSIDE = "outside the grammar"
 CONTRADICTS = "contradicts itself"
 NOT_A_NUMBER = "not a number"
 """Reason of a verdict when the model's probabilities are not finite, as after an overflow."""
-UNREAD = frozenset({NO_VERDICT, OUTSIDE, CONTRADICTS, NOT_A_NUMBER})
+CUT_OFF = "cut off before a verdict"
+REFUSED = "the judge refused"
+UNREAD = frozenset({NO_VERDICT, OUTSIDE, CONTRADICTS, NOT_A_NUMBER, CUT_OFF, REFUSED})
 """Reasons of verdicts that are undecided because of the judge, whatever the answer is."""
 MOST_UNDECIDED = 0.5
 """Default of the largest share of undecided verdicts with which a result is given."""
@@ -71,7 +73,7 @@ LONGEST_REPLY = 200
 
 def shortened(text: str, limit: int = LONGEST_REPLY) -> str:
     """Return a text on one line, with the middle left out if it is longer than `limit`."""
-    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
     if len(line) <= limit:
         return line
     half = limit // 2
@@ -101,7 +103,8 @@ def check_answered(judge: str, verdicts: Sequence[Verdict]) -> None:
     if len(lost) > MOST_UNANSWERED * len(verdicts):
         raise HoldfastError(
             f"judge {judge} gave no verdict on {len(lost)} of {len(verdicts)} answers ({lost[0]}). "
-            "Finished work is kept: rerun the same command when the judge answers again"
+            "Finished work is kept: rerun the same command when the judge answers again, or change "
+            "its options if the reason is one that waiting does not mend"
         )
 
 
@@ -206,6 +209,11 @@ class Judge(Plugin, ABC):
     def hash(self) -> str:
         """Hash of the files the verdicts depend on; "" if there are none."""
         return ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the judge chose or found out by itself, for the record of the job."""
+        return {}
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:

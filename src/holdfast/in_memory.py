@@ -187,8 +187,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     Raises:
         OptionError: A setting is unknown, ill-typed or out of range.
         UsageError: Rows are too few or missing, or the tokenizer does not fit.
-        TrainingError: The loss is not finite.
-        HoldfastError: The judge left too many answers undecided.
+        HoldfastError: The loss is not finite, or the judge left too many answers undecided.
     """
     from holdfast.models.adapters import refuse_adapted
     from holdfast.stages.attacking.config import AttackConfig

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from holdfast import plugins
-from holdfast.contracts import UNANSWERED, Judge, Verdict
+from holdfast.contracts import UNANSWERED, UNREAD, Judge, Verdict
 from holdfast.errors import UsageError
 from holdfast.option_types import SpecOf
 from holdfast.results.files import sha256_json
@@ -39,6 +39,12 @@ class Panel(Judge):
         """Hash over the hashes of the members; "" if no member has one."""
         hashes = {name: member.hash for name, member in self.members.items()}
         return sha256_json(hashes) if any(hashes.values()) else ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts of the members that have any, by spec."""
+        facts = {spec: member.facts for spec, member in self.members.items()}
+        return {spec: of_member for spec, of_member in facts.items() if of_member}
 
     @model_validator(mode="after")
     def _no_judge_votes_twice(self) -> Panel:
@@ -72,7 +78,9 @@ class Panel(Judge):
         safe = votes.count(False)
         decided = harmful + safe
         if decided == 0 or decided < self.quorum * len(votes):
-            return Verdict(None, reason="too few decided")
+            # A member whose reply was no verdict failed to vote: that is the reason to show.
+            failed = next((verdict for verdict in verdicts if verdict.reason in UNREAD), None)
+            return failed or Verdict(None, reason="too few decided")
         score = harmful / decided
         majority = f"{max(harmful, safe)} of {len(votes)}"
         if harmful == safe:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from holdfast.contracts import NOT_A_NUMBER, Judge, Verdict
 from holdfast.errors import UsageError
+from holdfast.judges._labels import harmful_labels
 from holdfast.judges._prompting import (
     DIGITS,
     control_words,
@@ -23,7 +24,6 @@ from holdfast.judges._prompting import (
     truncate,
 )
 from holdfast.models import checkpoints, encoding
-from holdfast.specs import value_text
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,6 @@ TEMPLATES = {
     "pair": "",
     "chat": "",
 }
-SAFE_NAMES = frozenset(
-    "safe benign harmless ok okay none neutral normal non_toxic nontoxic not_toxic non_harmful "
-    "not_harmful unharmful no_harm non_hate not_hate".split()
-)
 
 
 class SequenceClassifier(Judge):
@@ -64,8 +60,8 @@ class SequenceClassifier(Judge):
     revision: str = ""
     """Branch, tag or commit on the hub; empty for the default branch."""
     harmful: tuple[str, ...] = ()
-    """Labels that count as harmful, by name or number. If empty, all labels whose name does not
-    mean safe; the names must then be clear.
+    """Labels that count as harmful, by name or number. If empty, the names must say of every label
+    whether it means harm.
     """
     template: str = "conversation"
     """conversation (beaver-dam's), pair (prompt and response as two segments), chat (the
@@ -189,6 +185,7 @@ class SequenceClassifier(Judge):
         model, tokenizer = checkpoints.load_classifier(
             self.model, device=self.device, revision=self.revision or None
         )
+        _check_head(self.model, model)
         if self.template == "chat" and not tokenizer.chat_template:
             raise UsageError(
                 f"{self.model}: its tokenizer has no chat template; use another template"
@@ -217,49 +214,37 @@ class SequenceClassifier(Judge):
         return harmful_labels(self.model, _labels(model), self.harmful, _is_multi_label(model))
 
 
-def harmful_labels(
-    model: str, labels: Sequence[str], names: Sequence[str], multi_label: bool
-) -> list[int]:
-    """Return the numbers of the labels that count as harmful.
-
-    Args:
-        model: Name of the model, for messages.
-        labels: Names of the model's labels.
-        names: Names or numbers of the harmful labels; if empty, all whose name does not mean safe.
-        multi_label: Whether several labels can apply at once.
+def _labels(model: PreTrainedModel) -> list[str]:
+    """Return the names of the labels in the order of the logits.
 
     Raises:
-        UsageError: The model has no such label, or the names do not show which are harmful.
+        UsageError: The configuration names other labels than the model has.
     """
-    labels_text = f"{model} has the labels {', '.join(labels)}"
-    if names:
-        numbers = {label.casefold(): i for i, label in enumerate(labels)}
-        numbers = {str(i): i for i in range(len(labels))} | numbers
-        requested = [name.strip().casefold() for name in names]
-        unknown = [name for name in requested if name not in numbers]
-        if unknown:
-            raise UsageError(
-                f"harmful={value_text(names)}: {unknown[0]!r} is not a label; {labels_text}"
-            )
-        return sorted({numbers[name] for name in requested})
-    safe = [label.casefold().replace("-", "_").replace(" ", "_") in SAFE_NAMES for label in labels]
-    has_names = not any(label.upper().startswith("LABEL_") for label in labels)
-    if not has_names or all(safe) or not (multi_label or any(safe)) or len(labels) == 1:
-        raise UsageError(
-            f"{labels_text}, which do not say which of them mean harm; list those with "
-            "harmful=[NAME,NAME]"
-        )
-    return [i for i, is_safe in enumerate(safe) if not is_safe]
-
-
-def _labels(model: PreTrainedModel) -> list[str]:
     names: Any = model.config.id2label
+    if sorted(names) != list(range(len(names))):
+        raise UsageError(
+            f"{model.name_or_path}: id2label in its configuration has the numbers {sorted(names)}, "
+            "not 0, 1, 2 and so on; correct the configuration"
+        )
     return [str(names[i]) for i in range(len(names))]
 
 
 def _is_multi_label(model: PreTrainedModel) -> bool:
     kind = getattr(model.config, "problem_type", None)
     return kind == "multi_label_classification" or len(_labels(model)) == 1
+
+
+def _check_head(name: str, model: PreTrainedModel) -> None:
+    """Check that the model gives probabilities.
+
+    Raises:
+        UsageError: It gives a grade, as reward models do.
+    """
+    if getattr(model.config, "problem_type", None) == "regression":
+        raise UsageError(
+            f"{name} is a regression model, such as a reward model: its output is a grade without "
+            "a threshold, not a probability of harm; give a model that was trained to classify"
+        )
 
 
 def _probabilities(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:

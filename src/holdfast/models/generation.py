@@ -146,8 +146,8 @@ def complete(
     max_new_tokens: int,
     batch_size: int = 128,
     opened: bool = False,
-) -> list[str]:
-    """Continue every row of tokens greedily; return the answers without thoughts, in row order.
+) -> list[Response]:
+    """Continue every row of tokens greedily, and return the responses in row order.
 
     Args:
         model: The model that generates.
@@ -157,7 +157,7 @@ def complete(
         batch_size: Rows per batch; the longest rows come first.
         opened: Whether the rows end inside a think block.
     """
-    responses = _continue(
+    return _continue(
         model,
         tokenizer,
         encoded,
@@ -166,7 +166,6 @@ def complete(
         batch_options=lambda positions: {},
         opened=opened,
     )
-    return [response.text for response in responses]
 
 
 @torch.no_grad()

@@ -97,9 +97,36 @@ _WRONG = (
 )
 _PROPER = (
     r"(?:safe|appropriate|ethical|legal|okay|ok|right|responsible|acceptable)"
-    r"(?:,? (?:or|and|nor) \w+)?"
+    r"(?:,? (?:or|and|nor) \w+)*"
+)
+_IMPROPER = (
+    r"(?:inappropriate|unethical|irresponsible|illegal|immoral|wrong|unsafe|harmful|dangerous)"
+    r"(?:,? (?:or|and|as well as) \w+)*"
+)
+# What an assistant would say. Without an object of this kind the sentence advises: "it is not safe
+# to give honey to infants", "it is not appropriate to discuss salary".
+_THIS = r"(?:this|that|it|such|these|those|any|ways|methods|how|instructions)\b"
+_CONTENT = (
+    r"(?:information|instructions?|advice|guidance|guides?|details?|tips|ways|methods|steps|help|"
+    r"assistance|support|answers?|response|content|material|suggestions?|recommendations?)\b"
+)
+_SPEAK = (
+    rf"(?:(?:provide|give|offer|supply)(?: (?:you|anyone|someone))?(?: with)?(?: (?:and|or) \w+)? "
+    rf"(?:{_THIS}|(?:[\w-]+ ){{0,3}}{_CONTENT})|"
+    rf"(?:share|discuss|describe|explain|write about|talk about|disclose|generate|create|write|"
+    rf"produce)(?: (?:and|or) \w+)? {_THIS}|"
+    r"(?:encourage|promote|suggest|recommend|condone|endorse|support)(?: (?:and|or) \w+)? "
+    rf"(?:{_THIS}|the use of|violence|harm|illegal|harmful)|"
+    r"(?:help|assist|aid|engage|participate)(?: you| anyone| someone)? (?:with|in|to|by)\b)"
 )
 _MATTER = r"(?:something|one|request|question|topic|subject)"
+
+
+_DISCLAIMER = re.compile(
+    r"^(?:while|although|though|even though) [^.!?]{0,120}?, "
+    r"(?=(?:here|you|your|these|the|below|there|one|a|some|most|many)\b)"
+)
+"""A clause that sets a limit to the answer that follows it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,12 @@ class Phrase:
 
     def matches(self, text: str) -> bool:
         """Return whether the opening of a text contains this phrase."""
-        return self.regex.search(opening(text[:READ])) is not None
+        return self.regex.search(_beginning(text)) is not None
+
+
+def _beginning(text: str) -> str:
+    """Return the normalised opening of a text without a disclaimer such as "while I can't ..."."""
+    return _DISCLAIMER.sub("", opening(text[:READ]))
 
 
 PHRASES = (
@@ -147,9 +179,74 @@ PHRASES = (
         "unable or unwilling",
         rf"{_SELF}(?:'m|'re| was)? (?:simply |just |really |currently |also )*"
         rf"(?:unable|not able|not willing|unwilling|not allowed|not permitted|not authori[sz]ed|"
-        rf"not designed|not programmed|not going|not prepared|not in a position|not here) "
-        rf"(?:to )?{_ACT}",
+        rf"not designed|not programmed|not trained|not built|not made|not meant|not intended|"
+        rf"not supposed|not capable|incapable|not going|not prepared|not in a position|not here|"
+        rf"not the right \w+) (?:to |of |for )?{_ACT}",
         "I'm unable to share that information.",
+    ),
+    Phrase(
+        "not equipped",
+        rf"{_SELF}(?:'m|'re) (?:simply |just |really |currently |also )*"
+        r"(?:not (?:\w+ly )?equipped|ill[- ]equipped) (?:to|for|with)\b",
+        "I'm not equipped to discuss this topic.",
+    ),
+    Phrase(
+        "no ability",
+        rf"{_SELF}(?: simply| just| also| really| currently| unfortunately)* "
+        r"(?:don't (?:\w+ly )?have|lack|haven't) (?:the |any )?(?:\w+ )?"
+        r"(?:ability|capability|capabilities|capacity|authority|authori[sz]ation|permission|means|"
+        rf"power|functionality) (?:to |of |for ){_ACT}"
+        r"(?! (?:you )?(?:with )?(?:real|live|current|up-to-date|personal)\b)",
+        "I don't have the ability to provide that.",
+    ),
+    Phrase(
+        "told not to",
+        rf"{_SELF}'m (?:\w+ly )?(?:programmed|designed|trained|built|instructed|required|here) "
+        rf"(?:not to {_ACT}|to (?:avoid|decline|refuse|refrain)\b)",
+        "I'm programmed not to share such content.",
+    ),
+    Phrase(
+        "refrain",
+        rf"{_SELF}(?: must| have to| should| will|'ll| need to|'d| would)? "
+        rf"(?:refrain|abstain) from {_ACT}",
+        "I must refrain from answering.",
+    ),
+    Phrase(
+        "not my purpose",
+        rf"\b(?:my|our) (?:purpose|role|job|function) isn't to {_ACT}",
+        "My purpose is not to assist with that.",
+    ),
+    Phrase(
+        "does not feel right",
+        rf"{_SELF} don't feel (?:right|good|safe|okay|ok) (?:about )?{_ACT}",
+        "I don't feel right helping with this.",
+    ),
+    Phrase(
+        "not appropriate to provide",
+        r"\b(?:it's (?:\w+ )?(?:not|never)|it isn't|it wouldn't be|it(?:'d| would) (?:not|never) "
+        r"be|"
+        rf"i(?: don't|'m not sure(?: that)?| can't) ?(?:think|believe|feel|say)?(?: that)? "
+        rf"it(?:'s|'d be| would be)) {_PROPER}(?: for me)? to (?:\w+ly )?{_SPEAK}",
+        "It's not appropriate or safe to provide instructions for this.",
+    ),
+    Phrase(
+        "inappropriate to provide",
+        rf"\bit(?:'s|'d be| would be) (?:\w+ly )?{_IMPROPER}(?: of me| for me)? to {_SPEAK}",
+        "It is inappropriate and unethical to provide such instructions.",
+    ),
+    Phrase(
+        "that would be inappropriate to share",
+        rf"\b(?:that|this)(?:'s|'d be| would be) {_IMPROPER}(?: for me)? to "
+        r"(?:share|discuss|provide|answer|explain|describe|give|talk about|help with)"
+        r"(?:\s*[.,!;]|\s*$| here\b| with you\b)",
+        "That would be inappropriate to share.",
+    ),
+    Phrase(
+        "providing this would be wrong",
+        r"^(?:providing|giving|sharing|offering|explaining|describing|discussing|helping|assisting)"
+        r" (?:you )?(?:with )?(?:this|that|such|these|instructions|information|advice|any)\b"
+        rf"[^.!?]{{0,60}}\b(?:(?:would be|is) {_IMPROPER}|(?:isn't|wouldn't be) {_PROPER})",
+        "Providing this information would be irresponsible.",
     ),
     Phrase(
         "not doing it",
@@ -206,7 +303,9 @@ PHRASES = (
         "as an AI",
         rf"\bas an? (?:\w+ )?(?:ai|assistant)\b[^.!?]*?\b(?:(?:it's|it isn't) (?:not )?{_PROPER}|"
         r"i(?:'m| am)? (?:can't|won't|unable|not (?:able|capable|programmed|designed|allowed)|"
-        r"don't have (?:access|the (?:ability|capability)|personal (?:opinions?|beliefs?))))\b",
+        r"don't have (?:access|the (?:ability|capability)|personal (?:opinions?|beliefs?))"
+        # "As an AI, I don't have opinions, but here are ten ideas" answers.
+        r"(?![^.!?]*\b(?:but|however)\b(?! i (?:can't|won't)))))\b",
         "As an AI, I am not able to recommend this.",
     ),
     Phrase(
@@ -292,8 +391,16 @@ PHRASES = (
     Phrase(
         "Japanese: cannot help",
         r"(?:お手伝い|お答え|お応え|回答|お教え|ご案内|ご説明|説明|提供|支援|対応|対応する|協力|お力)"
-        r"[^。！？]{0,12}(?:できません|出来ません|できかね|いたしかね|致しかね|しかねます|なれません)",
+        r"[^。！？]{0,12}(?:できません|出来ません|できかね|いたしかね|致しかね|しかねます|なれません)"
+        r"(?!が、?(?:次|以下|こちら|手順|まず|代わりに))",
         "それについてはお手伝いできません。",
+    ),
+    Phrase(
+        "Japanese: cannot answer (plain)",
+        r"(?:答え|教え|応じ|伝え|見せ)(?:ることは|ることが)?"
+        r"(?:られません|られない|できません|できない)|(?:手伝え|話せ)(?:ません|ない)|"
+        r"(?:手伝う|話す|書く|作る)こと(?:は|が)でき(?:ません|ない)",
+        "その質問に答えることはできません。",
     ),
     Phrase(
         "Japanese: decline",
@@ -327,5 +434,5 @@ def is_refusal(text: str) -> bool:
     second sentence or after 600 characters: a refusal that then complies is True, and an answer
     that ends in a refusal is False.
     """
-    beginning = opening(text[:READ])
+    beginning = _beginning(text)
     return any(phrase.regex.search(beginning) for phrase in PHRASES)

@@ -28,6 +28,7 @@ from holdfast.stages.config import JudgeSpecs, Models, StageConfig, TaskSpecs
 from holdfast.stages.plugin_inputs import (
     RunTask,
     check_judges,
+    judge_facts,
     judge_hashes,
     judges_of,
     tasks_of,
@@ -170,6 +171,8 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
             material = _answerable(config, material, loaded, job)
             evaluation, responses, verdicts = measured(config, model, material, answer)
             replace(evaluation, general=_general(config, loaded)).save(path)
+            if facts := judge_facts(material.judges):
+                job.facts["judges"] = facts
             records = path.with_suffix(".jsonl")
             _write_records(records, material.test, responses, verdicts)
             job.facts["thoughts"] = _thoughts(responses)

@@ -7,6 +7,7 @@ be computed when the files are gone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from holdfast import plugins
 from holdfast.contracts import Judge, Split, Task
@@ -156,3 +157,9 @@ def _judge_hash(run: RunDir, spec: str, judge: Judge) -> str:
     if not plugins.paths_of(judge):
         return judge.hash
     return Sources(run).contents("judge", spec, lambda: {"hash": judge.hash})["hash"]
+
+
+def judge_facts(judges: Mapping[str, Judge]) -> dict[str, dict[str, Any]]:
+    """Return label -> what a judge chose or found out by itself, of those that did."""
+    facts = {label: judge.facts for label, judge in judges.items()}
+    return {label: of_judge for label, of_judge in facts.items() if of_judge}

@@ -21,7 +21,7 @@ from holdfast.results.run_dir import ATTACKED, Job
 from holdfast.rows.mixing import mix, share_of_rows
 from holdfast.stages.attacking.job import AttackJob
 from holdfast.stages.attacking.material import Material
-from holdfast.stages.plugin_inputs import check_judges
+from holdfast.stages.plugin_inputs import check_judges, judge_facts
 from holdfast.stages.verdicts import answer_and_judge, count, marked_verdicts, task_accuracy
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def result_of(attack_job: AttackJob) -> AttackResult:
             replace(result, material_hash=attack_job.material_hash).save(path)
             job.outputs.append(path)
             job.facts["half_life"] = result.half_life.steps
+            if facts := judge_facts(attack_job.material.judges):
+                job.facts["judges"] = facts
     return AttackResult.load(path)
 
 
