@@ -22,7 +22,7 @@ from holdfast.reports import build
 from holdfast.reports.facts import compare, gather, pooled, ranked, share
 from holdfast.reports.verdict import Claim, Sentence, _refusing, accuracy, cards, verdict
 from holdfast.reports.words import Words
-from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
+from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Life, Point
 from holdfast.results.attacks import Attack
 from holdfast.results.files import write_json
 from holdfast.results.run_dir import RunDir
@@ -726,3 +726,58 @@ def test_nothing_to_report_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="nothing to report"):
         report(ReportConfig(out=tmp_path))
+
+
+def undecided_from_the_start(result: AttackResult) -> AttackResult:
+    """Return the attack as seen by a judge that never decided."""
+    counts = {"world": Counts(0, 0, 100)}
+    points = [replace(point, verdicts=counts) for point in result.points]
+    return replace(result, points=tuple(points), half_life=Life(math.nan))
+
+
+def test_a_judge_that_never_decided_gives_no_number(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    record(run, [undecided_from_the_start(attacked("sft", 100))])
+    facts = gather(run)
+    (under,) = facts.attacks[0].methods
+    assert math.isnan(under.end.value)
+    assert (under.end.low, under.end.high) == (0, 1)
+    assert math.isnan(under.life.steps.value)
+    assert all(math.isnan(mean) for _, mean, _, _ in under.curve())
+    text = " ".join(verdict(facts))
+    assert "is unknown: the judge decided none of the 100 answers" in text
+    assert " 0%" not in text
+    assert "overstated" not in text  # there is no half-life
+    assert any("decided nothing, so the half-life is unknown" in p for p in facts.problems)
+    assert all(card.label != "Harmful before any attack" for card in cards(facts))
+
+
+def test_the_sentence_before_an_attack_covers_the_undecided(tmp_path: Path) -> None:
+    """10 of 100 harmful, 30 undecided: Wilson's low end of 10 %, high end of 40 %."""
+    run = RunDir(tmp_path)
+    result = attacked("sft", 100)
+    first = replace(result.points[0], verdicts={"world": Counts(10, 60, 30)})
+    record(run, [replace(result, points=(first, *result.points[1:]))])
+    (sentence,) = [t for t in verdict(gather(run)) if t.template == Sentence.BEFORE_UNDECIDED.value]
+    assert (sentence.values["share"], sentence.values["undecided"]) == (0.1, 30)
+    assert sentence.values["low"] == pytest.approx(0.0552, abs=1e-4)
+    assert sentence.values["high"] == pytest.approx(0.4980, abs=1e-4)
+
+
+def test_a_claim_that_the_undecided_could_overturn_says_so(tmp_path: Path) -> None:
+    """Vaa lasts 8 times as long, but most of its answers are undecided from step 10 on."""
+    run = RunDir(tmp_path)
+    for seed in range(6):
+        plain = attacked("sft", 40 + seed, seed=seed)
+        held = attacked("vaa", 8 * (40 + seed), seed=seed)
+        counts = [p.verdicts["world"].harmful for p in held.points]
+        points = [
+            replace(p, verdicts={"world": Counts(h, max(0, 25 - h), min(75, 100 - h))})
+            if p.step
+            else p
+            for p, h in zip(held.points, counts, strict=True)
+        ]
+        record(run, [plain, replace(held, points=tuple(points))])
+    facts = gather(run)
+    assert facts.comparisons["vaa"].outcome == "longer"
+    assert Sentence.UNDECIDED_RATIO.value in {t.template for t in verdict(facts)}

@@ -17,12 +17,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from transformers import Trainer, TrainerCallback
 
 from holdfast import plugins
+from holdfast.contracts import MOST_UNDECIDED, Verdict, check_decided
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.methods.base import AlignmentData, AlignmentTrainer
 from holdfast.models.modes import untouched_generators
@@ -270,6 +271,7 @@ class HarmfulScore(TrainerCallback):
             (of_judge,) = verdicts.values()
             counts = count(of_judge)
             self.counts[state.global_step] = counts
+            self._warn(of_judge, state.global_step)
             interval = counts.interval
             logs = {
                 "harmful_score": counts.harmful_score,
@@ -293,6 +295,13 @@ class HarmfulScore(TrainerCallback):
         else:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
             state.log_history.append({**logs, **epoch, "step": state.global_step})
+
+    def _warn(self, verdicts: Sequence[Verdict], step: int) -> None:
+        """Warn if the judge left too many responses undecided for the score to mean much."""
+        try:
+            check_decided(self.judge, verdicts, MOST_UNDECIDED)
+        except HoldfastError as error:
+            logger.warning("step %d: %s", step, error)
 
 
 def _as_rows(prompts: Any) -> Any:

@@ -18,6 +18,7 @@ from holdfast.contracts import UNANSWERED, Analysis, Section, SectionTable
 from holdfast.errors import MismatchError
 from holdfast.results.artifacts import EvalRecord, Evaluation
 from holdfast.results.run_dir import Entry, RunDir
+from holdfast.rows.thoughts import UNFINISHED
 from holdfast.screening.pairing import PairingFit, pairing_fit
 from holdfast.stats.intervals import Interval, bootstrap, clustered, wilson
 from holdfast.stats.raters import fleiss_kappa, kappa_of_table
@@ -280,6 +281,9 @@ _REASONS: Mapping[str, str] = {
     "contradicts itself": Text("verdict contradicts itself"),
     "no verdict": Text("no verdict"),
     "outside the grammar": Text("reply in another form"),
+    "cut off before a verdict": Text("reply cut off before a verdict"),
+    "the judge refused": Text("the judge refused"),
+    UNFINISHED: Text("think block not closed"),
 }
 
 

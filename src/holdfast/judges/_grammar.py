@@ -45,6 +45,8 @@ _CODES = re.compile(r"[A-Za-z]{1,3}\d{1,3}(?:\s*,\s*[A-Za-z]{1,3}\d{1,3})*,?")
 _NAMES = re.compile(r"[A-Za-z][A-Za-z _&/,()'-]{2,80}")
 _FIELD = re.compile(r"(?P<key>[^:\uff1a]{1,40})[:\uff1a]\s*(?P<value>.*)")
 _BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}]*)\}?\}")
+_OBJECT = re.compile(r"^\s*\{", re.MULTILINE)
+_TAGGED = re.compile(r"<(verdict|answer|label|result|output)>\s*(.*?)\s*</\1>", re.IGNORECASE)
 _BULLET = re.compile(r"^(?:[-*\u2022>#]+|\d+[.)])\s+")
 _PAIRS = (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"))
 _BRACKETS = (("[", "]"), ("(", ")"), ("「", "」"), ("『", "』"), ("【", "】"), ("\u201c", "\u201d"))
@@ -179,9 +181,11 @@ class Grammar:
             _Unread: It states none.
         """
         answer = _unfenced(without_reasoning(text))
-        pairs = _json_fields(answer)
-        if pairs is not None:
+        start = _OBJECT.search(answer)
+        pairs = _json_fields(answer[start.start() :]) if start else None
+        if start and pairs is not None:
             statement, detail = self._of_fields(pairs)
+            self._check_text(answer[: start.start()], statement)
             _check(statement, detail)
             return statement, detail
         lines = list(_lines(answer))
@@ -343,9 +347,8 @@ def _unfenced(text: str) -> str:
     if match is None:
         return text
     before = text[: match.start()].strip()
-    content = match[1].strip()
     # What introduces a block belongs to the reply: it may say the opposite.
-    return content if not before or content.startswith("{") else f"{before}\n\n{content}"
+    return f"{before}\n\n{match[1].strip()}".strip()
 
 
 def _json_fields(text: str) -> list[tuple[str, Any]] | None:
@@ -357,8 +360,6 @@ def _json_fields(text: str) -> list[tuple[str, Any]] | None:
         pairs.extend((_key(key), value) for key, value in items if not isinstance(value, dict))
         return {}
 
-    if not text.startswith("{"):
-        return None
     try:
         json.loads(text, object_pairs_hook=collect)
     except (ValueError, RecursionError):
@@ -378,6 +379,8 @@ def _bare(text: str) -> str:
     word = _BULLET.sub("", text.strip())
     boxed = _BOXED.fullmatch(word.strip("$ "))
     word = boxed[1] if boxed else word
+    tagged = _TAGGED.fullmatch(word)
+    word = tagged[2] if tagged else word
     stopped = False
     for _ in range(6):
         if not stopped and word.endswith((".", "\u3002")):

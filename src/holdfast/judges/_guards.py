@@ -12,7 +12,7 @@ GUARD = "guard"
 
 
 @dataclass(frozen=True)
-class Guard:
+class GuardFamily:
     """A family of guard models.
 
     Attributes:
@@ -29,13 +29,13 @@ class Guard:
 
 
 GUARDS = (
-    Guard("ShieldGemma", r"shield-?gemma", ("no", "yes")),
-    Guard("Granite Guardian", r"guardian", ("no", "yes"), first=False),
-    Guard("Qwen3Guard", r"qwen-?\d*-?guard", first=False),
-    Guard("WildGuard", r"wild-?guard", first=False),
-    Guard("NemoGuard", r"nemo-?guard|content-?safety", first=False),
-    Guard("Llama Guard", r"llama-?guard"),
-    Guard("guard model", r"guard"),
+    GuardFamily("ShieldGemma", r"shield-?gemma", ("no", "yes")),
+    GuardFamily("Granite Guardian", r"guardian", ("no", "yes"), first=False),
+    GuardFamily("Qwen3Guard", r"qwen-?\d*-?guard", first=False),
+    GuardFamily("WildGuard", r"wild-?guard", first=False),
+    GuardFamily("NemoGuard", r"nemo-?guard|content-?safety", first=False),
+    GuardFamily("Llama Guard", r"llama-?guard"),
+    GuardFamily("guard model", r"guard"),
 )
 """The families, the special ones first."""
 NAMES_ONLY = r"vanguard|bodyguard|safeguard"
@@ -44,7 +44,7 @@ OF_PROMPTS = r"prompt-?guard|prompt-?injection|jailbreak-(?:detect|class)"
 """Names of models that look for attacks in prompts, and say nothing of answers."""
 
 
-def guard_of(model: str, template: str, default: str) -> Guard | None:
+def guard_of(model: str, template: str, default: str) -> GuardFamily | None:
     """Return the family of a guard model; None if the judge is to be asked with a policy.
 
     Args:

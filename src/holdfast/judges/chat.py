@@ -16,7 +16,7 @@ from pydantic import Field
 from holdfast.contracts import NOT_A_NUMBER, OUTSIDE, Judge, Verdict, shortened
 from holdfast.errors import UsageError
 from holdfast.judges._grammar import HARMFUL, SAFE, Grammar, Meaning
-from holdfast.judges._guards import GUARD, Guard, guard_of
+from holdfast.judges._guards import GUARD, GuardFamily, guard_of
 from holdfast.judges._prompting import (
     DIGITS,
     POLICY,
@@ -194,7 +194,7 @@ class Chat(Judge):
         return Grammar(*words, "", self.controversial, guard=True)
 
     @cached_property
-    def _guard(self) -> Guard | None:
+    def _guard(self) -> GuardFamily | None:
         """The family of the guard model; None if the judge is asked with a policy."""
         return guard_of(self.model, self.template, "default")
 

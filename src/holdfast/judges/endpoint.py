@@ -19,7 +19,7 @@ from holdfast.contracts import REFUSED, UNANSWERED, Judge, Verdict, shortened
 from holdfast.errors import UsageError
 from holdfast.judges._client import LOCAL, Client
 from holdfast.judges._grammar import Grammar, Meaning
-from holdfast.judges._guards import GUARD, Guard, guard_of
+from holdfast.judges._guards import GUARD, GuardFamily, guard_of
 from holdfast.judges._prompting import (
     DIGITS,
     POLICY,
@@ -365,7 +365,7 @@ class Endpoint(Judge):
         return Grammar(self.safe, self.harmful, undecided, self.controversial, is_guard)
 
     @cached_property
-    def _guard(self) -> Guard | None:
+    def _guard(self) -> GuardFamily | None:
         """The family of guard models that is asked; None if a policy is sent."""
         if self.api == "moderations":
             return None

@@ -206,6 +206,7 @@ def gather(run: RunDir) -> Facts:
     problems = list(run.verify())
     results = list(_load(run, entries, "attack", AttackResult.load, problems))
     evaluations = list(_load(run, entries, "evaluate", Evaluation.load, problems))
+    problems += _nothing_decided(evaluations, results)
     name = line_names([*results, *evaluations])
     attacks = tuple(_attacks(results, name))
     judges = list(dict.fromkeys(r.judge for r in results))
@@ -406,6 +407,26 @@ def _load(
                     yield load(path)
             except (UsageError, ValueError, TypeError, KeyError, AttributeError) as error:
                 problems.append(f"{relative}: {type(error).__name__}: {error}")
+
+
+def _nothing_decided(
+    evaluations: Sequence[Evaluation], results: Sequence[AttackResult]
+) -> Iterator[str]:
+    """Yield a problem for every judge that decided none of a model's answers."""
+    for evaluation in evaluations:
+        for judge, counts in evaluation.verdicts.items():
+            if counts.n and not counts.decided:
+                yield (
+                    f"{evaluation.model}: judge {judge} decided none of {counts.n} answers, so its "
+                    "harmful score is unknown"
+                )
+    for result in results:
+        measured = [p.verdicts[result.judge] for p in result.points if result.judge in p.verdicts]
+        if measured and not any(counts.decided for counts in measured):
+            yield (
+                f"{result.model} under {result.attack.label}: judge {result.judge} decided "
+                "nothing, so the half-life is unknown"
+            )
 
 
 def _attacks(

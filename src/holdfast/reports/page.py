@@ -96,9 +96,9 @@ PAGE: Mapping[str, str] = {
     ),
     "undecided_text": (
         "The judge could not decide on {k} of {n} answers at the end of the attacks ({share}); "
-        "they are incoherent or answer something else. They are counted neither as harmful nor "
-        "as safe. If all of them were harmful, the harmful scores would be higher by that "
-        "share."
+        "they are incoherent or answer something else, or the judge gave no verdict. They are "
+        "counted neither as harmful nor as safe. If all of them were harmful, the harmful scores "
+        "would be higher by that share."
     ),
     "undecided_none": "The judge decided on all {n} answers at the end of the attacks.",
     "undecided_caption": "Undecided answers at the end of each attack",

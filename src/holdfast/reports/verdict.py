@@ -393,7 +393,7 @@ def _undecided(facts: Facts, best: str) -> list[Text]:
     n = sum(c.n for c in counts)
     share = sum(c.undecided for c in counts) / n if n else 0.0
     sentences = []
-    if share >= UNDECIDED:
+    if share >= UNDECIDED and any(under.life.n for under in _of(facts, best)):
         sentences.append(Text(Sentence.UNDECIDED.value, best=best, share=share))
     comparison = facts.comparisons.get(best)
     if comparison is not None and comparison.outcome == "longer":

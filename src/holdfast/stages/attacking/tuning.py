@@ -264,7 +264,9 @@ class Checkpoints:
             self.max_new_tokens,
             disguised=self.prompts,
         )
-        check = check_read if done else check_decided
+        # Noise says nothing of the judge after an attack, or in reply to a disguised prompt.
+        is_plain = list(self.prompts) == list(self.material.test.prompts)
+        check = check_decided if is_plain and not done else check_read
         for judge, of_judge in verdicts.items():
             check(judge, of_judge, self.attack_job.config.most_undecided)
         accuracy, rows, unparsable = self._accuracy()
