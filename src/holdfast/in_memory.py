@@ -176,7 +176,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         task: Name and options of a task, instead of `benign`.
         judge: Name and options of the judge whose verdicts define the half-life.
         max_new_tokens: Length of the judged responses in tokens.
-        most_undecided: As for `holdfast attack`.
+        most_undecided: See `AttackConfig`.
         **settings: Settings of the attack such as steps, learning_rate, poison_ratio or seed; see
             `holdfast.Attack`. `rows` is the number of fine-tuning rows; by default as many as the
             given rows allow, at most 400.
@@ -203,17 +203,16 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     if "rows" not in settings:
         attempt = attempt.changed(rows=_most_rows(attempt, downstream.load("train"), poison))
     config = AttackConfig(
+        out=NOWHERE,
         models=[SUBJECT.label],
         tasks=[attempt.task],
         test=prompts.name,
-        out=NOWHERE,
         max_new_tokens=max_new_tokens,
         most_undecided=most_undecided,
         task_rows=0,
     )
-    judges = judges_of([judge])
-    check_judges(judges)
-    material = Material(poison, prompts, judges, track=None)
+    material = Material(poison, prompts, judges_of([judge]), track=None)
+    check_judges(material.judges)
     job = InMemoryJob(config, material, SUBJECT, attempt, downstream=downstream)
     with _unchanged(copy.deepcopy(model), tokenizer) as loaded:
         refuse_adapted(model, "attack")
