@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from holdfast.results.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.rows.marks import Use
     from holdfast.rows.memory import Rows
+    from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.plugin_inputs import RunTask
 
 NAME = "model in memory"
@@ -190,7 +191,6 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         HoldfastError: The loss is not finite, or the judge left too many answers undecided.
     """
     from holdfast.models.adapters import refuse_adapted
-    from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.material import Material
     from holdfast.stages.attacking.tuning import attack_loaded
     from holdfast.stages.plugin_inputs import check_judges, judges_of
@@ -202,14 +202,8 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     attempt = Attack(task=task or "rows", **settings)
     if "rows" not in settings:
         attempt = attempt.changed(rows=_most_rows(attempt, downstream.load("train"), poison))
-    config = AttackConfig(
-        out=NOWHERE,
-        models=[SUBJECT.label],
-        tasks=[attempt.task],
-        test=prompts.name,
-        max_new_tokens=max_new_tokens,
-        most_undecided=most_undecided,
-        task_rows=0,
+    config = _attack_config(
+        attempt, prompts, max_new_tokens=max_new_tokens, most_undecided=most_undecided
     )
     material = Material(poison, prompts, judges_of([judge]), track=None)
     check_judges(material.judges)
@@ -218,6 +212,20 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         refuse_adapted(model, "attack")
         _, result = attack_loaded(job, loaded)
     return result
+
+
+def _attack_config(attack: Attack, prompts: Examples, **options: Any) -> AttackConfig:
+    """Return the options of the attack stage for one attack."""
+    from holdfast.stages.attacking.config import AttackConfig
+
+    return AttackConfig(
+        out=NOWHERE,
+        models=[SUBJECT.label],
+        tasks=[attack.task],
+        test=prompts.name,
+        task_rows=0,
+        **options,
+    )
 
 
 def evaluate(  # noqa: PLR0913  # each of them may be left out
