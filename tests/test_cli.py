@@ -487,6 +487,43 @@ def test_group_and_verify_tell_json_and_nothing_else(
     assert (checked.code, len(json.loads(checked.out)["changed"])) == (1, 1)
 
 
+def test_broken_manifest_entries_are_all_listed(
+    scored: tuple[Path, Path], holdfast: Holdfast
+) -> None:
+    out, data = map(str, scored)
+    broken = [Path(out, "manifest", f"score--{name}.json") for name in ("cut", "empty")]
+    broken[0].write_text('{"kind": "ent')
+    broken[1].write_text("")
+    checked = holdfast("verify", out, "--json")
+    shown = json.loads(checked.out)
+    assert (checked.code, shown["files"], shown["digest"]) == (1, 1, None)
+    assert [line.partition(": ")[0] for line in shown["changed"]] == list(map(str, broken))
+    done = holdfast("group", "--data", data, "--out", out)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    for path in broken:
+        assert f"{path}: not valid JSON" in done.err
+    assert "delete this file and rerun the command that made it" in done.err
+
+
+def test_a_report_says_that_rows_are_gone(
+    scored: tuple[Path, Path], holdfast: Holdfast, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, data = map(str, scored)
+    grouped = holdfast("group", "--data", data, "--out", out)
+    assert grouped.code == 0
+    assert holdfast("report", "--out", out).code == 0
+    (rows,) = Path(out, "rows").glob("*.jsonl")
+    rows.unlink()
+    done = holdfast("report", "--out", out)
+    assert done.code == 0
+    assert "1 files of the run are missing or were changed" in caplog.text
+    checked = holdfast("verify", out, "--json")
+    assert json.loads(checked.out)["changed"] == [
+        f"rows/{rows.name}: missing (data rows of group 'mine')"
+    ]
+    assert f"rows/{rows.name}: missing" in Path(out, "report.html").read_text("utf-8")
+
+
 def test_a_file_that_does_not_fit_is_one_message(
     scored: tuple[Path, Path], holdfast: Holdfast
 ) -> None:

@@ -159,6 +159,12 @@ def test_the_number_of_rows_is_a_setting_of_the_attack(
     assert result.attack.rows == 16
 
 
+def test_a_grouping_needs_scores(rows: Any) -> None:
+    wrong: Any = "x"
+    with pytest.raises(UsageError, match="scores='x' are not scores; make them with holdfast.sc"):
+        h.group(wrong, rows.safety)
+
+
 def test_what_does_not_go_together_is_one_message(
     make_model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> None:

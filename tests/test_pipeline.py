@@ -131,6 +131,18 @@ def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
          "estimator? The options are agreement, "),
         ("attack: {tasks: [world_topic], stepz: 3}", "attack: stepz is not an option. Did you mean "
          "steps?"),
+        ("attack: {tasks: [world_topic], lr: 0.1}", "attack: lr is not an option; here it is "
+         "called learning_rates"),
+        ("attack: {task: [world_topic]}", "attack: tasks is required; task is not an option; "
+         "here it is called tasks"),
+        ("attack: {tasks: [world_topic], batch-size: 8}", "attack: batch-size is not an option; "
+         "here it is called batch_size"),
+        ("align: {lr: 0.1}", "align: lr is not an option; here it is called learning_rate"),
+        ("judge: [refusal]", "run configuration: judge is not an option; here it is called judges"),
+        ("data: {data: a, harmful: b, test: c}", "data: alignment is required; data is not an "
+         "option; here it is called alignment"),
+        ("data: {alignment: a, known-harmful: d, harmful: b, test: c}", "data: known-harmful is "
+         "not an option; here it is called known_harmful"),
         ("evaluate: {samples: 0}", "evaluate: samples=0 must be a whole number, at least 1"),
         ("report: {language: fr}", "report: language='fr' must be one of 'en', 'ja'"),
         ("seeds: []", "run configuration: seeds=[] must be a list of one or more whole numbers, "

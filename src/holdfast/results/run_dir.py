@@ -29,7 +29,15 @@ from holdfast.errors import Busy, UsageError
 from holdfast.examples import Examples
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.environment import git_commit, hardware, versions
-from holdfast.results.files import Artifact, Number, sha256_file, sha256_json, to_json, write_text
+from holdfast.results.files import (
+    Artifact,
+    Number,
+    read_json,
+    sha256_file,
+    sha256_json,
+    to_json,
+    write_text,
+)
 from holdfast.results.stored_rows import StoredRows
 from holdfast.runtime.failures import plain
 
@@ -381,9 +389,26 @@ class RunDir:
                         f"rows/{record['file']}.jsonl: missing ({label} rows of {entry.stage} "
                         f"{entry.name!r})"
                     )
+        named = {line.partition(":")[0] for line in problems}
+        problems += [line for file, line in self._missing_sources().items() if file not in named]
         changed = (path.relative_to(self.root).as_posix() for path in self.rows.changed())
         problems += [f"{path}: changed after the run stored its rows" for path in changed]
         return list(dict.fromkeys(problems))
+
+    def _missing_sources(self) -> dict[str, str]:
+        """Return a line for each file of stored rows that is gone, and each unreadable record."""
+        problems: dict[str, str] = {}
+        for path in sorted(self.path("sources").glob("*.json")):
+            try:
+                source = read_json(path, "source", "delete this file")
+            except UsageError as error:
+                problems[str(path)] = str(error)
+                continue
+            name = source["contents"].get("file")
+            if name is not None and not self.rows.has(name):
+                file = f"rows/{name}.jsonl"
+                problems[file] = f"{file}: missing (rows of {source['spec']})"
+        return problems
 
     @property
     def digest(self) -> str:
