@@ -142,6 +142,17 @@ def test_what_only_a_person_can_know_is_asked(
     assert len(used_for(f"{spec},columns=safe=null", "safety")) == 2
 
 
+def test_a_row_that_is_marked_as_both_is_neither(write: Write) -> None:
+    """BeaverTails has several opinions of one response."""
+    both = [{"prompt": "p", "response": "r", "is_safe": safe} for safe in (True, False)]
+    spec = write(*both)
+    for use, value in (("safety", "false"), ("harmful", "true")):
+        options = ReadOptions(use=cast("Use", use), max_left_out=1.0)
+        with pytest.raises(DataError, match=f"1 of 1 rows have is_safe={value}"):
+            read(spec, options)
+    assert used_for(f"{spec},is_safe=true", "safety") == ["r"]
+
+
 def test_where_a_column_says_what_is_safe_flags_name_the_topic(write: Write) -> None:
     """In BeaverTails both are there; one selection is enough."""
     safe = {"is_safe": True, "category": {"theft": False}}
@@ -329,5 +340,11 @@ def test_what_cannot_be_selected_is_named(write: Write) -> None:
         read(f"{spec},is_safe=true,kind=b")
     with pytest.raises(UsageError, match="is_saef is not a column. Did you mean is_safe. The col"):
         read(f"{spec},is_saef=true")
+    Path(spec).rename(f"{spec},n=1.jsonl")
+    with pytest.raises(UsageError, match="put the name in quotes: '\"") as caught:
+        read(f"{spec},n=1.jsonl")
+    quoted = str(caught.value).rpartition(": '")[2].removesuffix("'")
+    assert len(read(quoted)) == 2
+    Path(f"{spec},n=1.jsonl").rename(spec)
     with pytest.raises(UsageError, match="is a single file without a column 'split'; leave"):
         read(f"{spec},split=train")

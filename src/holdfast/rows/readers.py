@@ -204,6 +204,8 @@ def usable_rows(
                 raise raw
             row = reader.example(raw)
             identity = row.id
+            if identity in rows:
+                rows[identity] = _with_marks_of(rows[identity], row)
             _check_row(raw.place, row, places.get(identity), options)
         except RowError as error:
             if options.strict:
@@ -343,6 +345,11 @@ def _with_all_flags(
         if isinstance(value, dict):
             filled[column] = {**missing, **value}
     return filled
+
+
+def _with_marks_of(row: Example, other: Example) -> Example:
+    """Return a row with the marks of its duplicate, which may say the opposite."""
+    return replace(row, marks=tuple(dict.fromkeys((*row.marks, *other.marks))))
 
 
 def _check_row(place: str, row: Example, earlier: str | None, options: ReadOptions) -> None:

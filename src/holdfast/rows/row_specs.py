@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from holdfast.errors import UsageError
@@ -72,7 +73,7 @@ def parse_rows(text: str) -> RowSpec:
     Raises:
         UsageError: It does not follow the grammar, or an option has a wrong value.
     """
-    spec = parse(text)
+    spec = _parsed(text)
     options = dict(spec.options)
 
     def taken(name: str) -> Value | None:
@@ -90,6 +91,30 @@ def parse_rows(text: str) -> RowSpec:
         conditions=options,
         spec=spec,
     )
+
+
+def _parsed(text: str) -> Spec:
+    problem: UsageError | None = None
+    spec = Spec(text)
+    try:
+        spec = parse(text)
+    except UsageError as error:
+        problem = error
+    if (problem or spec.options) and _exists(text):
+        raise UsageError(
+            f"{text!r}: a comma in the name of a file is read as the beginning of an option; put "
+            f"the name in quotes: '{write(text, {})}'"
+        )
+    if problem is not None:
+        raise problem
+    return spec
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or of no user
+        return False
 
 
 def _one_text(text: str, name: str, value: Value) -> str:
@@ -253,8 +278,8 @@ def _path(name: str, columns: Mapping[str, str]) -> tuple[str, ...]:
     """Return the column of an option, and the keys inside it; empty if there is none."""
     if name in columns:
         return (columns[name],)
-    other = {"licence": "license", "license": "licence"}.get(name, "")
-    if other in columns:
+    other = {"licence": "license", "license": "licence"}.get(name)
+    if other is not None and other in columns:
         return (columns[other],)
     column, dot, key = name.partition(".")
     return (columns[column], *key.split(".")) if dot and column in columns else ()
