@@ -35,7 +35,7 @@ class Attack(Options):
     """Harmful share of the fine-tuning rows."""
     poison: str = PLAIN
     """Disguise of the harmful rows: name and options of a poison."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """Peak learning rate of AdamW."""
     schedule: Schedule = "constant"
     """Learning-rate schedule."""

@@ -62,7 +62,7 @@ class AlignConfig(StageConfig):
     """Label of the result (default: the method's name)."""
     epochs: float = Field(default=3.0, gt=0)
     """Number of passes over all rows."""
-    learning_rate: Rate = Field(default=5e-4, gt=0)
+    learning_rate: Rate = Field(default=5e-4, gt=0, le=1)
     """Learning rate of AdamW."""
     schedule: Schedule = "constant"
     """Learning rate schedule: constant, or linear or cosine decay to 0 at the last step."""

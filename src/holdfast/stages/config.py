@@ -32,7 +32,7 @@ Models = Annotated[list[str], Flag("model")]
 Proxies = Annotated[list[str], Flag("proxy")]
 Ranks = list[Annotated[int, Field(ge=0)]]
 Rate = Annotated[float, Flag("lr")]
-Rates = Annotated[list[Annotated[float, Field(gt=0)]], Flag("lr")]
+Rates = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Flag("lr")]
 Schedules = Annotated[list[Schedule], Flag("schedule")]
 LARGEST_SEED = 2**32 - 1
 """numpy, which transformers seeds as well, takes no greater one."""

@@ -39,7 +39,7 @@ class ProxyAttack(Options):
     """Share of harmful rows in an attack."""
     rows: int = Field(default=400, ge=1)
     """Number of rows of an attack."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """Learning rate of an attack."""
     steps: int = Field(default=100, ge=1)
     """Number of optimizer steps of an attack."""
