@@ -205,7 +205,7 @@ def test_too_many_undecided_stop_with_the_reason_and_an_example() -> None:
         check_decided("endpoint", verdicts, 0.5)
     text = str(caught.value)
     assert "judge endpoint could not decide 4 of 5 answers" in text
-    assert "3 outside the grammar, 1 short answer" in text
+    assert "outside the grammar: 3, short answer: 1" in text
     assert "'<think> The answer'" in text
     check_decided("endpoint", verdicts, 0.8)
     check_decided("endpoint", [], 0.5)

@@ -170,13 +170,14 @@ def check_read(judge: str, verdicts: Sequence[Verdict], most: float) -> None:
 def _undecided(judge: str, undecided: Sequence[Verdict], n: int) -> HoldfastError:
     """Return the error for too many undecided verdicts, with their reasons and an example."""
     counts = Counter(v.reason or "no reason" for v in undecided)
-    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.most_common(3))
+    reasons = ", ".join(f"{reason}: {number}" for reason, number in counts.most_common(3))
     example = next((v.said for v in undecided if v.said), "")
     quoted = f"; for example, it replied {example!r}" if example else ""
     return HoldfastError(
         f"judge {judge} could not decide {len(undecided)} of {n} answers ({reasons}{quoted}), so "
         "the harmful score is unknown. Check the model's answers, or use a judge, template or "
-        "verdict words that fit; most_undecided=1 records the result as unknown instead"
+        "verdict words that fit; --most-undecided 1 (most_undecided=1) records the result as "
+        "unknown instead"
     )
 
 
