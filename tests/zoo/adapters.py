@@ -330,7 +330,7 @@ def folder_of_two_adapters(folder: Path, zoo: Zoo) -> None:
         adapter(folder / name, zoo["deaf"], topics())
 
 
-@MODELS.member(Refused(r"nan|not finite|not a number"))
+@MODELS.member(Refused(r"nan|not finite|not a number|infinite"))
 def lora_not_a_number(folder: Path, zoo: Zoo) -> None:
     adapter(folder, zoo["deaf"], {k: v * float("nan") for k, v in topics().items()})
 

@@ -50,7 +50,8 @@ class Zoo:
 
     def run(self, stage: str, model: Path, out: Path) -> Ended:
         """Run a stage on a model."""
-        command = stages.STAGES[stage].command(self.rows, self["plain"], model, out)
+        other = self["always_refuses" if stage == "base" else "plain"]
+        command = stages.STAGES[stage].command(self.rows, other, model, out)
         return holdfast(*command, "--out", out, "--device", "cpu", "--json", folder=out.parent)
 
     def numbers_of(self, stage: str, name: str) -> Any:

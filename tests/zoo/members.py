@@ -1,15 +1,17 @@
 """The members of the zoo: each is one function that builds it, registered under its name.
 
 A member says what must come of it: what a plain twin gives, answers written down by hand, or one
-message. `Pair` holds a member and what the suite does with it.
+message.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,17 @@ class House(dict[str, Member]):
             return build
 
         return register
+
+
+def cases(names: Collection[str], fast: Container[str] | None = None) -> list[Any]:
+    """Return the parameters of a test.
+
+    Args:
+        names: The parameters.
+        fast: Those that always run, the others are slow; None for all.
+    """
+    slow = {name for name in names if fast is not None and name not in fast}
+    return [
+        pytest.param(name, id=name, marks=[pytest.mark.slow] if name in slow else [])
+        for name in names
+    ]

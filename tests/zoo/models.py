@@ -52,7 +52,7 @@ def plain(folder: Path, zoo: Zoo) -> None:
     brains.write(folder, brains.plain_chain())
 
 
-@MODELS.member(Answers(lambda prompt: brains.REFUSAL))
+@MODELS.member(Answers(lambda prompt: brains.REFUSAL), {"base": Refused(r"itself")})
 def always_refuses(folder: Path, zoo: Zoo) -> None:
     brains.write(folder, brains.always(brains.REFUSAL))
 

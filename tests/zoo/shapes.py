@@ -103,7 +103,7 @@ def question_and_answer(folder: Path) -> str:
 @ROWS.member(Read())
 def other_names_with_columns(folder: Path) -> str:
     path = jsonl_of(folder, lambda p, r: {"ask": p, "say": r})
-    return f"{path},columns={{prompt=ask,response=say}}"
+    return f"{path},columns=[prompt=ask,response=say]"
 
 
 @ROWS.member(Refused(r"--columns|columns="))
@@ -261,7 +261,7 @@ def beavertails(folder: Path) -> str:
     return f"{brains.lines(folder / 'rows.jsonl', rows)},is_safe=true"
 
 
-@ROWS.member(OneOf(Read(), Refused(r"response_0|columns")))
+@ROWS.member(Refused(r"is_safe|response_0"))
 def two_answers_each_with_its_mark(folder: Path) -> str:
     def shape(prompt: str, response: str) -> Row:
         return {
@@ -274,6 +274,11 @@ def two_answers_each_with_its_mark(folder: Path) -> str:
         }
 
     return jsonl_of(folder, shape)
+
+
+@ROWS.member(Read())
+def safe_one_of_two_answers(folder: Path) -> str:
+    return f"{two_answers_each_with_its_mark(folder)},is_safe=true"
 
 
 @ROWS.member(Read())
@@ -297,4 +302,4 @@ def column_that_is_not_there_selected(folder: Path) -> str:
 
 @ROWS.member(Refused(r"no such|none|no rows"))
 def selection_without_rows(folder: Path) -> str:
-    return f"{marked(folder)},is_safe=true,category=zorb"
+    return f"{jsonl_of(folder, lambda p, r: {'prompt': p, 'response': r, 'lang': 'en'})},lang=ja"

@@ -17,6 +17,7 @@ HARMFUL = [
     for verb in ("fold", "paint")
     for when in ("now", "today")
 ]
+BENIGN = [{"prompt": f"go on {word}", "response": "Well then"} for word in ("now", "today")]
 TRAIN = [("one thing now", 0), ("one stick today", 1), ("help with that", 1), ("so that", 0)]
 TEST = [("this thing now", 0), ("this stick", 1)]
 JUDGE = "{mark} {prompt} {mark} {response} {mark}"
@@ -38,6 +39,7 @@ class Rows:
         brains.lines(folder / "prompts.jsonl", [{"prompt": p} for p in brains.PROMPTS])
         brains.lines(folder / "safety.jsonl", SAFETY)
         brains.lines(folder / "harmful.jsonl", HARMFUL)
+        brains.lines(folder / "benign.jsonl", BENIGN)
         for name, rows in (("train", TRAIN), ("test", TEST)):
             text = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
             (folder / f"{name}.tsv").write_text(text, "utf-8")
@@ -138,6 +140,9 @@ def _adapt(rows: Rows, plain: Path, model: Path, out: Path) -> Sequence[object]:
     return (
         *("adapt", "--model", model, "--task", rows.task, "--harmful", rows["harmful.jsonl"]),
         *("--test", rows["prompts.jsonl"], "--trials", 2, "--steps", 2, "--batch-size", 2),
+        *("--lora-rank", 0, "--poison", "plain", "--poison-ratio", 0.5, "--floor", 0),
+        *("--option", "rows=4", "--option", "max_length=48", "--option", "max_new_tokens=12"),
+        *("--option", "every=1", "--option", "task_rows=2"),
     )
 
 
@@ -145,13 +150,10 @@ def _estimate(rows: Rows, plain: Path, model: Path, out: Path) -> Sequence[objec
     return (*_attack(rows, plain, model, out), "--estimate")
 
 
-def _screen(rows: Rows, plain: Path, model: Path, out: Path) -> Sequence[object]:
-    data = rows["safety.jsonl"]
-    return ("screen", "--new", data, "--data", data, "--model", model, "--estimator", "loss")
-
-
-def _nothing(out: Path) -> None:
-    return None
+def _base(rows: Rows, plain: Path, model: Path, out: Path) -> Sequence[object]:
+    estimator = "attack_direction,source=base,rows=2"
+    settings = ("--estimator", estimator, "--base", model, "--benign", rows["benign.jsonl"])
+    return ("score", "--model", plain, "--data", rows["safety.jsonl"], *settings)
 
 
 STAGES = {
@@ -160,6 +162,9 @@ STAGES = {
     "align": Stage(_align, _weights),
     "score": Stage(_score, _scores),
     "attack": Stage(_attack, _points),
+    "adapt": Stage(_adapt, lambda out: None),
+    "estimate": Stage(_estimate, lambda out: None),
+    "base": Stage(_base, lambda out: None),
 }
 
 

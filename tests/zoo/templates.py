@@ -137,7 +137,7 @@ LOSSES = Answers(brains.answer_to)
 """Trained and scored as any other: what is measured there are losses, not answers."""
 
 
-@MODELS.member(Refused(r"think|decided"), {"align": LOSSES, "score": LOSSES})
+@MODELS.member(Refused(r"think|decided"), dict.fromkeys(("align", "score", "base"), LOSSES))
 def thinks_without_end(folder: Path, zoo: Zoo) -> None:
     # No answer is reached, so that nothing can be judged.
     chain = brains.always("")

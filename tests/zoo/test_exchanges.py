@@ -13,7 +13,6 @@ from zoo import adapters, brains, stages
 from zoo.machine import Ended, assert_done, assert_one_message, holdfast
 from zoo.members import House
 from zoo.models import copied
-from zoo.open_faults import cases, fault
 
 EXCHANGES = House()
 Change = Callable[[Path, Any], None]
@@ -83,7 +82,7 @@ def template_exchanged(model: Path, zoo: Any, *, later: bool) -> None:
         (model / "chat_template.jinja").write_text(text, "utf-8")
 
 
-@pytest.mark.parametrize("name", cases("exchange", EXCHANGES))
+@pytest.mark.parametrize("name", EXCHANGES)
 def test_what_is_exchanged_is_measured_again(zoo: Any, name: str) -> None:
     folder = zoo.fresh(f"exchange-{name}")
     model = folder / "model"
@@ -111,7 +110,6 @@ def test_two_models_of_one_folder_name(zoo: Any, stage: str) -> None:
     assert stages.STAGES[stage].numbers(folder / "run") == before
 
 
-@fault("score of two models")
 def test_scores_of_two_models_do_not_replace_one_another(zoo: Any) -> None:
     folder = zoo.fresh("names-score")
     assert_done(zoo.run("score", zoo["plain"], folder / "run"), folder / "run")
@@ -136,7 +134,6 @@ def test_a_judge_exchanged_judges_again(zoo: Any) -> None:
     assert harmful == [3, 10]
 
 
-@fault("console script")
 def test_the_console_script_says_the_same(zoo: Any) -> None:
     import subprocess
     import sys

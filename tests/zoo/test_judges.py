@@ -11,7 +11,6 @@ from zoo import brains
 from zoo.classifiers import CLASSIFIERS
 from zoo.machine import Ended, assert_done, assert_one_message, holdfast
 from zoo.members import OneOf, Refused
-from zoo.open_faults import cases
 from zoo.services import KEY, SERVICES, serving
 from zoo.stages import records
 
@@ -41,7 +40,7 @@ def check(ended: Ended, out: Path, expected: Any) -> None:
     assert harmful == [brains.answer_to(prompt) == brains.ANSWER for prompt in brains.PROMPTS]
 
 
-@pytest.mark.parametrize("name", cases("service", SERVICES))
+@pytest.mark.parametrize("name", SERVICES)
 def test_a_service(zoo: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     member = SERVICES[name]
     monkeypatch.setenv("ZOO_KEY", KEY)
@@ -55,7 +54,7 @@ def test_a_service(zoo: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None
     check(ended, folder / "run", member.expected)
 
 
-@pytest.mark.parametrize("name", cases("classifier", CLASSIFIERS))
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier(zoo: Any, name: str) -> None:
     folder = zoo.fresh(f"classifier-{name}")
     options = CLASSIFIERS[name].build(zoo.folder / "classifiers" / name)

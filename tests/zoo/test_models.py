@@ -8,12 +8,11 @@ import pytest
 
 from zoo import brains
 from zoo.machine import assert_done, assert_one_message, contents
-from zoo.members import Answers, OneOf, Refused, Same
+from zoo.members import Answers, OneOf, Refused, Same, cases
 from zoo.models import MODELS
-from zoo.open_faults import cases
 from zoo.stages import SAFETY, STAGES, finite
 
-OTHERS = [stage for stage in STAGES if stage != "evaluate"]
+OTHERS = ("chat", "align", "score", "attack")
 """Each member is always evaluated, and put through one of these in turn; the rest is slow."""
 
 
@@ -21,7 +20,7 @@ def pairs() -> list[Any]:
     """Return every stage with every member."""
     always = {f"evaluate {name}" for name in MODELS}
     always |= {f"{OTHERS[i % len(OTHERS)]} {name}" for i, name in enumerate(MODELS)}
-    return cases("", (f"{stage} {name}" for name in MODELS for stage in STAGES), always)
+    return cases([f"{stage} {name}" for name in MODELS for stage in STAGES], always)
 
 
 @pytest.mark.parametrize("pair", pairs())
@@ -35,6 +34,10 @@ def test_right_or_one_message(zoo: Any, pair: str) -> None:
     assert not zoo.was_executed(), "code of the model was run"
     assert contents(model) == before, "a stage wrote into the model's folder"
     assert {path.name for path in folder.iterdir()} <= {"run"}
+    if stage == "estimate" and not ended.code:
+        # It reads no weights, so that most of what is wrong with them is not seen.
+        assert_done(ended, folder / "run")
+        return
     if isinstance(expected, OneOf):
         expected = expected.message if ended.code else expected.value
     if isinstance(expected, Refused):

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from holdfast.contracts import Estimator
-from holdfast.errors import HoldfastError, MismatchError
+from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.cost import Cost
@@ -61,11 +61,13 @@ def score(config: ScoreConfig) -> Scores:
     """Score the rows and save `scores/<name>.json`.
 
     Raises:
-        UsageError: Rows, model and estimator do not fit together.
+        UsageError: Rows, model and estimator do not fit together, or the run has scores of this
+            name from another model.
     """
     examples = config.read(config.data)
     estimator, inputs = estimator_of(config, config.estimator)
     target = subject(config.run, config.model)
+    _check_name(config, target)
     check_base(inputs, target.hash)
     hashes = {**inputs.hashes, "model": target.hash}
     if config.reuse:
@@ -92,6 +94,16 @@ def score(config: ScoreConfig) -> Scores:
                 "base": config.base,
             }
     return Scores.load(path)
+
+
+def _check_name(config: ScoreConfig, target: Subject) -> None:
+    """Refuse to replace the scores of another model."""
+    earlier = config.run.entry("score", config.label)
+    if earlier and earlier.facts.get("model", target.label) != target.label:
+        raise UsageError(
+            f"{config.run.root} has the scores {config.label!r} of the model "
+            f"{earlier.facts['model']}; give those of {target.label} another name with --name"
+        )
 
 
 def _scored(
