@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from chat_templates import BROKEN, SHAPES, TRIMMING
 from holdfast.errors import UsageError
 from holdfast.examples import Example, Examples
-from holdfast.models import encoding
+from holdfast.models import checkpoints, encoding
 from holdfast.models.encoding import IGNORE, collate, encode, encode_openings, encode_prompts
 from holdfast.models.endings import stop_tokens
+from holdfast.models.folders import WORLD_BASE
 from holdfast.models.losses import first_answer_positions
 from holdfast.models.templates import frame_of, render
 
@@ -138,6 +142,17 @@ def test_named_templates_need_a_default_one() -> None:
         encode_prompts(tokenizer, ["tea"])
     tokenizer.chat_template = {"rag": "x", "default": chatml.template}
     assert frame_of(tokenizer).before == chatml.before
+
+
+def test_the_template_of_a_processor_is_read(tmp_path: Path) -> None:
+    """Older multimodal models keep it in a file of its own, which tokenizers do not read."""
+    shutil.copytree(WORLD_BASE, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    template = (WORLD_BASE / "chat_template.jinja").read_text()
+    content = json.dumps({"chat_template": template})
+    (tmp_path / "model" / "chat_template.json").write_text(content)
+    tokenizer = checkpoints.tokenizer_of(str(tmp_path / "model"))
+    assert frame_of(tokenizer) == frame_of(checkpoints.tokenizer_of("world"))
 
 
 def test_without_a_template_prompts_are_plain() -> None:

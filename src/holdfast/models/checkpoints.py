@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PROCESSOR_TEMPLATE = "chat_template.json"
+"""File in which older multimodal models keep their chat template; tokenizers do not read it."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -186,6 +189,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"{path}: has no vocabulary (tokenizer.json), so every text would be empty; save the "
             "tokenizer there with save_pretrained"
         )
+    template = path / PROCESSOR_TEMPLATE
+    if tokenizer.chat_template is None and template.is_file():
+        tokenizer.chat_template = read_settings(template).get("chat_template")
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
