@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -99,6 +100,35 @@ def test_frames_are_what_the_template_renders(name: str) -> None:
     assert rendered.startswith(prompt)
     frame = frame_of(tokenizer)
     assert rendered == prompt + frame.answer("hot water")
+
+
+def test_frames_of_real_templates_are_what_they_render() -> None:
+    """TRL ships the templates of some seventy models."""
+    trl = pytest.importorskip("trl")
+    files = sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
+    assert len(files) > 50
+    for file in files:
+        tokenizer = byte_tokenizer(file.read_text(encoding="utf-8"))
+        frame = frame_of(tokenizer)
+        prompt, answer = "how do i brew tea", "hot water"
+        chat = [
+            {"role": role, "content": text if form == "text" else [{"type": "text", "text": text}]}
+            for role, text, form in (
+                ("user", prompt, frame.content[0]),
+                ("assistant", answer, frame.content[1]),
+            )
+        ]
+        rendered = tokenizer.apply_chat_template(chat, tokenize=False, enable_thinking=False)
+        today = f"{datetime.date.today():%Y-%m-%d}"  # what the template of gpt-oss writes
+        rendered = rendered.replace(today, "2024-07-26")
+        if frame.opened:
+            asked = frame.before + prompt + frame.asked
+            assert asked == tokenizer.apply_chat_template(
+                chat[:1], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+            assert rendered == asked.removesuffix("<think>\n") + frame.answer(answer)
+        else:
+            assert rendered == frame.prompt(prompt) + frame.answer(answer), file.name
 
 
 @pytest.mark.parametrize("name", SHAPES)

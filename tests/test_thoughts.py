@@ -22,6 +22,7 @@ PAIRS = [
     ("[THINK]", "[/THINK]"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought", "<channel|>"),
     ("◁think▷", "◁/think▷"),
 ]
 
@@ -135,6 +136,7 @@ def test_what_closes_a_block_mirrors_what_opens_it() -> None:
     assert closing_of("[THINK]\n") == "\n[/THINK]\n\n"
     assert closing_of("<|begin_of_thought|>\n") == "\n<|end_of_thought|>\n\n"
     assert closing_of("<|START_THINKING|>") == "<|END_THINKING|>\n\n"
+    assert closing_of("<|channel>thought\n") == "\n<channel|>\n\n"
     assert closing_of("◁think▷") == "◁/think▷\n\n"
     assert closing_of("assistant\n<think>\n") is None
     assert closing_of("\n") is None

@@ -105,7 +105,7 @@ class Frame:
     @property
     def opening(self) -> str:
         """What may stand before an answer in training: other text of the template, or its block."""
-        return self.written or block_at_end(self.asked)
+        return self.written if self.written.strip() else block_at_end(self.asked)
 
     @property
     def opened(self) -> bool:

@@ -19,7 +19,7 @@ _PAIRS = (
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
-    (r"<\|(?:think|thinking)\|>", r"<\|/(?:think|thinking)\|>"),
+    (r"<\|channel>thought\b", r"<channel\|>"),
     (r"◁think▷", r"◁/think▷"),
 )
 """Opening and closing tag of each form, as regular expressions."""
@@ -75,8 +75,8 @@ def split(text: str, *, opened: bool = False) -> Response:
     """Separate the think block at the beginning of a text from the answer after it.
 
     - Blocks are those of `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `[THINK]`,
-      `<|begin_of_thought|>`, `<|START_THINKING|>`, and the channels of gpt-oss, of which `final` is
-      the answer. Several blocks in a row are all thoughts; tags may be nested.
+      `<|begin_of_thought|>`, `<|START_THINKING|>`, `<|channel>thought`, and the channels of
+      gpt-oss, of which `final` is the answer. Several blocks in a row are all thoughts; tags may be nested.
     - A closing tag without an opening one before it ends a block whose opening tag was in the
       prompt, if it stands at the end of a line or directly between two words.
     - Without a block the text is returned as it is.
@@ -119,6 +119,7 @@ def closing_of(text: str) -> str | None:
     closing = re.sub(r"\A(<\||<|\[|◁)", r"\1/", re.sub(r"\s.*(?=>)", "", tag))
     closing = closing.replace("|/begin_of_thought", "|end_of_thought")
     closing = closing.replace("|/START_THINKING", "|END_THINKING")
+    closing = closing.replace("<|/channel>thought", "<channel|>")
     return f"\n{closing}\n\n" if text.rstrip() != text else f"{closing}\n\n"
 
 
