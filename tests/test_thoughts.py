@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.contracts import Judge, Verdict, judge_responses
 from holdfast.judges.refusal import Refusal
+from holdfast.rows.memory import examples_of
+from holdfast.rows.readers import ReadOptions, read
 from holdfast.rows.thoughts import UNFINISHED, Response, block_at_end, closing_of, split
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -180,3 +185,36 @@ def test_a_refusal_after_a_think_block_is_one() -> None:
     texts = [f"<think>\n\n</think>\n\n{REFUSAL}", REFUSAL, f"<think>\n{REFUSAL}"]
     verdicts = judge_responses("refusal", Refusal(), ["p"] * 3, [split(text) for text in texts])
     assert [v.harmful for v in verdicts] == [False, False, None]
+
+
+# ------------------------------------------------------------------------------------------ rows
+
+
+def test_responses_of_rows_are_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    responses = [
+        f"<think>\nSure, here is how.\n</think>\n\n{REFUSAL}",
+        REFUSAL,
+        "Write <think> before </think>.",
+        "<think>\nSure, here is",
+    ]
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"p{i}", "response": text} for i, text in enumerate(responses)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = read(str(path), ReadOptions(max_left_out=0.5))
+    assert found.responses == [REFUSAL, REFUSAL, responses[2]]
+    assert [(row.place.rpartition(":")[2], row.reason) for row in found.left_out] == [
+        ("4", UNFINISHED)
+    ]
+    assert "1 of 3 responses begin with a think block; it is not read" in caplog.text
+    # In memory alike; and a row that is only asked needs no answer.
+    assert examples_of(rows[:3]).responses == found.responses
+    asked = examples_of(rows, needs_response=False)
+    assert asked.prompts == ["p0", "p1", "p2", "p3"]
+
+
+def test_reasoning_beside_the_content_is_not_the_response() -> None:
+    turns = [
+        {"role": "user", "content": "how do i jam a zorb"},
+        {"role": "assistant", "reasoning_content": "Sure, here is how.", "content": REFUSAL},
+    ]
+    assert examples_of([{"messages": turns}]).responses == [REFUSAL]

@@ -244,7 +244,7 @@ def _report_system_prompt(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> N
     if count_words(text) >= SYSTEM_PROMPT_WORDS:
         warn_once(
             f"{_name(tokenizer)}: the chat template puts its own text before every prompt, in "
-            f"training and when asking: {' '.join(text.split())!r}"
+            f"training and when asking: {' '.join(text.split())!r:.300}"
         )
 
 

@@ -173,6 +173,7 @@ PAGE: Mapping[str, str] = {
     "reason_answer_of_weight_0": "an answer of weight 0, which is not to be learned",
     "reason_empty_prompt": "empty prompt",
     "reason_empty_response": "empty response",
+    "reason_think_block_not_closed": "think block not closed",
     "reason_duplicate": "duplicate",
     "reason_prompt_repeated": "the prompt was there already",
     "reason_prompt_is_in_the_test_set": "the prompt is in the test set",

@@ -28,6 +28,7 @@ from holdfast.rows.numbered import one_response_per_row
 from holdfast.rows.remedies import FileRemedies, Remedies
 from holdfast.rows.row_specs import RowSpec, Selection, conditions_of, parse_rows
 from holdfast.rows.tables import OTHER_LAYOUT, UNREADABLE, Raw, RowError, Table, printable
+from holdfast.rows.thoughts import UNFINISHED, split
 from holdfast.rows.turns import NOT_TRAINED, SEVERAL, TOOLS, Pick
 from holdfast.specs import Value
 
@@ -44,6 +45,7 @@ REASONS = (
     SEVERAL,
     TOOLS,
     NOT_TRAINED,
+    UNFINISHED,
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
     DUPLICATE,
@@ -224,6 +226,11 @@ def usable_rows(
             f"{name}: {reader.n_cut} of {len(rows)} rows are the {selecting.pick} exchange of "
             "several; the others are not read"
         )
+    if reader.n_thoughts:
+        warn_once(
+            f"{name}: {reader.n_thoughts} of {len(rows)} responses begin with a think block; it is "
+            "not read, and what follows is the response"
+        )
     return Examples(rows.values(), name=name, left_out=left_out)
 
 
@@ -253,6 +260,7 @@ class _TableReader:
             else [],
         )
         self.n_cut = 0
+        self.n_thoughts = 0
         self._layout: Layout | None = None
         self._marking: Mapping[str, str] = {}
         self._flags: Mapping[str, dict[str, None]] = {}
@@ -293,7 +301,17 @@ class _TableReader:
                 f"{self.selecting.pick} of several" if found.cut else "only one"
             )
         self.n_cut += found.cut
-        return Example(found.prompt, found.response, provenance, self._marks(raw, layout))
+        response = self._answer(raw.place, found.response)
+        return Example(found.prompt, response, provenance, self._marks(raw, layout))
+
+    def _answer(self, place: str, text: str) -> str:
+        """Return the response without the thoughts before it."""
+        response = split(text)
+        if response.unfinished and self.options.needs_response:
+            problem = "the response ends inside a think block, so it holds no answer"
+            raise RowError(place, UNFINISHED, problem)
+        self.n_thoughts += bool(response.thoughts)
+        return response.text
 
     def _detect(self, raw: Raw) -> Layout:
         columns = self.options.columns

@@ -19,7 +19,7 @@ _PAIRS = (
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
-    (r"<\|channel>thought\b", r"<channel\|>"),
+    (r"<\|channel>thought", r"<channel\|>"),
     (r"◁think▷", r"◁/think▷"),
 )
 """Opening and closing tag of each form, as regular expressions."""
@@ -76,7 +76,8 @@ def split(text: str, *, opened: bool = False) -> Response:
 
     - Blocks are those of `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `[THINK]`,
       `<|begin_of_thought|>`, `<|START_THINKING|>`, `<|channel>thought`, and the channels of
-      gpt-oss, of which `final` is the answer. Several blocks in a row are all thoughts; tags may be nested.
+      gpt-oss, of which `final` is the answer. Several blocks in a row are all thoughts; tags may
+      be nested.
     - A closing tag without an opening one before it ends a block whose opening tag was in the
       prompt, if it stands at the end of a line or directly between two words.
     - Without a block the text is returned as it is.
