@@ -90,13 +90,15 @@ class StageConfig(Options):
         places = [cls.__dict__.get("PLACES", frozenset()) for cls in type(self).__mro__]
         return self.model_dump(mode="json", exclude={*self.READING}.union(*places))
 
-    def read(self, spec: str, *, use: Use = "safety", needs_response: bool = True) -> Examples:
+    def read(
+        self, spec: str, *, use: Use | None = "safety", needs_response: bool = True
+    ) -> Examples:
         """Read rows as these options say, and keep them in the run.
 
         Args:
             spec: See `rows.readers.read`.
-            use: What the rows are used for. Of harmful rows the run keeps the ids only, unless
-                `keep_harmful_rows`.
+            use: What the rows are used for; None to count them only. Of harmful rows the run keeps
+                the ids only, unless `keep_harmful_rows`.
             needs_response: Whether rows without a response are left out.
 
         Raises:
@@ -113,14 +115,14 @@ class StageConfig(Options):
         ids_only = use == "harmful" and not self.keep_harmful_rows
         return Sources(self.run).rows(spec, options, ids_only=ids_only)
 
-    def read_prompts(self, spec: str, *, use: Use = "restricted prompts") -> Examples:
+    def read_prompts(self, spec: str, *, use: Use | None = "restricted prompts") -> Examples:
         """Read rows of which only the prompts are used, each prompt once.
 
         Several rows with one prompt are not independent, whatever their responses.
 
         Args:
             spec: See `rows.readers.read`.
-            use: What the prompts are used for.
+            use: What the prompts are used for; None to count them only.
         """
         rows = self.read(spec, use=use, needs_response=False)
         prompts: set[str] = set()

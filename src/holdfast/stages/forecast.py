@@ -236,10 +236,12 @@ class _Model:
         if shape is None:
             return None
         first = self._trains[0]
-        data = first.data if isinstance(first, AlignConfig) else first.harmful
-        if not data:
+        if isinstance(first, AlignConfig):
+            rows = first.read_if(first.data)
+        else:
+            rows = first.read_if(first.harmful, use="harmful")
+        if not rows:
             return None
-        rows = first.read(data)
         loaded = checkpoints.load(self._source, device=first.device)
         config = max(self._trains, key=lambda config: _needs(config, shape)[1])
         settings = FinetuneConfig(
@@ -392,7 +394,7 @@ def _prompts(config: AttackConfig) -> int:
 
 
 def _rows(config: StageConfig, spec: str | None) -> int:
-    return 0 if spec is None else len(config.read_prompts(spec))
+    return 0 if spec is None else len(config.read_prompts(spec, use=None))
 
 
 def _tokens(config: StageConfig) -> int:
