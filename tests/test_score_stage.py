@@ -122,6 +122,16 @@ def test_a_model_of_the_run_goes_by_its_label(setting: Setting) -> None:
     assert found.model_hash == checkpoints.hash_model(run.path("models", "sft-s3"))
 
 
+def test_scores_of_another_model_are_not_replaced(setting: Setting) -> None:
+    path = setting.first()
+    before = path.read_bytes()
+    other = setting.model("other", 5.0)
+    with pytest.raises(UsageError, match="give those of other another name with --name"):
+        score(setting.config(other, name="first"))
+    assert path.read_bytes() == before
+    assert score(setting.config(other, name="of-other")).model_hash != Scores.load(path).model_hash
+
+
 # ---------------------------------------------------------------------------------------- reuse
 
 

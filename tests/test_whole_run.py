@@ -238,8 +238,16 @@ def test_models_of_one_folder_name_are_refused_across_commands(
     run = RunDir(tmp_path / "run")
     (first,) = subjects(run, [str(tmp_path / "a/final")])
     assert first.label == "final"
-    with pytest.raises(UsageError, match=r"both called 'final'.*rename a folder"):
+    with pytest.raises(UsageError, match=r"both called 'final'.*--model other-final=.*b/final"):
         subjects(run, [str(tmp_path / "b/final")])
+    (second,) = subjects(run, [f"other-final={tmp_path / 'b/final'}"])
+    assert (second.label, second.source) == ("other-final", str(tmp_path / "b/final"))
+    assert second.hash == checkpoints.hash_model(tmp_path / "b/final") != first.hash
+    with pytest.raises(UsageError, match="both called 'other-final'"):
+        subjects(run, [f"other-final={tmp_path / 'a/final'}"])
+    # A folder whose name has the form of a label is a folder.
+    shutil.copytree(tmp_path / "a/final", tmp_path / "x=y")
+    assert subjects(run, [str(tmp_path / "x=y")])[0].label == "x=y"
     # A copy of the same model is the same model, and one trained again in its place keeps its name.
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     assert subjects(run, [str(tmp_path / "c/final")])[0].hash == first.hash

@@ -53,7 +53,9 @@ class EvaluateConfig(StageConfig):
     )
 
     models: Models = Field(min_length=1)
-    """Model to evaluate: its label in the run, or a directory or hub id."""
+    """Model to evaluate: its label in the run, or a directory or hub id. LABEL=DIRECTORY
+    gives it a label.
+    """
     test: str
     """Restricted prompts."""
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)

@@ -29,6 +29,7 @@ from holdfast.stages.attacking.grid import attacks_of
 from holdfast.stages.config import StageConfig
 from holdfast.stages.evaluate import EvaluateConfig
 from holdfast.stages.planned_jobs import PlannedJob, single_jobs, unfinished
+from holdfast.stages.run_models import split_label
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -213,7 +214,7 @@ class _Model:
         first = self._trains[0]
         source = first.model if isinstance(first, AlignConfig) else first.models[0]
         path = first.run.root / "models" / source  # `source` itself if that is an absolute path
-        return str(path) if path.is_dir() else source
+        return str(path) if path.is_dir() else split_label(source)[1]
 
     @cached_property
     def _shape(self) -> Shape | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from holdfast.errors import UsageError
 from holdfast.models import checkpoints
 from holdfast.results.run_dir import RunDir
 from holdfast.results.sources import Sources
+
+_LABELLED = re.compile(r"([\w.-]+)=(.+)")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ def model_hash(run: RunDir, spec: str) -> str:
 def subject(run: RunDir, name: str) -> Subject:
     """Find a model: one aligned in this run by its label, or any other by directory or hub id.
 
+    Args:
+        run: The run.
+        name: Label, directory or hub id; "LABEL=DIRECTORY" or "LABEL=HUB_ID" gives the label.
+
     Raises:
         UsageError: There is no such model, or its label is that of another model of the run.
     """
@@ -67,15 +74,15 @@ def subject(run: RunDir, name: str) -> Subject:
             digest = checkpoints.hash_model(checkpoints.resolve(str(own)))
             method = entry.name.removesuffix(f"-s{entry.seed}")
             return Subject(entry.name, str(own), method, entry.seed, digest)
+    label, source = split_label(name)
     try:
-        digest = model_hash(run, name)
+        digest = model_hash(run, source)
     except UsageError as error:
-        if Path(name).is_dir():
+        if Path(source).is_dir():
             raise
         labels = ", ".join(entry.name for entry in aligned) or "nothing yet"
         raise UsageError(f"{error}. Aligned in {run.root}: {labels}") from error
-    label = label_of(name)
-    model = Subject(label, name, label, 0, digest)
+    model = Subject(label, source, label, 0, digest)
     _check_label(run, model, [entry.name for entry in aligned])
     return model
 
@@ -97,7 +104,16 @@ def subjects(run: RunDir, names: Sequence[str]) -> list[Subject]:
 
 def label_of(name: str) -> str:
     """Return the label of a model that was not aligned in the run."""
-    return "base" if name == "world" else Path(name.removeprefix(checkpoints.HUB)).name
+    return split_label(name)[0]
+
+
+def split_label(name: str) -> tuple[str, str]:
+    """Return label and source of a model that was not aligned in the run."""
+    match = _LABELLED.fullmatch(name)
+    if match and not Path(name).exists():
+        return match[1], match[2]
+    label = "base" if name == "world" else Path(name.removeprefix(checkpoints.HUB)).name
+    return label, name
 
 
 def _check_label(run: RunDir, model: Subject, aligned: Sequence[str]) -> None:
@@ -125,5 +141,5 @@ def _place(source: str) -> str:
 def _same_label(label: str, one: str, other: str) -> UsageError:
     return UsageError(
         f"models {one} and {other} are both called {label!r}, and results are stored under that "
-        "name: rename a folder, or give each its own --out"
+        f"name: give one of them another label, as in --model other-{label}={other}"
     )
