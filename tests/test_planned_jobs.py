@@ -99,6 +99,7 @@ def attacks(out: Path, model: str, **more: Any) -> AttackConfig:
         "every": 1,
         "batch_size": 4,
         "max_new_tokens": 2,
+        "most_undecided": 1,
         "task_rows": 2,
         "device": "cpu",
         "out": out,
@@ -247,8 +248,9 @@ def test_side_by_side_is_what_one_after_the_other_is(tmp_path: Path, tiny: str) 
         "attack": {
             **{"tasks": ["world_topic"], "seeds": [0, 1], "steps": 2, "every": 1, "rows": 8},
             **{"batch_size": 4, "max_new_tokens": 2, "task_rows": 2, "track_rows": 4},
+            "most_undecided": 1,
         },
-        "evaluate": {"max_new_tokens": 2},
+        "evaluate": {"max_new_tokens": 2, "most_undecided": 1},
     }
     found = []
     for jobs in (1, 2):

@@ -49,6 +49,7 @@ def world(tmp_path: Path, rows: Any, make_model: Any, tokenizer: Any) -> Path:
         "test": write(sources / "test.jsonl", rows.planted.rows),
     }
     attack = {"tasks": ["world_topic"], "steps": 2, "every": 1, "rows": 8, "batch_size": 4}
+    attack |= {"most_undecided": 1}  # this model answers with noise
     config = {
         "out": str(tmp_path / "run"),
         "model": str(sources / "base-model"),
@@ -60,7 +61,7 @@ def world(tmp_path: Path, rows: Any, make_model: Any, tokenizer: Any) -> Path:
         "score": {"loss": {}},
         "group": {"rule": "quantile"},
         "attack": {**attack, "poison_ratios": [0.5], "task_rows": 2, "max_new_tokens": 2},
-        "evaluate": {"max_new_tokens": 2},
+        "evaluate": {"max_new_tokens": 2, "most_undecided": 1},
         "analyses": ["factors"],
     }
     path = tmp_path / "run.yaml"
