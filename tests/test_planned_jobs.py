@@ -388,6 +388,7 @@ def test_attacks_one_after_the_other_say_what_is_to_be_done_and_how_long_it_goes
     words += ["--harmful", "world:harmful", "--test", "world:test", "--limit", "4", "--rows", "8"]
     words += ["--poison-ratio", "0.5", "--steps", "1", "--batch-size", "4", "--task-rows", "0"]
     words += ["--max-new-tokens", "2", "--device", "cpu", "--out", str(tmp_path / "a")]
+    words += ["--most-undecided", "1"]
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.output
     assert "2 of 2 to do, 0 finished already; time unknown until" in found.stderr
