@@ -146,7 +146,7 @@ def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
         ("evaluate: {samples: 0}", "evaluate: samples=0 must be a whole number, at least 1"),
         ("report: {language: fr}", "report: language='fr' must be one of 'en', 'ja'"),
         ("seeds: []", "run configuration: seeds=[] must be a list of one or more whole numbers, "
-         "each at least 0"),
+         "each from 0 to 4294967295"),
         ("data: {alignment: a, harmful: b, test: c, tests: d}", "data: tests is not an option. Did "
          "you mean test? The options are alignment, benign, harmful, "),
     ],

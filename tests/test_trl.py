@@ -271,7 +271,7 @@ def test_hold_refuses_rows_whose_prompts_are_trained_on(
 ) -> None:
     rows = [{"messages": [*row["prompt"], *row["completion"]]} for row in supervised]  # type: ignore[misc]
     whole = Dataset.from_list(rows)
-    with pytest.raises(UsageError, match="here the loss covers the prompts as well: give prompt"):
+    with pytest.raises(UsageError, match="here the loss covers the prompt as well: give prompt"):
         make(HoldSft, model, whole, **OURS)
     make(HoldSft, model, whole, **OURS, refuse=0.0, comply=0.0)
     make(HoldSft, model, whole, **OURS, assistant_only_loss=True)
@@ -294,7 +294,7 @@ def test_rows_that_move_or_are_not_there_are_refused(
     with pytest.raises(UsageError, match="shuffle_dataset=True moves rows after they were counted"):
         make(VaaSft, model, supervised, shuffle_dataset=True)
     rows = AlignmentData.of(supervised, data.groups)  # type: ignore[arg-type]
-    with pytest.raises(MismatchError, match=r"4 of the \d+ rows of the data are not in"):
+    with pytest.raises(MismatchError, match=r"4 of the \d+ rows of `data` are not in"):
         make(VaaSft, model, supervised.select(range(4, len(supervised))), rows)
 
 

@@ -101,9 +101,17 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Return whether no tensor holds a nan or infinity; all processes get the same answer."""
     if not tensors:
         return True
-    finite = torch.stack([torch.isfinite(local_piece(t)).all() for t in tensors])
-    broken = (~finite).sum()
+    broken = torch.stack([_is_broken(local_piece(t)) for t in tensors]).sum()
     return not int(sum_over_processes(broken) if is_sharded(tensors) else broken)
+
+
+def _is_broken(values: Tensor) -> Tensor:
+    """Return 1 if a value is nan or infinite, else 0, as a scalar tensor."""
+    if not values.numel():  # a process may hold no rows of a sharded weight
+        return values.new_zeros((), dtype=torch.long)
+    # The extremes are nan where a value is. `isfinite` of all values would need their memory again.
+    extremes = torch.stack(torch.aminmax(values))
+    return (~torch.isfinite(extremes)).any().long()
 
 
 def not_finite(model: nn.Module) -> list[str]:
