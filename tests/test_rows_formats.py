@@ -241,7 +241,7 @@ def test_json_that_pandas_writes(tmp_path: Path) -> None:
         ("d.jsonl.gz", b'{"prompt": "a"}', "not a .gz file"),
         ("d.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "cannot be unpacked"),
         ("d.zip", zipped("a.txt", b""), "must hold one data file, and this one holds none"),
-        ("d.gz", gzip.compress(b"{}"), "no suffix is not one of"),
+        ("d.gz", gzip.compress(b"{}"), "the name has no suffix"),
         ("d.csv", b"prompt\tresponse\na\t1\n", "several columns in one. Rename the file to .tsv"),
         ("d.tsv", b"prompt,response\na,1\n", "several columns in one. Rename the file to .csv"),
         ("d.arrow", b"no", "not an arrow file"),

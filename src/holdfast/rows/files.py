@@ -74,9 +74,8 @@ def _file(path: Path) -> Table:
     reader = READERS.get(suffix)
     if reader is None:
         suffixes = f"{', '.join(list(READERS)[:5])}"
-        raise DataError(
-            f"{path}: {suffix or 'no suffix'} is not one of {suffixes}; convert or rename the file"
-        )
+        kind = f"{suffix} is not a format that is read" if suffix else "the name has no suffix"
+        raise DataError(f"{path}: {kind}; convert or rename the file to one of {suffixes}")
     if not content.strip():
         raise DataError(f"{path}:1: the file is empty; give one that has rows")
     return reader(str(path), content)
