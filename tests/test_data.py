@@ -334,7 +334,7 @@ GOOD = '{"prompt": "a", "response": "1"}\n'
         ("d.parquet", [{"prompt": "a", "response": None}, ROWS[0]], ": row 1: ", "empty response"),
         ("d.parquet", [{"prompt": "a", "response": 2.5}], ": row 1: ", "not text but float 2.5"),
         # others
-        ("d.txt", GOOD, ": ", ".txt is not a format that is read; convert or rename the file to one of .jsonl, .json,"),
+        ("d.txt", GOOD, ": ", ".txt is not a format that is read; convert or rename the file"),
         ("data", GOOD, ": ", "the name has no suffix"),
     ],
 )  # fmt: skip
