@@ -406,6 +406,7 @@ def test_long_answers_are_cut_and_that_is_said(classifier_model: Path) -> None:
         (["toxic", "severe_toxic", "obscene", "threat"], (), True, [0, 1, 2, 3]),
         (["hate", "offensive", "neither"], (), False, [0, 1]),
         (["nothate", "hate"], (), False, [1]),
+        (["safe", "non_violent_crimes", "Violent Crimes"], (), True, [1, 2]),
         (["1", "0"], ("0",), False, [1]),  # a name goes before a number
         (["toxic", "toxic", "ok"], ("toxic",), False, [0, 1]),
     ],
@@ -438,6 +439,11 @@ def test_labels_that_mean_harm(
         (["BENIGN", "JAILBREAK"], ("JAILBREAK",), False, "an attack in a prompt"),
         (["safe", "unsafe"], ("safe", "unsafe"), False, "names all labels"),
         (["safe", "benign"], (), False, "do not say which"),
+        # Harms by their words, but the absence of harm by their meaning.
+        (["not hate speech", "hate speech"], (), True, "do not say which"),
+        (["harm-free", "harmful"], (), True, "do not say which"),
+        (["harmless_request", "harmful_request"], (), True, "do not say which"),
+        (["self-harm prevention", "safe"], (), False, "do not say which"),
         (["safe", "unsafe"], ("harm",), False, "'harm' is not a label"),
     ],
 )

@@ -306,3 +306,20 @@ def test_too_many_unusable_rows_in_memory_speak_python() -> None:
     assert expression is not None
     shortened = eval(expression[1], {"rows": several})  # noqa: S307
     assert pairs(examples_of(shortened)) == [("v", "b")]
+
+
+def test_a_column_without_a_name_is_not_read(tmp_path: Path) -> None:
+    """Pandas writes the number of each row into one; it was put after every prompt."""
+    path = tmp_path / "d.csv"
+    path.write_text(",prompt,response\n0,a b,c d\n1,e f,g h\n")
+    rows = read(str(path))
+    assert rows.prompts == ["a b", "e f"]
+    assert rows.responses == ["c d", "g h"]
+
+
+def test_a_message_lists_twenty_columns(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text(",".join(f"c{i}" for i in range(3000)) + "\n" + ",".join("1" * 3000) + "\n")
+    with pytest.raises(DataError, match="c18, c19 and 2980 more") as caught:
+        read(str(path))
+    assert len(str(caught.value)) < 600

@@ -67,6 +67,11 @@ def way_out(message: str) -> str:
         ({"response_label": "safe"}, {"response_label": "unsafe"}),
         ({"response_harm_label": "unharmful"}, {"response_harm_label": "harmful"}),
         ({"safety": "Safe"}, {"safety": "Unsafe"}),
+        ({"toxicity": 0}, {"toxicity": 1}),  # ToxicChat
+        ({"isSafe": True}, {"isSafe": False}),
+        ({"meta.is_safe": True}, {"meta.is_safe": False}),
+        ({"label": "Safe."}, {"label": "unsafe: S1"}),
+        ({"label": "安全"}, {"label": "危険"}),
         ({"is_safe": True, "harmful": False}, {"is_safe": False, "harmful": True}),
         # Topics of the prompt are no marks where the response is marked.
         (
@@ -94,6 +99,83 @@ def test_marked_rows_are_used_for_what_they_are(
     if len(unsafe) == 1:
         assert used_for(f"{spec},{column}={text}", "safety") == ["r1", "r3"]
     assert len(used_for(f"{spec},columns=safe=null", "safety")) == 5
+
+
+@pytest.mark.parametrize(
+    ("safe", "unsafe"),
+    [
+        ({"metadata": {"is_safe": True}}, {"metadata": {"is_safe": False}}),
+        ({"meta": '{"label": "safe"}'}, {"meta": '{"label": "unsafe"}'}),
+        ({"label": {"safe": True}}, {"label": {"safe": False}}),
+        (
+            {"moderation": {"flagged": False, "categories": {"theft": False}}},
+            {"moderation": {"flagged": True, "categories": {"theft": True}}},
+        ),
+        ({"label": ["safe"]}, {"label": ["unsafe"]}),
+    ],
+)
+def test_marks_inside_objects_count(
+    write: Write, safe: dict[str, Any], unsafe: dict[str, Any]
+) -> None:
+    spec = write(safe, unsafe, safe)
+    for use, n, responses in (("safety", 1, ["r0", "r2"]), ("harmful", 2, ["r1"])):
+        with pytest.raises(DataError, match=f"{n} of 3 rows have ") as caught:
+            used_for(spec, use)
+        assert used_for(way_out(str(caught.value)), use) == responses
+    assert len(used_for(f"{spec},columns=safe=null", "safety")) == 3
+    rows = [json.loads(line) for line in Path(spec).read_text().splitlines()]
+    with pytest.raises(DataError, match="Select the others: ") as caught:
+        examples_of(rows, use="safety")
+    if isinstance(safe.get("metadata"), dict):
+        expression = str(caught.value).partition("Select the others: ")[2]
+        others = eval(expression, {"rows": rows})  # noqa: S307
+        assert examples_of(others, use="safety").responses == ["r0", "r2"]
+
+
+@pytest.mark.parametrize(
+    ("column", "words", "safe"),
+    [
+        ("label", ["safe", "Controversial", "unsafe"], "safe"),
+        ("label", ["safe", "hate"], "safe"),
+        ("label", ["nothate", "hate"], "nothate"),
+        ("label", ["safe", 1], "safe"),
+        ("is_safe", [True, -1], "true"),
+        ("is_safe", [True, 0.2], "true"),
+    ],
+)
+def test_a_value_that_says_nothing_beside_one_that_does_is_asked(
+    write: Write, column: str, words: list[Any], safe: str
+) -> None:
+    known = [word for word in words if word != "unsafe"]
+    spec = write(*({column: word} for word in known))
+    with pytest.raises(DataError, match="in 1, which says neither safe nor unsafe") as caught:
+        used_for(spec, "safety")
+    option = re.search(r"Select the others with '(.*?)', or", str(caught.value))
+    assert option is not None
+    assert option[1] == f"{spec},{column}={safe}"
+    assert used_for(option[1], "safety") == ["r0"]
+    assert len(used_for(f"{spec},columns=safe=null", "safety")) == len(known)
+
+
+@pytest.mark.parametrize(
+    ("column", "harmless", "harmful"),
+    [
+        ("type", "benign", "jailbreak"),
+        ("data_type", "vanilla_benign", "adversarial_harmful"),
+        ("prompt_harm_label", "unharmful", "harmful"),
+    ],
+)
+def test_kinds_of_prompts_are_marks_of_prompts(
+    write: Write, column: str, harmless: str, harmful: str
+) -> None:
+    spec = write({column: harmless}, {column: harmful})
+    uses: tuple[tuple[Use, str], ...] = (("restricted prompts", "p1"), ("harmless prompts", "p0"))
+    for use, prompt in uses:
+        options = ReadOptions(use=use, needs_response=False)
+        with pytest.raises(DataError, match=f"1 of 2 rows have {column}=") as caught:
+            read(spec, options)
+        assert read(way_out(str(caught.value)), options).prompts == [prompt]
+    assert len(used_for(spec, "safety")) == 2  # a refusal of a harmful prompt is safe
 
 
 def test_a_file_without_a_safe_row_has_no_selection(write: Write) -> None:

@@ -30,6 +30,11 @@ NOT_HARM = re.compile(
     r"illegal|insult|threat|inappropriate)"
 )
 """Whole names that deny a harm; "non_violent_crimes" does not."""
+DENIES = re.compile(
+    r"(?:^|_)(?:not?|non(?!_?violent_)|without|free|anti|counter\w*|prevent\w*|reduc\w*|"
+    r"nao|nicht|kein\w*|sin|pas|harmless|inoffensive)(?:_|$)"
+)
+"""Words with which the name of a harm may be that of its absence."""
 NOT_SAFE = re.compile(r"(?:not|non|no|un)_?(?:safe|ok|okay|sfw|appropriate|acceptable)")
 REFUSAL = re.compile(
     r"(?:^|_)(?:refus|reject|declin|denial|denied|non_?compli|complian|comply|complie|not_answered)"
@@ -47,7 +52,9 @@ def kind_of(label: str) -> Kind:
         return "refusal"
     if name in SAFE_NAMES or NOT_HARM.fullmatch(name):
         return "safe"
-    if NOT_SAFE.fullmatch(name) or HARM.search(name):
+    if NOT_SAFE.fullmatch(name):
+        return "harm"
+    if HARM.search(name) and not DENIES.search(name):
         return "harm"
     return "unknown"
 

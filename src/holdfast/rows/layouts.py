@@ -44,6 +44,8 @@ _PREFERRED = ("chosen", "preferred_output")
 _INPUTS = {"instruction": ("input", "context")}
 """Column of the prompt -> columns of what the prompt is about, as in Alpaca and Dolly."""
 _SYSTEMS = ("system", "system_prompt")
+_MOST_COLUMNS = 20
+"""Columns that a message lists."""
 NO_INPUT = "<noinput>"
 """What Alpaca's generator writes for an input that is missing."""
 
@@ -198,7 +200,9 @@ def _no_layout(
     """Return the error for a table without a column for some role."""
     lacking = ", ".join(repr(column) for column in missing) or " and ".join(required)
     columns = ", ".join(table.columns)
-    problem = printable(f"{raw.place}: no column for {lacking}; found {columns or 'none'}")
+    shown = ", ".join(table.columns[:_MOST_COLUMNS])
+    more = f" and {len(table.columns) - _MOST_COLUMNS} more" if shown != columns else ""
+    problem = printable(f"{raw.place}: no column for {lacking}; found {shown or 'none'}{more}")
     if len(table.columns) == 1 and ";" in columns:
         return DataError(
             f"{problem}, columns separated by semicolons. Save it with commas, or as .tsv with tabs"
@@ -293,7 +297,7 @@ def _prompt(raw: Raw, layout: Layout) -> str | list[Turn]:
     if turns is not None:
         return turns_of(f"{raw.place}: {layout.prompt}", turns)
     prompt = text_cell(raw, layout.prompt)
-    if layout.input not in raw.row:
+    if not layout.input or layout.input not in raw.row:
         return prompt
     extra = text_cell(raw, layout.input)
     if not prompt.strip() or not extra.strip() or extra.strip().lower() == NO_INPUT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -38,6 +38,8 @@ UNSAFE = (
     "is_poison",
     "is_poisoned",
     "poisoned",
+    "is_jailbreak",
+    "jailbreak",
 )
 """Columns of which true marks an unsafe response."""
 WORDS = (
@@ -52,16 +54,25 @@ WORDS = (
     "judgement",
     "judgment",
 )
-"""Columns whose words mark a response."""
+"""Columns whose words mark a response; true and false do not say which is which."""
+GRADES = ("toxicity", "harm")
+"""Columns of which 1 and true mark an unsafe response; other numbers are grades."""
+KINDS = ("type", "data_type", "prompt_type")
+"""Columns whose words may mark a prompt."""
 FLAGS = ("category", "categories", "harm_category", "harm_categories", "harms")
 """Columns with an object of flags, one for each kind of harm."""
 CHOSEN = "chosen"
 """Column of the better one of two responses."""
 
 _SAFE_WORDS = frozenset(
-    "safe harmless unharmful notharmful nonharmful benign nontoxic nottoxic notunsafe".split()
+    "safe harmless unharmful notharmful nonharmful benign nontoxic nottoxic notunsafe nothate "
+    "nonhate nothateful notoffensive nonoffensive inoffensive vanillabenign adversarialbenign "
+    "安全 無害 无害".split()
 )
-_UNSAFE_WORDS = frozenset("unsafe harmful toxic malicious dangerous notsafe nonsafe".split())
+_UNSAFE_WORDS = frozenset(
+    "unsafe harmful toxic malicious dangerous notsafe nonsafe jailbreak jailbroken vanillaharmful "
+    "adversarialharmful 危険 有害 危险 不安全".split()
+)
 _TRUE, _FALSE = ("true", "yes", "y", "t", "1", "1.0"), ("false", "no", "n", "f", "0", "0.0")
 
 
@@ -77,10 +88,19 @@ def mark_columns(columns: Iterable[str], response: str, named: str | None) -> di
         return {named: "safe"}
     bases = {}
     for column in columns:
-        base = _base(column.strip().lower(), response.strip().lower() or "response")
-        if base.removeprefix("prompt:") in {*SAFE, *UNSAFE, *WORDS, *FLAGS}:
+        base = _base(_snake(column), _snake(response) or "response")
+        if base.removeprefix("prompt:") in _MARKING:
             bases[column] = base
     return bases
+
+
+_MARKING = frozenset((*SAFE, *UNSAFE, *WORDS, *GRADES, *KINDS, *FLAGS))
+
+
+def _snake(column: str) -> str:
+    """Return a column's name in one spelling: "Is Safe", "isSafe" and "meta.is_safe" are one."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.strip().rpartition(".")[2])
+    return re.sub(r"[\s-]+", "_", name).lower()
 
 
 def _base(column: str, response: str) -> str:
@@ -103,18 +123,51 @@ def marks_of(
 
     Args:
         row: The row.
-        columns: See `mark_columns`.
+        columns: See `mark_columns`. A name may be that of a key inside an object: "meta.is_safe".
         has_response: Whether the data set has responses; otherwise the prompts are marked.
     """
     marks = []
     for column, base in columns.items():
         name = base.removeprefix("prompt:")
-        of_prompt = name != base or not has_response
-        value = structured(row.get(column))
+        of_prompt = name != base or name in KINDS or not has_response
+        value = _value(row, column)
         mark = _flags_mark(column, value) if is_flags(value) else _mark(column, name, value)
         if mark is not None:
             marks.append(replace(mark, of_prompt=of_prompt))
     return tuple(marks)
+
+
+def nested_columns(
+    row: Mapping[str, object], response: str, used: Container[str]
+) -> dict[str, str]:
+    """Return the keys inside a row's objects that may mark it, like `mark_columns`.
+
+    Args:
+        row: The row.
+        response: Column of the response; "" if there is none.
+        used: Columns, and keys inside them, that are read for something else.
+    """
+    bases: dict[str, str] = {}
+    for column, value in row.items():
+        is_object = isinstance(value, Mapping) or (isinstance(value, str) and value[:1] == "{")
+        if not is_object or column in used or _snake(column) in FLAGS:
+            continue
+        inner = structured(value)
+        if isinstance(inner, dict):
+            names = mark_columns(inner, response, None)
+            bases |= {f"{column}.{key}": base for key, base in names.items()}
+    return {path: base for path, base in bases.items() if path not in used}
+
+
+def _value(row: Mapping[str, object], path: str) -> object:
+    """Return a cell, or what its object has under a key; of a list of one its only element."""
+    column, _, key = path.partition(".")
+    if path in row or not key:
+        value = structured(row.get(path))
+    else:
+        inner = structured(row.get(column))
+        value = structured(inner.get(key)) if isinstance(inner, dict) else None
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _flags_mark(column: str, value: Mapping[str, bool | None]) -> Mark | None:
@@ -127,18 +180,28 @@ def _flags_mark(column: str, value: Mapping[str, bool | None]) -> Mark | None:
 
 
 def _mark(column: str, name: str, value: object) -> Mark | None:
-    if value is None or isinstance(value, (dict, list)) or not str(value).strip() or name in FLAGS:
+    if value is None or isinstance(value, (dict, list)) or not str(value).strip():
         return None
     typed = value_text(typed_value(value))
     text = str(value).strip().lower()
-    word = re.sub(r"[\s_-]", "", text)
-    if word in _SAFE_WORDS or word in _UNSAFE_WORDS:
-        return Mark(column, column, typed, word in _SAFE_WORDS)
-    if text not in (*_TRUE, *_FALSE):
-        return None if name in WORDS else Mark(column, column, typed, None)
-    if name in WORDS:
-        return Mark(column, column, typed, None)
-    return Mark(column, column, typed, (text in _TRUE) == (name in SAFE))
+    safe = _meaning(text)
+    if safe is None and text in (*_TRUE, *_FALSE) and name in (*SAFE, *UNSAFE, *GRADES):
+        safe = (text in _TRUE) == (name in SAFE)
+    if safe is None and name in (*FLAGS, *KINDS):
+        return None  # a topic
+    return Mark(column, column, typed, safe)
+
+
+def _meaning(text: str) -> bool | None:
+    """Return whether a word means safe, perhaps with categories after it: "unsafe: S1"."""
+    word, *rest = re.split(r"[\n:,;(/]", text, maxsplit=1)
+    word = re.sub(r"[\W_]+", "", word)
+    others = {re.sub(r"[\W_]+", "", other) for other in re.split(r"[\s,;(/]+", "".join(rest))}
+    if word in _SAFE_WORDS and not others - _SAFE_WORDS - {""}:
+        return True
+    if word in _UNSAFE_WORDS and not others & _SAFE_WORDS:
+        return False
+    return None
 
 
 # ------------------------------------------------------------------------------- checking
@@ -160,11 +223,31 @@ def check_marks(rows: Examples, use: Use | None, remedies: Remedies) -> None:
     of_prompt = use in ("restricted prompts", "harmless prompts")
     wrong = use in ("harmful", "restricted prompts")
     marks = [[mark for mark in row.marks if mark.of_prompt == of_prompt] for row in rows]
+    marks = _without_other_labels(marks)
     if any(mark.safe is not None and not _is_flag(mark) for row in marks for mark in row):
         # Where a column says what is safe, flags name the topic.
-        marks = [[m for m in row if m.safe is not None and not _is_flag(m)] for row in marks]
+        marks = [[mark for mark in row if not _is_flag(mark)] for row in marks]
     _check_sure(rows.name, marks, use, wrong, remedies)
+    _check_partly_sure(rows.name, marks, use, remedies)
     _check_unsure(rows.name, marks, use, remedies)
+
+
+def _without_other_labels(marks: Sequence[Sequence[Mark]]) -> list[list[Mark]]:
+    """Return the marks without those of columns that hold labels of something else."""
+    columns = {
+        mark.column
+        for row in marks
+        for mark in row
+        if mark.safe is not None or _is_flag(mark) or _asks(mark)
+    }
+    return [[mark for mark in row if mark.column in columns] for row in marks]
+
+
+def _asks(mark: Mark) -> bool:
+    """Return whether a value can only be of safety, though it does not say which."""
+    is_switch = mark.value.strip("\"'").lower() in (*_TRUE, *_FALSE)
+    base = _base(_snake(mark.column), "response").removeprefix("prompt:")
+    return is_switch or base in (*SAFE, *UNSAFE)
 
 
 def _is_flag(mark: Mark) -> bool:
@@ -197,6 +280,25 @@ def _check_sure(
     ):
         raise DataError(f"{problem}. {remedies.selecting(options)}")
     raise DataError(f"{problem}. Give other rows, or {remedies.ignoring(list(columns))}")
+
+
+def _check_partly_sure(
+    name: str, marks: Sequence[Sequence[Mark]], use: Use, remedies: Remedies
+) -> None:
+    """Refuse values that say nothing in a column whose other values say what is safe."""
+    every = [mark for row in marks for mark in row]
+    sure = {mark.column for mark in every if mark.safe is not None and not _is_flag(mark)}
+    for column in sure:
+        unsure = Counter(m.value for m in every if m.column == column and m.safe is None)
+        if not unsure:
+            continue
+        counts = ", ".join(f"{column}={value} in {n}" for value, n in unsure.most_common(5))
+        values = dict.fromkeys(m.value for m in every if m.column == column and m.safe is not None)
+        raise DataError(
+            f"{name}: of {len(marks)} rows there are {counts}, which says neither safe nor unsafe; "
+            f"{_USED_AS[use]}. {remedies.selecting({column: [*values]})}, or "
+            f"{remedies.ignoring([column])}"
+        )
 
 
 def _check_unsure(name: str, marks: Sequence[Sequence[Mark]], use: Use, remedies: Remedies) -> None:

@@ -7,7 +7,7 @@ probably not what the user thinks it is. Every message names the file, the line 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -23,7 +23,15 @@ from holdfast.rows.layouts import (
     layout_of,
     provenance_of,
 )
-from holdfast.rows.marks import CHOSEN, FLAGS, Use, check_marks, mark_columns, marks_of
+from holdfast.rows.marks import (
+    CHOSEN,
+    FLAGS,
+    Use,
+    check_marks,
+    mark_columns,
+    marks_of,
+    nested_columns,
+)
 from holdfast.rows.numbered import one_response_per_row
 from holdfast.rows.remedies import FileRemedies, Remedies
 from holdfast.rows.row_specs import RowSpec, Selection, conditions_of, parse_rows
@@ -263,6 +271,7 @@ class _TableReader:
         self.n_thoughts = 0
         self._layout: Layout | None = None
         self._marking: Mapping[str, str] = {}
+        self._used: Container[str] = ()
         self._flags: Mapping[str, dict[str, None]] = {}
 
     def selected(self) -> Iterator[Raw | RowError]:
@@ -325,14 +334,18 @@ class _TableReader:
         if columns.get("safe", "") is not None:
             response = self._layout.response or self._layout.messages
             marking = mark_columns(self.table.columns, response, columns.get("safe"))
-            selected_by = {condition.column for condition in self.selection.conditions}
-            self._marking = {c: base for c, base in marking.items() if c not in selected_by}
+            paths = [condition.path for condition in self.selection.conditions]
+            self._used = {".".join(path[:n]) for path in paths for n in (1, len(path))}
+            self._marking = {c: base for c, base in marking.items() if c not in self._used}
         return self._layout
 
     def _marks(self, raw: Raw, layout: Layout) -> tuple[Mark, ...]:
-        has_response = bool(layout.response or layout.messages)
-        marks = marks_of(raw.row, self._marking, has_response=has_response)
         named = self.options.columns
+        response = layout.response or layout.messages
+        columns = self._marking
+        if "safe" not in named:
+            columns = {**columns, **nested_columns(raw.row, response, self._used)}
+        marks = marks_of(raw.row, columns, has_response=bool(response))
         if is_preferred(layout) and "response" not in named and "messages" not in named:
             return (
                 *marks,

@@ -133,7 +133,8 @@ class MemoryRemedies:
             word = "" if column != option else "not "
             return f"{word}any(row[{column!r}].values())"
         texts = [value.strip("\"'").lower() for value in values]
-        return f"str(row[{column!r}]).lower() in {texts}"
+        keys = "".join(f"[{key!r}]" for key in column.split("."))
+        return f"str(row{keys}).lower() in {texts}"
 
     def ignoring(self, columns: Sequence[str]) -> str:
         """Return an expression without the columns that mark rows."""
