@@ -194,6 +194,7 @@ def test_a_file_without_a_safe_row_has_no_selection(write: Write) -> None:
         [{"label": 1}, {"label": 1}],
         [{"class": "3"}, {"class": "4"}],
         [{"toxicity": 0.1}, {"toxicity": 0.9}],
+        [{"jailbreak": "AIM"}, {"jailbreak": "DAN"}],
         [{"category": {"theft": True}}, {"category": {"arson": True}}],
         [{"category": "safe"}, {"category": "x"}],
         [{"is_safety": False}, {"is_safety": True}],

@@ -39,7 +39,6 @@ UNSAFE = (
     "is_poisoned",
     "poisoned",
     "is_jailbreak",
-    "jailbreak",
 )
 """Columns of which true marks an unsafe response."""
 WORDS = (
@@ -55,8 +54,8 @@ WORDS = (
     "judgment",
 )
 """Columns whose words mark a response; true and false do not say which is which."""
-GRADES = ("toxicity", "harm")
-"""Columns of which 1 and true mark an unsafe response; other numbers are grades."""
+GRADES = ("toxicity", "harm", "jailbreak")
+"""Columns of which 1 and true mark an unsafe response; other values are grades or names."""
 KINDS = ("type", "data_type", "prompt_type")
 """Columns whose words may mark a prompt."""
 FLAGS = ("category", "categories", "harm_category", "harm_categories", "harms")
