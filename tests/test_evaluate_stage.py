@@ -69,6 +69,18 @@ def test_two_models_of_one_name_are_refused(
         subjects(run, names)
 
 
+def test_a_model_given_as_the_working_directory_has_the_folders_name(
+    tmp_path: Path, make_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "final"
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=0), tokenizer, path)
+    (path / "inner").mkdir()
+    run = RunDir(tmp_path / "run")
+    for place, name in ((path, "."), (path / "inner", ".."), (tmp_path, "final/")):
+        monkeypatch.chdir(place)
+        assert [model.label for model in subjects(run, [name])] == ["final"]
+
+
 def test_the_key_has_what_decides_results_and_no_paths(tmp_path: Path) -> None:
     plain = config(tmp_path).keyed()
     places = {"out", "models", "test", "judges", "over_refusal", "tasks", "general_path"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import world
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.models import checkpoints, encoding
 from holdfast.models.encoding import encode_prompts
 from holdfast.models.endings import stop_tokens
@@ -103,6 +104,22 @@ def test_an_answer_ends_where_the_model_says_too(
     assert stop_tokens(model, tokenizer) == sorted({stop, tokenizer.eos_token_id})
     found = complete(model, tokenizer, ids, max_new_tokens=8)[0].text.split()
     assert found == whole[: whole.index(whole[3]) + 1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
+def test_logits_that_are_not_finite_are_no_answer(
+    make_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    value: float,
+    sampling: Sampling,
+) -> None:
+    model = make_model(vocab=len(tokenizer), seed=0)
+    head: Any = model.get_output_embeddings()
+    head.weight.data[3] = value
+    with pytest.raises(HoldfastError, match="logits became nan or infinite"):
+        generate(model, tokenizer, prompts[:3], max_new_tokens=2, sampling=sampling)
 
 
 def test_a_prompt_that_is_too_long(

@@ -268,6 +268,28 @@ def lora_without_weights(folder: Path, zoo: Zoo) -> None:
     (folder / "adapter_model.safetensors").unlink()
 
 
+@MODELS.member(Refused(r"shares"))
+def lora_with_two_values_of_a_tied_weight(folder: Path, zoo: Zoo) -> None:
+    # The base has one weight for both; the value that is read last would be that of both.
+    import torch
+    from safetensors.torch import load_file
+
+    stored = load_file(zoo["tied_head"] / "model.safetensors")["model.embed_tokens.weight"]
+    embedding = f"{HEAD.replace('lm_head', 'model.embed_tokens')}.weight"
+    tensors = {embedding: stored, f"{HEAD}.weight": 2 * stored}
+    size = stored.shape[1]
+    tensors[f"{V_PROJ}.lora_A.weight"] = torch.zeros(2, size)
+    tensors[f"{V_PROJ}.lora_B.weight"] = torch.zeros(size, 2)
+    adapter(folder, zoo["tied_head"], tensors)
+
+
+@MODELS.member(Refused(r"tokenizer.*zorb"))
+def lora_with_a_tokenizer_of_other_words(folder: Path, zoo: Zoo) -> None:
+    adapter(folder, zoo["deaf"], topics())
+    words = ["grob" if word == "zorb" else word for word in brains.VOCABULARY]
+    brains.tokenizer(words=words).save_pretrained(folder)
+
+
 @MODELS.member(Refused(r"gone|base|no such"))
 def lora_whose_base_is_gone(folder: Path, zoo: Zoo) -> None:
     adapter(folder, folder.parent / "gone", topics())

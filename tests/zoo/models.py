@@ -189,6 +189,32 @@ def index_that_leaves_a_tensor_out(folder: Path, zoo: Zoo) -> None:
     file.write_text(json.dumps(index), "utf-8")
 
 
+def with_index(folder: Path, zoo: Zoo, shard: object) -> None:
+    """Copy the sharded member and let its index name something as the file of the head."""
+    import json
+
+    file = copied(folder, zoo, "sharded") / "model.safetensors.index.json"
+    index = json.loads(file.read_text("utf-8"))
+    index["weight_map"]["lm_head.weight"] = shard
+    file.write_text(json.dumps(index), "utf-8")
+
+
+@MODELS.member(Refused(r"weight_map.*lm_head"))
+def index_that_names_a_number(folder: Path, zoo: Zoo) -> None:
+    with_index(folder, zoo, 3)
+
+
+@MODELS.member(Refused(r"weight_map.*lm_head"))
+def index_that_names_a_list(folder: Path, zoo: Zoo) -> None:
+    with_index(folder, zoo, ["model-00001-of-00002.safetensors"])
+
+
+@MODELS.member(Refused(r"which of them"))
+def older_model_beside_shards(folder: Path, zoo: Zoo) -> None:
+    copied(folder, zoo, "sharded")
+    shutil.copy(zoo["always_answers"] / "model.safetensors", folder)
+
+
 @MODELS.member(Refused(r"model-0000\d-of|shard|missing|no file"))
 def shard_missing(folder: Path, zoo: Zoo) -> None:
     copied(folder, zoo, "sharded")
@@ -225,6 +251,18 @@ def one_weight_infinite(folder: Path, zoo: Zoo) -> None:
     with_weights(folder, zoo, spoil)
 
 
+@MODELS.member(
+    Refused(r"logits"),
+    dict.fromkeys(("chat", "align", "score", "base"), Refused(r"not a number|nan|finite")),
+)
+def finite_weights_that_overflow(folder: Path, zoo: Zoo) -> None:
+    def enlarge(tensors: dict[str, Any]) -> None:
+        tensors["model.norm.weight"].fill_(3e38)
+        tensors["lm_head.weight"] *= 1e30
+
+    with_weights(folder, zoo, enlarge)
+
+
 # ------------------------------------------------------------------------------ other file formats
 
 
@@ -254,6 +292,11 @@ def pointer_instead_of_weights(folder: Path, zoo: Zoo) -> None:
 def gguf_file_only(folder: Path, zoo: Zoo) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "zorb.gguf").write_bytes(b"GGUF" + bytes(60))
+
+
+@MODELS.member(Refused(r"config\.json"))
+def config_of_endless_depth(folder: Path, zoo: Zoo) -> None:
+    (copied(folder, zoo) / "config.json").write_text("[" * 200_000, "utf-8")
 
 
 @MODELS.member(Refused(r"config\.json|JSON"))

@@ -105,7 +105,31 @@ def unknown_model_type(folder: Path, zoo: Zoo) -> None:
     with_settings(folder, zoo, "config.json", model_type="zorbnet")
 
 
+@MODELS.member(Same())
+def kernel_that_is_not_installed(folder: Path, zoo: Zoo) -> None:
+    kernel = "flash_attention_2"
+    changes = {"attn_implementation": kernel, "_attn_implementation": kernel}
+    with_settings(folder, zoo, "config.json", **changes)
+
+
+@MODELS.member(Same())
+def architecture_as_text(folder: Path, zoo: Zoo) -> None:
+    with_settings(folder, zoo, "config.json", architectures="LlamaForCausalLM")
+
+
 # ------------------------------------------------------------------------------------ tokenizers
+
+
+@MODELS.member(Same())
+def tokenizer_that_removes_blanks(folder: Path, zoo: Zoo) -> None:
+    # "that zorb ." would become "that zorb.", which the model did not write.
+    with_settings(folder, zoo, "tokenizer_config.json", clean_up_tokenization_spaces=True)
+
+
+@MODELS.member(Same())
+def tokenizer_that_cuts_and_pads(folder: Path, zoo: Zoo) -> None:
+    cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    with_settings(folder, zoo, "tokenizer.json", truncation=cut)
 
 
 @MODELS.member(Refused(r"token"))

@@ -168,6 +168,12 @@ def template_that_cuts_the_prompt(folder: Path, zoo: Zoo) -> None:
     templated(folder, zoo, brains.CHAT.replace("<user> {{ m['content'] }}", cut))
 
 
+@MODELS.member(Refused(r"template"))
+def template_that_cuts_long_prompts(folder: Path, zoo: Zoo) -> None:
+    cut = "<user> {{ m['content'][:2000] }}"
+    templated(folder, zoo, brains.CHAT.replace("<user> {{ m['content'] }}", cut))
+
+
 @MODELS.member(
     Refused(r"template"),
     dict.fromkeys(("evaluate", "chat"), OneOf(Same(), Refused(r"template"))),

@@ -185,8 +185,28 @@ def _read(model: PreTrainedModel, config: Any, folder: Path) -> Any:
             f"{folder}: the base model has no place for {left[0]} ({len(left)} such tensors in "
             "all) of the adapter; give the base and the settings it was trained with"
         )
+    _check_shared(adapted, folder)
     check_numbers(cast("PreTrainedModel", adapted), str(folder))
     return adapted.eval()
+
+
+def _check_shared(adapted: Any, folder: Path) -> None:
+    """Refuse two stored values of one weight, such as a tied embedding and output layer."""
+    import torch
+    from safetensors import safe_open
+
+    from holdfast.models.folders import ADAPTER_WEIGHTS
+
+    weights = dict(adapted.named_parameters(remove_duplicate=False))
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        for name in set(file.keys()) & weights.keys():
+            weight = weights[name]
+            if not torch.equal(weight, file.get_tensor(name).to(weight.dtype)):
+                raise UsageError(
+                    f"{folder}: the adapter stores a value of its own for {name}, which the base "
+                    "shares with another weight; merge it where it was trained, and give the "
+                    "merged model"
+                )
 
 
 def _stored_names(folder: Path) -> list[str]:

@@ -196,7 +196,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def check_same_words(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Reject an adapter's tokenizer in which a word of its base has another id.
+    """Reject an adapter's tokenizer in which a word of its base has another id, or none.
+
+    Added tokens may have gone: trainers rename reserved ones.
 
     Raises:
         UsageError: There is such a word; its embedding would be that of another word.
@@ -204,7 +206,15 @@ def check_same_words(parts: Parts, tokenizer: PreTrainedTokenizerBase) -> None:
     if parts.tokenizer == parts.base or not has_tokenizer(parts.base):
         return
     ids = tokenizer.get_vocab()
-    for token, number in load_tokenizer(parts.base).get_vocab().items():
+    own = load_tokenizer(parts.base)
+    reserved = {*own.get_added_vocab(), *own.all_special_tokens}
+    for token, number in own.get_vocab().items():
+        if token not in ids and token not in reserved:
+            raise UsageError(
+                f"{parts.tokenizer}: the tokenizer does not belong to the adapter's base "
+                f"{parts.base}: it has no token {token!r}; give the tokenizer the adapter was "
+                "trained with"
+            )
         if ids.get(token, number) != number:
             raise UsageError(
                 f"{parts.tokenizer}: the tokenizer does not belong to the adapter's base "

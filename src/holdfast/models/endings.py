@@ -53,7 +53,7 @@ def declared_end(path: Path) -> Any:
     """Return the end tokens that a JSON file of a model names; None if there is no such file."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return settings.get("eos_token_id") if isinstance(settings, dict) else None
 

@@ -157,10 +157,21 @@ def weight_files(folder: Path) -> list[Path]:
         return [file]
     if not file.is_file():
         return []
-    shards = read_settings(file).get("weight_map")
+    return [folder / shard for shard in _shards(file)]
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the names of the files that an index names, sorted."""
+    shards = read_settings(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise UsageError(f"{file}: has no weight_map, so no weights can be found; save it again")
-    return [folder / str(shard) for shard in sorted(set(shards.values()))]
+        raise UsageError(f"{index}: has no weight_map, so no weights can be found; save it again")
+    for tensor, shard in shards.items():
+        if not isinstance(shard, str):
+            raise UsageError(
+                f"{index}: weight_map names {shard!r:.40} as the file of {tensor}, which is no "
+                "file name; save the model again"
+            )
+    return sorted(set(shards.values()))
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -171,7 +182,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{file}: cannot be loaded as JSON ({_first_line(error)}); save the model again"
         ) from error
@@ -285,9 +296,24 @@ def _check_full_model(folder: Path) -> None:
     files = weight_files(folder)
     if not files:
         raise _no_weights(folder, "model.safetensors")
+    _check_one_model(folder, files)
     for file in files:
         if file.suffix != ".safetensors" or not file.is_file():
             raise _no_weights(folder, _relative(file, folder))
+
+
+def _check_one_model(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder with a model in one file beside a model in shards."""
+    index = folder / f"model{_INDEX}"
+    if files != [folder / "model.safetensors"] or not index.is_file():
+        return
+    shards = [shard for shard in _shards(index) if shard != files[0].name]
+    if shards and all((folder / shard).is_file() for shard in shards):
+        raise UsageError(
+            f"{folder}: holds a model in {files[0].name} and one in the files of {index.name}, and "
+            f"which of them is meant cannot be known; remove {files[0].name}, or the index and its "
+            "files"
+        )
 
 
 def _no_weights(folder: Path, name: str) -> UsageError:

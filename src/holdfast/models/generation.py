@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.models.encoding import encode_prompts
 from holdfast.models.endings import own_settings
 from holdfast.models.modes import evaluation_mode
@@ -118,7 +118,7 @@ def respond(  # noqa: PLR0913  # all but three have a default
         encoded,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        batch_options=lambda positions: _sampling_options(
+        processors=lambda positions: _samplers(
             sampling, [prompts[i] for i in positions], max_new_tokens
         ),
         opened=frame_of(tokenizer).opened,
@@ -163,7 +163,7 @@ def complete(
         encoded,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        batch_options=lambda positions: {},
+        processors=lambda positions: [],
         opened=opened,
     )
 
@@ -176,14 +176,17 @@ def _continue(  # noqa: PLR0913  # the arguments of its two callers
     *,
     max_new_tokens: int,
     batch_size: int,
-    batch_options: Callable[[Sequence[int]], dict[str, Any]],
+    processors: Callable[[Sequence[int]], list[Any]],
     opened: bool,
 ) -> list[Response]:
-    """Continue every row of tokens; `batch_options` maps row positions to generate's options."""
+    """Continue every row of tokens; `processors` maps row positions to logits processors."""
+    from transformers import LogitsProcessorList
+
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     responses = [Response("")] * len(encoded)
     with evaluation_mode(model), own_settings(model, tokenizer) as settings:
         settings.max_new_tokens = max_new_tokens
+        logits = _LogitsCheck()
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             ids, mask = pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
@@ -191,8 +194,9 @@ def _continue(  # noqa: PLR0913  # the arguments of its two callers
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=settings,
-                **batch_options(indices),
+                logits_processor=LogitsProcessorList([logits, *processors(indices)]),
             )
+            logits.raise_if_broken()
             added = output[:, ids.shape[1] :]
             for i, response in zip(
                 indices, decode_responses(tokenizer, added, opened=opened), strict=True
@@ -214,8 +218,10 @@ def decode_responses(
         tokens: Rows of generated tokens, perhaps with end and padding tokens.
         opened: Whether the prompts end inside a think block.
     """
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    whole_texts = tokenizer.batch_decode(tokens, skip_special_tokens=False)
+    # Some tokenizers' files ask for blanks to be removed, which changes what the model wrote.
+    as_written: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, **as_written)
+    whole_texts = tokenizer.batch_decode(tokens, skip_special_tokens=False, **as_written)
     responses = [split(whole, opened=opened) for whole in whole_texts]
     special = list(filter(None, tokenizer.all_special_tokens))
     ends = list(filter(None, (tokenizer.pad_token, tokenizer.eos_token)))
@@ -237,14 +243,39 @@ def _without(tokens: Sequence[str], text: str) -> str:
     return text
 
 
-def _sampling_options(sampling: Sampling, prompts: Sequence[str], n: int) -> dict[str, Any]:
-    """Return options that make greedy decoding sample: a processor that keeps only one token."""
-    if not sampling.temperature:
-        return {}
-    from transformers import LogitsProcessorList
+class _LogitsCheck:
+    """Logits processor that notes whether a logit was nan or infinite.
 
+    Of such logits, greedy decoding takes an arbitrary token, often the first of the vocabulary
+    again and again.
+    """
+
+    def __init__(self) -> None:
+        self.broken: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # The largest logit is nan if one of them is. -inf is allowed: it rules a token out.
+        largest = scores.amax(-1)
+        broken = ~largest.isfinite().all()
+        self.broken = broken if self.broken is None else self.broken | broken
+        return scores
+
+    def raise_if_broken(self) -> None:
+        """Raise HoldfastError if there was such a logit."""
+        if self.broken is not None and bool(self.broken):
+            raise HoldfastError(
+                "the model's logits became nan or infinite, so what it answers means nothing; it "
+                "may overflow in its number format (try --device cpu, which computes in float32), "
+                "or be damaged: give an earlier checkpoint"
+            )
+
+
+def _samplers(sampling: Sampling, prompts: Sequence[str], n: int) -> list[Any]:
+    """Return the processor that makes greedy decoding sample by keeping one token, if any."""
+    if not sampling.temperature:
+        return []
     uniforms = torch.tensor(np.array([sampling.uniforms(prompt, n) for prompt in prompts]))
-    return {"logits_processor": LogitsProcessorList([_TokenSampler(uniforms, sampling)])}
+    return [_TokenSampler(uniforms, sampling)]
 
 
 class _TokenSampler:

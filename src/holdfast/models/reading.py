@@ -111,7 +111,8 @@ def read_classifier(folder: Path, dtype: torch.dtype, source: str) -> PreTrained
 def _check_architecture(config: Any, expected: Any, source: str) -> None:
     classes = expected if isinstance(expected, tuple) else (expected,)
     names = {cls.__name__.lower() for cls in classes}
-    declared = [str(name) for name in config.architectures or ()]
+    architectures = config.architectures or ()
+    declared = [architectures] if isinstance(architectures, str) else list(map(str, architectures))
     if not declared:
         return
     for name in declared:
@@ -129,9 +130,15 @@ def _check_architecture(config: Any, expected: Any, source: str) -> None:
 def _read(
     loader: Any, folder: Path, dtype: torch.dtype, source: str, **options: Any
 ) -> PreTrainedModel:
+    from transformers import AutoConfig
+
     check_tensors(weight_files(folder), source)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    # A kernel that config.json asks for may be missing here, or give other numbers.
+    config._attn_implementation = None
     model, report = loader.from_pretrained(
         folder,
+        config=config,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,

@@ -47,7 +47,9 @@ WAY_OUT = "correct its chat_template.jinja, or use a model with another template
 _PROMPT = "qOne7Kp"
 _ANSWER = "aTwo9Zt"
 # Markup, quotes, braces, line breaks, capitals, blanks: what templates escape, trim or replace.
-_ODD = '{mark} <b>&amp;"it\'s" C:\\dir {{ x }} {{% y %}}\n\n\t\u00e9  \u65e5\u672c {mark}s'
+_ODD = '{mark} <b>&amp;"it\'s" C:\\dir {{ x }} {{% y %}}\n\n\t\u00e9  \u65e5\u672c {long} {mark}s'
+# Templates may also cut long texts off.
+_LONG = " ".join(map(str, range(4000)))
 _FORMS: tuple[tuple[Form, Form], ...] = (
     ("text", "text"),
     ("parts", "parts"),
@@ -307,8 +309,8 @@ class _Probe:
     def frame(self) -> Frame:
         """Return the frame; raise _TemplateError if there is none."""
         pieces = self._pieces(_PROMPT, _ANSWER)
-        odd_prompt = _ODD.format(mark=_PROMPT)
-        odd_answer = _ODD.format(mark=_ANSWER)
+        odd_prompt = _ODD.format(mark=_PROMPT, long=_LONG)
+        odd_answer = _ODD.format(mark=_ANSWER, long=_LONG)
         if self._pieces(odd_prompt, odd_answer) != pieces:
             raise _TemplateError("depends on the text of the prompt or of the answer")
         asked, lead, gap = _beginning(pieces)

@@ -112,8 +112,11 @@ def split_label(name: str) -> tuple[str, str]:
     match = _LABELLED.fullmatch(name)
     if match and not Path(name).exists():
         return match[1], match[2]
-    label = "base" if name == "world" else Path(name.removeprefix(checkpoints.HUB)).name
-    return label, name
+    if name == "world":
+        return "base", name
+    path = Path(name.removeprefix(checkpoints.HUB))
+    # "." and ".." have no name of their own.
+    return (path if path.name.strip(".") else path.resolve()).name, name
 
 
 def _check_label(run: RunDir, model: Subject, aligned: Sequence[str]) -> None:
