@@ -17,6 +17,7 @@ import transformers as t
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from holdfast.errors import TrainingError
 from holdfast.examples import Example, Examples
 from holdfast.methods._together import method
 from holdfast.methods.base import AlignmentData, MethodArguments
@@ -98,6 +99,7 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
         "save_strategy": "no",
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
+        "ddp_timeout": 120,
     }
     if wanted.get("fsdp"):
         settings |= {
@@ -119,7 +121,13 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
     )
     if wanted.get("fsdp"):
         shard(trainer)
-    trainer.train()
+    if "nan_on" in wanted and trainer.args.process_index == wanted["nan_on"]:
+        trainer.accumulate = lambda *_: torch.tensor(torch.nan)
+    try:
+        trainer.train()
+    except TrainingError as error:
+        out.with_suffix(f".{trainer.args.process_index}.txt").write_text(str(error))
+        raise SystemExit(0) from None
     parameters = dict(network.named_parameters())
     sharded = any(isinstance(p, DTensor) for p in parameters.values())
     whole = {

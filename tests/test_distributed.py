@@ -50,7 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
 SLOW = CASES.keys() - {"ddp", "fsdp"}
 
 
-def run(out: Path, case: dict[str, Any], processes: int) -> dict[str, Any]:
+def start(out: Path, case: dict[str, Any], processes: int, timeout: float = 300) -> str:
+    """Run the worker; return what it wrote to standard error."""
     script = [str(WORKER), str(out), json.dumps({"batch": 8, **case})]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     alone = [sys.executable]
@@ -64,9 +65,14 @@ def run(out: Path, case: dict[str, Any], processes: int) -> dict[str, Any]:
     ]
     command = [*torchrun, *local, *script] if processes > 1 else [*alone, *script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    return done.stderr
+
+
+def run(out: Path, case: dict[str, Any], processes: int) -> dict[str, Any]:
+    errors = start(out, case, processes)
     # A rank sometimes aborts at exit, with its results written: the file says.
-    assert out.is_file(), done.stderr[-3000:]
+    assert out.is_file(), errors[-3000:]
     facts: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
     return facts
 
@@ -95,3 +101,15 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     for key, value in mine.items():
         # transformers takes the loss in float32, whatever the weights are.
         torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_nan_on_one_process_ends_all(tmp_path: Path) -> None:
+    out = tmp_path / "two.safetensors"
+    # In the first of two micro-batches nothing is exchanged that would carry the nan along.
+    errors = start(out, {"method": "sft", "accumulation": 2, "nan_on": 1}, 2, timeout=120)
+    messages = [out.with_suffix(f".{rank}.txt") for rank in range(2)]
+    assert all(path.is_file() for path in messages), errors[-3000:]
+    first, second = [path.read_text() for path in messages]
+    assert first.startswith("the loss is not finite in another process at step 1:")
+    assert second.startswith("the loss is nan at step 1:")

@@ -22,7 +22,7 @@ from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.methods import _refusals
 from holdfast.methods._batches import MARKS, Batch, Items, size
-from holdfast.methods._callbacks import ReportProgress
+from holdfast.methods._callbacks import CountSkippedSteps, ReportProgress
 from holdfast.methods._checkpoints import CheckpointedTrainer
 from holdfast.methods._data import AlignmentData as AlignmentData
 from holdfast.methods._order import ByLength, Positions
@@ -118,6 +118,7 @@ class AlignmentTrainer(CheckpointedTrainer):
         else:
             super().__init__(model=model, args=args, train_dataset=dataset, **kwargs)
             self._train_on_prepared(dataset)
+        self.add_callback(CountSkippedSteps())
         self.prepare()
 
     def _train_on_data(self, model: Any, args: TrainingArguments, kwargs: dict[str, Any]) -> None:
@@ -280,14 +281,22 @@ class AlignmentTrainer(CheckpointedTrainer):
         return cast(int, self.tokenizer.pad_token_id)
 
     def check_finite(self, loss: Tensor) -> None:
-        """Raise TrainingError if a loss is nan or infinite, before the optimizer moves."""
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: training cannot "
-                "continue. Lower the learning rate or the size of the method's own steps (rho, "
-                "alpha, attack_lr). The last checkpoint is kept."
-                f"{weights_not_finite(cast(nn.Module, self.model))}"
-            )
+        """Raise TrainingError if a loss is nan or infinite, before the optimizer moves.
+
+        With several processes all of them must call this, and all raise if one has such a loss:
+        otherwise the others would wait for it in their next exchange.
+        """
+        n_broken = processes.sum_over_processes((~torch.isfinite(loss.detach())).long())
+        if not n_broken:
+            return
+        place = "" if not torch.isfinite(loss) else " in another process"
+        value = f"{loss.item()}" if not place else "not finite"
+        raise TrainingError(
+            f"the loss is {value}{place} at step {self.state.global_step + 1}: training cannot "
+            "continue. Lower the learning rate or the size of the method's own steps (rho, "
+            "alpha, attack_lr). The last checkpoint is kept."
+            f"{weights_not_finite(cast(nn.Module, self.model))}"
+        )
 
     def _check_gradients(self, losses: Tensor) -> None:
         """Raise TrainingError if a gradient is nan or infinite, before the optimizer moves.

@@ -147,9 +147,9 @@ def difference_of_shares(
         raise UsageError(
             f"shares {list(a)} and {list(b)}: give one in [0, 1] for each seed of both"
         )
-    if not a:
+    size = min((n for _, n in (*a, *b)), default=0)
+    if not size:
         return _unknown(level)
-    size = min(n for _, n in (*a, *b))
     first = np.array([share for share, _ in a])
     second = np.array([share for share, _ in b])
     p = float(first.mean())

@@ -95,7 +95,12 @@ def partly_known(successes: int, unknown: int, n: int, level: float = 0.95) -> I
 
 
 def wilson_around(share: float, n: int, level: float = 0.95) -> Interval:
-    """Return a share with the interval of the nearest count out of n, widened to hold the share."""
+    """Return a share with the interval of the nearest count out of n, widened to hold the share.
+
+    Without observations, or of an unknown share (nan), the interval is unknown.
+    """
+    if not n or math.isnan(share):
+        return wilson(0, 0, level)
     nearest = wilson(round(share * n), n, level)
     return Interval(share, min(nearest.low, share), max(nearest.high, share), n, level)
 
