@@ -122,7 +122,8 @@ def main(out: Path, wanted: dict[str, Any]) -> None:
     if wanted.get("fsdp"):
         shard(trainer)
     if "nan_on" in wanted and trainer.args.process_index == wanted["nan_on"]:
-        trainer.accumulate = lambda *_: torch.tensor(torch.nan)
+        accumulate = trainer.accumulate
+        trainer.accumulate = lambda *inputs: accumulate(*inputs) * torch.nan
     try:
         trainer.train()
     except TrainingError as error:

@@ -651,6 +651,32 @@ def test_a_value_that_breaks_a_rule_is_named_with_the_rule(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "model"), [("unsafe.jsonl", "world"), ("safe.jsonl", "nowhere"), ("safe.jsonl", "a/b")]
+)
+def test_a_refused_command_leaves_no_run_directory(
+    holdfast: Holdfast, tmp_path: Path, data: str, model: str
+) -> None:
+    for name, is_safe in (("unsafe.jsonl", False), ("safe.jsonl", True)):
+        row = {"prompt": "how do i jam a wenfume ?", "response": "no .", "is_safe": is_safe}
+        (tmp_path / name).write_text(json.dumps(row))
+    out = tmp_path / "run"
+    for stage in ("align", "score"):
+        words = ("--model", model, "--data", str(tmp_path / data), "--out", str(out))
+        assert holdfast(stage, *words).code == 2
+        assert not out.exists()
+
+
+def test_rows_that_are_refused_are_not_stored(holdfast: Holdfast, tmp_path: Path) -> None:
+    row = {"prompt": "how do i jam a wenfume ?", "response": "first mix it .", "is_safe": False}
+    (tmp_path / "unsafe.jsonl").write_text(json.dumps(row))
+    out = tmp_path / "run"
+    (out / "manifest").mkdir(parents=True)
+    data = str(tmp_path / "unsafe.jsonl")
+    assert holdfast("align", "--model", "world", "--data", data, "--out", str(out)).code == 2
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+
+
 def test_the_options_of_ones_own_plug_in_are_shown(holdfast: Holdfast) -> None:
     shown = json.loads(
         holdfast("plugins", "judges", "holdfast.judges.refusal:Refusal", "--json").out

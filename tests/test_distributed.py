@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
 SLOW = CASES.keys() - {"ddp", "fsdp"}
 
 
-def start(out: Path, case: dict[str, Any], processes: int, timeout: float = 300) -> str:
+def start(out: Path, case: dict[str, Any], processes: int) -> str:
     """Run the worker; return what it wrote to standard error."""
     script = [str(WORKER), str(out), json.dumps({"batch": 8, **case})]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
@@ -65,7 +65,7 @@ def start(out: Path, case: dict[str, Any], processes: int, timeout: float = 300)
     ]
     command = [*torchrun, *local, *script] if processes > 1 else [*alone, *script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     return done.stderr
 
 
@@ -107,7 +107,7 @@ def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
 def test_a_loss_that_is_nan_on_one_process_ends_all(tmp_path: Path) -> None:
     out = tmp_path / "two.safetensors"
     # In the first of two micro-batches nothing is exchanged that would carry the nan along.
-    errors = start(out, {"method": "sft", "accumulation": 2, "nan_on": 1}, 2, timeout=120)
+    errors = start(out, {"method": "sft", "accumulation": 2, "nan_on": 1}, 2)
     messages = [out.with_suffix(f".{rank}.txt") for rank in range(2)]
     assert all(path.is_file() for path in messages), errors[-3000:]
     first, second = [path.read_text() for path in messages]

@@ -226,8 +226,16 @@ def test_judges_that_never_saw_the_same_answers_are_not_compared(tmp_path: Path)
 def test_agreement_that_is_not_defined_is_unknown(tmp_path: Path) -> None:
     some = [record(i, f"p{i}", "r", {"a": False, "b": False}) for i in range(12)]
     found = section(made(tmp_path, {"one": some}))
-    assert "a and b agree on 1.00 [1.00, 1.00], n=12" in found.findings[0]
+    # Wilson's interval of 12 of 12: from 12 / (12 + 1.96^2) to 1.
+    assert "a and b agree on 1.00 [0.76, 1.00], n=12" in found.findings[0]
     assert "kappa is unknown, n=12" in found.findings[0]
+
+
+def test_judges_that_always_agree_are_not_certain_to(tmp_path: Path) -> None:
+    some = [record(i, f"p{i}", "r", {"a": i < 3, "b": i < 3}) for i in range(12)]
+    found = section(made(tmp_path, {"one": some}))
+    assert "a and b agree on 1.00 [0.76, 1.00], n=12" in found.findings[0]
+    assert "kappa is 1.00 [unknown], n=12" in found.findings[0]
 
 
 def test_a_service_that_did_not_answer_is_named(tmp_path: Path) -> None:

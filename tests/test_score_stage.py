@@ -164,14 +164,14 @@ def test_scores_made_with_other_rows_are_not_reused(setting: Setting, tmp_path: 
     """The estimator and its options are the same, what it was given is not."""
     path = setting.first()
     old = json.loads(path.read_text())
-    assert old["facts"]["given"]
-    old["facts"]["given"] = "another"
+    assert old["facts"]["resources"]
+    old["facts"]["resources"] = "another"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(old))
     with pytest.raises(MismatchError, match="made with other options, rows, base or judge than"):
         score(setting.config(setting.model("copy", 1.0), reuse=other, name="again"))
     # Scores of before this was kept are taken as they are.
-    del old["facts"]["given"]
+    del old["facts"]["resources"]
     other.write_text(json.dumps(old))
     score(setting.config(setting.model("copy", 1.0), reuse=other, name="again"))
 

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 from sklearn import metrics
 
 from holdfast.errors import UsageError
-from holdfast.stats import corrections, intervals, overlap, ranks, raters
+from holdfast.stats import corrections, differences, intervals, overlap, ranks, raters
 from holdfast.stats.intervals import Interval
 from holdfast.stats.survival import Time, time_to
 
@@ -481,3 +481,12 @@ def test_mcnemar_equals_statsmodels(seed: int) -> None:
     b = rng.random(60) < 0.4
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     assert raters.mcnemar(a, b) == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_a_share_of_nothing_is_unknown() -> None:
+    around = intervals.wilson_around
+    for interval in (intervals.wilson(0, 0), around(0.0, 0), around(math.nan, 5)):
+        assert math.isnan(interval.value)
+    gap = differences.difference_of_shares([(0.0, 0)], [(1.0, 20)])
+    assert math.isnan(gap.interval.value)
+    assert math.isnan(gap.p)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -273,6 +274,36 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_sampler(
     with pytest.raises(TrainingError, match=r"loss is nan at step 1.*Lower the learning rate"):
         trainer.train()
     assert trainer.sampler.probs.tolist() == [0.5, 0.5]
+
+
+def skip_steps(monkeypatch: pytest.MonkeyPatch, skipped: list[bool]) -> None:
+    """Let accelerate's optimizer say of each step whether fp16's loss scaler skipped it."""
+    steps = iter(skipped)
+
+    def step(optimizer: AcceleratedOptimizer, closure: object = None) -> None:
+        del closure
+        optimizer._is_overflow = next(steps)
+
+    monkeypatch.setattr(AcceleratedOptimizer, "step", step)
+
+
+def test_training_whose_every_step_is_skipped_is_an_error(
+    model: PreTrainedModel, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_steps(monkeypatch, [True, True, True])
+    with pytest.raises(TrainingError, match="all 3 steps were skipped .* no weight has moved"):
+        make_trainer("sft", model).train()
+
+
+def test_skipped_steps_are_counted(
+    model: PreTrainedModel,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    skip_steps(monkeypatch, [True, False, False])
+    make_trainer("sft", model).train()
+    assert "1 of 3 steps were skipped because their gradients overflowed in fp16" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ resume

@@ -122,7 +122,13 @@ class _Pair:
     @cached_property
     def agreement(self) -> Interval:
         """The share of equal verdicts among the answers that both decided."""
-        return self._interval(self.tables[:, :2, :2], _observed)
+        tables = self.tables[:, :2, :2]
+        share = self._interval(tables, _observed)
+        if share.value not in (0, 1):
+            return share
+        # A resample of nothing but agreements holds nothing else, which proves nothing.
+        n_prompts = int((tables.sum(axis=(1, 2)) > 0).sum())
+        return clustered(round(share.value * share.n), share.n, n_prompts)
 
     @cached_property
     def kappa(self) -> Interval:
@@ -135,15 +141,18 @@ class _Pair:
         return self._kappa(self.tables)
 
     def _kappa(self, tables: np.ndarray) -> Interval:
-        return self._interval(tables, lambda drawn: kappa_of_table(drawn.sum(axis=0)))
+        kappa = self._interval(tables, lambda drawn: kappa_of_table(drawn.sum(axis=0)))
+        if kappa.value == 1:  # and so it is in every resample
+            return Interval(1.0, np.nan, np.nan, kappa.n)
+        return kappa
 
     def _interval(self, tables: np.ndarray, statistic: Any) -> Interval:
         n = int(tables.sum())
-        known = tables[tables.sum(axis=(1, 2)) > 0]
-        if len(known) < 2:
-            return Interval(float(statistic(known)) if n else np.nan, np.nan, np.nan, n)
-        made = bootstrap(statistic, known, resamples=self.resamples)
-        return Interval(made.value, made.low, made.high, n, made.level)
+        filled = tables[tables.sum(axis=(1, 2)) > 0]
+        if len(filled) < 2:
+            return Interval(float(statistic(filled)) if n else np.nan, np.nan, np.nan, n)
+        of_prompts = bootstrap(statistic, filled, resamples=self.resamples)
+        return Interval(of_prompts.value, of_prompts.low, of_prompts.high, n, of_prompts.level)
 
     def row(self) -> dict[str, Any]:
         """Return the line of the table."""

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from holdfast.cli import show
 from holdfast.errors import UsageError
 from holdfast.options import Description, Flag, OptionError, Options, describe, option_types
+from holdfast.results.refused import nothing_left
 from holdfast.specs import parse_value, untyped
 from holdfast.stages.table import Stage
 
@@ -207,7 +208,8 @@ def command(stage: Stage) -> TyperCommand:
             if estimate:
                 output = _forecast(stage, settings)
             else:
-                output = stage.present(function(settings))
+                with nothing_left(cast("Any", settings).out):
+                    output = stage.present(function(settings))
         show.print_output(as_json, output)
 
     parameters = [

@@ -48,6 +48,7 @@ def run(
     """Run all stages of a configuration; finished jobs are not repeated."""
     with show.running(as_json):
         from holdfast.cli.options import pair
+        from holdfast.results.refused import nothing_left
         from holdfast.stages import pipeline
 
         loaded = pipeline.load(config, dict(pair("--set", text) for text in setting or []))
@@ -63,7 +64,8 @@ def run(
 
             show.print_output(as_json, forecast(pipeline.plan(loaded), jobs=jobs).as_dict())
             return
-        path = pipeline.run(loaded, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
+        with nothing_left(loaded.out):
+            path = pipeline.run(loaded, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote)
     show.end_of_run(as_json, loaded.out, path)
 
 

@@ -159,9 +159,10 @@ class Client:
     def _refusal(self, what: str, message: str, code: str) -> Unanswered:
         """Return the failure of a request that the service refuses with a message."""
         message = quoted(message, self._key)
-        said = f"{message} {quoted(code, self._key)}".strip()
-        mendable = not re.search(NO_RETRY, said, re.IGNORECASE)
-        return Unanswered(f"{what} {message!r}" if message else what, temporary=mendable, said=said)
+        quotation = f"{message} {quoted(code, self._key)}".strip()
+        mendable = not re.search(NO_RETRY, quotation, re.IGNORECASE)
+        summary = f"{what} {message!r}" if message else what
+        return Unanswered(summary, temporary=mendable, said=quotation)
 
     def check_way(self, error: Unanswered) -> None:
         """Check that a refusal is about this answer, not about the way of asking.

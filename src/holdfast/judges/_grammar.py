@@ -251,8 +251,8 @@ class Grammar:
         """Read lines with fields: before them may be text, among and after them nothing else."""
         start = next(i for i, (key, _) in fields if key in _VERDICT_KEYS | _OTHER_KEYS)
         statement, detail = self._of_fields([field for _, field in fields])
-        known = {i for i, _ in fields}
-        rest = [line for i, line in enumerate(lines) if i > start and i not in known]
+        field_places = {i for i, _ in fields}
+        rest = [line for i, line in enumerate(lines) if i > start and i not in field_places]
         if any(not self._is_detail(line) for line in rest):
             raise _Unread(OUTSIDE)
         detail = detail or " ".join(rest)

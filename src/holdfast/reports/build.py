@@ -321,7 +321,7 @@ def _left_out(facts: Facts, words: Words) -> list[dict[str, str]]:
         {
             "file": source,
             "reason": words.text.get(f"reason_{reason.replace(' ', '_')}", reason),
-            "rows": words.steps(number),
+            "rows": words.count(number),
         }
         for source, counts in left_out_counts(facts.entries).items()
         for reason, number in counts.items()
@@ -346,7 +346,7 @@ def _provenance(facts: Facts, words: Words) -> list[dict[str, Any]]:
                             "value": words.text["value_unknown"]
                             if str(value).strip().lower() in ("", "unknown", "none", "nan")
                             else str(value),
-                            "rows": words.steps(n),
+                            "rows": words.count(n),
                             "share": words.percent(n / total if total else math.nan),
                         }
                         for value, n in sorted(numbers.items(), key=lambda item: -item[1])

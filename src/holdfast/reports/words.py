@@ -57,6 +57,10 @@ class Words:
         """Write a number of attack steps."""
         return self.language.number(steps, "steps")
 
+    def count(self, number: float) -> str:
+        """Write a number of rows, all its digits."""
+        return self.language.number(number, ",.0f")
+
     def times(self, ratio: float) -> str:
         """Write a ratio, without its multiplication sign; an interval may have no upper end."""
         return self.language.number(ratio, "times")

@@ -68,9 +68,15 @@ class Sources:
             return Examples(rows, name=rows.name, left_out=rows.left_out, ids_only=ids_only)
 
         in_world = spec.startswith("world:")
-        rows = load() if in_world else self.load_rows(ROWS, spec, load, reading)
+
         # Not in `load`: of a hub data set, the rows that the run stored would be used instead.
-        check_marks(rows, options.use, FileRemedies(spec))
+        def check(rows: Examples) -> None:
+            check_marks(rows, options.use, FileRemedies(spec))
+
+        if not in_world:
+            return self.load_rows(ROWS, spec, load, reading, check)
+        rows = load()
+        check(rows)
         return rows
 
     def load_rows(
@@ -79,6 +85,7 @@ class Sources:
         spec: str,
         load: Callable[[], Examples],
         options: Mapping[str, Any] | None = None,
+        check: Callable[[Examples], None] | None = None,
     ) -> Examples:
         """Load rows and store them in the run; if the source is missing, return the stored rows.
 
@@ -87,9 +94,11 @@ class Sources:
             spec: Spec of the source.
             load: Function that loads the rows.
             options: Options they are loaded with; part of the record's key.
+            check: Raises an error for rows that must be neither used nor stored.
 
         Raises:
-            UsageError: `load` failed, and the run has not stored the rows, or the source exists.
+            UsageError: `check` refused the rows; or `load` failed, and the run has not stored them,
+                or the source exists.
         """
         options = options or {}
         try:
@@ -99,7 +108,12 @@ class Sources:
             if contents is None or not self.run.rows.has(contents["file"]):
                 raise
             _warn_once(f"{spec} is missing; its rows are read from {self.run.rows.folder}")
-            return self.run.rows.load(contents["file"], source=spec)
+            rows = self.run.rows.load(contents["file"], source=spec)
+            if check is not None:
+                check(rows)
+            return rows
+        if check is not None:
+            check(rows)
         if self._may_write:
             contents = {"file": self.run.rows.store(rows), "hash": rows.hash}
             self._record(kind, spec, options, contents)

@@ -48,7 +48,7 @@ def _parse(name: str, line: int, text: str) -> Any:
         place = f"{name}:{line + error.lineno - 1}"
         problem = (
             f"invalid JSON at column {error.colno} ({error.msg}); fix it (is the file cut off?). "
-            "One object per line is .jsonl, one list of objects is .json."
+            "One object per line is .jsonl, one list of objects is .json"
         )
         raise RowError(place, UNREADABLE, problem) from error
     except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, very deep nesting

@@ -283,12 +283,12 @@ def _exchange(raw: Raw, layout: Layout, *, needs_response: bool, pick: Pick | No
     if isinstance(prompt, str) and isinstance(response, str) and not before:
         return Exchange(prompt, response)
     if isinstance(response, str):
-        said = [Turn("assistant", response)] if response or needs_response else []
+        answer = [Turn("assistant", response)] if response or needs_response else []
         place = f"{raw.place}: {layout.prompt}"
     else:
-        said = response
+        answer = response
         place = f"{raw.place}: {layout.response}"
-    turns = [*before, *_joined(prompt, said)]
+    turns = [*before, *_joined(prompt, answer)]
     return exchange(place, turns, needs_response=needs_response, pick=pick)
 
 
@@ -321,11 +321,11 @@ def _is_transcript(value: object) -> bool:
 def _joined(prompt: str | list[Turn], response: list[Turn]) -> list[Turn]:
     """Return all turns; the turns of a response may contain those of the prompt."""
     before = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
-    said = [(turn.role, turn.text.strip()) for turn in before]
+    earlier = [(turn.role, turn.text.strip()) for turn in before]
     whole = [(turn.role, turn.text.strip()) for turn in response]
-    asked = [text for role, text in whole if role == "user"]
-    is_last_question = len(said) == 1 and bool(asked) and said[0] == ("user", asked[-1])
-    repeats = whole[: len(said)] == said or is_last_question
+    questions = [text for role, text in whole if role == "user"]
+    is_last_question = bool(questions) and earlier == [("user", questions[-1])]
+    repeats = whole[: len(earlier)] == earlier or is_last_question
     return response if repeats else [*before, *response]
 
 

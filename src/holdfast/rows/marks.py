@@ -263,9 +263,9 @@ def _check_sure(
         return
     bad = [next((mark for mark in row if mark.safe is wrong), None) for row in marks]
     counts = Counter(f"{mark.option}={mark.value}" for mark in bad if mark is not None)
-    said = " and ".join(f"{n} of {len(marks)} rows have {text}" for text, n in counts.items())
+    shares = " and ".join(f"{n} of {len(marks)} rows have {text}" for text, n in counts.items())
     word = "safe" if wrong else "unsafe"
-    problem = f"{name}: {said}, which marks them as {word}; {_USED_AS[use]}"
+    problem = f"{name}: {shares}, which marks them as {word}; {_USED_AS[use]}"
     if CHOSEN in columns:
         raise DataError(f"{problem}. {remedies.response('rejected')}")
     others = [row for row, mark in zip(marks, bad, strict=True) if mark is None]

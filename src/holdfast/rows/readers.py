@@ -298,7 +298,7 @@ class _TableReader:
         layout = self._layout or self._detect(raw)
         if self._flags:
             raw = raw._replace(row=_with_all_flags(raw.row, self._flags))
-        found = exchange_of(
+        exchange = exchange_of(
             raw,
             layout,
             needs_response=self.options.needs_response,
@@ -307,11 +307,11 @@ class _TableReader:
         provenance = provenance_of(raw, layout)
         if self.selecting.pick is not None:
             provenance["exchange"] = (
-                f"{self.selecting.pick} of several" if found.cut else "only one"
+                f"{self.selecting.pick} of several" if exchange.cut else "only one"
             )
-        self.n_cut += found.cut
-        response = self._answer(raw.place, found.response)
-        return Example(found.prompt, response, provenance, self._marks(raw, layout))
+        self.n_cut += exchange.cut
+        response = self._answer(raw.place, exchange.response)
+        return Example(exchange.prompt, response, provenance, self._marks(raw, layout))
 
     def _answer(self, place: str, text: str) -> str:
         """Return the response without the thoughts before it."""

@@ -143,8 +143,8 @@ class MemoryRemedies:
             return f"use all of them: rows.remove_columns({names})"
         if self._kind == "frame":
             return f"use all of them: rows.drop(columns={names})"
-        kept = f"{{k: v for k, v in row.items() if k not in {names}}}"
-        return f"use all of them: [{kept} for row in rows]"
+        unmarked = f"{{k: v for k, v in row.items() if k not in {names}}}"
+        return f"use all of them: [{unmarked} for row in rows]"
 
     def one_exchange(self) -> str:
         """Return an expression that keeps the last exchange of each conversation."""

@@ -298,12 +298,12 @@ def _training_settings(
     method: str, values: Mapping[str, Any], types: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return arguments of the Trainer, checked as all options are; None is left to the Trainer."""
-    given = {name: value for name, value in values.items() if value is not None}
-    fields: dict[str, Any] = {name: (types[name], ...) for name in given}
+    set_values = {name: value for name, value in values.items() if value is not None}
+    fields: dict[str, Any] = {name: (types[name], ...) for name in set_values}
     checked = create_model("TrainingSettings", __base__=Options, **fields)
     checked.owner = method
-    settings = checked(**given)
-    return {name: getattr(settings, name) if name in given else None for name in values}
+    settings = checked(**set_values)
+    return {name: getattr(settings, name) if name in set_values else None for name in values}
 
 
 def _per_process(rows: int) -> int:

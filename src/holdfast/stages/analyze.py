@@ -35,22 +35,22 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
     """
     if not config.out.is_dir():
         raise UsageError(f"{config.out}: no such run directory; check --out")
-    wanted = config.analyses or _possible(config)
-    found = []
-    for done, spec in enumerate(wanted):
+    specs = config.analyses or _possible(config)
+    sections = []
+    for done, spec in enumerate(specs):
         name = parse(spec).short_name
-        progress.report("analyses", done, len(wanted))
+        progress.report("analyses", done, len(specs))
         try:
-            found.append(_section(config, spec, name))
+            sections.append(_section(config, spec, name))
         except UsageError as error:
             if config.analyses:
                 raise
             config.run.clear_failure("analyze", name)  # nobody asked for it
             logger.warning("analysis %s left out: %s", name, error)
-    progress.report("analyses", len(wanted), len(wanted))
-    if not found:
+    progress.report("analyses", len(specs), len(specs))
+    if not sections:
         logger.warning("%s: nothing could be analyzed; run `holdfast score` first", config.out)
-    return found
+    return sections
 
 
 def _section(config: AnalyzeConfig, spec: str, name: str) -> Section:

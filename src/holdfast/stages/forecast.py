@@ -104,7 +104,7 @@ class Forecast:
         if not unfinished_jobs:
             return "nothing to do"
         if unfinished_jobs == len(self.unknown):
-            return "time unknown until the first are finished"
+            return "time unknown until the first is finished"
         low, high = (duration(s) for s in self.seconds)
         more = f", and {len(self.unknown)} of unknown length" if self.unknown else ""
         return f"{low} to {high}, {self.basis}{more}"

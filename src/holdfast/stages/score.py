@@ -83,7 +83,7 @@ def score(config: ScoreConfig) -> Scores:
                 scores = _reused(config, estimator, examples, target, resources)
             else:
                 scores = _scored(config, estimator, examples, target)
-            scores = replace(scores, facts={**scores.facts, "given": resources})
+            scores = replace(scores, facts={**scores.facts, "resources": resources})
             scores.save(path)
             job.outputs.append(path)
             job.facts |= {
@@ -191,7 +191,7 @@ def _reused(
             f"{config.estimator!r} of {examples.hash[:12]}: only the same may be used again. "
             "Score this model without --reuse."
         )
-    if old.facts.get("given", resources) != resources:
+    if old.facts.get("resources", resources) != resources:
         raise MismatchError(
             f"{config.reuse}: made with other options, rows, base or judge than are given here: "
             "only the same may be used again. Give those, or score this model without --reuse."
