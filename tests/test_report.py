@@ -547,7 +547,7 @@ def test_numbers_in_words() -> None:
     assert EN.between(Interval(0.3, 0.08, 0.41, 9), "percent") == "8.0\u201341%"
     assert EN.between(Interval(0.3, math.nan, math.nan, 1), "percent") == ""
     assert EN.between(Interval(60, -20, 140, 2), "steps") == "0\u2013140"
-    assert [words.count(n) for n in (1, 9, 1234, math.nan)] == ["1", "9", "1,234", "unknown"]
+    assert [EN.count(n) for n in (1, 9, 1234, math.nan)] == ["1", "9", "1,234", "unknown"]
 
 
 # -------------------------------------------------------------------------------------- the page
