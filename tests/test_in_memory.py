@@ -184,6 +184,33 @@ def test_what_does_not_go_together_is_one_message(
         h.evaluate(fitting, unloaded, rows.safety)
 
 
+def test_a_model_that_generates_no_text_is_one_short_message(
+    make_model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    wrapped: Any = torch.nn.DataParallel(model)
+    for wrong, message in (
+        (model.model, "model=LlamaModel is not a causal language model"),
+        (wrapped, "model=DataParallel is not a loaded model"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            h.evaluate(wrong, tokenizer, rows.safety)
+        with pytest.raises(UsageError, match=message):
+            h.score(wrong, tokenizer, rows.safety, estimator="loss")
+        assert len(str(caught.value)) < 200
+
+
+def test_a_configuration_that_returns_tuples_changes_nothing(
+    make_model: Any, tokenizer: PreTrainedTokenizerBase, rows: Any
+) -> None:
+    model = make_model(vocab=len(tokenizer))
+    expected = h.score(model, tokenizer, rows.safety, estimator="loss").values
+    model.config.return_dict = False
+    scores = h.score(model, tokenizer, rows.safety, estimator="loss").values
+    assert scores.tolist() == expected.tolist()
+    assert model.config.return_dict is False
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 NAME = "model in memory"
 SUBJECT = Subject(label="model", source="", method="model", seed=0, hash="")
+LONGEST_SHOWN = 80
+"""Characters of a value that a message shows."""
 NOWHERE = Path("in-memory")
 """Run directory of stage options that are used without a run; nothing is written there."""
 
@@ -355,14 +357,25 @@ def _most_rows(attack: Attack, benign: Examples, harmful: Examples) -> int:
 def _check_loaded(model: object, tokenizer: object) -> None:
     if not hasattr(model, "get_input_embeddings"):
         raise UsageError(
-            f"model={model!r} is not a loaded model; load it with "
+            f"model={_shown(model)} is not a loaded model; load it with "
             "AutoModelForCausalLM.from_pretrained(...)"
+        )
+    if not hasattr(model, "generate"):
+        raise UsageError(
+            f"model={_shown(model)} is not a causal language model, which generates text; load it "
+            "with AutoModelForCausalLM.from_pretrained(...)"
         )
     if not hasattr(tokenizer, "get_vocab"):
         raise UsageError(
-            f"tokenizer={tokenizer!r} is not a loaded tokenizer; load it with "
+            f"tokenizer={_shown(tokenizer)} is not a loaded tokenizer; load it with "
             "AutoTokenizer.from_pretrained(...)"
         )
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message shows it: models and tokenizers by their class."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else type(value).__name__
 
 
 @contextlib.contextmanager
@@ -383,11 +396,14 @@ def _unchanged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> It
     prepare_tokenizer(tokenizer, NAME)
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    returns_dict = getattr(model.config, "return_dict", True)
     with untouched_generators():
         try:
             model.eval()
+            model.config.return_dict = True
             yield Loaded(model, tokenizer, source=NAME, hash="")
         finally:
+            model.config.return_dict = returns_dict
             for module, training in modes:
                 module.training = training
             for parameter, requires_grad in trained:
