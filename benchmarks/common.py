@@ -81,7 +81,14 @@ def folder(work: Path | None) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------- settings
 
 AS_PUBLISHED: dict[str, Any] = {
-    "align": {"epochs": 5},
+    "align": {"epochs": 5, "learning_rate": 3e-4},
+    "score": {
+        "attack_direction": {"estimator": "attack_direction"},
+        "forget_count": {
+            "estimator": "forget_count,learning_rate=2e-5,steps=60,max_new_tokens=24",
+            "harmful": "world:probe_harmful",
+        },
+    },
     "attack": {
         "learning_rates": [5e-5],
         "steps": 120,
@@ -162,6 +169,9 @@ def configured(
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))
     shared = {"out": out, "device": options.device, "seeds": seeds}
     raw = _with(base.config, {**shared, **changes})
+    for stage in ("evaluate", "attack"):
+        # What a method left undecidable is a result here, not a reason to stop.
+        raw[stage] = {"most_undecided": 1, **raw[stage]}
     return pipeline.parse(raw, where=f"the {base.name} setting")
 
 

@@ -27,7 +27,7 @@ from holdfast.stages.attacking.config import AttackConfig
 TASK = "world_sentiment"
 SEARCHED, FRESH = "world:validation", "world:test"
 FLOOR = 0.9
-SIZES: dict[str, Any] = {"max_length": 64, "max_new_tokens": 20}
+SIZES: dict[str, Any] = {"max_length": 64, "max_new_tokens": 20, "most_undecided": 1}
 RATES = [1e-5, 2e-4]
 STEPS = [25, 50, 100]
 

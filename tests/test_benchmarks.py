@@ -1132,3 +1132,15 @@ def test_defenses_and_what_reads_their_run_run_quickly(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_defenses_run_quickly_with_all_main_methods() -> None:
     assert "hold-harmful" in run_quick("defenses")
+
+
+def test_the_world_of_the_benchmarks_is_not_the_demo_of_the_day(bench: SimpleNamespace) -> None:
+    """The demo is tuned for time; results are made as those that are published."""
+    options = argparse.Namespace(setting="world")
+    config = bench.common.setting(options, Path("unused")).config
+    align = {"epochs": 5, "learning_rate": 3e-4, "schedule": "cosine", "max_length": 64}
+    assert config.align == align
+    count = "forget_count,learning_rate=2e-5,steps=60,max_new_tokens=24"
+    assert config.score["forget_count"]["estimator"] == count
+    assert config.attack["steps"] == 120
+    assert not config.more_attacks
