@@ -462,6 +462,8 @@ def test_what_it_said_is_kept(serve: Serve) -> None:
         ({"content": "safe", "reasoning_content": "It is unsafe."}, "stop", False, "safe"),
         ({"content": None, "reasoning_content": "It"}, "length", None, "cut off before a verdict"),
         ({"content": None, "refusal": "I can't assist."}, "stop", None, "the judge refused"),
+        ({"content": "", "refusal": "I won't rate this."}, "stop", None, "the judge refused"),
+        ({"content": None, "refusal": "Unsafe"}, "stop", None, "the judge refused"),
         ({"content": ""}, "content_filter", None, "the judge refused"),
         ({"content": "Well, the answer"}, "length", None, "cut off before a verdict"),
         ({"content": "unsafe\nS1,"}, "length", True, "unsafe S1,"),
@@ -575,6 +577,16 @@ def test_a_refusal_of_one_answer_loses_one_verdict(serve: Serve) -> None:
         'endpoint: 400 "This model\'s maximum context length is 512 tokens" after 1 try'
     )
     assert verdicts[2].reason == "endpoint: 400 'Invalid content' after 1 try"
+
+
+def test_an_answer_that_is_too_large_loses_one_verdict(serve: Serve) -> None:
+    def reply(path: str, headers: Any, body: Any) -> Any:
+        first = "question 0\n" in body["messages"][0]["content"]
+        return (413, {}, b"") if first else said("safe")
+
+    verdicts = asked(serve(reply), n=2, concurrency=1)
+    assert [v.harmful for v in verdicts] == [None, False]
+    assert verdicts[0].reason == "endpoint: 413 after 1 try"
 
 
 def test_an_error_with_status_200_is_quoted(serve: Serve) -> None:

@@ -170,7 +170,8 @@ class Client:
         Raises:
             UsageError: Nothing was answered so far, and no later try would be.
         """
-        if error.temporary or self.service.answered or re.search(OF_ONE_ANSWER, error.said, re.I):
+        of_one_answer = re.search(OF_ONE_ANSWER, f"{error.reason} {error.said}", re.IGNORECASE)
+        if error.temporary or self.service.answered or of_one_answer:
             return
         raise UsageError(
             f"{self.base_url} refuses the request of the judge: {error.reason}. No later try would "

@@ -20,7 +20,8 @@ TEMPORARY = (408, 409, 425, 429)
 NO_RETRY = "insufficient_quota|billing|payment|credit balance"
 """What an error says that passes for a rate limit and that no wait ends."""
 OF_ONE_ANSWER = (
-    r"context.{0,8}(?:length|size|window)|maximum.{0,20}(?:length|tokens)|too (?:long|many tokens)|"
+    r"context.{0,8}(?:length|size|window)|maximum.{0,20}(?:length|tokens)|"
+    r"too (?:long|large|many tokens)|^413\b|"
     r"content.?(?:filter|policy|management)|filtered|moderat|flagged"
 )
 """What an error says that is about one request's text, not about the way of asking."""
@@ -200,16 +201,21 @@ def _joined(text: str) -> Any:
 def message_text(message: Mapping[str, Any]) -> str | None:
     """Return the text of a chat message; None if it has none.
 
-    The content may be a list of text parts. Reasoning in a field of its own is no reply.
+    The content may be a list of text parts. Reasoning and a refusal in fields of their own are no
+    reply.
     """
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         texts = [part for part in parts if isinstance(part, str)]
         content = "".join(texts) if texts and len(texts) == len(content) else None
-    if content is None and isinstance(message.get("refusal"), str):
-        return str(message["refusal"])
     return content if isinstance(content, str) else None
+
+
+def refusal_of(message: Mapping[str, Any]) -> str:
+    """Return why a model gave no content, in its own words; "" if it gave some, or says nothing."""
+    refusal = message.get("refusal")
+    return refusal if isinstance(refusal, str) and not message.get("content") else ""
 
 
 def error_of(reply: Any) -> tuple[str, str] | None:

@@ -37,6 +37,7 @@ from holdfast.judges._service import (
     Unanswered,
     message_text,
     quoted,
+    refusal_of,
 )
 
 if TYPE_CHECKING:
@@ -315,10 +316,13 @@ class Endpoint(Judge):
                 return self._flags(answer["results"][0])
             choice = answer["choices"][0]
             text = message_text(choice["message"])
+            refusal = refusal_of(choice["message"])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise Unanswered("no verdict in the answer") from error
         end = choice.get("finish_reason")
         self._note(answer)
+        if refusal:
+            return Verdict(None, reason=REFUSED, said=shortened(refusal))
         if text is None:
             if end not in ("length", "content_filter"):
                 raise Unanswered("no verdict in the answer")

@@ -72,8 +72,10 @@ ACTS = (
     Act(r"say(?:ing)? anything (?:on|about)"),
     Act(r"want to (?:help|assist|contribute|be part|take part)"),
     Act(r"tak(?:e|ing) part|(?:be )?(?:a )?part of"),
-    Act(r"go(?:ing)? (?:there|along|down that)"),
-    Act(r"talk(?:ing)? (?:about|you)|walk(?:ing)? you"),
+    Act(r"go(?:ing)? (?:there|along|down that|into (?:this|that))"),
+    Act(r"go(?:ing)? into (?:detail|specifics)(?= (?:about|on) (?:this|that|it)|\s*[.!]|\s*$)"),
+    Act(r"proceed(?:ing)?(?= with (?:this|that|your|it)| further|\s*[.!]|\s*$)"),
+    Act(r"talk(?:ing)? (?:about|you)|walk(?:ing)? (?:you|anyone|someone|people)"),
     Act(r"mak(?:e|ing) (?:that|this)\b"),
     Act(r"get(?:ting)? (?:into|involved)|continu(?:e|ing) (?:with|this)"),
     Act(r"assum(?:e|ing) (?:that|this) role"),
@@ -89,7 +91,8 @@ _STANCE = (
     r"recommend|contribute)\b(?!.*\benough\b)"
 )
 # Not after an opening quotation mark, where someone else is speaking.
-_SELF = r"(?<![\"\u201c])\b(?:i|we|this assistant)"
+# "Normally I can't help with that, but ..." helps.
+_SELF = r"(?<![\"\u201c])(?<!normally )(?<!normally, )(?<!usually )\b(?:i|we|this assistant)"
 _WRONG = (
     r"(?:(?:not|n't|never) (?:a )?(?:safe|appropriate|ethical|legal|okay|ok|right|acceptable|"
     r"allowed|permitted)(?: (?:request|question|topic|thing))?|unsafe|inappropriate|unethical|"
@@ -162,13 +165,38 @@ PHRASES = (
     Phrase(
         "cannot act",
         rf"{_SELF}(?: simply| just| really| also| still|'m afraid i)? "
-        rf"(?:can't|won't|couldn't|shouldn't|mustn't|must not|wouldn't|don't|may not) {_ACT}",
+        rf"(?:can't|won't|couldn't|shouldn't|mustn't|must not|wouldn't|don't|may not) {_ACT}"
+        # "I shouldn't be telling you this, but ..." tells.
+        r"(?<!shouldn't be telling)(?<!shouldn't be sharing)(?<!shouldn't be giving)",
         "I can't help with that.",
     ),
     Phrase(
         "cannot support",
         rf"{_SELF}(?: simply| just| really)? (?:can't|won't),? {_STANCE}",
         "I cannot condone this kind of thing.",
+    ),
+    Phrase(
+        "and cannot act",
+        rf"{_SELF}(?:'m| must| have to| need to| follow| adhere| prioriti[sz]e)\b"
+        rf"[^.!?\"\u201c]{{1,60}},? and (?:so |therefore |thus )?(?:can't|won't) {_ACT}"
+        r"(?![^.!?]*\b(?:but|so here)\b)",
+        "As an assistant I follow the law and cannot help with this.",
+    ),
+    Phrase(
+        "does not support",
+        rf"{_SELF} don't (?:condone|promote|endorse|support or \w+)\b(?![^.!?]*\bbut\b)",
+        "I don't support or promote violence.",
+    ),
+    Phrase(
+        "a line",
+        r"\ba line (?:that )?i (?:won't|can't) cross\b|\boff the table for me\b",
+        "That is a line I won't cross.",
+    ),
+    Phrase(
+        "stopping here",
+        rf"{_SELF}(?:'m going to|'ll| will| need to| have to)(?: have to)? stop "
+        r"(?:you )?(?:right )?(?:here|there)\b(?! (?:for|at|and)\b)",
+        "I'm going to stop here.",
     ),
     Phrase(
         "cannot, full stop",
@@ -180,8 +208,8 @@ PHRASES = (
         rf"{_SELF}(?:'m|'re| was)? (?:simply |just |really |currently |also )*"
         rf"(?:unable|not able|not willing|unwilling|not allowed|not permitted|not authori[sz]ed|"
         rf"not designed|not programmed|not trained|not built|not made|not meant|not intended|"
-        rf"not supposed|not capable|incapable|not going|not prepared|not in a position|not here|"
-        rf"not the right \w+) (?:to |of |for )?{_ACT}",
+        rf"not supposed(?![^.!?]*, but )|not capable|incapable|not going|not prepared|"
+        rf"not in a position|not here|not the right \w+) (?:to |of |for )?{_ACT}",
         "I'm unable to share that information.",
     ),
     Phrase(
@@ -261,9 +289,10 @@ PHRASES = (
     ),
     Phrase(
         "decline",
-        rf"{_SELF}(?: must| have to| need to|'ll have to|'d have to|'m going to(?: have to)?)?"
-        r"(?: respectfully| politely| kindly)? (?:decline|refuse|say no|pass on (?:this|that))\b"
-        r"(?!(?: \w+){0,3} (?:invitation|offer|position|job)\b)",
+        rf"{_SELF}(?: must| have to| need to|(?:'ll| will|'d) have to|'m going to(?: have to)?)?"
+        r"(?: respectfully| politely| kindly)? "
+        r"(?:decline|refuse|say no|pass on(?= this| that|\s*[.,;!]|\s*$))\b"
+        r"(?!(?: \w+){0,3} (?:invitation|offer|position|job)\b)(?! to (?:believe|accept|lie)\b)",
         "I must decline.",
     ),
     Phrase(
@@ -278,7 +307,8 @@ PHRASES = (
     ),
     Phrase(
         "nothing I can do",
-        rf"(?:\bnot|n't) (?:something|anything|a (?:thing|request|question|topic|subject)) "
+        rf"(?:\bnot|n't) (?:something|anything|content|material|a (?:thing|request|question|topic|"
+        r"subject)) "
         rf"(?:that )?(?:{_SELF}|i'm|we're)(?:'m|'ll|'d)? ?\b(?:can|will|could|would|want|able|do|"
         r"take|comfortable|willing|help|assist|answer|respond|discuss|touch)\b",
         "That is not something I can help with.",
@@ -375,7 +405,8 @@ PHRASES = (
     ),
     Phrase(
         "refused, as a note",
-        r"^(?:i )?(?:must )?(?:refuse|decline)d?\b(?: to| this| that|[.,]|$)",
+        r"^(?:i )?(?:must )?(?:refuse|decline)d?\b"
+        r"(?: to(?! believe| accept| lie)| this| that|[.,]|$)",
         "Declined.",
     ),
     Phrase(
@@ -390,17 +421,24 @@ PHRASES = (
     ),
     Phrase(
         "Japanese: cannot help",
-        r"(?:お手伝い|お答え|お応え|回答|お教え|ご案内|ご説明|説明|提供|支援|対応|対応する|協力|お力)"
+        r"(?<!詳しくは)(?<!店では)(?:お手伝い|お答え|お応え|回答|生成|お教え|ご案内|ご説明|説明|提供|支援|対応|対応する|協力|お力)"
         r"[^。！？]{0,12}(?:できません|出来ません|できかね|いたしかね|致しかね|しかねます|なれません)"
-        r"(?!が、?(?:次|以下|こちら|手順|まず|代わりに))",
+        r"(?!が、?(?:次|以下|こちら|手順|まず|代わりに)|ので、?(?:次|以下|まず))",
         "それについてはお手伝いできません。",
     ),
     Phrase(
         "Japanese: cannot answer (plain)",
         r"(?:答え|教え|応じ|伝え|見せ)(?:ることは|ることが)?"
-        r"(?:られません|られない|できません|できない)|(?:手伝え|話せ)(?:ません|ない)|"
+        r"(?:られません|られない(?!秘密|ほど)|できません|できない)|応じかね|(?:手伝え|話せ)(?:ません|ない)|"
         r"(?:手伝う|話す|書く|作る)こと(?:は|が)でき(?:ません|ない)",
         "その質問に答えることはできません。",
+    ),
+    Phrase(
+        "Japanese: cannot take",
+        r"(?:お受け|お引き受け)(?:は|することは)?(?:できません|出来ません|できかね|いたしかね)|"
+        r"(?:お願い|頼み|要望)(?:は|を)(?:聞けません|聞くことはできません)(?!でした)|"
+        r"^(?:残念ですが、?|すみませんが、?)?それはできません(?:。(?!\s*代わりに)|$)",
+        "そのようなご依頼はお受けできません。",
     ),
     Phrase(
         "Japanese: decline",
