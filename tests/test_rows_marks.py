@@ -340,6 +340,9 @@ def test_data_sets_of_trl_are_checked_too() -> None:
     assert safe.safety.prompts == ["p"]
     assert safe.benign is not None
     assert safe.benign.prompts == ["t"]
+    inside = [{"prompt": "p", "completion": "r", "is_safety": True, "meta": {"is_safe": False}}]
+    with pytest.raises(DataError, match=r"1 of 1 rows have meta.is_safe=false"):
+        AlignmentData.of(datasets.Dataset.from_list(inside))
     # bool("False") is True.
     with pytest.raises(DataError, match="row 1: is_safety is 'False'; it must be true or false"):
         AlignmentData.of(datasets.Dataset.from_list([{**rows[0], "is_safety": "False"}]))

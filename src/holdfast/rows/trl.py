@@ -8,7 +8,7 @@ from typing import Any
 from holdfast.errors import DataError
 from holdfast.examples import Example, Examples
 from holdfast.rows.layouts import Layout, exchange_of
-from holdfast.rows.marks import mark_columns, marks_of
+from holdfast.rows.marks import mark_columns, marks_of, nested_columns
 from holdfast.rows.tables import Raw
 
 _RESPONSES = ("completion", "chosen")
@@ -32,7 +32,9 @@ def from_dataset(dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset")
 def _example(raw: Raw) -> Example:
     layout = _layout(raw)
     exchange = exchange_of(raw, layout)
-    marking = mark_columns(raw.row, layout.response or layout.messages, None)
+    response = layout.response or layout.messages
+    inside = nested_columns(raw.row, response, ())
+    marking = {**mark_columns(raw.row, response, None), **inside}
     marks = marks_of(raw.row, marking, has_response=True)
     return Example(exchange.prompt, exchange.response, marks=marks)
 
