@@ -265,7 +265,7 @@ class _LogitsCheck:
         if self.broken is not None and bool(self.broken):
             raise HoldfastError(
                 "the model's logits became nan or infinite, so what it answers means nothing; it "
-                "may overflow in its number format (try --device cpu, which computes in float32), "
+                "may overflow in its number format (try it on the CPU, in float32), "
                 "or be damaged: give an earlier checkpoint"
             )
 

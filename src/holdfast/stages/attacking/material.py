@@ -68,8 +68,8 @@ def untested(harmful: Examples, test: Examples) -> Examples:
     in_test = {i: ASKS_TEST_PROMPT for i, row in enumerate(harmful) if row.prompt_id in test_ids}
     if in_test:
         warn_once(
-            f"{len(in_test)} of {len(harmful)} harmful rows are left out: their prompts are in "
-            "--test"
+            f"{len(in_test)} of {len(harmful)} harmful rows are left out: their prompts are "
+            "among the test prompts"
         )
     return harmful.without(in_test)
 
