@@ -17,7 +17,7 @@ from holdfast.results.artifacts import Evaluation
 from holdfast.results.run_dir import RunDir
 from holdfast.stages.evaluate import evaluate as evaluate_stage
 from holdfast.stages.plugin_inputs import tasks_of
-from holdfast.stages.run_models import subjects
+from holdfast.stages.run_models import check_own_label, subjects
 from holdfast.stages.verdicts import marked_verdicts
 
 
@@ -67,6 +67,20 @@ def test_two_models_of_one_name_are_refused(
     assert [who.source for who in subjects(run, [names[0], names[0]])] == names[:1]
     with pytest.raises(UsageError, match="a/final and .*b/final are both called 'final'"):
         subjects(run, names)
+
+
+def test_results_of_another_model_do_not_become_those_of_an_aligned_one(
+    tmp_path: Path, make_model: Any, tokenizer: Any
+) -> None:
+    path = tmp_path / "sft-s0"
+    checkpoints.save(make_model(vocab=len(tokenizer), seed=0), tokenizer, path)
+    run = RunDir(tmp_path / "run")
+    check_own_label(run, "sft-s0")
+    subjects(run, [str(path)])
+    with pytest.raises(UsageError, match="has results of .*sft-s0 under the name 'sft-s0'"):
+        check_own_label(run, "sft-s0")
+    with pytest.raises(UsageError, match="has results of .*give another --out"):
+        h.align(h.AlignConfig(model="world", data="world:alignment", method="sft", out=run.root))
 
 
 def test_a_model_given_as_the_working_directory_has_the_folders_name(

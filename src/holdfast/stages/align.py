@@ -24,7 +24,7 @@ from holdfast.results.run_dir import Job, is_first_process, process_count
 from holdfast.rows.mixing import mismatched
 from holdfast.rows.provenance import provenance_table
 from holdfast.stages.config import FurtherOptions, Rate, StageConfig
-from holdfast.stages.run_models import model_hash
+from holdfast.stages.run_models import check_own_label, model_hash
 from holdfast.stages.run_scores import only
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def align(config: AlignConfig) -> Path:
     if groups is not None:
         groups.aligned_to(data.safety.ids)
     path = config.run.path("models", config.label)
+    check_own_label(config.run, config.label)
     with config.run.job(
         "align", config.label, config=config.keyed(), inputs=inputs, rows=rows
     ) as job:

@@ -136,6 +136,23 @@ def _check_label(run: RunDir, model: Subject, aligned: Sequence[str]) -> None:
     sources.set_label(model.label, {"hash": model.hash, "place": place})
 
 
+def check_own_label(run: RunDir, label: str) -> None:
+    """Refuse to align a model under a label with which the run has results of another model.
+
+    Raises:
+        UsageError: It has, and they would stand in reports as those of the aligned model.
+    """
+    earlier = Sources(run).label(label)
+    if earlier is None:
+        return
+    own = run.path("models", label)
+    if not own.is_dir() or checkpoints.hash_model(own) != earlier["hash"]:
+        raise UsageError(
+            f"{run.root} has results of {earlier['place']} under the name {label!r}, which the "
+            "aligned model would have too: give another --out, or another --seed"
+        )
+
+
 def _place(source: str) -> str:
     path = Path(source)
     return str(path.resolve()) if path.exists() else source
