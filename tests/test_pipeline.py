@@ -29,6 +29,7 @@ methods: {{sam: {{options: }}}}
         ("- a list", "not a YAML mapping"),
         ("out: ${NOBODY_SET_THIS}", "variable 'NOBODY_SET_THIS' is not set"),
         ("a: [", "not a YAML mapping"),
+        ("model: a\nmodel: b", "line 2, column 1: the key 'model' occurs twice"),
     ],
 )
 def test_what_is_no_configuration_is_one_message(text: str, message: str, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import Field
 
 from holdfast.errors import UsageError
@@ -21,6 +20,7 @@ from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
 from holdfast.stages.forecast import announce
 from holdfast.stages.planned_jobs import PROGRAM, PlannedJob, attempt_jobs
 from holdfast.stages.run_models import label_of
+from holdfast.stages.yaml_text import mapping_of
 
 LAST = ("analyze", "report")
 """Stages that read the results of all others."""
@@ -120,12 +120,12 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        defaults = (yaml.safe_load(text) or {}).get("vars") or {}
+        defaults = mapping_of(text).get("vars") or {}
     except IsADirectoryError as error:
         raise UsageError(f"{path}: is a directory; give a configuration file") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file; see examples/ for configurations") from error
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML mapping: {error}") from error
     if not isinstance(defaults, dict):
         raise UsageError(f"{path}: vars must map names to values, got {defaults!r}")
@@ -136,14 +136,16 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> RunConfig:
         raise UsageError(f"--set {unknown[0]}: {path} has no such variable; it has {choices}")
     values = {**os.environ, **{k: str(v) for k, v in defaults.items()}, **(variables or {})}
     try:
-        raw = yaml.safe_load(string.Template(text).substitute(values)) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"{path}: not valid YAML once its variables are filled in: {error}"
-        ) from error
+        filled = string.Template(text).substitute(values)
     except (KeyError, ValueError) as error:
         raise UsageError(
             f"{path}: variable {error} is not set; give it with --set NAME=VALUE"
+        ) from error
+    try:
+        raw = mapping_of(filled)
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: not valid YAML once its variables are filled in: {error}"
         ) from error
     raw.pop("vars", None)
     return parse(raw, where=str(path))
