@@ -104,6 +104,52 @@ def test_every_method_trains_before_trls_supervised_trainer(
     assert trainer.state.global_step == 2
 
 
+def test_a_model_given_by_name_trains_as_the_model_itself(
+    model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "base")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    losses = []
+    for given, names in ((model, {"processing_class": tokenizer}), (folder, {})):
+        trainer = holdfast.trl.Sft(
+            given, config(logging_steps=1), train_dataset=supervised(data), **names
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+
+
+def test_a_preference_trainers_reference_is_the_model_as_it_was_read(
+    model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "base")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    trainer = holdfast.trl.SftDpo(
+        folder, config(DPOConfig), train_dataset=preferences(data), groups=None
+    )
+    reference = trainer.ref_model.state_dict()
+    assert all(torch.equal(v, reference[name]) for name, v in model.state_dict().items())
+
+
+def test_a_model_given_by_name_is_complete_or_refused(
+    model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    kept = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    model.save_pretrained(folder, state_dict=kept)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"lacks lm_head\.weight"):
+        holdfast.trl.Sft(str(folder), config(), train_dataset=supervised(data))
+    with pytest.raises(UsageError, match="no-such"):
+        holdfast.trl.Sft(str(tmp_path / "no-such"), config(), train_dataset=supervised(data))
+    chosen = config(model_init_kwargs={"dtype": "bfloat16"})
+    with pytest.raises(UsageError, match="with model_init_kwargs"):
+        holdfast.trl.Sft(str(folder), chosen, train_dataset=supervised(data))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_methods_train_before_trls_preference_trainer(
     name: str, model: PreTrainedModel, config: Any, data: AlignmentData, tokenizer: Any

@@ -14,6 +14,7 @@ configuration and arguments; a method's options are keyword arguments:
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
@@ -34,7 +35,7 @@ from holdfast.stages.verdicts import answer_and_judge, count
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
     from holdfast.results.artifacts import Counts, Groups, Scores
     from holdfast.rows.memory import Rows
@@ -52,7 +53,8 @@ class ReadyTrainer(AlignmentTrainer):
     that column they are the rows in `groups`; without groups, all rows.
 
     Args:
-        model: The model, as for TRL's trainer.
+        model: The model, or the name of one, which is then read as by `holdfast align --model`, with
+            float32 weights. TRL would draw weights that its files lack at random.
         args: Configuration of TRL's trainer.
         train_dataset: All safety and benign rows, in a format of TRL.
         groups: Groups of the safety rows, for methods that need them; see `holdfast.group`.
@@ -76,6 +78,10 @@ class ReadyTrainer(AlignmentTrainer):
         scores: Scores | None = None,
         **settings: Any,
     ) -> None:
+        if isinstance(model, str):
+            model = _loaded(
+                model, args, settings, with_reference="ref_model" in _parameters(type(self))
+            )
         passed_on = _parameters(type(self))
         options = {k: v for k, v in settings.items() if k not in passed_on}
         harmful_rows = (
@@ -92,6 +98,25 @@ class ReadyTrainer(AlignmentTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, HarmfulScore):
                 callback.attach(self)
+
+
+def _loaded(
+    name: str, args: TrainingArguments, settings: dict[str, Any], *, with_reference: bool
+) -> PreTrainedModel:
+    """Load a model by name; its tokenizer and a reference model enter settings that lack them."""
+    from holdfast.models import checkpoints
+
+    if getattr(args, "model_init_kwargs", None):
+        raise UsageError(
+            f"model={name!r} with model_init_kwargs: a model given by name is read with float32 "
+            "weights and no other settings; load it yourself to set them, and give the model"
+        )
+    loaded = checkpoints.load(name, device="cpu")  # the trainer moves it
+    settings.setdefault("processing_class", loaded.tokenizer)
+    if with_reference and settings.get("ref_model") is None and not settings.get("peft_config"):
+        # TRL would read the reference from the files again, without the adapters.
+        settings["ref_model"] = copy.deepcopy(loaded.model)
+    return loaded.model
 
 
 def _parameters(cls: type[Any]) -> set[str]:
