@@ -53,7 +53,7 @@ class ReadyTrainer(AlignmentTrainer):
     that column they are the rows in `groups`; without groups, all rows.
 
     Args:
-        model: The model, or the name of one, which is then read as by `holdfast align --model`, with
+        model: The model, or the name of one, which `holdfast align --model` would read alike, with
             float32 weights. TRL would draw weights that its files lack at random.
         args: Configuration of TRL's trainer.
         train_dataset: All safety and benign rows, in a format of TRL.
