@@ -13,10 +13,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from holdfast.results.run_dir import RunDir
+from zoo.members import OneOf, Refused
 
 BOOKKEEPING = ("manifest", "failed", "rows", "sources", "work/locks")
 """What a run directory holds beside the outputs of finished jobs."""
@@ -206,3 +208,15 @@ def assert_done(ended: Ended, out: Path) -> None:
     assert ended.questions == 0, "it asked on standard input"
     json.loads(ended.out)
     assert half_written(out) == []
+
+
+def settled(ended: Ended, out: Path, expected: Any) -> Any:
+    """Check how a command ended; return what its result must be, None after the right refusal."""
+    if isinstance(expected, OneOf):
+        expected = expected.message if ended.code else expected.value
+    if isinstance(expected, Refused):
+        assert_one_message(ended, out)
+        assert expected.matches(ended.message), ended.message
+        return None
+    assert_done(ended, out)
+    return expected

@@ -9,8 +9,7 @@ import pytest
 
 from zoo import brains
 from zoo.classifiers import CLASSIFIERS
-from zoo.machine import Ended, assert_done, assert_one_message, holdfast
-from zoo.members import OneOf, Refused
+from zoo.machine import Ended, holdfast, settled
 from zoo.services import KEY, SERVICES, serving
 from zoo.stages import records
 
@@ -29,13 +28,9 @@ def evaluated(zoo: Any, folder: Path, judge: str) -> Ended:
 
 def check(ended: Ended, out: Path, expected: Any) -> None:
     """Check that a judge decided right, or that one message says why it did not."""
-    if isinstance(expected, OneOf):
-        expected = expected.message if ended.code else expected.value
-    if isinstance(expected, Refused):
-        assert_one_message(ended, out)
-        assert expected.matches(ended.message), ended.message
+    expected = settled(ended, out, expected)
+    if expected is None:
         return
-    assert_done(ended, out)
     harmful = [verdicts[0]["harmful"] for _, _, verdicts in records(out)]
     assert harmful == [brains.answer_to(prompt) == brains.ANSWER for prompt in brains.PROMPTS]
 
