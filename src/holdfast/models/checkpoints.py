@@ -34,6 +34,8 @@ from holdfast.models.folders import (
 from holdfast.models.folders import (
     resolve as resolve,
 )
+from holdfast.models.precision import Computing, Precision
+from holdfast.models.precision import resolve as resolve_precision
 from holdfast.models.reading import (
     check_numbers,
     read_classifier,
@@ -41,6 +43,7 @@ from holdfast.models.reading import (
     reading,
     stored_dtype,
     to_dtype,
+    weight_count,
 )
 
 if TYPE_CHECKING:
@@ -152,6 +155,22 @@ def dtype_on(target: torch.device, parts: Parts) -> torch.dtype:
     if target.type == "cpu" or parts.adapters:
         return torch.float32
     return stored_dtype(weight_files(parts.base))
+
+
+def precision_of(source: str, precision: Precision, device: str) -> Computing:
+    """Return the precision in which a model computes; only the headers of its files are read.
+
+    Args:
+        source: See `load`.
+        precision: The option.
+        device: Name of the device, see `pick_device`.
+
+    Raises:
+        UsageError: There is no such model or device, or the device only emulates bfloat16.
+    """
+    target = pick_device(device)
+    weights = weight_count(weight_files(parts_of(resolve(source)).base))
+    return resolve_precision(precision, target, weights)
 
 
 def tokenizer_of(source: str) -> PreTrainedTokenizerBase:

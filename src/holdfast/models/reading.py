@@ -282,3 +282,8 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
+
+
+def weight_count(files: Sequence[Path]) -> int:
+    """Return the number of weights in a model's files, from their headers."""
+    return sum(size for _, _, _, size in _tensors(files))
