@@ -318,7 +318,7 @@ def _next_token(
     """Return the probability of each allowed token after each row, (n, tokens)."""
     import torch
 
-    from holdfast.models.generation import pad_left
+    from holdfast.models.decoding import pad_left
 
     parameters = inspect.signature(model.forward).parameters
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))

@@ -66,8 +66,9 @@ def measure_cost(model: nn.Module) -> Iterator[Cost]:
         if torch.is_grad_enabled():
             cost.backward_tokens += ids.numel()
         mask: Tensor | None = kwargs.get("attention_mask")
-        # A mask longer than the ids also covers the tokens in the cache.
-        if mask is not None and mask.shape[-1] > ids.shape[-1]:
+        # A mask longer than the ids also covers the tokens in the cache. Those are an answer's only
+        # if one token follows at a time: a prompt may also continue a beginning in the cache.
+        if ids.shape[-1] == 1 and mask is not None and mask.shape[-1] > 1:
             cost.generated_tokens += ids.numel()
 
     device = next(model.parameters()).device

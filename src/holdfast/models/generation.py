@@ -7,25 +7,29 @@ generator seeded by the prompt.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import UsageError
 from holdfast.models.encoding import encode_prompts
 from holdfast.models.endings import own_settings
 from holdfast.models.modes import evaluation_mode
+from holdfast.models.precision import computing, in_float32
 from holdfast.models.templates import frame_of
 from holdfast.rows.readers import warn_once
 from holdfast.rows.thoughts import Response, split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from holdfast.models.decoding import Choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ def respond(  # noqa: PLR0913  # all but three have a default
         encoded,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        processors=lambda positions: _samplers(
+        choosing=lambda positions: _choosing(
             sampling, [prompts[i] for i in positions], max_new_tokens
         ),
         opened=frame_of(tokenizer).opened,
@@ -157,18 +161,19 @@ def complete(
         batch_size: Rows per batch; the longest rows come first.
         opened: Whether the rows end inside a think block.
     """
+    from holdfast.models.decoding import greedy
+
     return _continue(
         model,
         tokenizer,
         encoded,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        processors=lambda positions: [],
+        choosing=lambda positions: greedy,
         opened=opened,
     )
 
 
-@torch.no_grad()
 def _continue(  # noqa: PLR0913  # the arguments of its two callers
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -176,37 +181,42 @@ def _continue(  # noqa: PLR0913  # the arguments of its two callers
     *,
     max_new_tokens: int,
     batch_size: int,
-    processors: Callable[[Sequence[int]], list[Any]],
+    choosing: Callable[[Sequence[int]], Choose],
     opened: bool,
 ) -> list[Response]:
-    """Continue every row of tokens; `processors` maps row positions to logits processors."""
-    from transformers import LogitsProcessorList
+    """Continue every row of tokens; `choosing` maps positions of rows to what chooses tokens."""
+    responses = [Response("")] * len(encoded)
+    if not encoded:
+        return responses
+    from holdfast.models.decoding import Decoder
 
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
-    responses = [Response("")] * len(encoded)
-    with evaluation_mode(model), own_settings(model, tokenizer) as settings:
+    with ready_to_answer(model) as answering, own_settings(answering, tokenizer) as settings:
         settings.max_new_tokens = max_new_tokens
-        logits = _LogitsCheck()
+        decoder = Decoder(answering, settings, encoded)
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            ids, mask = pad_left([encoded[i] for i in indices], cast(int, tokenizer.pad_token_id))
-            output = model.generate(  # type: ignore[operator]  # stubs lack this mixin
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([logits, *processors(indices)]),
-            )
-            logits.raise_if_broken()
-            added = output[:, ids.shape[1] :]
-            for i, response in zip(
-                indices, decode_responses(tokenizer, added, opened=opened), strict=True
-            ):
+            added = decoder([encoded[i] for i in indices], choosing(indices))
+            batch = decode_responses(tokenizer, added, opened=opened)
+            for i, response in zip(indices, batch, strict=True):
                 responses[i] = response
     return responses
 
 
+@contextlib.contextmanager
+def ready_to_answer(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Put a model into evaluation mode, or a copy in bfloat16 if that is the current precision."""
+    from holdfast.models.decoding import bfloat16_copy
+
+    with evaluation_mode(model), in_float32(model.device):
+        if computing() == "float32":
+            yield model
+        else:
+            yield bfloat16_copy(model)
+
+
 def decode_responses(
-    tokenizer: PreTrainedTokenizerBase, tokens: list[list[int]] | Tensor, *, opened: bool
+    tokenizer: PreTrainedTokenizerBase, tokens: list[list[int]], *, opened: bool
 ) -> list[Response]:
     """Return the responses that rows of generated tokens stand for.
 
@@ -243,54 +253,26 @@ def _without(tokens: Sequence[str], text: str) -> str:
     return text
 
 
-class _LogitsCheck:
-    """Logits processor that notes whether a logit was nan or infinite.
+def _choosing(sampling: Sampling, prompts: Sequence[str], n: int) -> Choose:
+    """Return how the tokens of answers to prompts are chosen."""
+    from holdfast.models.decoding import greedy
 
-    Of such logits, greedy decoding takes an arbitrary token, often the first of the vocabulary
-    again and again.
-    """
-
-    def __init__(self) -> None:
-        self.broken: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # The largest logit is nan if one of them is. -inf is allowed: it rules a token out.
-        largest = scores.amax(-1)
-        broken = ~largest.isfinite().all()
-        self.broken = broken if self.broken is None else self.broken | broken
-        return scores
-
-    def raise_if_broken(self) -> None:
-        """Raise HoldfastError if there was such a logit."""
-        if self.broken is not None and bool(self.broken):
-            raise HoldfastError(
-                "the model's logits became nan or infinite, so what it answers means nothing; it "
-                "may overflow in its number format (try it on the CPU, in float32), "
-                "or be damaged: give an earlier checkpoint"
-            )
-
-
-def _samplers(sampling: Sampling, prompts: Sequence[str], n: int) -> list[Any]:
-    """Return the processor that makes greedy decoding sample by keeping one token, if any."""
     if not sampling.temperature:
-        return []
+        return greedy
     uniforms = torch.tensor(np.array([sampling.uniforms(prompt, n) for prompt in prompts]))
-    return [_TokenSampler(uniforms, sampling)]
+    return _TokenSampler(uniforms, sampling)
 
 
 class _TokenSampler:
-    """Logits processor that keeps, for each row, only the token its next random number selects."""
+    """Chooses, for each row, the token that its next random number selects."""
 
     def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
         self.uniforms = uniforms
         self.sampling = sampling
-        self.step = 0
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform = self.uniforms[:, self.step, None].to(scores.device)
-        self.step += 1
-        tokens = self._select(scores, uniform)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+    def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        self.uniforms = self.uniforms.to(logits.device)
+        return self._select(logits, self.uniforms[rows, step, None])[:, 0]
 
     def _select(self, scores: Tensor, uniform: Tensor) -> Tensor:
         last = scores.shape[-1] - 1
@@ -316,17 +298,6 @@ def _smallest_in_nucleus(probabilities: Tensor, share: float) -> Tensor:
         if int(short.max()) < width:
             break
     return top.gather(1, short.clamp(max=width - 1))
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tokens and mask, each (B, T), with the padding on the left."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
-    return ids, mask
 
 
 def _check_fits(
