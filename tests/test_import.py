@@ -25,7 +25,10 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "pandas", "sklearn", "scip
 COMPUTING = (
     "holdfast.trl",
     *("holdfast.analyses.", "holdfast.guards.", "holdfast.methods.", "holdfast.tuning."),
-    *(f"holdfast.models.{m}" for m in "attention generation losses processes weights".split()),
+    *(
+        f"holdfast.models.{m}"
+        for m in "attention decoding generation losses processes weights".split()
+    ),
 )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import UsageError
+from holdfast.models.decoding import Choose, Decoder, bfloat16_copy, greedy
 from holdfast.models.encoding import encode_prompts
 from holdfast.models.endings import own_settings
 from holdfast.models.modes import evaluation_mode
@@ -28,8 +29,6 @@ from holdfast.rows.thoughts import Response, split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from holdfast.models.decoding import Choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +160,6 @@ def complete(
         batch_size: Rows per batch; the longest rows come first.
         opened: Whether the rows end inside a think block.
     """
-    from holdfast.models.decoding import greedy
-
     return _continue(
         model,
         tokenizer,
@@ -188,8 +185,6 @@ def _continue(  # noqa: PLR0913  # the arguments of its two callers
     responses = [Response("")] * len(encoded)
     if not encoded:
         return responses
-    from holdfast.models.decoding import Decoder
-
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     with ready_to_answer(model) as answering, own_settings(answering, tokenizer) as settings:
         settings.max_new_tokens = max_new_tokens
@@ -206,8 +201,6 @@ def _continue(  # noqa: PLR0913  # the arguments of its two callers
 @contextlib.contextmanager
 def ready_to_answer(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Put a model into evaluation mode, or a copy in bfloat16 if that is the current precision."""
-    from holdfast.models.decoding import bfloat16_copy
-
     with evaluation_mode(model), in_float32(model.device):
         if computing() == "float32":
             yield model
@@ -255,8 +248,6 @@ def _without(tokens: Sequence[str], text: str) -> str:
 
 def _choosing(sampling: Sampling, prompts: Sequence[str], n: int) -> Choose:
     """Return how the tokens of answers to prompts are chosen."""
-    from holdfast.models.decoding import greedy
-
     if not sampling.temperature:
         return greedy
     uniforms = torch.tensor(np.array([sampling.uniforms(prompt, n) for prompt in prompts]))
