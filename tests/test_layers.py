@@ -18,7 +18,7 @@ FLOORS = (
     {"specs", "option_types"},
     {"options"},
     {"examples", "runtime", "stats", "charts"},
-    {"world"},
+    {"world", "policy"},
     {"rows"},
     {"results"},
     {"contracts", "plugins", "models", "jobs", "groups"},

@@ -20,7 +20,7 @@ from holdfast.results.files import SCHEMA, read_json, sha256_json, write_json
 from holdfast.results.run_dir import Entry, RunDir, in_dry_run, is_first_process
 from holdfast.rows.files import is_file
 from holdfast.rows.marks import check_marks
-from holdfast.rows.readers import ReadOptions, read
+from holdfast.rows.readers import ReadOptions, is_shipped, read
 from holdfast.rows.remedies import FileRemedies
 from holdfast.rows.row_specs import parse_rows
 from holdfast.specs import Spec, write
@@ -67,13 +67,11 @@ class Sources:
             rows = read(spec, replace(options, use=None))
             return Examples(rows, name=rows.name, left_out=rows.left_out, ids_only=ids_only)
 
-        in_world = spec.startswith("world:")
-
         # Not in `load`: of a hub data set, the rows that the run stored would be used instead.
         def check(rows: Examples) -> None:
             check_marks(rows, options.use, FileRemedies(spec))
 
-        if not in_world:
+        if not is_shipped(spec):
             return self.load_rows(ROWS, spec, load, reading, check)
         rows = load()
         check(rows)

@@ -117,9 +117,9 @@ def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
     `Examples.left_out`.
 
     Args:
-        spec: "world:NAME", a file, a folder, or the name of a hub data set ("name" or
-            "name:config"). ",COLUMN=value" reads only the rows with this value, ",not_COLUMN=[a,b]"
-            only the others; see `rows.row_specs`.
+        spec: "world:NAME", "policy:NAME", a file, a folder, or the name of a hub data set
+            ("name" or "name:config"). ",COLUMN=value" reads only the rows with this value,
+            ",not_COLUMN=[a,b]" only the others; see `rows.row_specs`.
         options: See `ReadOptions`.
 
     Raises:
@@ -132,8 +132,8 @@ def read(spec: str, options: ReadOptions = _DEFAULTS) -> Examples:
         options = replace(options, columns=row_spec.columns)
     _check(options)
     remedies = FileRemedies(spec)
-    if row_spec.source.startswith("world:"):
-        rows = _world(spec, row_spec, options)
+    if is_shipped(row_spec.source):
+        rows = _shipped(spec, row_spec, options)
     else:
         table, selecting = _open(spec, row_spec, options)
         rows = usable_rows(spec, table, options, remedies, selecting)
@@ -155,10 +155,21 @@ def _open(spec: str, row_spec: RowSpec, options: ReadOptions) -> tuple[Table, Se
     return table, Selecting(spec, conditions, row_spec.exchange)
 
 
-def _world(spec: str, row_spec: RowSpec, options: ReadOptions) -> Examples:
-    from holdfast import world
+def is_shipped(source: str) -> bool:
+    """Return whether a spec names rows that ship with holdfast: "world:NAME" or "policy:NAME"."""
+    return source.startswith(("world:", "policy:"))
 
-    rows = world.rows(row_spec.source.removeprefix("world:"))
+
+def _shipped(spec: str, row_spec: RowSpec, options: ReadOptions) -> Examples:
+    from holdfast import policy, world
+
+    package, _, name = row_spec.source.partition(":")
+    rows = policy.rows(name) if package == "policy" else world.rows(name)
+    if options.needs_response and not all(rows.responses):
+        raise DataError(
+            f"{row_spec.source} has prompts without responses, and responses are needed here. Have "
+            "a model answer the prompts, and use the file of its answers"
+        )
     if row_spec.conditions:
         raw = [{"prompt": r.prompt, "response": r.response, **r.provenance} for r in rows]
         columns = list(dict.fromkeys(column for row in raw for column in row))

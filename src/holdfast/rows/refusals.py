@@ -92,7 +92,9 @@ _STANCE = (
 )
 # Not after an opening quotation mark, where someone else is speaking.
 # "Normally I can't help with that, but ..." helps.
-_SELF = r"(?<![\"\u201c])(?<!normally )(?<!normally, )(?<!usually )\b(?:i|we|this assistant)"
+_SELF = (
+    r"(?<![\"\u201c])(?<!normally )(?<!normally, )(?<!usually )\b(?:i|we|(?:this|our) assistant)"
+)
 _WRONG = (
     r"(?:(?:not|n't|never) (?:a )?(?:safe|appropriate|ethical|legal|okay|ok|right|acceptable|"
     r"allowed|permitted)(?: (?:request|question|topic|thing))?|unsafe|inappropriate|unethical|"
@@ -174,6 +176,17 @@ PHRASES = (
         "cannot support",
         rf"{_SELF}(?: simply| just| really)? (?:can't|won't),? {_STANCE}",
         "I cannot condone this kind of thing.",
+    ),
+    Phrase(
+        "does not cover",
+        rf"{_SELF} (?:simply |just )?(?:don't|doesn't|does not) (?:cover|deal with|handle)"
+        r"(?! (?:up|the (?:cost|damage|shipping))\b)(?= \w|\s*[.,;]|\s*$)",
+        "Our assistant doesn't cover this topic.",
+    ),
+    Phrase(
+        "the assistant is not able",
+        rf"\b(?:this|our) assistant (?:isn't|is not) (?:able|allowed|permitted) to {_ACT}",
+        "Our assistant isn't able to provide this.",
     ),
     Phrase(
         "and cannot act",

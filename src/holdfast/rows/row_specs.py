@@ -35,7 +35,7 @@ class RowSpec:
     """A parsed spec of rows.
 
     Attributes:
-        source: File, folder, hub data set or "world:NAME".
+        source: File, folder, hub data set, "world:NAME" or "policy:NAME".
         columns: Role -> column, or None where the role is not to be read; None if not given.
         split: Split of a folder or a hub data set, or value of the column "split"; "" if not given.
         exchange: Which exchange of a conversation is read; None refuses conversations of several.

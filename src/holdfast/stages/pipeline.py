@@ -29,7 +29,7 @@ SCORED = "sft"
 
 
 class DataSpecs(Options):
-    """Where the rows are: "world:NAME", files, or hub data sets."""
+    """Where the rows are: "world:NAME", "policy:NAME", files, or hub data sets."""
 
     owner: ClassVar[str] = "data"
 
