@@ -435,7 +435,16 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr.strip() == ""
-    for name in (*STAGES, "run", "demo", "verify", "train-judge", "plugins", "power"):
+    for name in (
+        *STAGES,
+        "run",
+        "demo",
+        "verify",
+        "train-judge",
+        "import-model",
+        "plugins",
+        "power",
+    ):
         assert f" {name} " in done.stdout
     shown = " ".join(done.stdout.replace("│", " ").split())
     for stage in STAGES.values():
@@ -444,7 +453,7 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
 
 def test_the_commands_are_those_of_the_table_and_the_special_ones() -> None:
     group: Any = typer.main.get_command(app)
-    special = ["run", "demo", "verify", "train-judge", "plugins", "power"]
+    special = ["run", "demo", "verify", "train-judge", "import-model", "plugins", "power"]
     assert list(group.commands) == [*STAGES, *special]
 
 

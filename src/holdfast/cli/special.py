@@ -1,4 +1,4 @@
-"""The commands that are not stages: whole runs, checks, training a judge, plug-ins, power."""
+"""The commands that are not stages: whole runs, checks, imports, judges, plug-ins, power."""
 
 from __future__ import annotations
 
@@ -130,6 +130,26 @@ def train_judge(
 
         report = asdict(train_classifier(read_labelled(data), out, seed=seed))
     show.print_output(as_json, {"judge": f"classifier,path={out}", **report})
+
+
+@app.command(epilog="Example: holdfast import-model model.gguf --out models/mine")
+def import_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="GGUF file, package:NAME, directory, adapter or hub id.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Directory to write the model to.")],
+    as_json: Json = False,
+) -> None:
+    """Write a model as a directory of safetensors that can be trained, adapters merged."""
+    with show.running(as_json):
+        from holdfast.models.import_model import import_model as write_model
+
+        record = write_model(source, out)
+    show.print_output(as_json, record)
 
 
 @app.command(epilog="Example: holdfast plugins estimators attack_direction")

@@ -67,7 +67,7 @@ class Chat(Judge):
     paths: ClassVar[frozenset[str]] = frozenset({"model", "template"})
 
     model: str
-    """Directory or hub id of the language model."""
+    """Directory, GGUF file, package:NAME or hub id of the language model."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for the default branch."""
     template: str = "default"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.models.folders import ADAPTER, read_settings
-from holdfast.models.reading import check_numbers, declare_untied
+from holdfast.models.load_checks import check_numbers
+from holdfast.models.reading import declare_untied
 
 if TYPE_CHECKING:
     import torch

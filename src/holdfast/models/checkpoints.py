@@ -34,13 +34,15 @@ from holdfast.models.folders import (
 from holdfast.models.folders import (
     resolve as resolve,
 )
+from holdfast.models.imports import (
+    is_import as is_import,
+)
+from holdfast.models.load_checks import check_numbers, reading
 from holdfast.models.precision import Computing, Precision
 from holdfast.models.precision import resolve as resolve_precision
 from holdfast.models.reading import (
-    check_numbers,
     read_classifier,
     read_language_model,
-    reading,
     stored_dtype,
     to_dtype,
     weight_count,

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import UsageError
-from holdfast.results.files import sha256_file
+from holdfast.models.gguf_files import SUFFIX
+from holdfast.models.imports import RECORD, imported_folder, is_import
+from holdfast.results.contents import content_hash
 
 HUB = "hub:"
 """Prefix of a hub id without an organisation, e.g. "hub:gpt2"."""
@@ -66,15 +68,22 @@ class Parts:
 
 
 def resolve(source: str, revision: str | None = None) -> Path:
-    """Return the local directory of a model: "world", a directory, or a hub id (downloaded).
+    """Return the local directory of a model.
 
     Args:
-        source: The model; only "ORGANISATION/NAME" and "hub:NAME" are looked up on the hub.
+        source: "world", a directory, a GGUF file or "package:NAME" (converted, see `imports`), or
+            a hub id (downloaded); only "ORGANISATION/NAME" and "hub:NAME" are looked up on the hub.
         revision: Branch, tag or commit on the hub; None for the newest.
 
     Raises:
-        UsageError: Neither a model directory nor a model on the hub.
+        UsageError: There is no such model.
     """
+    if source != "world" and not Path(source).is_dir() and is_import(source):
+        if revision:
+            raise UsageError(
+                f"{source}: a GGUF file has no revision {revision!r}; omit the revision"
+            )
+        return imported_folder(source)
     path = WORLD_BASE if source == "world" else Path(source)
     if path.is_dir():
         if revision:
@@ -85,6 +94,8 @@ def resolve(source: str, revision: str | None = None) -> Path:
         if not any((path / name).is_file() for name in (CONFIG, ADAPTER)):
             inside = sorted(p.parent.name for p in path.glob(f"*/{ADAPTER}"))
             hint = f"; it holds the adapter {path / inside[0]}" if inside else ""
+            files = sorted(path.glob(f"*{SUFFIX}"))
+            hint = f"; it holds the GGUF file {files[0]}, which can be given" if files else hint
             raise UsageError(
                 f"{source}: the directory is not a model (no config.json){hint}; "
                 "give one written by save_pretrained, or a hub id"
@@ -216,36 +227,19 @@ def _hash_folder(folder: Path, weights: Sequence[Path]) -> str:
     further = [*weights, *folder.glob("additional_chat_templates/*.jinja")]
     files |= {_relative(file, folder): file for file in further}
     for name, file in sorted(files.items()):
-        if not file.is_file():
+        if not file.is_file() or name == RECORD:
             continue
         if name == ADAPTER:
             settings = read_settings(file)
             content = {key: settings[key] for key in sorted(settings) if key not in _PLACE}
             digest.update(f"{name} {json.dumps(content, sort_keys=True)}\n".encode())
         else:
-            digest.update(f"{name} {_hash_file(file)}\n".encode())
+            digest.update(f"{name} {content_hash(file)}\n".encode())
     return digest.hexdigest()
 
 
 def _relative(file: Path, folder: Path) -> str:
     return str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file)
-
-
-def _hash_file(file: Path) -> str:
-    state = file.stat()
-    stamp = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
-    return _sha256(file.resolve(), stamp)
-
-
-@lru_cache(maxsize=4096)
-def _sha256(file: Path, stamp: tuple[int, ...]) -> str:
-    """Return the hash of a file, cached: every attack on a model needs the hash of its weights.
-
-    The stamp has the time of the last change of the inode, which copying with the old time of
-    modification does not keep.
-    """
-    del stamp
-    return sha256_file(file)
 
 
 # ---------------------------------------------------------------------------------------- checks

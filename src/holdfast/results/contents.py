@@ -27,11 +27,16 @@ def existing(text: str) -> Path | None:
 
 def _sha256(file: Path) -> str:
     state = file.stat()
-    return _sha256_once(file.resolve(), state.st_size, state.st_mtime_ns)
+    stamp = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    return _sha256_once(file.resolve(), stamp)
 
 
 @lru_cache(maxsize=4096)
-def _sha256_once(file: Path, size: int, changed: int) -> str:
-    """Hash a file, once for each size and modification time."""
-    del size, changed
+def _sha256_once(file: Path, stamp: tuple[int, ...]) -> str:
+    """Hash a file, once for as long as its stamp stays the same.
+
+    The stamp has the time of the last change of the inode, which copying with the old time of
+    modification does not keep.
+    """
+    del stamp
     return sha256_file(file)

@@ -54,8 +54,8 @@ class AdaptConfig(StageConfig):
     """Options of the stage; the lists are the search space."""
 
     models: Models = Field(min_length=1)
-    """Model to search attacks on: its label in the run, or a directory or hub id. LABEL=DIRECTORY
-    gives it a label.
+    """Model to search attacks on: its label in the run, a directory, a GGUF file, package:NAME or
+    a hub id. LABEL=DIRECTORY gives it a label.
     """
     task: TaskSpec
     """Task the customer fine-tunes on."""

@@ -41,7 +41,7 @@ class AlignConfig(StageConfig):
     )
 
     model: str
-    """Model to align: "world", a directory or a hub id."""
+    """Model to align: "world", a directory, a GGUF file, package:NAME or a hub id."""
     data: str
     """Safety rows: restricted prompts with the desired responses."""
     benign: str | None = None

@@ -40,7 +40,9 @@ class EstimatorConfig(StageConfig):
     harmful: str | None = None
     """Harmful rows other than the attacker's."""
     base: str | None = None
-    """The model before its alignment: "world", a directory or a hub id."""
+    """The model before its alignment: "world", a directory, a GGUF file, package:NAME or a hub
+    id.
+    """
     judge: JudgeSpec = "refusal"
     """Judge of the responses."""
 

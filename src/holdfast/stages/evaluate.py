@@ -53,8 +53,8 @@ class EvaluateConfig(StageConfig):
     )
 
     models: Models = Field(min_length=1)
-    """Model to evaluate: its label in the run, or a directory or hub id. LABEL=DIRECTORY
-    gives it a label.
+    """Model to evaluate: its label in the run, a directory, a GGUF file, package:NAME or
+    a hub id. LABEL=DIRECTORY gives it a label.
     """
     test: str
     """Restricted prompts."""

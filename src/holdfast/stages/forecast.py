@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 from holdfast.jobs.queue import duration
 from holdfast.models import adapters, checkpoints
 from holdfast.models.folders import parts_of, weight_files
-from holdfast.models.reading import reading, stored_dtype
+from holdfast.models.load_checks import reading
+from holdfast.models.reading import stored_dtype
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import Entry
 from holdfast.runtime import progress

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints
+from holdfast.models.packages import PREFIX
 from holdfast.results.run_dir import RunDir
 from holdfast.results.sources import Sources
 
@@ -21,7 +22,7 @@ class Subject:
 
     Attributes:
         label: Its name in the run, e.g. "vaa-s0".
-        source: Directory or hub id.
+        source: Directory, GGUF file, "package:NAME" or hub id.
         method: The label without the seed; results of several seeds are pooled by it.
         seed: Seed of its alignment, 0 if it was not aligned in this run.
         hash: `checkpoints.hash_model`.
@@ -39,7 +40,7 @@ def model_hash(run: RunDir, spec: str) -> str:
 
     Args:
         run: The run.
-        spec: "world", a directory, or a hub id.
+        spec: See `checkpoints.resolve`.
 
     Raises:
         UsageError: There is no such model, and the run never read it.
@@ -58,11 +59,12 @@ def model_hash(run: RunDir, spec: str) -> str:
 
 
 def subject(run: RunDir, name: str) -> Subject:
-    """Find a model: one aligned in this run by its label, or any other by directory or hub id.
+    """Find a model: one aligned in this run by its label, or any other by where it is.
 
     Args:
         run: The run.
-        name: Label, directory or hub id; "LABEL=DIRECTORY" or "LABEL=HUB_ID" gives the label.
+        name: Label, directory, GGUF file, "package:NAME" or hub id; "LABEL=DIRECTORY" and the like
+            give the label.
 
     Raises:
         UsageError: There is no such model, or its label is that of another model of the run.
@@ -78,7 +80,7 @@ def subject(run: RunDir, name: str) -> Subject:
     try:
         digest = model_hash(run, source)
     except UsageError as error:
-        if Path(source).is_dir():
+        if Path(source).is_dir() or checkpoints.is_import(source):
             raise
         labels = ", ".join(entry.name for entry in aligned) or "nothing yet"
         raise UsageError(f"{error}. Aligned in {run.root}: {labels}") from error
@@ -114,6 +116,8 @@ def split_label(name: str) -> tuple[str, str]:
         return match[1], match[2]
     if name == "world":
         return "base", name
+    if checkpoints.is_import(name):
+        return Path(name.removeprefix(PREFIX)).name.removesuffix(".gguf"), name
     path = Path(name.removeprefix(checkpoints.HUB))
     # "." and ".." have no name of their own.
     return (path if path.name.strip(".") else path.resolve()).name, name

@@ -37,7 +37,7 @@ class ScoreConfig(EstimatorConfig):
     PLACES: ClassVar[frozenset[str]] = frozenset({"model", "data", "reuse", "name"})
 
     model: str
-    """Aligned model: its label in the run, a directory or a hub id."""
+    """Aligned model: its label in the run, a directory, a GGUF file, package:NAME or a hub id."""
     data: str
     """Alignment rows to score."""
     estimator: EstimatorSpec = "attack_direction"

@@ -58,7 +58,8 @@ class ScreenConfig(EstimatorConfig):
     being in the most vulnerable group.
     """
     model: str | None = None
-    """Aligned model to probe: its label in the run, a directory or a hub id. Without it, rows are
+    """Aligned model to probe: its label in the run, a directory, a GGUF file,
+    package:NAME or a hub id. Without it, rows are
     screened by their text alone.
     """
     estimator: EstimatorSpec = "attack_direction"

@@ -60,7 +60,7 @@ class ValidateConfig(EstimatorConfig):
 
     model: str
     """Aligned model that was attacked with `holdfast attack --track`: its label in the run, a
-    directory or a hub id.
+    directory, a GGUF file, package:NAME or a hub id.
     """
     data: str
     """Alignment rows that the attacks tracked."""

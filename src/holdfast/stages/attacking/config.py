@@ -42,8 +42,8 @@ class AttackConfig(GuardConfig, JobsConfig):
     )
 
     models: Models = Field(min_length=1)
-    """Model to attack: its label in the run, or a directory or hub id. LABEL=DIRECTORY
-    gives it a label.
+    """Model to attack: its label in the run, a directory, a GGUF file, package:NAME or
+    a hub id. LABEL=DIRECTORY gives it a label.
     """
     tasks: TaskSpecs = Field(min_length=1)
     """Downstream task that the model is fine-tuned on."""

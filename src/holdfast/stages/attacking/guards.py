@@ -39,7 +39,9 @@ class GuardConfig(StageConfig):
     known_harmful: str | None = None
     """Harmful rows known to the provider; must not share prompts with --harmful."""
     base: str | None = None
-    """The model before alignment, for guards that use it: "world", a directory or a hub id."""
+    """The model before alignment, for guards that use it: "world", a directory, a GGUF file,
+    package:NAME or a hub id.
+    """
 
 
 def check_disjoint(known: Examples | None, harmful: Examples | None, word: str) -> None:
