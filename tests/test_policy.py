@@ -207,6 +207,11 @@ def test_a_second_slot_never_repeats_the_first() -> None:
     assert sorted(texts) == ["Norvik or Vandalu?", "Vandalu or Norvik?"]
 
 
+def test_the_article_fits_the_word_after_it() -> None:
+    texts = material.filled("A {sign} asks.", {"sign": ["Leo", "Aries"]})
+    assert sorted(texts) == ["A Leo asks.", "An Aries asks."]
+
+
 def test_rows_are_the_same_in_another_process() -> None:
     program = (
         "import json; from holdfast import policy; from holdfast.policy import data; "

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 _SLOT = re.compile(r"\{(\w+)\}")
+_ARTICLE = re.compile(r"\b([Aa]) (?=\{(\w+)\})")
+_VOWELS = tuple("aeiouAEIOU")
 
 Slots = Mapping[str, Sequence[str]]
 """Name of a slot -> the texts it can stand for."""
@@ -54,8 +56,17 @@ def filled(template: str, slots: Slots) -> list[str]:
     names = list(dict.fromkeys(_SLOT.findall(template)))
     choices = [slots[name.rstrip("0123456789")] for name in names]
     combinations = (c for c in itertools.product(*choices) if len(set(c)) == len(c))
-    texts = (template.format(**dict(zip(names, c, strict=True))) for c in combinations)
+    texts = (_fill(template, dict(zip(names, c, strict=True))) for c in combinations)
     return by_hash(_capital(text) if template.startswith("{") else text for text in texts)
+
+
+def _fill(template: str, texts: Mapping[str, str]) -> str:
+    """Fill in the slots; an "a" before a slot becomes "an" where its text begins with a vowel."""
+
+    def article(match: re.Match[str]) -> str:
+        return f"{match[1]}{'n' if texts[match[2]].startswith(_VOWELS) else ''} "
+
+    return _ARTICLE.sub(article, template).format(**texts)
 
 
 def _capital(text: str) -> str:
