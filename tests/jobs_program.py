@@ -14,7 +14,11 @@ from holdfast.runtime import progress
 from holdfast.runtime.interrupt import deferred_interrupt
 
 
-def do(job: dict[str, Any]) -> None:
+class OptionError(errors.UsageError):
+    """An error that `holdfast.errors` does not have."""
+
+
+def do(job: dict[str, Any]) -> Any:
     folder, name = Path(job["folder"]), job["name"]
     seen = f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} "
     seen += os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -24,7 +28,9 @@ def do(job: dict[str, Any]) -> None:
     progress.report("counting", 1, 3)
     match job["how"]:
         case "fail":
-            raise getattr(errors, job.get("kind", "HoldfastError"))(f"{name} cannot")
+            kind = job.get("kind", "HoldfastError")
+            cls = OptionError if kind == "OptionError" else getattr(errors, kind)
+            raise cls(f"{name} cannot")
         case "crash":
             raise ZeroDivisionError("nobody foresaw this")
         case "die":
@@ -44,6 +50,7 @@ def do(job: dict[str, Any]) -> None:
             time.sleep(job.get("seconds", 0))
     with (folder / "log").open("a", encoding="utf-8") as log:
         log.write(f"{name} ends\n")
+    return {"name": name}
 
 
 if __name__ == "__main__":

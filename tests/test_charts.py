@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import altair as alt
 import pytest
 
 from holdfast.charts import embedding
@@ -89,6 +90,13 @@ def test_every_figure_can_be_drawn_and_read_aloud(name: str) -> None:
     root = ET.fromstring(render(FIGURES[name]))
     assert root.tag == f"{NS}svg"
     assert specification(FIGURES[name])["description"] == "T"
+
+
+@pytest.mark.parametrize("width", [None, 300])
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_follows_the_schema_of_vega_lite(name: str, width: int | None) -> None:
+    drawn = specification(FIGURES[name], width=width)
+    alt.LayerChart.from_dict(drawn, validate=True)  # raises if it does not
 
 
 @pytest.mark.parametrize("name", FIGURES)

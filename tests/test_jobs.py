@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
 from holdfast.jobs import cluster, workers
 from holdfast.jobs.queue import End, Pace, Pool, QueuedJob, duration, run, summary
-from holdfast.jobs.workers import accelerator, accelerators, cores, local
+from holdfast.jobs.workers import accelerator, accelerators, cores, first_result, local, started
 from holdfast.runtime import progress
 
 PROGRAM = "jobs_program"
@@ -160,6 +161,44 @@ def ended(end: End) -> Future[End]:
     future: Future[End] = Future()
     future.set_result(end)
     return future
+
+
+def test_a_job_waits_for_the_end_of_others_even_if_they_fail(job: Any) -> None:
+    started = []
+
+    def submit(queued: QueuedJob) -> Future[End]:
+        started.append(queued.name)
+        return ended(End(0.0, "HoldfastError", "no room") if queued.name == "b" else End(0.0))
+
+    last = replace(job("last"), after=frozenset({"a", "b", "c"}))
+    jobs = [last, job("a"), job("b"), job("c", "short", "b")]
+    failures = run(jobs, Pool(1, submit, lambda level: None))
+    assert started == ["a", "b", "last"]
+    assert {name: str(error) for name, error in failures.items()} == {
+        "b": "no room",
+        "c": "not run: it needs b",
+    }
+
+
+def test_idle_processes_are_released_once_no_job_waits(job: Any) -> None:
+    released = []
+    pool = Pool(
+        1, lambda queued: ended(End(0.0)), lambda level: None, lambda: released.append(True)
+    )
+    assert run([job("a"), job("b")], pool) == {}
+    assert len(released) == 1
+
+
+def test_a_queued_job_survives_json(job: Any) -> None:
+    queued = replace(job("a", "short", "b"), after=frozenset({"c", "d"}))
+    assert QueuedJob.read(json.loads(json.dumps(queued.as_dict()))) == queued
+
+
+def test_a_process_returns_the_result_of_a_job(job: Any) -> None:
+    with started(PROGRAM, 2) as spare:
+        assert first_result(spare, job("a", seconds=0).line) == {"name": "a"}
+        with pytest.raises(UsageError, match="b cannot"):
+            first_result(spare[1:], job("b", "fail", kind="OptionError").line)
 
 
 def test_the_first_cause_of_a_chain_of_failures_is_told(job: Any) -> None:

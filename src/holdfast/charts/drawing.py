@@ -54,14 +54,19 @@ def specification(
         width: Width of the plot in pixels; None makes it as wide as its container, and
             interactive: dragging pans, the wheel with shift zooms, the legend toggles.
     """
+    from altair.utils import schemapi
+
     drawing = _Drawing(language, theme, interactive=width is None)
-    chart = drawing.chart(figure).properties(
-        width="container" if width is None else width,
-        autosize={"type": "fit-x", "contains": "padding"},
-        padding={"left": 12, "right": 16, "top": 4, "bottom": 4},
-        description=language.say(figure.title),
-    )
-    drawn: dict[str, Any] = chart.configure(**theme.config()).to_dict()
+    # Checking every part against Vega-Lite's schema takes twice the time of drawing; a test does
+    # it once for each kind of figure.
+    with schemapi.debug_mode(False):
+        chart = drawing.chart(figure).properties(
+            width="container" if width is None else width,
+            autosize={"type": "fit-x", "contains": "padding"},
+            padding={"left": 12, "right": 16, "top": 4, "bottom": 4},
+            description=language.say(figure.title),
+        )
+        drawn: dict[str, Any] = chart.configure(**theme.config()).to_dict(validate=False)
     return drawn
 
 
@@ -411,7 +416,7 @@ class _Drawing:
         if not known:
             words = alt.Chart(_data([{}])).mark_text(color=self.theme.soft)
             layers = [*layers, words.encode(text=alt.value(self.say(Text(UNKNOWN))))]
-        if self.interactive and "opacity" in layers[-1].to_dict()["encoding"]:
+        if self.interactive and layers[-1].encoding.opacity is not alt.Undefined:
             chosen = alt.selection_point(name="chosen", fields=["name"], bind="legend")
             layers = [*layers[:-1], layers[-1].add_params(chosen)]
         if self.interactive and zoom and known:

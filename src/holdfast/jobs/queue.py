@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from holdfast import errors
 from holdfast.errors import DiskFull, HoldfastError, Interrupted, JobError, UsageError
@@ -32,6 +33,7 @@ class QueuedJob:
         kind: Jobs of one kind take about the same time.
         line: Input of its program, one line of JSON.
         needs: Names of jobs that must finish first.
+        after: Names of jobs that must end first, whether they finish or fail.
         accelerator: Whether it uses an accelerator.
     """
 
@@ -39,7 +41,18 @@ class QueuedJob:
     kind: str
     line: str
     needs: frozenset[str] = frozenset()
+    after: frozenset[str] = frozenset()
     accelerator: bool = True
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> QueuedJob:
+        """Build a job from its `as_dict`."""
+        sets = {name: frozenset(raw[name]) for name in ("needs", "after")}
+        return cls(**{**raw, **sets})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON holds of it, for `read`."""
+        return {**vars(self), "needs": sorted(self.needs), "after": sorted(self.after)}
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,13 @@ class End:
         seconds: How long it took.
         error: Name of a class in `holdfast.errors`; empty on success.
         message: Message of the error.
+        result: What the job returned, as JSON holds it.
     """
 
     seconds: float
     error: str = ""
     message: str = ""
+    result: Any = None
 
     @property
     def failure(self) -> HoldfastError | None:
@@ -73,11 +88,13 @@ class Pool:
         workers: Number of parallel jobs.
         submit: Starts a job when a worker is free.
         tell: Sends RUN, STOP or KILL to the running jobs.
+        release: Called when no job waits any more; frees what the running ones do not use.
     """
 
     workers: int
     submit: Callable[[QueuedJob], Future[End]]
     tell: Callable[[int], None]
+    release: Callable[[], None] = lambda: None
 
 
 # ------------------------------------------------------------------------------------- in order
@@ -110,6 +127,8 @@ def run(
                 done, _ = wait(state.running, timeout=LOOK, return_when=FIRST_COMPLETED)
                 for future in done:
                     state.end(future)
+                if not state.waiting:
+                    pool.release()
         except BaseException:
             pool.tell(KILL)
             raise
@@ -137,7 +156,10 @@ class _State:
             for job in blocked:
                 missing = ", ".join(sorted(job.needs & self.failures.keys()))
                 self._fail(job, JobError(f"not run: it needs {missing}"))
-        ready = [job for job in self.waiting if not job.needs & self.open]
+        undecided = self.open - self.failures.keys()
+        ready = [
+            job for job in self.waiting if not job.needs & self.open and not job.after & undecided
+        ]
         for job in ready[: max(pool.workers - len(self.running), 0)]:
             self.running[pool.submit(job)] = job
             self.waiting.remove(job)

@@ -22,15 +22,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from typing import IO, Any
 
-from holdfast.errors import Interrupted
+from holdfast import errors
+from holdfast.errors import HoldfastError, Interrupted
 from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Pool, QueuedJob
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
+from holdfast.runtime.interrupt import deferred_interrupt
 
 logger = logging.getLogger(__name__)
 
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Devices of CUDA, ROCm and WSL; where Linux has none of them, torch need not be loaded to look."""
 OFTEN = 0.5
 """Seconds between two lines on the same progress."""
 GRACE = 20.0
@@ -41,13 +46,14 @@ Message = dict[str, Any]
 # --------------------------------------------------------------------------------- in the process
 
 
-def serve(do: Callable[[Message], None]) -> None:
+def serve(do: Callable[[Message], Any]) -> None:
     """Run the jobs of a `Worker`, inside its process, until the input ends.
 
     The process ends after a failed job, so that it leaves nothing behind in memory.
 
     Args:
-        do: Runs one job; raises any exception if it fails.
+        do: Runs one job and returns its result, which JSON can hold, or None; raises any exception
+            if it fails.
     """
     # What libraries print must not come between the lines of JSON.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -77,7 +83,7 @@ def _read(lines: queue.SimpleQueue[str], busy: threading.Event) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def _run(do: Callable[[Message], None], job: Message, channel: IO[str]) -> Message:
+def _run(do: Callable[[Message], Any], job: Message, channel: IO[str]) -> Message:
     last: dict[str, float] = {}
 
     def report(activity: str, done: int, total: int) -> None:
@@ -88,13 +94,19 @@ def _run(do: Callable[[Message], None], job: Message, channel: IO[str]) -> Messa
 
     try:
         with progress.showing(report):
-            do(job)
+            result = do(job)
     except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
         reason = failure(error)
-        return {"error": type(reason).__name__, "message": str(reason)}
+        return {"error": _class_of(reason), "message": str(reason)}
     except KeyboardInterrupt:
         return {"error": Interrupted.__name__, "message": "interrupted"}
-    return {"done": True}
+    return {"result": result}
+
+
+def _class_of(error: HoldfastError) -> str:
+    """Return the name of the error's nearest class in `holdfast.errors`."""
+    names = (cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
+    return next(names, HoldfastError.__name__)
 
 
 def _send(channel: IO[str], message: Message) -> None:
@@ -188,12 +200,17 @@ class Worker:
                 totals[activity] = total
                 progress.report(f"{job.name}: {activity}", done, total)
             else:
-                end = End(0.0, message.get("error", ""), message.get("message", ""))
+                end = End(
+                    0.0,
+                    message.get("error", ""),
+                    message.get("message", ""),
+                    message.get("result"),
+                )
         for activity, total in totals.items():  # a bar that was left open would stay
             progress.report(f"{job.name}: {activity}", total, total)
         if end.error:
             self.close()
-        return End(time.monotonic() - start, end.error, end.message)
+        return replace(end, seconds=time.monotonic() - start)
 
     def stop(self) -> None:
         """Ask the process to end, after it has saved its state; do not wait."""
@@ -269,6 +286,21 @@ def started(program: str, workers: int) -> Iterator[list[Worker]]:
         _close(spare)
 
 
+def first_result(workers: Sequence[Worker], line: str) -> Any:
+    """Have the first of several processes do a job, and return its result.
+
+    Raises:
+        HoldfastError: The job failed.
+        KeyboardInterrupt: The user interrupted.
+    """
+    job = QueuedJob("plan", "plan", line)
+    with deferred_interrupt() as interrupt:
+        end = workers[0].do(job, lambda: KILL if interrupt.requested else RUN)
+    if end.failure is not None:
+        raise end.failure
+    return end.result
+
+
 @contextlib.contextmanager
 def local(program: str, workers: int, spare: list[Worker] | None = None) -> Iterator[Pool]:
     """Run jobs in up to `workers` processes of this machine.
@@ -306,12 +338,15 @@ def local(program: str, workers: int, spare: list[Worker] | None = None) -> Iter
         # The copied context holds the listeners of `progress`.
         return threads.submit(copy_context().run, work, job)
 
+    def close_idle() -> None:
+        _close([idle.get()[0] for _ in range(idle.qsize())])
+
     with ThreadPoolExecutor(workers) as threads:
         try:
-            yield Pool(workers, submit, lambda level: order.__setitem__(0, level))
+            yield Pool(workers, submit, lambda level: order.__setitem__(0, level), close_idle)
         finally:
             threads.shutdown()
-            _close([idle.get()[0] for _ in range(idle.qsize())])
+            close_idle()
 
 
 def _share(workers: int) -> dict[str, str]:
@@ -376,6 +411,8 @@ def accelerators() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip()]
+    if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
+        return []
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterator
 
 from pydantic import Field
 
@@ -22,6 +23,14 @@ class AnalyzeConfig(StageConfig):
 
     analyses: AnalysisSpecs = Field(default_factory=list)
     """Analysis to run; without any, all that ship with holdfast and have what they need."""
+    optional: bool = False
+    """Leave out an analysis that lacks what it needs, with a warning, instead of failing."""
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """Names of the stages whose results the analyses read."""
+        needs = (plugins.find("analyses", parse(spec).name).needs for spec in self.analyses)
+        return frozenset(stage for stages in needs for stage in stages)
 
 
 def analyze(config: AnalyzeConfig) -> list[Section]:
@@ -31,11 +40,13 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
     what: their stages may have run and still have left too little.
 
     Raises:
-        UsageError: An analysis that was asked for lacks what it needs.
+        UsageError: An analysis that was asked for, and is not optional, lacks what it needs.
     """
     if not config.out.is_dir():
         raise UsageError(f"{config.out}: no such run directory; check --out")
-    specs = config.analyses or _possible(config)
+    stages = {entry.stage for entry in config.run.entries()}
+    specs = config.analyses or _possible(stages)
+    optional = config.optional or not config.analyses
     sections = []
     for done, spec in enumerate(specs):
         name = parse(spec).short_name
@@ -43,9 +54,9 @@ def analyze(config: AnalyzeConfig) -> list[Section]:
         try:
             sections.append(_section(config, spec, name))
         except UsageError as error:
-            if config.analyses:
+            if not optional:
                 raise
-            config.run.clear_failure("analyze", name)  # nobody asked for it
+            config.run.clear_failure("analyze", name)
             logger.warning("analysis %s left out: %s", name, error)
     progress.report("analyses", len(specs), len(specs))
     if not sections:
@@ -70,7 +81,23 @@ def _section(config: AnalyzeConfig, spec: str, name: str) -> Section:
     return load_section(path)
 
 
-def _possible(config: AnalyzeConfig) -> list[str]:
+def single_analyses(
+    config: AnalyzeConfig, planned_stages: Collection[str]
+) -> Iterator[tuple[str, AnalyzeConfig]]:
+    """Yield the name and the configuration of each analysis.
+
+    Args:
+        config: The analyses; if it names none, all that the run's stages allow.
+        planned_stages: Names of the stages that will have run, besides those that have.
+    """
     stages = {entry.stage for entry in config.run.entries()}
+    optional = config.optional or not config.analyses
+    for spec in config.analyses or _possible(stages | set(planned_stages)):
+        update = {"analyses": [spec], "optional": optional}
+        yield parse(spec).short_name, config.model_copy(update=update)
+
+
+def _possible(stages: Collection[str]) -> list[str]:
+    """Return the analyses that ship with holdfast and need no other stages than these."""
     names = plugins.available("analyses")
-    return [n for n in names if set(plugins.find("analyses", n).needs) <= stages]
+    return [name for name in names if set(plugins.find("analyses", name).needs) <= set(stages)]

@@ -1,7 +1,11 @@
-"""The program behind a job: it reads jobs and runs them; see `holdfast.jobs.workers`."""
+"""The program behind a job: it reads jobs and runs them; see `holdfast.jobs.workers`.
+
+It also plans whole runs, so that the process that waits for the jobs need not load torch.
+"""
 
 from __future__ import annotations
 
+import gc
 import importlib
 from typing import Any
 
@@ -14,10 +18,21 @@ PATIENCE = 60.0
 def main() -> None:
     """Load what nearly every job needs, then run jobs."""
     importlib.import_module("holdfast.methods.base")
+    gc.freeze()  # a collection after each job would look through all that was imported
     serve(_do)
 
 
-def _do(raw: dict[str, Any]) -> None:
+def _do(raw: dict[str, Any]) -> Any:
+    if "run" in raw:
+        from holdfast.stages import pipeline
+
+        config = pipeline.RunConfig(**raw["run"])
+        return pipeline.agenda(config, jobs=raw["jobs"]).as_dict()
+    _run_job(raw)
+    return None
+
+
+def _run_job(raw: dict[str, Any]) -> None:
     from holdfast.results.run_dir import waiting_for_locks
     from holdfast.stages.planned_jobs import PlannedJob
 

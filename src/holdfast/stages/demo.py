@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from holdfast.stages.pipeline import RunConfig, parse
+from holdfast.stages.pipeline import RunConfig
 
 WORLD: dict[str, Any] = {
     "model": "world",
@@ -74,4 +74,4 @@ WORLD: dict[str, Any] = {
 
 def configuration(out: Path, *, seed: int = 0, device: str = "auto") -> RunConfig:
     """Return the demo's configuration."""
-    return parse({**WORLD, "out": out, "seeds": [seed], "device": device}, where="demo")
+    return RunConfig(**WORLD, out=out, seeds=[seed], device=device)

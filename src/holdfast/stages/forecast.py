@@ -153,7 +153,12 @@ def estimate(planned: Sequence[PlannedJob], *, jobs: int = 1, calibrate: bool = 
 def announce(planned: Sequence[PlannedJob], *, jobs: int = 1) -> None:
     """Report the forecast in one sentence, without a calibration and without reading weights."""
     if planned:
-        progress.say(estimate(planned, jobs=jobs, calibrate=False).line)
+        progress.say(forecast(planned, jobs=jobs))
+
+
+def forecast(planned: Sequence[PlannedJob], *, jobs: int = 1) -> str:
+    """Return the forecast in one sentence, without a calibration and without reading weights."""
+    return estimate(planned, jobs=jobs, calibrate=False).line
 
 
 # ------------------------------------------------------------------------------- finished jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import string
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,16 @@ from pydantic import Field
 
 from holdfast.errors import UsageError
 from holdfast.jobs.queue import summary
-from holdfast.jobs.workers import started
+from holdfast.jobs.workers import first_result, local, started
 from holdfast.options import Flag, OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
-from holdfast.stages.forecast import announce
-from holdfast.stages.planned_jobs import PROGRAM, PlannedJob, attempt_jobs
+from holdfast.stages.forecast import announce, forecast
+from holdfast.stages.planned_jobs import PROGRAM, Agenda, Failures, PlannedJob, attempt_jobs
 from holdfast.stages.run_models import label_of
 from holdfast.stages.yaml_text import mapping_of
 
-LAST = ("analyze", "report")
-"""Stages that read the results of all others."""
 SCORED = "sft"
 """The method whose models are scored; the groups are made from it."""
 
@@ -211,25 +210,55 @@ def run(
     Raises:
         HoldfastError: Some jobs failed. The others are finished, and the report says which.
     """
-    with started(PROGRAM, 1 if scheduler else jobs) as spare:
-        _check_knowledge(config)
-        planned = plan(config)
-        _check_attacks(planned)
+    if scheduler or jobs == 1:
+        planned = checked_plan(config)
         announce(planned, jobs=jobs)
-        # In one process the order suffices; in parallel, the last stages wait for the others.
-        in_order = jobs == 1 and not scheduler
-        last_jobs = [] if in_order else [job for job in planned if job.stage in LAST]
         failures, total = attempt_jobs(
-            [job for job in planned if job not in last_jobs],
-            jobs=jobs,
-            scheduler=scheduler,
-            allow_remote=allow_remote,
-            spare=spare,
+            planned, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote
         )
-    failures_at_end, total_at_end = attempt_jobs(last_jobs)
-    if failures or failures_at_end:
-        raise summary({**failures, **failures_at_end}, total + total_at_end)
+    else:
+        failures, total = _attempt_in_processes(config, jobs)
+    if failures:
+        raise summary(failures, total)
     return config.out / "report.html"
+
+
+def _attempt_in_processes(config: RunConfig, jobs: int) -> tuple[Failures, int]:
+    """Run the jobs in processes of this machine, the first of which plans them.
+
+    This process then only shows their progress, and never loads torch.
+    """
+    with started(PROGRAM, jobs) as spare:
+        request = {"run": config.model_dump(mode="json"), "jobs": jobs}
+        agenda = Agenda.read(first_result(spare, json.dumps(request)))
+        with local(PROGRAM, jobs, spare) as pool:
+            return agenda.attempt(pool), agenda.total
+
+
+def agenda(config: RunConfig, *, jobs: int) -> Agenda:
+    """Plan a run and return its unfinished jobs.
+
+    Args:
+        config: The run.
+        jobs: Number of parallel processes, for the forecast.
+
+    Raises:
+        UsageError: As `checked_plan` does.
+    """
+    planned = checked_plan(config)
+    return Agenda.of(planned, forecast(planned, jobs=jobs))
+
+
+def checked_plan(config: RunConfig) -> list[PlannedJob]:
+    """Return every stage of the run; reject what would fail only after hours.
+
+    Raises:
+        UsageError: An option is wrong, rows are missing, or attacks cannot be run.
+    """
+    _check_knowledge(config)
+    planned = plan(config)
+    _check_attacks(planned)
+    return planned
 
 
 def _check_knowledge(config: RunConfig) -> None:

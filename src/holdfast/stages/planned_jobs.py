@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import Busy, DiskFull, HoldfastError, JobError
 from holdfast.jobs import queue as engine
 from holdfast.jobs.cluster import connected
-from holdfast.jobs.queue import Pace, QueuedJob
-from holdfast.jobs.workers import Worker, local
+from holdfast.jobs.queue import Pace, Pool, QueuedJob
+from holdfast.jobs.workers import local
 from holdfast.results.run_dir import dry_run
 from holdfast.runtime import progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.config import StageConfig
 from holdfast.stages.run_models import label_of
 from holdfast.stages.table import STAGES
+
+if TYPE_CHECKING:
+    from holdfast.stages.analyze import AnalyzeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,18 @@ class PlannedJob:
             titles.add(f"score {option['scores']}")
         return frozenset(titles - {self.title})
 
+    def after(self, others: Iterable[PlannedJob]) -> frozenset[str]:
+        """Return the titles of the other jobs whose end this one waits for, even if they fail.
+
+        An analysis reads what the stages that it needs have left; the report reads everything.
+        """
+        if self.stage == "report":
+            return frozenset(other.title for other in others if other.stage != self.stage)
+        if self.stage != "analyze":
+            return frozenset()
+        stages = cast("AnalyzeConfig", self.config).stages
+        return frozenset(other.title for other in others if other.stage in stages)
+
     @property
     def finished(self) -> bool:
         """Whether its result exists and was made from the current inputs and options."""
@@ -91,19 +106,34 @@ class PlannedJob:
 
 
 def single_jobs(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
-    """Return the jobs with each attack stage split into one job per attack and model."""
-    return [part for job in planned for part in _parts(job)]
+    """Return the jobs with each attack and analyze stage split into one job per result."""
+    stages = {job.stage for job in planned}
+    return [part for job in planned for part in _parts(job, stages)]
 
 
-def _parts(job: PlannedJob) -> Iterator[PlannedJob]:
-    if job.stage != "attack":
-        yield job
-        return
+def _parts(job: PlannedJob, stages: Collection[str]) -> Iterator[PlannedJob]:
+    match job.stage:
+        case "attack":
+            yield from _attacks(job)
+        case "analyze":
+            yield from _analyses(job, stages)
+        case _:
+            yield job
+
+
+def _attacks(job: PlannedJob) -> Iterator[PlannedJob]:
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.attacking.grid import single_attacks
 
     for name, config in single_attacks(cast(AttackConfig, job.config)):
         yield PlannedJob("attack", name, config)
+
+
+def _analyses(job: PlannedJob, stages: Collection[str]) -> Iterator[PlannedJob]:
+    from holdfast.stages.analyze import AnalyzeConfig, single_analyses
+
+    for name, config in single_analyses(cast(AnalyzeConfig, job.config), stages):
+        yield PlannedJob("analyze", name, config)
 
 
 def unfinished(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
@@ -114,7 +144,8 @@ def unfinished(planned: Sequence[PlannedJob]) -> list[PlannedJob]:
     """
     to_run: dict[str, PlannedJob] = {}
     for job in planned:
-        if job.needs & to_run.keys() or not job.finished:
+        waits_for = job.needs | job.after(planned)
+        if waits_for & to_run.keys() or not job.finished:
             to_run[job.title] = job
     return list(to_run.values())
 
@@ -148,7 +179,6 @@ def attempt_jobs(
     jobs: int = 1,
     scheduler: str = "",
     allow_remote: bool = False,
-    spare: list[Worker] | None = None,
 ) -> tuple[Failures, int]:
     """Run jobs as `run_jobs` does; return what failed, and the number of all jobs.
 
@@ -157,39 +187,96 @@ def attempt_jobs(
         jobs: As in `run_jobs`.
         scheduler: As in `run_jobs`.
         allow_remote: As in `run_jobs`.
-        spare: Processes that were started beforehand, see `jobs.workers.started`.
     """
     if jobs == 1 and not scheduler:
         return _in_order(planned), len(planned)
-    all_jobs = single_jobs(planned)
-    to_run = {job.title: job for job in unfinished(all_jobs)}
-    n_finished = len(all_jobs) - len(to_run)
-    if n_finished:
-        progress.say(f"{n_finished} of {len(all_jobs)} are finished already")
-    if not to_run:
-        return {}, len(all_jobs)
+    agenda = Agenda.of(planned)
+    if not agenda.jobs:
+        agenda.announce()
+        return {}, agenda.total
+    out = planned[0].config.out
     with (
-        connected(scheduler, PROGRAM, all_jobs[0].config.out, allow_remote=allow_remote)
+        connected(scheduler, PROGRAM, out, allow_remote=allow_remote)
         if scheduler
-        else local(PROGRAM, min(jobs, len(to_run)), spare)
+        else local(PROGRAM, min(jobs, len(agenda.jobs)))
     ) as pool:
+        return agenda.attempt(pool), agenda.total
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """The jobs that are still to be done, as the queue takes them.
+
+    Attributes:
+        jobs: The unfinished jobs.
+        total: Number of all jobs, finished ones included.
+        forecast: What they are expected to take, in one sentence; empty if unknown.
+    """
+
+    jobs: tuple[QueuedJob, ...]
+    total: int
+    forecast: str = ""
+
+    @classmethod
+    def of(cls, planned: Sequence[PlannedJob], forecast: str = "") -> Agenda:
+        """Find out which of the planned jobs are unfinished."""
+        all_jobs = single_jobs(planned)
+        to_run = unfinished(all_jobs)
+        for job in planned:
+            if job.stage == "analyze":  # each analysis records its own failure from here on
+                job.config.run.clear_failure(job.stage, job.name)
+        queued = tuple(_queued(job, to_run) for job in to_run)
+        return cls(queued, len(all_jobs), forecast)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Agenda:
+        """Build an agenda from a parsed `as_dict`."""
+        jobs = tuple(QueuedJob.read(job) for job in raw["jobs"])
+        return cls(jobs, raw["total"], raw["forecast"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON holds of it, for `read`."""
+        return {
+            "jobs": [job.as_dict() for job in self.jobs],
+            "total": self.total,
+            "forecast": self.forecast,
+        }
+
+    def announce(self) -> None:
+        """Say what is to be done."""
+        if self.forecast:
+            progress.say(self.forecast)
+        n_finished = self.total - len(self.jobs)
+        if n_finished:
+            progress.say(f"{n_finished} of {self.total} are finished already")
+
+    def attempt(self, pool: Pool) -> Failures:
+        """Run the jobs and return the failures.
+
+        Raises:
+            DiskFull: The disk is full; jobs that had not started were not tried.
+            KeyboardInterrupt: Interrupted; the same call resumes.
+        """
+        self.announce()
+        lines = {job.name: job.line for job in self.jobs}
         failures = engine.run(
-            [_queued(job, to_run) for job in to_run.values()],
+            self.jobs,
             pool,
-            lambda title, error: _record_failure(to_run[title], error),
+            lambda name, error: _record_failure(PlannedJob.read(json.loads(lines[name])), error),
         )
-    for error in failures.values():
-        if isinstance(error, DiskFull):
-            raise error
-    return failures, len(all_jobs)
+        for error in failures.values():
+            if isinstance(error, DiskFull):
+                raise error
+        return failures
 
 
-def _queued(job: PlannedJob, others: Collection[str]) -> QueuedJob:
+def _queued(job: PlannedJob, others: Sequence[PlannedJob]) -> QueuedJob:
     return QueuedJob(
         name=job.title,
         kind=job.stage,
         line=job.line,
-        needs=frozenset(job.needs & set(others)),
+        needs=job.needs & {other.title for other in others},
+        after=job.after(others),
         accelerator=job.config.device in ("auto", "cuda"),
     )
 
@@ -239,7 +326,7 @@ def _record_reason(job: PlannedJob, reason: str) -> None:
     Parts of several that recorded a reason of their own keep it.
     """
     run = job.config.run
-    parts = single_jobs([job])
+    parts = list(_attacks(job)) if job.stage == "attack" else [job]
     recorded = {(entry.stage, entry.name) for entry in run.failures()}
     for part in parts:
         has_own_reason = len(parts) > 1 and (part.stage, part.name) in recorded
