@@ -49,17 +49,21 @@ def by_hand(
 
 
 def test_equals_a_loop_written_out(
-    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights, same: Same
+    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights
 ) -> None:
-    mine, theirs = (make_model(vocab=len(tokenizer)) for _ in range(2))
+    # In float64, so that the loss on answer positions and the fused AdamW may round differently.
+    mine, theirs = (make_model(vocab=len(tokenizer)).double() for _ in range(2))
     seen: list[tuple[int, float]] = []
     chosen = rows.harmful[:12]
     finetune(mine, tokenizer, chosen, CONFIG, on_snapshot=lambda *point: seen.append(point))
     losses = by_hand(theirs, tokenizer, chosen)
-    assert same(weights_of(mine), weights_of(theirs))
+    expected = weights_of(theirs)
+    for name, weight in weights_of(mine).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-6)
     # Checkpoints every third step and at the last, with the mean loss since the one before.
-    expected = [(3, sum(losses[:3]) / 3), (6, sum(losses[3:6]) / 3), (7, losses[6])]
-    assert seen == expected
+    assert [step for step, _ in seen] == [3, 6, 7]
+    means = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, losses[6]]
+    assert [loss for _, loss in seen] == pytest.approx(means, rel=1e-6)
     assert losses[-1] < losses[0]
     assert not mine.training
 

@@ -47,7 +47,9 @@ def test_entropy_by_hand() -> None:
     logits = torch.tensor([[[9.0, 0, 0, 0], even, halves, [0, 9.0, 0, 0]]])
     labels = torch.tensor([[encoding.IGNORE, encoding.IGNORE, 2, 1]])
     wanted = -(math.log(4) + math.log(2)) / 2
-    assert float(negative_entropy(logits, labels)) == pytest.approx(wanted, rel=1e-6)
+    assert float(
+        negative_entropy(logits[:, :-1][labels[:, 1:] != encoding.IGNORE])
+    ) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_looks_and_their_weights(config: Callable[..., TarOptions]) -> None:
@@ -210,7 +212,8 @@ def attacked_entropy(trainer: Any, positions: list[int]) -> float:
         optimizer.zero_grad()
     held = encoding.collate([rows[i] for i in positions], trainer.pad)
     with torch.no_grad():
-        return -float(negative_entropy(model(input_ids=held["input_ids"]).logits, held["labels"]))
+        logits = model(input_ids=held["input_ids"]).logits[:, :-1]
+        return -float(negative_entropy(logits[held["labels"][:, 1:] != encoding.IGNORE]))
 
 
 def test_an_attacked_model_stays_uncertain(

@@ -205,7 +205,8 @@ def token_losses(
     import torch
     from torch.nn import functional as F
 
-    from holdfast.models.encoding import IGNORE, Encoded, collate
+    from holdfast.models.encoding import Encoded, collate
+    from holdfast.models.heads import logits_at, predicting, tokens_at
     from holdfast.models.losses import chunks
 
     device = next(model.parameters()).device
@@ -214,13 +215,13 @@ def token_losses(
     losses = torch.full((len(rows), most), torch.nan)
     for indices in chunks(order, batch_size):
         batch = collate([cut[i] for i in indices], pad, device)
-        labels = batch.pop("labels")[:, 1:]
+        labels = batch.pop("labels")
+        mask = predicting(labels)
         with torch.no_grad():
-            logits = model(**batch).logits[:, :-1].float()
-        per_token = F.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
-        ).cpu()
-        for i, line in zip(indices, per_token, strict=True):
+            logits = logits_at(model, batch, mask).float()
+        per_token = torch.zeros(mask.shape, device=device)
+        per_token[mask] = F.cross_entropy(logits, tokens_at(labels, mask), reduction="none")
+        for i, line in zip(indices, per_token.cpu(), strict=True):
             start, end = cut[i].start - 1, len(cut[i].ids) - 1  # position t predicts token t + 1
             losses[i, : end - start] = line[start:end]
     return losses

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.guards.base import Guard, at, copies
-from holdfast.models.encoding import IGNORE
+from holdfast.models.heads import logits_at, predicting, reading_at, tokens_at
 from holdfast.tuning.loop import Tuning
 
 EARLY = 5
@@ -58,22 +58,23 @@ class ConstrainedSft(Guard):
         if not (self.first or self.early or self.rest):
             return super().loss(tuning, batch)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        labels = batch["labels"][:, 1:]
-        before = _log_probs(at(tuning, tuning.memory["start"], **inputs).logits, labels)
-        now = _log_probs(tuning.model(**inputs).logits, labels)
-        answer = labels != IGNORE
-        gain = self.betas(answer) * (now.detach() - before)
+        mask = predicting(batch["labels"])
+        tokens = tokens_at(batch["labels"], mask)
+        with reading_at(tuning.model, mask) as read:
+            start = at(tuning, tuning.memory["start"], **inputs)
+            before = _log_probs(read(start.logits), tokens)
+        now = _log_probs(logits_at(tuning.model, inputs, mask), tokens)
+        gain = self.betas(mask)[mask] * (now.detach() - before)
         weights = (2 * torch.sigmoid(-gain)).clamp(min=LEAST_WEIGHT)
-        return -(weights * now)[answer].mean()
+        return -(weights * now).mean()
 
     def betas(self, answer: Tensor) -> Tensor:
-        """Return beta at every position, (B, T), given the mask of answer tokens, (B, T)."""
+        """Return beta at every position, given the mask of answer tokens, both (B, T)."""
         place = answer.cumsum(1)
         late = torch.where(place > EARLY, self.rest, self.early)
         return torch.where(place <= 1, self.first, late)
 
 
-def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return log pi of each label, (B, T - 1); 0 at positions without a label."""
-    shifted = logits[:, :-1].float().transpose(1, 2)
-    return -F.cross_entropy(shifted, labels, ignore_index=IGNORE, reduction="none")
+def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return log pi of each token, (N,), from the logits (N, V) that predict it."""
+    return -F.cross_entropy(logits.float(), tokens, reduction="none")

@@ -26,6 +26,7 @@ from torch import Tensor
 from holdfast.examples import Examples
 from holdfast.guards.base import Guard, copies
 from holdfast.models.encoding import collate, encode
+from holdfast.models.heads import answer_loss
 from holdfast.models.losses import chunks
 from holdfast.models.modes import evaluation_mode
 from holdfast.models.weights import gradients
@@ -77,7 +78,7 @@ class Ewc(Guard):
         with evaluation_mode(tuning.model):
             for indices in batches:
                 batch = collate([rows[i] for i in indices], pad, tuning.model.device)
-                grads = gradients(tuning.model(**batch).loss, tuning.parameters)
+                grads = gradients(answer_loss(tuning.model, batch), tuning.parameters)
                 for f, g in zip(information, grads, strict=True):
                     f.add_(g.float().square_(), alpha=1 / len(batches))
         return information

@@ -28,6 +28,15 @@ from holdfast.methods._data import AlignmentData as AlignmentData
 from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
+from holdfast.models.heads import (
+    answer_loss,
+    has_own_loss,
+    logits_at,
+    mean_nll,
+    predicting,
+    tokens_at,
+    with_columns,
+)
 from holdfast.models.weights import (
     all_finite,
     global_norm,
@@ -186,39 +195,83 @@ class AlignmentTrainer(CheckpointedTrainer):
 
         `batch` may be part of a micro-batch. If `num_items` is None, return the batch's own mean.
         """
-        return self._scaled_loss_and_outputs(model, batch, num_items, outputs=False)[0]
+        return self.scaled_loss_of(model, batch, num_items)
 
     def loss_and_logits(
-        self, model: nn.Module, batch: Batch, num_items: Items
+        self,
+        model: nn.Module,
+        batch: Batch,
+        num_items: Items,
+        columns: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return `scaled_loss` and the logits (B, T, V) behind it, both with their gradients.
+        """Return `scaled_loss` and the logits at one position of each row, with their gradients.
 
         TRL's losses do not return logits, so with them this takes another forward pass.
-        """
-        if type(self).compute_loss is Trainer.compute_loss:
-            loss, outputs = self._scaled_loss_and_outputs(model, batch, num_items, outputs=True)
-            return loss, outputs.logits
-        loss, _ = self._scaled_loss_and_outputs(model, batch, num_items, outputs=False)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        with self.compute_loss_context_manager():
-            return loss, model(**inputs, use_cache=False).logits
 
-    def _scaled_loss_and_outputs(
-        self, model: nn.Module, batch: Batch, num_items: Items, *, outputs: bool
-    ) -> tuple[Tensor, Any]:
-        inputs = {name: value for name, value in batch.items() if name not in MARKS}
+        Args:
+            model: The model.
+            batch: Rows with labels.
+            num_items: See `scaled_loss`.
+            columns: (B,) the positions.
+
+        Returns:
+            The loss, and the logits (B, V).
+        """
+        inputs = _model_inputs(batch)
+        labels = inputs.pop("labels")
+        mask = predicting(labels)
+        if not self._reads_answers_only(model, batch):
+            loss = self.scaled_loss_of(model, batch, num_items)
+            only, _ = with_columns(torch.zeros_like(mask), columns)
+            with self.compute_loss_context_manager():
+                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                return loss, logits_at(model, {**inputs, "use_cache": False}, only)
+        extended, places = with_columns(mask, columns)
+        with self.compute_loss_context_manager():
+            logits = logits_at(model, inputs, extended)
+        answers = logits if extended.equal(mask) else logits[mask[extended]]
+        loss = self._mean_over_update(answers, tokens_at(labels, mask), num_items)
+        return loss, logits[places]
+
+    def scaled_loss_of(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
+        """Return the scaled loss of the trainer behind this one, without terms of the method."""
+        inputs = _model_inputs(batch)
+        if self._reads_answers_only(model, batch):
+            labels = inputs.pop("labels")
+            mask = predicting(labels)
+            with self.compute_loss_context_manager():
+                logits = logits_at(model, inputs, mask)
+            return self._mean_over_update(logits, tokens_at(labels, mask), num_items)
         # Preference losses and some models ignore the count and return the mean of their batch.
         takes_count = self.model_accepts_loss_kwargs and "labels" in batch
         # Trainer's annotation wants an int; a weighted count is a float.
         count = cast("Tensor | int | None", num_items if takes_count else None)
         with self.compute_loss_context_manager():
-            computed: Any = self.compute_loss(
-                model, inputs, return_outputs=outputs, num_items_in_batch=count
-            )
-        loss, model_outputs = computed if outputs else (computed, None)
+            computed = self.compute_loss(model, inputs, num_items_in_batch=count)
+        loss = cast(Tensor, computed)
         if num_items is not None and not takes_count:
             loss = loss * (size(batch) * processes.world_size() / num_items)
-        return loss, model_outputs
+        return loss
+
+    def _reads_answers_only(self, model: nn.Module, batch: Batch) -> bool:
+        """Return whether the loss is the plain one, which reads logits at answer positions only.
+
+        TRL's trainers compute their losses themselves, in blocks of answer positions.
+        """
+        return (
+            type(self).compute_loss is Trainer.compute_loss
+            and "labels" in batch
+            and self.label_smoother is None
+            and self.compute_loss_func is None
+            and not has_own_loss(model)
+        )
+
+    def _mean_over_update(self, logits: Tensor, tokens: Tensor, num_items: Items) -> Tensor:
+        """Return a micro-batch's part of an update's mean loss, scaled like `compute_loss`."""
+        loss = mean_nll(logits, tokens, num_items)
+        if num_items is not None and self.args.average_tokens_across_devices:
+            loss = loss * processes.world_size()
+        return loss
 
     def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss over answer tokens of rows that the method adds itself.
@@ -226,7 +279,7 @@ class AlignmentTrainer(CheckpointedTrainer):
         Unlike `scaled_loss`, this is never a loss of TRL's.
         """
         with self.compute_loss_context_manager():
-            return cast(Tensor, model(**batch, use_cache=False).loss)
+            return answer_loss(model, {**batch, "use_cache": False})
 
     def collate_rows(self, rows: Sequence[Encoded]) -> Batch:
         """Build a batch of rows that the method adds itself, on the training device."""
@@ -418,6 +471,10 @@ class AlignmentTrainer(CheckpointedTrainer):
 
     def _send_telemetry(self) -> None:
         """Report nothing; TRL's trainers would report every run to the hub."""
+
+
+def _model_inputs(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name not in MARKS}
 
 
 def _length(row: Any) -> int:

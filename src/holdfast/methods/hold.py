@@ -282,24 +282,32 @@ class Hold(WeightPerturbingTrainer, GroupDro):
         weight = self.options.refuse if safe else self.options.comply
         if not weight or "labels" not in batch:
             return super().scaled_loss(model, batch, num_items)
-        loss, logits = self.loss_and_logits(model, batch, num_items)
+        # The template's empty think block begins every answer alike and decides nothing.
+        first = first_answer_positions(batch["labels"], self.opening)
+        loss, logits = self.loss_and_logits(model, batch, num_items, first)
         share = 1 / size(batch) if num_items is None else world_size() / num_items
-        return loss + weight * share * self._first_token_loss(batch, logits, refuse=safe)
+        return loss + weight * share * self._first_token_loss(batch, first, logits, refuse=safe)
 
-    def _first_token_loss(self, batch: Batch, logits: Tensor, *, refuse: bool) -> Tensor:
+    def _first_token_loss(
+        self, batch: Batch, first: Tensor, logits: Tensor, *, refuse: bool
+    ) -> Tensor:
         """Return -log p(S) to refuse or -log(1 - p(S)) to comply, summed over answer tokens.
 
         S holds the tokens that alignment responses begin with: the first token of a response
         decides whether it is a refusal. The first token of the row itself is always right, as "I"
         may begin either. A row counts as often as its answer has tokens, as in the mean token loss,
         so splitting a batch does not change the sum.
+
+        Args:
+            batch: The rows.
+            first: (B,) positions that predict the first tokens.
+            logits: (B, V) at these positions.
+            refuse: Whether the rows are to be refused.
         """
         is_answer = batch["labels"][:, 1:] != IGNORE
-        # The template's empty think block begins every answer alike and decides nothing.
-        predicts_first = first_answer_positions(batch["labels"], self.opening)
-        rows = torch.arange(len(predicts_first), device=predicts_first.device)
-        first_logits = logits[rows, predicts_first].float()
-        first_tokens = batch["labels"][rows, predicts_first + 1].clamp(min=0)
+        rows = torch.arange(len(first), device=first.device)
+        first_logits = logits.float()
+        first_tokens = batch["labels"][rows, first + 1].clamp(min=0)
         right = torch.full_like(first_logits, not refuse, dtype=torch.bool)
         right[:, self.refusals.to(first_logits.device)] = refuse
         right[rows, first_tokens] = True

@@ -46,6 +46,7 @@ from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, rows_of
 from holdfast.methods._harmful import HarmfulTrainer
 from holdfast.models.encoding import IGNORE
+from holdfast.models.heads import reading_at
 from holdfast.options import Options
 
 KERNELS = 5
@@ -100,14 +101,16 @@ class RepNoise(HarmfulTrainer):
     def harmful_terms(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return mean_l MMD^2(h_l, N(0, I)) and mean_l c_l."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        with self.compute_loss_context_manager():
-            outputs = model(**inputs, output_hidden_states=True, use_cache=False)
         rows, columns = answer_places(batch["labels"], self.options.tokens)
+        mask = torch.zeros_like(batch["labels"], dtype=torch.bool)
+        mask[rows, columns - 1] = True
+        with self.compute_loss_context_manager(), reading_at(model, mask) as read:
+            outputs = model(**inputs, output_hidden_states=True, use_cache=False)
         tokens = batch["labels"][rows, columns]
         layers = outputs.hidden_states[1:]
         distances = [_checkpointed(mmd_to_noise, h[rows, columns]) for h in layers]
         losses = [_checkpointed(self.lens, h[rows, columns - 1], tokens) for h in layers[:-1]]
-        losses.append(F.cross_entropy(outputs.logits[rows, columns - 1].float(), tokens))
+        losses.append(F.cross_entropy(read(outputs.logits).float(), tokens))
         return torch.stack(distances).mean(), torch.stack(losses).mean()
 
     def lens(
@@ -153,13 +156,14 @@ def answer_places(
     labels: Tensor,  # (B, T)
     limit: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return rows and columns (N,) of answer tokens; of more than `limit`, a random draw.
+    """Return rows and columns (N,) of answer tokens, row by row; of more than `limit`, a draw.
 
     The first token of a row is never predicted, so it is left out.
     """
     places = (labels[:, 1:] != IGNORE).nonzero()
     if len(places) > limit:
-        places = places[torch.randperm(len(places))[:limit].to(places.device)]
+        drawn = torch.randperm(len(places))[:limit].sort().values
+        places = places[drawn.to(places.device)]
     return places[:, 0], places[:, 1] + 1
 
 

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from holdfast.errors import UsageError
 from holdfast.methods._batches import Batch, Items, Stream, weighted
 from holdfast.methods._harmful import HarmfulTrainer
-from holdfast.models.encoding import IGNORE
+from holdfast.models.heads import logits_at, predicting
 from holdfast.models.weights import preserve_weights
 from holdfast.options import Options
 
@@ -185,8 +185,8 @@ class Tar(HarmfulTrainer):
 
     def _tamper_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         with self.compute_loss_context_manager():
-            logits = model(**_inputs(batch)).logits
-        loss = negative_entropy(logits, batch["labels"])
+            logits = logits_at(model, _inputs(batch), predicting(batch["labels"]))
+        loss = negative_entropy(logits)
         self.check_finite(loss)
         return loss
 
@@ -200,11 +200,10 @@ def tamper_weights(options: TarOptions) -> dict[int, float]:
 
 
 def negative_entropy(
-    logits: Tensor,  # (B, T, V)
-    labels: Tensor,  # (B, T)
+    logits: Tensor,  # (N, V), at the positions that predict answer tokens
 ) -> Tensor:
-    """Return the mean over answer tokens of sum_v p log p, in [-log V, 0] nats."""
-    logp = logits[:, :-1][labels[:, 1:] != IGNORE].float().log_softmax(-1)
+    """Return the mean over positions of sum_v p log p, in [-log V, 0] nats."""
+    logp = logits.float().log_softmax(-1)
     return (logp.exp() * logp).sum(-1).mean()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 
 from holdfast.errors import UsageError
 from holdfast.models.encoding import IGNORE, Encoded, collate
+from holdfast.models.heads import logits_at, predicting, tokens_at
 
 QUANTITIES = ("margin", "loss", "first_token")
 """Quantities that `nearness_of_batch` can measure for each row."""
@@ -141,13 +140,13 @@ def prefix_margins(
     def read(batch_rows: list[Encoded]) -> Tensor:
         prefixes = [Encoded(row.ids[: row.start + length], row.start) for row in batch_rows]
         batch = collate(prefixes, pad, device)
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1].float()
-        counted = labels != IGNORE
-        own = logits.gather(2, labels.clamp(min=0)[..., None])
-        others = logits.scatter(2, labels.clamp(min=0)[..., None], -torch.inf).amax(2)
-        gaps = torch.where(counted, own[..., 0] - others, 0.0)
-        return gaps.sum(1) / counted.sum(1)
+        labels = batch.pop("labels")
+        mask = predicting(labels)
+        logits = logits_at(model, batch, mask).float()
+        tokens = tokens_at(labels, mask)[:, None]
+        own = logits.gather(1, tokens)[:, 0]
+        others = logits.scatter(1, tokens, -torch.inf).amax(1)
+        return _row_sums(own - others, mask) / mask.sum(1)
 
     return _by_length(read, [row.start for row in rows], rows, batch_size)
 
@@ -175,8 +174,7 @@ def contrasts(
     def read(batch_rows: list[Encoded]) -> Tensor:
         batch = collate(batch_rows, pad, device)
         labels = batch.pop("labels")
-        n = (labels[:, 1:] != IGNORE).sum(1)
-        return -n * per_example_nll(model(**batch).logits.float(), labels)
+        return -_answer_nll(model, batch, labels)[0]
 
     def log_likelihoods(answers: Sequence[Encoded]) -> Tensor:
         return _by_length(read, [len(row.ids) for row in answers], answers, batch_size)
@@ -193,9 +191,39 @@ def answer_losses(
     losses = torch.empty(len(rows))
     for indices in chunks(range(len(rows)), batch_size):
         batch = collate([rows[i] for i in indices], pad, device)
-        labels = batch.pop("labels")
-        losses[indices] = per_example_nll(model(**batch).logits.float(), labels).cpu()
+        losses[indices] = mean_answer_nll(model, batch).cpu()
     return losses
+
+
+def mean_answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean loss per answer token of every row, (B,); nan for rows without labels.
+
+    Args:
+        model: The model, in the mode and at the weights to measure.
+        batch: Inputs with labels (B, T).
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    losses, counted = _answer_nll(model, inputs, batch["labels"])
+    return losses / torch.where(counted > 0, counted, torch.nan)
+
+
+def _answer_nll(
+    model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each row's summed loss of the labelled tokens and their number, both (B,)."""
+    mask = predicting(labels)
+    logits = logits_at(model, inputs, mask).float()
+    losses = F.cross_entropy(logits, tokens_at(labels, mask), reduction="none")
+    return _row_sums(losses, mask), mask.sum(1)
+
+
+def _row_sums(
+    values: Tensor,  # (N,), row by row
+    mask: Tensor,  # (B, T) bool with N positions
+) -> Tensor:
+    """Return the sum of the values of each row of a mask, (B,)."""
+    rows = mask.nonzero()[:, 0]
+    return values.new_zeros(len(mask)).index_add(0, rows, values)
 
 
 def nearness_of_batch(
@@ -218,8 +246,7 @@ def nearness_of_batch(
         raise UsageError(f"quantity={quantity!r} must be one of {', '.join(QUANTITIES)}")
     if quantity == "loss":
         batch = collate(rows, pad, next(model.parameters()).device)
-        labels = batch.pop("labels")
-        return per_example_nll(model(**batch).logits.float(), labels)
+        return mean_answer_nll(model, batch)
     logits = first_logits(model, rows, pad)
     if quantity == "margin":
         return -refusal_margin(logits, tokens.to(logits.device))
@@ -266,22 +293,11 @@ def first_logits(model: nn.Module, rows: Sequence[Encoded], pad: int) -> Tensor:
     """Return the logits that predict each row's first answer token, (B, V) float32."""
     device = next(model.parameters()).device
     prompts = [Encoded(row.ids[: row.start], row.start) for row in rows]
+    batch = collate(prompts, pad, device)
     last = torch.tensor([row.start - 1 for row in prompts], device=device)
-    return _last_logits(model, collate(prompts, pad, device), last).float()
-
-
-def _last_logits(model: nn.Module, batch: dict[str, Tensor], last: Tensor) -> Tensor:
-    """Return the logits at each row's last prompt token, (B, V).
-
-    If the architecture supports `logits_to_keep`, only these positions are projected to the
-    vocabulary.
-    """
+    columns = torch.arange(batch["input_ids"].shape[1], device=device)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    rows = torch.arange(len(last), device=last.device)
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        return cast(Tensor, model(**inputs).logits[rows, last])
-    positions, index = torch.unique(last, return_inverse=True)
-    return cast(Tensor, model(**inputs, logits_to_keep=positions).logits[rows, index])
+    return logits_at(model, inputs, columns == last[:, None]).float()
 
 
 def chunks(items: Sequence[int], size: int) -> Iterable[list[int]]:

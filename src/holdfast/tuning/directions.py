@@ -23,6 +23,7 @@ from holdfast.models.encoding import (
     encode_openings,
     usable_length,
 )
+from holdfast.models.heads import answer_loss
 from holdfast.models.losses import chunks, first_logits
 from holdfast.models.weights import Geometry, all_finite, step_along, trainable
 from holdfast.tuning.loop import FinetuneConfig, finetune
@@ -58,7 +59,7 @@ def descent_direction(
     def batch_loss(positions: Sequence[int]) -> Tensor:
         batch = collate([encoded[i] for i in positions], pad, model.device)
         share = int((batch["labels"][:, 1:] != IGNORE).sum()) / total
-        return cast(Tensor, model(**batch).loss * share)
+        return answer_loss(model, batch) * share
 
     losses = map(batch_loss, chunks(range(len(encoded)), batch_size))
     return _descent(trainable(model), losses, geometry)

@@ -18,7 +18,9 @@ from torch.nn.utils import clip_grad_norm_
 from holdfast.errors import TrainingError
 from holdfast.examples import Examples
 from holdfast.models.encoding import Encoded, collate, encode, encode_rows_that_fit, usable_length
+from holdfast.models.heads import answer_loss
 from holdfast.models.modes import isolate_rng
+from holdfast.models.precision import autocast
 from holdfast.models.weights import all_finite, replace_values, trainable, weights_not_finite
 from holdfast.results.attacks import Schedule
 from holdfast.runtime import progress
@@ -49,7 +51,7 @@ class Hooks:
 
     def loss(self, tuning: Tuning, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a step; default: the mean over the batch's answer tokens."""
-        return cast(Tensor, tuning.model(**batch).loss)
+        return answer_loss(tuning.model, batch)
 
     def repair(self, tuning: Tuning) -> Iterable[tuple[nn.Parameter, Tensor]]:
         """Yield parameters and the values they are measured and released with.
@@ -194,7 +196,9 @@ class _Loop:
     def __init__(self, tuning: Tuning, on_snapshot: Snapshot | None, resume: Path | None) -> None:
         rate = tuning.config.learning_rate
         self.tuning = tuning
-        self.optimizer = torch.optim.AdamW(tuning.parameters, lr=rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            tuning.parameters, lr=rate, weight_decay=0.0, fused=can_fuse(tuning.parameters)
+        )
         self.losses: list[float] = []
         self._on_snapshot = on_snapshot
         self._resume = resume
@@ -281,7 +285,9 @@ def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Opt
 
 def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
     pad = cast(int, tuning.tokenizer.pad_token_id)
-    loss = tuning.config.guard.loss(tuning, collate(rows, pad, tuning.model.device))
+    device = tuning.model.device
+    with autocast(device):
+        loss = tuning.config.guard.loss(tuning, collate(rows, pad, device))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
@@ -307,6 +313,17 @@ def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimi
             f"continue. Lower the learning rate.{weights_not_finite(tuning.model)}"
         )
     return value
+
+
+def can_fuse(parameters: Sequence[nn.Parameter]) -> bool:
+    """Return whether AdamW can update all parameters in one pass over memory."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def _home(name: str, parameter: nn.Parameter) -> torch.device:
+    """Return the device of a tensor of the state of the optimizer."""
+    is_count = name.endswith("step") and not can_fuse([parameter])
+    return torch.device("cpu") if is_count else parameter.device
 
 
 def _batches(n: int, config: FinetuneConfig) -> Iterator[list[int]]:
@@ -365,7 +382,7 @@ def _load_state(path: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) ->
             p.copy_(tensors[f"parameter.{i}"])
             prefix = f"optimizer.{i}."
             optimizer.state[p] = {
-                name.removeprefix(prefix): value.to("cpu" if name.endswith("step") else p.device)
+                name.removeprefix(prefix): value.to(_home(name, p))
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
