@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from holdfast.models.checkpoints import Loaded
+    from holdfast.models.precision import Precision
     from holdfast.results.artifacts import AttackResult, Evaluation, Groups, Scores
     from holdfast.rows.marks import Use
     from holdfast.rows.memory import Rows
@@ -54,6 +55,7 @@ def score(  # noqa: PLR0913  # what any estimator may need
     harmful: Rows | None = None,
     judge: str | None = None,
     seed: int = 0,
+    precision: Precision = "auto",
 ) -> Scores:
     """Score how soon each alignment row would be forgotten under fine-tuning.
 
@@ -72,6 +74,7 @@ def score(  # noqa: PLR0913  # what any estimator may need
         harmful: Harmful rows, for estimators that use them.
         judge: Name and options of a judge, for estimators that use one; the refusal judge if None.
         seed: Random seed.
+        precision: float32, bfloat16, or auto: bfloat16 where that is faster.
 
     Raises:
         DataError: Rows are missing or unusable.
@@ -97,7 +100,7 @@ def score(  # noqa: PLR0913  # what any estimator may need
     if lacking := sorted(cls.needs - given.keys()):
         raise UsageError(f"estimator {name!r} needs {lacking[0]}=...")
     made = plugins.make("estimators", estimator, **given)
-    with _unchanged(model, tokenizer) as loaded:
+    with _unchanged(model, tokenizer, precision) as loaded:
         refuse_adapted(model, "score")
         return scores_of(None, made, loaded, examples, spec=estimator, model_hash="", seed=seed)
 
@@ -160,6 +163,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     judge: str = "refusal",
     max_new_tokens: int = 32,
     most_undecided: float = MOST_UNDECIDED,
+    precision: Precision = "auto",
     **settings: Any,
 ) -> AttackResult:
     """Fine-tune a copy of the model on partly harmful rows, and measure it at every checkpoint.
@@ -180,6 +184,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
         judge: Name and options of the judge whose verdicts define the half-life.
         max_new_tokens: Length of the judged responses in tokens.
         most_undecided: See `AttackConfig`.
+        precision: float32, bfloat16, or auto: bfloat16 where that is faster.
         **settings: Settings of the attack such as steps, learning_rate, poison_ratio or seed; see
             `holdfast.Attack`. `rows` is the number of fine-tuning rows; by default as many as the
             given rows allow, at most 400.
@@ -210,7 +215,7 @@ def attack(  # noqa: PLR0913  # an attack is made of all this
     material = Material(poison, prompts, judges_of([judge]), track=None)
     check_judges(material.judges)
     job = InMemoryJob(config, material, SUBJECT, attempt, downstream=downstream)
-    with _unchanged(copy.deepcopy(model), tokenizer) as loaded:
+    with _unchanged(copy.deepcopy(model), tokenizer, precision) as loaded:
         refuse_adapted(model, "attack")
         _, result = attack_loaded(job, loaded)
     return result
@@ -240,6 +245,7 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
     tasks: Sequence[str] = (),
     max_new_tokens: int = 32,
     most_undecided: float = MOST_UNDECIDED,
+    precision: Precision = "auto",
 ) -> Evaluation:
     """Measure harmful score, over-refusal and task accuracy of a model.
 
@@ -257,6 +263,7 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
         tasks: Names and options of tasks whose test rows are asked.
         max_new_tokens: Length of the judged responses in tokens.
         most_undecided: Largest share of undecided verdicts of a judge.
+        precision: float32, bfloat16, or auto: bfloat16 where that is faster.
 
     Raises:
         DataError: There are no prompts.
@@ -285,7 +292,7 @@ def evaluate(  # noqa: PLR0913  # each of them may be left out
     specs = labelled("task", list(tasks))
     asked = {label: plugins.make("tasks", spec) for label, spec in specs.items()}
     questions = Questions(prompts, borderline, judges, asked)
-    with _unchanged(model, tokenizer) as loaded:
+    with _unchanged(model, tokenizer, precision) as loaded:
         answer = answer_with_transformers(loaded.model, loaded.tokenizer)
         evaluation, _, _ = measured(config, SUBJECT, questions, answer)
     return evaluation
@@ -379,8 +386,15 @@ def _shown(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _unchanged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Loaded]:
+def _unchanged(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: Precision
+) -> Iterator[Loaded]:
     """Lend model and tokenizer, and put modes, gradients and random generators back afterwards.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        precision: Precision in which it computes inside the block.
 
     Raises:
         UsageError: There is no model or no tokenizer, or the tokenizer does not belong to the
@@ -388,6 +402,7 @@ def _unchanged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> It
     """
     from holdfast.models.checkpoints import Loaded, check_fit, prepare_tokenizer
     from holdfast.models.modes import untouched_generators
+    from holdfast.models.precision import computing_in, resolve, weights_of
 
     _check_loaded(model, tokenizer)
     check_fit(model, tokenizer, NAME)
@@ -397,7 +412,8 @@ def _unchanged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> It
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     returns_dict = getattr(model.config, "return_dict", True)
-    with untouched_generators():
+    computed_in = resolve(precision, model.device, weights_of(model))
+    with untouched_generators(), computing_in(computed_in):
         try:
             model.eval()
             model.config.return_dict = True

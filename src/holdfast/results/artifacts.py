@@ -299,6 +299,8 @@ class AttackResult(Artifact):
             (`ForgettingTracker.harmful_steps`).
         tracked_judge: The judge of the tracked examples.
         prompts: Content ids of the restricted test prompts, in the order of `Point.marks`.
+        precision: Precision in which the model was fine-tuned and answered, float32 or bfloat16; ""
+            if unknown.
     """
 
     kind: ClassVar[str] = "attack"
@@ -317,6 +319,7 @@ class AttackResult(Artifact):
     unknown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tracked_judge: str = ""
     prompts: tuple[str, ...] = ()
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -338,6 +341,7 @@ class Evaluation(Artifact):
             is declared to read prompts. Empty if not measured.
         general: Task of lm-evaluation-harness -> metric -> {"value", "stderr", "n"}.
         samples: Answers per prompt; answers to the same prompt are not independent.
+        precision: Precision in which the model answered, float32 or bfloat16; "" if unknown.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -354,3 +358,4 @@ class Evaluation(Artifact):
     exchanged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     general: Mapping[str, Mapping[str, Mapping[str, int | Number]]] = field(default_factory=dict)
     samples: int = 1
+    precision: str = ""

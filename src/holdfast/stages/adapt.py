@@ -26,6 +26,7 @@ from holdfast.stages.attacking.tuning import result_of
 from holdfast.stages.config import (
     FurtherOptions,
     JudgeSpecs,
+    ModelConfig,
     Models,
     PoisonSpecs,
     Ranks,
@@ -33,7 +34,6 @@ from holdfast.stages.config import (
     Schedules,
     Shares,
     Sizes,
-    StageConfig,
     TaskSpec,
 )
 from holdfast.stages.plugin_inputs import RunTask, task_of
@@ -50,7 +50,7 @@ CLEAN = 0.0
 """The poison ratio of the fine-tuning that accuracies are compared with."""
 
 
-class AdaptConfig(StageConfig):
+class AdaptConfig(ModelConfig):
     """Options of the stage; the lists are the search space."""
 
     models: Models = Field(min_length=1)
@@ -250,7 +250,11 @@ def _adapt(search: _Search) -> SearchResult:
     config = search.config
     path = config.run.path("adapted", f"{search.name}.json")
     with config.run.job(
-        "adapt", search.name, config=config.keyed(), inputs=search.inputs, rows=search.rows
+        "adapt",
+        search.name,
+        config=config.keyed_for(search.subject.source),
+        inputs=search.inputs,
+        rows=search.rows,
     ) as job:
         if job.done is None:
             result = _searched(search)

@@ -15,6 +15,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.models.encoding import fields_that_fit
+from holdfast.models.precision import computing, computing_in
 from holdfast.models.templates import frame_of
 from holdfast.options import Options, option_fields
 from holdfast.results.artifacts import Groups, Scores
@@ -23,7 +24,7 @@ from holdfast.results.files import write_json
 from holdfast.results.run_dir import Job, is_first_process, process_count
 from holdfast.rows.mixing import mismatched
 from holdfast.rows.provenance import provenance_table
-from holdfast.stages.config import FurtherOptions, Rate, StageConfig
+from holdfast.stages.config import FurtherOptions, ModelConfig, Rate
 from holdfast.stages.run_models import check_own_label, model_hash
 from holdfast.stages.run_scores import only
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from holdfast.methods.base import AlignmentData, AlignmentTrainer
 
 
-class AlignConfig(StageConfig):
+class AlignConfig(ModelConfig):
     """Options of the stage."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset(
@@ -121,14 +122,34 @@ def align(config: AlignConfig) -> Path:
     path = config.run.path("models", config.label)
     check_own_label(config.run, config.label)
     with config.run.job(
-        "align", config.label, config=config.keyed(), inputs=inputs, rows=rows
+        "align", config.label, config=_settings(config), inputs=inputs, rows=rows
     ) as job:
         if job.done is None:
-            _train(config, method, data, path, job)
+            with computing_in(config.computing(config.model)):
+                _train(config, method, data, path, job)
+            job.facts["precision"] = _precision(config)
             job.facts["provenance"] = provenance_table(data.safety)
             job.facts["rows"] = {"safety": len(data.safety), "benign": len(data.benign or ())}
             job.facts["known_harmful"] = _known(config, data.harmful)
     return path
+
+
+def _settings(config: AlignConfig) -> dict[str, Any]:
+    """Return the options of the job's key.
+
+    Raises:
+        UsageError: The precision is given twice.
+    """
+    if "bf16" in config.options:
+        raise UsageError(
+            "bf16 is no option of a method: give --precision bfloat16, or float32 to train without"
+        )
+    if config.options.get("fp16") and config.precision != "float32":
+        raise UsageError(
+            f"fp16=true with --precision {config.precision}: float16 scales the losses of a "
+            "training in float32; give --precision float32 with it"
+        )
+    return config.keyed_for(config.model)
 
 
 MISMATCHED = "mismatched"
@@ -214,6 +235,10 @@ def _train(
     shutil.rmtree(work, ignore_errors=True)
 
 
+def _precision(config: AlignConfig) -> str:
+    return "float16" if config.options.get("fp16") else config.computing(config.model)
+
+
 def _left_out(config: AlignConfig, data: AlignmentData, used: AlignmentData) -> dict[str, Any]:
     """Return which rows were too long to train on: label -> what the run recorded of them."""
     pairs = {
@@ -265,6 +290,7 @@ def _options(
         "seed": config.seed,
         "data_seed": config.seed,
         "use_cpu": device == "cpu",
+        "bf16": computing() == "bfloat16",
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 10,

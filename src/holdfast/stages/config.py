@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from holdfast.examples import Examples
+from holdfast.models.precision import Computing, Precision
 from holdfast.option_types import SpecOf
 from holdfast.options import Flag, Options
 from holdfast.results.attacks import Schedule
@@ -141,6 +142,32 @@ class StageConfig(Options):
     def read_if(self, spec: str | None, *, use: Use = "safety") -> Examples | None:
         """Read rows if there is a spec."""
         return None if spec is None else self.read(spec, use=use)
+
+
+class ModelConfig(StageConfig):
+    """Options of the stages that run models."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"precision"})
+    """A job's key has what the option comes to for its model; see `keyed_for`."""
+
+    precision: Precision = "auto"
+    """Precision in which models compute: float32, bfloat16, or auto, which is bfloat16 where the
+    processor or accelerator has it and the model is large enough to gain.
+    """
+
+    def computing(self, source: str) -> Computing:
+        """Return the precision for a model.
+
+        Raises:
+            UsageError: There is no such model, or the device only emulates bfloat16.
+        """
+        from holdfast.models import checkpoints
+
+        return checkpoints.precision_of(source, self.precision, self.device)
+
+    def keyed_for(self, source: str) -> dict[str, Any]:
+        """Return the options of the key of a job on a model: `keyed`, and the precision."""
+        return {**self.keyed(), "precision": self.computing(source)}
 
 
 class JobsConfig(StageConfig):

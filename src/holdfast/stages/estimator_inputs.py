@@ -18,7 +18,7 @@ from holdfast.models.encoding import fields_that_fit, rows_that_fit
 from holdfast.options import option_fields
 from holdfast.results.run_dir import RunDir
 from holdfast.specs import parse
-from holdfast.stages.config import JudgeSpec, Proxies, StageConfig
+from holdfast.stages.config import JudgeSpec, ModelConfig, Proxies
 from holdfast.stages.plugin_inputs import judge_hashes
 from holdfast.stages.run_models import model_hash
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from holdfast.models.checkpoints import Loaded
 
 
-class EstimatorConfig(StageConfig):
+class EstimatorConfig(ModelConfig):
     """Inputs of estimators; each estimator reads the ones it uses."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset({"benign", "proxies", "harmful", "base", "judge"})

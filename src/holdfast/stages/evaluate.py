@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.encoding import answerable
+from holdfast.models.precision import computing, computing_in
 from holdfast.models.templates import frame_of
 from holdfast.results.artifacts import Counts, EvalRecord, Evaluation
 from holdfast.results.contents import content_hash, existing
@@ -24,7 +25,7 @@ from holdfast.results.files import sha256_json, to_json, write_text
 from holdfast.results.run_dir import Job, RunDir
 from holdfast.results.sources import Sources
 from holdfast.runtime import progress
-from holdfast.stages.config import JudgeSpecs, Models, StageConfig, TaskSpecs
+from holdfast.stages.config import JudgeSpecs, ModelConfig, Models, TaskSpecs
 from holdfast.stages.plugin_inputs import (
     RunTask,
     check_judges,
@@ -45,7 +46,7 @@ Rounds = dict[str, list[list[Verdict]]]
 """Judge -> for each sample its verdicts, in the prompts' order."""
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(ModelConfig):
     """Options of the stage."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset(
@@ -162,8 +163,9 @@ class _Material(Questions):
 def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> Evaluation:
     path = config.run.path("evaluations", f"{model.label}.json")
     inputs = _inputs(config, model, material)
+    settings = _settings(config, model)
     with config.run.job(
-        "evaluate", model.label, config=config.keyed(), inputs=inputs, rows=material.rows
+        "evaluate", model.label, config=settings, inputs=inputs, rows=material.rows
     ) as job:
         if job.done is None:
             check_judges(material.judges)
@@ -171,8 +173,11 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
             tokenizer = loaded.tokenizer if loaded else checkpoints.tokenizer_of(model.source)
             job.facts["template"] = frame_of(tokenizer).facts
             material = _answerable(config, material, loaded, job)
-            evaluation, responses, verdicts = measured(config, model, material, answer)
-            replace(evaluation, general=_general(config, loaded)).save(path)
+            with computing_in(settings.get("precision", "float32")):
+                evaluation, responses, verdicts = measured(config, model, material, answer)
+            precision = settings.get("precision", "")
+            general = _general(config, loaded)
+            replace(evaluation, general=general, precision=precision).save(path)
             if facts := judge_facts(material.judges):
                 job.facts["judges"] = facts
             records = path.with_suffix(".jsonl")
@@ -180,6 +185,11 @@ def _evaluation(config: EvaluateConfig, model: Subject, material: _Material) -> 
             job.facts["thoughts"] = _thoughts(responses)
             job.outputs += [path, records]
     return Evaluation.load(path)
+
+
+def _settings(config: EvaluateConfig, model: Subject) -> dict[str, Any]:
+    """Return the options of a job's key; vLLM has a precision of its own."""
+    return config.keyed() if config.backend == "vllm" else config.keyed_for(model.source)
 
 
 def _thoughts(responses: Sequence[Sequence[Response]]) -> dict[str, int]:
@@ -266,6 +276,7 @@ def measured(
             rows=config.check_rows,
         ),
         samples=config.samples,
+        precision=computing(),
     )
     return evaluation, responses, verdicts
 

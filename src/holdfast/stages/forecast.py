@@ -20,6 +20,7 @@ from holdfast.jobs.queue import duration
 from holdfast.models import adapters, checkpoints
 from holdfast.models.folders import parts_of, weight_files
 from holdfast.models.load_checks import reading
+from holdfast.models.precision import computing_in
 from holdfast.models.reading import stored_dtype
 from holdfast.results.attacks import Attack
 from holdfast.results.run_dir import Entry
@@ -261,12 +262,13 @@ class _Model:
         model = _as_trained(loaded.model, config)
         prompts = rows.prompts[:RESPONSES]
         n_tokens = max((_tokens(job.config) for job in self.planned), default=0) or DEFAULT_TOKENS
-        started = time.monotonic()
-        generate(model, loaded.tokenizer, prompts, max_new_tokens=n_tokens)
-        response_seconds = (time.monotonic() - started) / len(prompts)
-        started = time.monotonic()
-        finetune(model, loaded.tokenizer, rows, settings)
-        step_seconds = (time.monotonic() - started) / STEPS
+        with computing_in(first.computing(self._source)):
+            started = time.monotonic()
+            generate(model, loaded.tokenizer, prompts, max_new_tokens=n_tokens)
+            response_seconds = (time.monotonic() - started) / len(prompts)
+            started = time.monotonic()
+            finetune(model, loaded.tokenizer, rows, settings)
+            step_seconds = (time.monotonic() - started) / STEPS
         return step_seconds, response_seconds
 
     @property

@@ -14,6 +14,7 @@ from pydantic import Field
 from holdfast.errors import UsageError
 from holdfast.jobs.queue import summary
 from holdfast.jobs.workers import first_result, local, started
+from holdfast.models.precision import Precision
 from holdfast.options import Flag, OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import check_disjoint
@@ -67,6 +68,10 @@ class RunConfig(Options):
     """Random seeds. Everything from alignment on is repeated for each; results are pooled."""
     device: str = "auto"
     """Device for models: auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """Precision in which models compute: float32, bfloat16, or auto, which is bfloat16 where the
+    processor or accelerator has it and the model is large enough to gain.
+    """
     judges: JudgeSpecs = Field(default=["refusal"], min_length=1)
     """Judges of the responses; the first one's verdicts define the half-life."""
     columns: dict[str, str] = Field(default_factory=dict)

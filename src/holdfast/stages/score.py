@@ -14,6 +14,7 @@ from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.cost import Cost
+from holdfast.models.precision import computing, computing_in
 from holdfast.results.artifacts import Scores
 from holdfast.results.files import sha256_json
 from holdfast.results.run_dir import RunDir
@@ -75,7 +76,7 @@ def score(config: ScoreConfig) -> Scores:
     rows = {**inputs.rows, "data": examples}
     path = config.run.path("scores", f"{config.label}.json")
     with config.run.job(
-        "score", config.label, config=config.keyed(), inputs=hashes, rows=rows
+        "score", config.label, config=config.keyed_for(target.source), inputs=hashes, rows=rows
     ) as job:
         if job.done is None:
             resources = sha256_json(inputs.all_hashes)
@@ -110,15 +111,16 @@ def _scored(
     config: ScoreConfig, estimator: Estimator, examples: Examples, target: Subject
 ) -> Scores:
     loaded = checkpoints.load(target.source, device=config.device)
-    return scores_of(
-        config.run,
-        estimator,
-        loaded,
-        examples,
-        spec=config.estimator,
-        model_hash=target.hash,
-        seed=config.seed,
-    )
+    with computing_in(config.computing(target.source)):
+        return scores_of(
+            config.run,
+            estimator,
+            loaded,
+            examples,
+            spec=config.estimator,
+            model_hash=target.hash,
+            seed=config.seed,
+        )
 
 
 def scores_of(  # noqa: PLR0913  # everything that the scores record
@@ -160,7 +162,7 @@ def scores_of(  # noqa: PLR0913  # everything that the scores record
         seed=seed,
         errors=estimate.errors,
         details=estimate.details,
-        facts={**estimate.facts, **asdict(cost)},
+        facts={**estimate.facts, **asdict(cost), "precision": computing()},
     )
 
 
@@ -209,6 +211,7 @@ def _reused(
         "reused_from": made_on,
         "drift_check": _agreement(config, values[sample], fresh.values),
         **{field.name: fresh.facts[field.name] for field in fields(Cost)},
+        "precision": fresh.facts["precision"],
     }
     return replace(old, model_hash=target.hash, errors=None, details={}, facts=facts)
 

@@ -19,6 +19,7 @@ from holdfast.estimators.attack_direction import MOST_TOKENS
 from holdfast.examples import Examples
 from holdfast.groups.make import level_names
 from holdfast.models import checkpoints, encoding
+from holdfast.models.precision import computing_in
 from holdfast.results.artifacts import Groups, Scores
 from holdfast.results.files import sha256_json, write_text
 from holdfast.rows.provenance import provenance_table
@@ -112,17 +113,17 @@ def screen(config: ScreenConfig) -> Screen:
     inputs["categories"] = _categories(scored.examples)
     rows = {"new": new, "data": scored.examples}
     probe: _Probe | None = None
+    settings = config.keyed()
     if config.model is not None:
         estimator, used = estimator_of(config, config.estimator)
         target = subject(config.run, config.model)
         check_base(used, target.hash)
         probe = _Probe(estimator, target.source)
+        settings["precision"] = config.computing(target.source)
         inputs |= {**used.hashes, "model": target.hash}
         rows |= used.rows
     path = config.run.path("screens", f"{config.label}.json")
-    with config.run.job(
-        "screen", config.label, config=config.keyed(), inputs=inputs, rows=rows
-    ) as job:
+    with config.run.job("screen", config.label, config=settings, inputs=inputs, rows=rows) as job:
         if job.done is None:
             screen = _screen(config, new, scored, probe, inputs)
             screen.save(path)
@@ -217,7 +218,8 @@ def _probe(
     loaded = checkpoints.load(probe.source, device=config.device)
     new = _alike(loaded, new, beside)
     together = Examples([*new, *beside], name="new and scored rows")
-    estimate, _ = estimated(config.run, probe.estimator, loaded, together, config.seed)
+    with computing_in(config.computing(probe.source)):
+        estimate, _ = estimated(config.run, probe.estimator, loaded, together, config.seed)
     values = estimate.values
     of_new = values[: len(new)]
     of_scored = values[len(new) :]

@@ -18,6 +18,7 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.examples import Examples
 from holdfast.models import checkpoints
 from holdfast.models.cost import Cost
+from holdfast.models.precision import computing_in
 from holdfast.options import Flag
 from holdfast.results.artifacts import AttackResult
 from holdfast.results.files import sha256_json
@@ -107,11 +108,16 @@ def validate(config: ValidateConfig) -> Validation:
     if "harmful" in inputs.rows:
         _check_apart(config, case, inputs.rows["harmful"])
     with config.run.job(
-        "validate-estimator", name, config=config.keyed(), inputs=inputs.hashes, rows=inputs.rows
+        "validate-estimator",
+        name,
+        config=config.keyed_for(target.source),
+        inputs=inputs.hashes,
+        rows=inputs.rows,
     ) as job:
         if job.done is None:
             loaded = checkpoints.load(target.source, device=config.device)
-            validation = _validation(config, case, examples, loaded, estimators)
+            with computing_in(config.computing(target.source)):
+                validation = _validation(config, case, examples, loaded, estimators)
             validation.save(path)
             job.outputs.append(path)
             job.facts |= {"ceiling": validation.ceiling, "stability": validation.stability}

@@ -12,6 +12,7 @@ from holdfast.stages.attacking.guards import GuardConfig
 from holdfast.stages.config import (
     JobsConfig,
     JudgeSpecs,
+    ModelConfig,
     Models,
     PoisonSpecs,
     Ranks,
@@ -24,7 +25,7 @@ from holdfast.stages.config import (
 )
 
 
-class AttackConfig(GuardConfig, JobsConfig):
+class AttackConfig(GuardConfig, JobsConfig, ModelConfig):
     """Options of the stage; every combination of the lists is one attack."""
 
     PLACES: ClassVar[frozenset[str]] = frozenset(

@@ -84,7 +84,7 @@ class AttackJob:
         instead of paths.
         """
         settings: dict[str, Any] = to_json(
-            self.config.keyed() | self.attack.model_dump(mode="json")
+            self.config.keyed_for(self.subject.source) | self.attack.model_dump(mode="json")
         )
         names = {key: parse(settings[key]).name for key in ("task", "guard")}
         return {**settings, **names}

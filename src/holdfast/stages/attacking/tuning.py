@@ -12,6 +12,7 @@ from holdfast.contracts import Attacker, check_decided, check_read, is_lost
 from holdfast.examples import Examples
 from holdfast.models import adapters, checkpoints
 from holdfast.models.encoding import answerable, fields_that_fit, rows_that_fit
+from holdfast.models.precision import computing, computing_in
 from holdfast.models.templates import frame_of
 from holdfast.results.artifacts import AttackResult, Life, Point
 from holdfast.results.attacks import PLAIN
@@ -68,7 +69,8 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     check_judges(attack_job.material.judges)
     loaded = checkpoints.load(attack_job.subject.source, device=config.device)
     job.facts["template"] = frame_of(loaded.tokenizer).facts
-    model, result = attack_loaded(attack_job, loaded, job)
+    with computing_in(config.computing(attack_job.subject.source)):
+        model, result = attack_loaded(attack_job, loaded, job)
     if config.save_models:
         folder = config.run.path(ATTACKED, f"{attack_job.subject.label}-{attack_job.attack.label}")
         job.outputs += checkpoints.save(adapters.merge(model), loaded.tokenizer, folder)
@@ -339,6 +341,7 @@ class Checkpoints:
             unknown=unknown,
             tracked_judge=self.tracked_judge,
             prompts=self.material.test.ids,
+            precision=computing(),
         )
         return replace(result, half_life=life_until(result, HALF_LIFE))
 
