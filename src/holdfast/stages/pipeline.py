@@ -18,7 +18,7 @@ from holdfast.models.precision import Precision
 from holdfast.options import Flag, OptionError, Options
 from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import check_disjoint
-from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, Seeds, StageConfig
+from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, ModelConfig, Seeds, StageConfig
 from holdfast.stages.forecast import announce, forecast
 from holdfast.stages.planned_jobs import PROGRAM, Agenda, Failures, PlannedJob, attempt_jobs
 from holdfast.stages.run_models import label_of
@@ -332,6 +332,8 @@ def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
         "drop_invalid": config.drop_invalid,
         "keep_harmful_rows": config.keep_harmful_rows,
     }
+    if issubclass(cls, ModelConfig):
+        common["precision"] = config.precision
     return cls(**(common | options))
 
 
