@@ -1,0 +1,169 @@
+"""The output layer at chosen positions gives the logits, losses and gradients of the whole pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from holdfast.models import adapters
+from holdfast.models.encoding import IGNORE
+from holdfast.models.heads import (
+    answer_loss,
+    has_own_loss,
+    logits_at,
+    output_layer,
+    predicting,
+    reading_at,
+    with_columns,
+)
+
+Make = Callable[..., PreTrainedModel]
+ARCHITECTURES = ["llama", "qwen3", "mistral", "gemma2", "gemma3_text", "opt", "gpt_neox", "phi"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Three rows of 9, 7 and 5 tokens with answers of 4, 2 and 3."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 32, (3, 9), generator=generator)
+    labels = torch.full((3, 9), IGNORE)
+    mask = torch.ones(3, 9, dtype=torch.long)
+    for row, (start, end) in enumerate([(5, 9), (5, 7), (2, 5)]):
+        labels[row, start:end] = ids[row, start:end]
+        mask[row, end:] = 0
+        ids[row, end:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def scaled(name: str) -> PreTrainedModel:
+    """Return a model that scales its logits after the output layer."""
+    shape = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
+    own: dict[str, Any] = {"cohere": {"logit_scale": 0.25}, "granite": {"logits_scaling": 4.0}}
+    config = transformers.AutoConfig.for_model(name, **shape, **own[name])
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_same(model: Any, batch: dict[str, torch.Tensor]) -> None:
+    model.double()
+    theirs = model(**batch).loss.double()
+    expected = gradients(model, theirs)
+    ours = answer_loss(model, batch)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
+    found = gradients(model, ours)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        # transformers computes the loss in float32, whatever the weights.
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_and_gradient_are_those_of_transformers(
+    make_model: Make, batch: dict[str, torch.Tensor], architecture: str, *, tied: bool
+) -> None:
+    check_same(make_model(architecture, tied=tied), batch)
+
+
+@pytest.mark.parametrize("name", ["cohere", "granite"])
+def test_logits_that_are_scaled_after_the_layer(name: str, batch: dict[str, torch.Tensor]) -> None:
+    check_same(scaled(name), batch)
+
+
+@pytest.mark.parametrize("kind", ["lora", "checkpointing"])
+def test_adapters_and_checkpointing(
+    make_model: Make, batch: dict[str, torch.Tensor], kind: str
+) -> None:
+    model: Any = make_model()
+    if kind == "lora":
+        model = adapters.add_lora(model, 2, seed=0)
+    else:
+        model.activation_checkpointing_enable()
+        model.train()
+    check_same(model, batch)
+
+
+def test_only_the_positions_pass_through_the_layer(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    model = make_model()
+    shapes = []
+    output_layer(model).register_forward_hook(
+        lambda layer, inputs, output: shapes.append(tuple(output.shape))
+    )
+    answer_loss(model, batch)
+    model(**batch)
+    assert shapes == [(1, 9, 32), (3, 9, 32)]  # 4 + 2 + 3 answer tokens; afterwards all again
+
+
+def test_logits_come_row_by_row(make_model: Make, batch: dict[str, torch.Tensor]) -> None:
+    model = make_model()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    mask = predicting(batch["labels"])
+    assert mask.nonzero().tolist() == [
+        [0, 4],
+        [0, 5],
+        [0, 6],
+        [0, 7],
+        [1, 4],
+        [1, 5],
+        [2, 1],
+        [2, 2],
+        [2, 3],
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(logits_at(model, inputs, mask), model(**inputs).logits[mask])
+
+
+def test_a_model_that_names_no_output_layer_is_read_afterwards(
+    batch: dict[str, torch.Tensor],
+) -> None:
+    logits = torch.arange(3 * 9 * 2.0).view(3, 9, 2)
+    mask = predicting(batch["labels"])
+    with reading_at(nn.Identity(), mask) as read:
+        assert read(logits).tolist() == logits[mask].tolist()
+
+
+def test_another_position_of_each_row_is_found_among_those_read() -> None:
+    mask = torch.tensor([[False, True, True], [False, False, False], [True, False, True]])
+    extended, places = with_columns(mask, torch.tensor([2, 0, 1]))
+    assert extended.tolist() == [[False, True, True], [True, False, False], [True, True, True]]
+    assert places.tolist() == [1, 2, 4]
+
+
+def test_mixtures_of_experts_keep_their_own_loss(make_model: Make) -> None:
+    model: Any = make_model()
+    assert not has_own_loss(model)
+    model.config.output_router_logits = True
+    assert has_own_loss(model)
+
+
+def test_a_divisor_replaces_the_number_of_tokens(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    model = make_model()
+    mean = float(answer_loss(model, batch).detach())
+    assert float(answer_loss(model, batch, 18).detach()) == pytest.approx(mean * 9 / 18)
