@@ -11,10 +11,10 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from holdfast.models import adapters
+from holdfast.models import adapters, head_loss
 from holdfast.models.encoding import IGNORE
+from holdfast.models.head_loss import answer_loss, answer_loss_and_logits, readout_of
 from holdfast.models.heads import (
-    answer_loss,
     has_own_loss,
     logits_at,
     output_layer,
@@ -114,7 +114,8 @@ def test_only_the_positions_pass_through_the_layer(
     output_layer(model).register_forward_hook(
         lambda layer, inputs, output: shapes.append(tuple(output.shape))
     )
-    answer_loss(model, batch)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits_at(model, inputs, predicting(batch["labels"]))
     model(**batch)
     assert shapes == [(1, 9, 32), (3, 9, 32)]  # 4 + 2 + 3 answer tokens; afterwards all again
 
@@ -167,3 +168,88 @@ def test_a_divisor_replaces_the_number_of_tokens(
     model = make_model()
     mean = float(answer_loss(model, batch).detach())
     assert float(answer_loss(model, batch, 18).detach()) == pytest.approx(mean * 9 / 18)
+
+
+# ------------------------------------------------------------------------------- loss in blocks
+
+
+@pytest.mark.parametrize("name", ["cohere", "granite"])
+def test_scales_are_part_of_the_readout(name: str, batch: dict[str, torch.Tensor]) -> None:
+    model = scaled(name)
+    readout = readout_of(model, {"input_ids": batch["input_ids"]})
+    assert readout is not None
+    assert readout.scale == 0.25  # Granite divides by 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_of_two_positions_add_up_to_the_whole(
+    make_model: Make,
+    batch: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+) -> None:
+    model = make_model(architecture)
+    assert readout_of(model, {"input_ids": batch["input_ids"]}) is not None
+    monkeypatch.setattr(head_loss, "BLOCK_BYTES", 2 * 4 * 32)  # two positions of 32 words
+    check_same(model, batch)
+
+
+def test_a_layer_with_code_of_its_own_is_read_by_the_model(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    model: Any = make_model()
+    model.lm_head.__class__ = Doubled
+    assert readout_of(model, {"input_ids": batch["input_ids"]}) is None
+    check_same(model, batch)
+
+
+def test_what_a_model_does_to_its_logits_unannounced_is_noticed(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    model: Any = make_model()
+    model.lm_head.register_forward_hook(lambda layer, inputs, logits: 2 * logits)
+    assert readout_of(model, {"input_ids": batch["input_ids"]}) is None
+    check_same(model, batch)
+
+
+def test_float16_is_left_to_the_model(make_model: Make, batch: dict[str, torch.Tensor]) -> None:
+    model = make_model().half()
+    assert readout_of(model, {"input_ids": batch["input_ids"]}) is None
+
+
+def test_frozen_output_layers_get_no_gradient(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    model: Any = make_model()
+    model.lm_head.weight.requires_grad_(False)
+    check_same(model, batch)
+    assert model.lm_head.weight.grad is None
+
+
+def test_bfloat16_agrees_with_the_loss_of_transformers_under_autocast(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    model = make_model(width=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = model(**batch).loss
+    expected = gradients(model, theirs)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = answer_loss(model, batch)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-3)
+    for name, gradient in gradients(model, ours).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0.05, atol=2e-4)
+
+
+def test_first_logits_come_with_the_loss(make_model: Make, batch: dict[str, torch.Tensor]) -> None:
+    model = make_model("gemma2")
+    columns = torch.tensor([4, 0, 3])
+    loss, logits = answer_loss_and_logits(model, batch, columns, 18)
+    with torch.no_grad():
+        whole = model(**batch)
+    assert float(loss.detach()) == pytest.approx(float(whole.loss) / 2, rel=1e-5)
+    expected = whole.logits[torch.arange(3), columns]
+    torch.testing.assert_close(logits.detach(), expected, rtol=1e-4, atol=1e-5)

@@ -27,7 +27,7 @@ COMPUTING = (
     *("holdfast.analyses.", "holdfast.guards.", "holdfast.methods.", "holdfast.tuning."),
     *(
         f"holdfast.models.{m}"
-        for m in "attention decoding generation losses processes weights".split()
+        for m in "attention decoding generation head_loss heads losses processes weights".split()
     ),
 )
 

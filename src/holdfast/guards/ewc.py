@@ -26,7 +26,7 @@ from torch import Tensor
 from holdfast.examples import Examples
 from holdfast.guards.base import Guard, copies
 from holdfast.models.encoding import collate, encode
-from holdfast.models.heads import answer_loss
+from holdfast.models.head_loss import answer_loss
 from holdfast.models.losses import chunks
 from holdfast.models.modes import evaluation_mode
 from holdfast.models.weights import gradients

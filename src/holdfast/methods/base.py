@@ -28,15 +28,8 @@ from holdfast.methods._data import AlignmentData as AlignmentData
 from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
-from holdfast.models.heads import (
-    answer_loss,
-    has_own_loss,
-    logits_at,
-    mean_nll,
-    predicting,
-    tokens_at,
-    with_columns,
-)
+from holdfast.models.head_loss import answer_loss, answer_loss_and_logits
+from holdfast.models.heads import has_own_loss, logits_at, with_columns
 from holdfast.models.weights import (
     all_finite,
     global_norm,
@@ -217,31 +210,25 @@ class AlignmentTrainer(CheckpointedTrainer):
         Returns:
             The loss, and the logits (B, V).
         """
-        inputs = _model_inputs(batch)
-        labels = inputs.pop("labels")
-        mask = predicting(labels)
-        if not self._reads_answers_only(model, batch):
-            loss = self.scaled_loss_of(model, batch, num_items)
-            only, _ = with_columns(torch.zeros_like(mask), columns)
-            with self.compute_loss_context_manager():
-                inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-                return loss, logits_at(model, {**inputs, "use_cache": False}, only)
-        extended, places = with_columns(mask, columns)
+        if self._reads_answers_only(model, batch):
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                loss, logits = answer_loss_and_logits(
+                    model, _model_inputs(batch), columns, num_items
+                )
+            return self._over_processes(loss, num_items), logits
+        loss = self.scaled_loss_of(model, batch, num_items)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        mask, _ = with_columns(torch.zeros_like(batch["labels"], dtype=torch.bool), columns)
         with self.compute_loss_context_manager():
-            logits = logits_at(model, inputs, extended)
-        answers = logits if extended.equal(mask) else logits[mask[extended]]
-        loss = self._mean_over_update(answers, tokens_at(labels, mask), num_items)
-        return loss, logits[places]
+            return loss, logits_at(model, {**inputs, "use_cache": False}, mask)
 
     def scaled_loss_of(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the scaled loss of the trainer behind this one, without terms of the method."""
         inputs = _model_inputs(batch)
         if self._reads_answers_only(model, batch):
-            labels = inputs.pop("labels")
-            mask = predicting(labels)
-            with self.compute_loss_context_manager():
-                logits = logits_at(model, inputs, mask)
-            return self._mean_over_update(logits, tokens_at(labels, mask), num_items)
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                loss = answer_loss(model, inputs, num_items)
+            return self._over_processes(loss, num_items)
         # Preference losses and some models ignore the count and return the mean of their batch.
         takes_count = self.model_accepts_loss_kwargs and "labels" in batch
         # Trainer's annotation wants an int; a weighted count is a float.
@@ -266,19 +253,17 @@ class AlignmentTrainer(CheckpointedTrainer):
             and not has_own_loss(model)
         )
 
-    def _mean_over_update(self, logits: Tensor, tokens: Tensor, num_items: Items) -> Tensor:
-        """Return a micro-batch's part of an update's mean loss, scaled like `compute_loss`."""
-        loss = mean_nll(logits, tokens, num_items)
-        if num_items is not None and self.args.average_tokens_across_devices:
-            loss = loss * processes.world_size()
-        return loss
+    def _over_processes(self, loss: Tensor, num_items: Items) -> Tensor:
+        """Return a loss that was divided by the tokens of all processes, scaled as by Trainer."""
+        scaled = num_items is not None and self.args.average_tokens_across_devices
+        return loss * processes.world_size() if scaled else loss
 
     def answer_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss over answer tokens of rows that the method adds itself.
 
         Unlike `scaled_loss`, this is never a loss of TRL's.
         """
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
             return answer_loss(model, {**batch, "use_cache": False})
 
     def collate_rows(self, rows: Sequence[Encoded]) -> Batch:

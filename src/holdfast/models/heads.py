@@ -96,6 +96,29 @@ def reading_at(
         handle.remove()
 
 
+@contextlib.contextmanager
+def states_before(
+    layer: nn.Module,
+    mask: Tensor,  # (B, T) bool
+) -> Iterator[list[Tensor]]:
+    """Skip an output layer inside the block, and collect the states (N, H) that it would read.
+
+    The layer's logits are replaced by zeros at one position.
+    """
+    states: list[Tensor] = []
+    size = len(cast(Tensor, layer.weight))
+
+    def collect(inputs: Tensor) -> Tensor:
+        states.append(_at(inputs, mask))
+        return inputs.new_zeros(1, 1, size)
+
+    vars(layer)["forward"] = collect
+    try:
+        yield states
+    finally:
+        del vars(layer)["forward"]
+
+
 def _at(values: Tensor, mask: Tensor) -> Tensor:
     """Return values (B, T', D) at a mask (B, T); virtual tokens of adapters come before the T."""
     return values[:, values.shape[1] - mask.shape[1] :][mask.to(values.device)]
@@ -105,24 +128,6 @@ def output_layer(model: nn.Module) -> nn.Module | None:
     """Return the layer from hidden states to logits; None if the model does not name it."""
     get = getattr(unwrapped(model), "get_output_embeddings", None)
     return None if get is None else cast("nn.Module | None", get())
-
-
-def answer_loss(
-    model: nn.Module, batch: Mapping[str, Any], num_items: Tensor | float | None = None
-) -> Tensor:
-    """Return the loss over a batch's labelled tokens, as transformers computes it.
-
-    Args:
-        model: A causal language model.
-        batch: Its inputs with labels (B, T).
-        num_items: Divisor of the summed loss; None for the mean over the batch.
-    """
-    if has_own_loss(model):
-        count = {} if num_items is None else {"num_items_in_batch": num_items}
-        return cast(Tensor, model(**batch, **count).loss)
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    mask = predicting(batch["labels"])
-    return mean_nll(logits_at(model, inputs, mask), tokens_at(batch["labels"], mask), num_items)
 
 
 def tokens_at(labels: Tensor, mask: Tensor) -> Tensor:

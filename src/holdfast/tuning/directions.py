@@ -23,7 +23,7 @@ from holdfast.models.encoding import (
     encode_openings,
     usable_length,
 )
-from holdfast.models.heads import answer_loss
+from holdfast.models.head_loss import answer_loss
 from holdfast.models.losses import chunks, first_logits
 from holdfast.models.weights import Geometry, all_finite, step_along, trainable
 from holdfast.tuning.loop import FinetuneConfig, finetune

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from holdfast.errors import TrainingError
 from holdfast.examples import Examples
 from holdfast.models.encoding import Encoded, collate, encode, encode_rows_that_fit, usable_length
-from holdfast.models.heads import answer_loss
+from holdfast.models.head_loss import answer_loss
 from holdfast.models.modes import isolate_rng
 from holdfast.models.precision import autocast
 from holdfast.models.weights import all_finite, replace_values, trainable, weights_not_finite
