@@ -35,23 +35,28 @@ NOTES = (
 NEW_TOKENS = 20
 
 
-def bare(model: Any, shapes: list[tuple[int, int, int]]) -> None:
-    """Run the forward passes that generation needs: (rows, prompt tokens, passes) of each batch."""
+Pass = tuple[int, int, int]
+"""Rows, new tokens, and tokens in the cache of a forward pass."""
+
+
+def bare(model: Any, passes: list[Pass]) -> None:
+    """Run forward passes of the same shapes as those of a generation."""
     name = _cache_name(model)
+    cache = None
     with torch.no_grad():
-        for rows, width, passes in shapes:
-            ids = torch.ones((rows, width), dtype=torch.long, device=model.device)
-            mask, cache = torch.ones_like(ids), None
-            for _ in range(passes):
-                found = model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    use_cache=True,
-                    logits_to_keep=1,
-                    **{name: cache},
-                )
-                cache, ids = found[name], ids[:, -1:]
-                mask = torch.cat([mask, mask[:, -1:]], dim=1)
+        for rows, new, past in passes:
+            if not past:
+                cache = None
+            elif rows < cache.layers[0].keys.shape[0]:
+                cache.batch_select_indices(torch.arange(rows))
+            output = model(
+                input_ids=torch.ones((rows, new), dtype=torch.long, device=model.device),
+                attention_mask=torch.ones((rows, past + new), dtype=torch.long),
+                use_cache=True,
+                logits_to_keep=torch.tensor([new - 1]),
+                **{name: cache},
+            )
+            cache = output[name]
 
 
 def _cache_name(model: Any) -> str:
@@ -70,21 +75,19 @@ def replaced(place: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
         setattr(place, name, kept)
 
 
-def shapes_of(model: Any, call: Callable[[], object]) -> list[tuple[int, int, int]]:
-    """Return (rows, prompt tokens, passes) of each batch of a generation."""
-    seen: list[tuple[int, int, int]] = []
+def passes_of(model: Any, call: Callable[[], object]) -> list[Pass]:
+    """Return the shapes of the forward passes of a generation."""
+    passes: list[Pass] = []
 
-    def spy(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        rows, width = kwargs["input_ids"].shape
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        rows, new = kwargs["input_ids"].shape
         cache = kwargs.get(_cache_name(model))
-        if cache is None or cache.get_seq_length() == 0:
-            seen.append((rows, width, 0))
-        seen[-1] = (*seen[-1][:2], seen[-1][2] + 1)
+        passes.append((rows, new, 0 if cache is None else cache.get_seq_length()))
 
-    hook = model.register_forward_pre_hook(spy, with_kwargs=True)
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
     call()
     hook.remove()
-    return seen
+    return passes
 
 
 def generation_rows(turns: int, count: int) -> Iterator[Row]:
@@ -103,11 +106,11 @@ def generation_rows(turns: int, count: int) -> Iterator[Row]:
                 model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, sampling=sampling
             )
 
-        shapes = shapes_of(model, whole)
-        bare(model, shapes)
+        passes = passes_of(model, whole)
+        bare(model, passes)
         times = np.empty((turns, 2))
         for turn in range(turns):
-            for column, call in ((0, whole), (1, lambda shapes=shapes: bare(model, shapes))):
+            for column, call in ((0, whole), (1, lambda passes=passes: bare(model, passes))):
                 start = time.process_time()
                 call()
                 times[turn, column] = time.process_time() - start
@@ -116,7 +119,7 @@ def generation_rows(turns: int, count: int) -> Iterator[Row]:
             "what": f"generation, {name}",
             **ratio.fields("ratio"),
             "seconds": float(np.median(times[:, 0])),
-            "passes": sum(passes for _, _, passes in shapes),
+            "passes": len(passes),
             "n": turns,
         }
 

@@ -11,10 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import world
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.models import checkpoints, encoding
+from holdfast.models import checkpoints, encoding, generation
 from holdfast.models.encoding import encode_prompts
 from holdfast.models.endings import stop_tokens
-from holdfast.models.generation import Sampling, _TokenSampler, complete, generate
+from holdfast.models.generation import (
+    Sampling,
+    _TokenSampler,
+    complete,
+    generate,
+    rows_at_once,
+)
+from holdfast.models.precision import computing_in
 
 
 def slow_twin(
@@ -265,3 +272,51 @@ def test_a_low_temperature_is_greedy(prompts: list[str]) -> None:
 def test_sampling_out_of_range(how: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="must not be negative, and top_p must be above 0"):
         Sampling(**how)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------- batches, precision
+
+
+def test_batches_are_equal_and_fit_the_memory(
+    make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(vocab=100)
+    assert rows_at_once(model, 200, 60, 128) == 100
+    assert rows_at_once(model, 7, 60, 128) == 7
+    # 2 layers x (keys + values) x 16 numbers, and 4 x 32 + 4 x 16 of activations, 4 bytes each,
+    # for 10 tokens; logits of 100 tokens in 4 and 8 bytes.
+    row = 10 * (64 + 192) * 4 + 100 * 12
+    monkeypatch.setattr(generation, "BATCH_BYTES", 3 * row)
+    assert rows_at_once(model, 9, 10, 128) == 3
+    monkeypatch.setattr(generation, "BATCH_BYTES", 3 * row - 1)
+    assert rows_at_once(model, 9, 10, 128) == 2
+    monkeypatch.setattr(generation, "BATCH_BYTES", 1)
+    assert rows_at_once(model, 9, 10, 128) == 1
+
+
+def test_answers_in_bfloat16_are_those_of_a_rounded_model(
+    prompts: list[str],
+    weights_of: Callable[..., dict[str, torch.Tensor]],
+    same: Callable[..., bool],
+) -> None:
+    loaded = checkpoints.load("world", device="cpu")
+    rounded = checkpoints.load("world", device="cpu").model
+    for weight in rounded.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+    before = weights_of(loaded.model)
+    loaded.model.train()
+    with computing_in("bfloat16"), torch.autocast("cpu", torch.bfloat16):
+        answers = generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12)
+    assert loaded.model.training
+    assert same(weights_of(loaded.model), before)
+    assert answers == generate(rounded, loaded.tokenizer, prompts, max_new_tokens=12)
+
+
+def test_float32_answers_do_not_use_an_autocast_around_them(prompts: list[str]) -> None:
+    loaded = checkpoints.load("world", device="cpu")
+    expected = generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12)
+    dtypes = set()
+    loaded.model.lm_head.register_forward_hook(lambda m, i, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens=12) == expected
+    assert dtypes == {torch.float32}

@@ -138,20 +138,23 @@ class Chat(Judge):
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[Verdict]:
         from holdfast.models.generation import complete
+        from holdfast.models.precision import computing_in
         from holdfast.models.templates import frame_of
 
         model = self._loaded.model
         tokenizer = self._loaded.tokenizer
         rows = [self._encode(*pair) for pair in pairs]
         if self._reads_text:
-            replies = complete(
-                model,
-                tokenizer,
-                rows,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.batch_size,
-                opened=self._guard is None and frame_of(tokenizer).opened,
-            )
+            # The precision of a stage is that of the model it judges.
+            with computing_in("float32"):
+                replies = complete(
+                    model,
+                    tokenizer,
+                    rows,
+                    max_new_tokens=self.max_new_tokens,
+                    batch_size=self.batch_size,
+                    opened=self._guard is None and frame_of(tokenizer).opened,
+                )
             return [self._verdict_of(reply) for reply in replies]
         spelled = spellings(tokenizer, self._grammar)
         probabilities = chances(

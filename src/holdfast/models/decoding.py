@@ -7,7 +7,7 @@ batch. Architectures that need more than attention to the tokens so far (state s
 position ids, positions that are scaled by the longest row) are continued by `generate` itself.
 
 In bfloat16 a rounded copy of the weights computes, which takes half of their memory for as long as
-it is in use. Under `torch.autocast` every pass would convert all weights that are frozen.
+it is in use. Under `torch.autocast`, every pass would convert all frozen weights again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Batched generation, greedy or sampled; the text does not depend on the batch.
+"""Batched generation, greedy or sampled; in float32 the text does not depend on the batch.
+
+In bfloat16 (`precision.computing`) rounding can turn a token where two are almost equally likely,
+and with it the rest of the answer; `benchmarks/answers.py` measures how often verdicts change. The
+logits are then compared, and sampled from, in float32 and float64 as ever.
 
 The random numbers of a sampled answer depend on its prompt, not on its place in a batch: the t-th
 token is the first whose cumulative probability, in vocabulary order, exceeds the t-th number of a
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +70,8 @@ class Sampling:
 
 
 GREEDY = Sampling()
+BATCH_BYTES = 2 * 2**30
+"""Memory for a batch, beside the weights; on an accelerator it is at least an eighth of all."""
 FIRST_TOP_TOKENS = 32
 """How many of the most likely tokens are searched first for the set that makes up `top_p`."""
 
@@ -157,7 +164,7 @@ def complete(
         tokenizer: Its tokenizer.
         encoded: Rows of tokens.
         max_new_tokens: Maximum number of added tokens.
-        batch_size: Rows per batch; the longest rows come first.
+        batch_size: Rows per batch at most; the longest rows come first.
         opened: Whether the rows end inside a think block.
     """
     return _continue(
@@ -189,13 +196,51 @@ def _continue(  # noqa: PLR0913  # the arguments of its two callers
     with ready_to_answer(model) as answering, own_settings(answering, tokenizer) as settings:
         settings.max_new_tokens = max_new_tokens
         decoder = Decoder(answering, settings, encoded)
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        longest = len(encoded[order[0]]) + max_new_tokens
+        size = rows_at_once(answering, len(order), longest, batch_size)
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
             added = decoder([encoded[i] for i in indices], choosing(indices))
             batch = decode_responses(tokenizer, added, opened=opened)
             for i, response in zip(indices, batch, strict=True):
                 responses[i] = response
     return responses
+
+
+def rows_at_once(model: PreTrainedModel, rows: int, longest: int, most: int) -> int:
+    """Return the number of rows per batch: batches of equal size that fit the memory for them.
+
+    What a row takes is estimated from the configuration: keys and values of all its tokens, the
+    widest activations of one layer, and its logits in float32 and float64. It does not depend on
+    how much memory is free at the moment, since in bfloat16 a batch can change an answer.
+
+    Args:
+        model: Answers.
+        rows: Number of all rows.
+        longest: Tokens of the longest row with its answer.
+        most: Rows per batch at most.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = config.hidden_size
+    key_width = getattr(config, "head_dim", None) or width // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    states = 2 * config.num_hidden_layers * key_heads * key_width
+    activations = 4 * inner + 4 * width
+    bytes_per_row: int = longest * (states + activations) * model.dtype.itemsize
+    bytes_per_row += config.vocab_size * (4 + 8)
+    fitting = max(1, _memory(model.device) // bytes_per_row)
+    batches = math.ceil(rows / min(most, fitting))
+    return math.ceil(rows / batches)
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes that a batch may take."""
+    if device.type == "cuda":
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return max(BATCH_BYTES, total // 8)
+    return BATCH_BYTES
 
 
 @contextlib.contextmanager

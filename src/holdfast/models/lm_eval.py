@@ -31,7 +31,8 @@ def evaluate_general(
     """Evaluate a model on tasks of the harness.
 
     The global random state, the model's mode and its generation settings are restored afterwards;
-    of these settings, only the end tokens are used.
+    of these settings, only the end tokens are used. The model computes in the precision of its
+    weights, whatever a stage's `precision`: most tasks compare likelihoods.
 
     Args:
         model: The model, on its device.
