@@ -44,8 +44,9 @@ class Factors(Analysis):
 
     def run(self, run: RunDir) -> Section:
         """Return what goes with the score, and nothing where nothing stands out."""
-        entries = run.require("score", self.scores or None)
-        entry, scores = entries[0], Scores.load(run.result(entries[0]))
+        # Not the oldest: which scores are made first in parallel is chance.
+        entry = min(run.require("score", self.scores or None), key=lambda entry: entry.name)
+        scores = Scores.load(run.result(entry))
         examples = Sources(run).of(entry, "data")
         values = scores.aligned_to(examples.ids)
         try:

@@ -93,7 +93,7 @@ class Grouping(Analysis):
 
 def _groupings(run: RunDir) -> list[tuple[str, Groups, Scores, Rule]]:
     result = []
-    for entry in run.require("group"):
+    for entry in sorted(run.require("group"), key=lambda entry: entry.name):
         groups = Groups.load(run.result(entry))
         rule = _rule(entry.config, groups.facts)
         result.append((entry.name, groups, run.scores_behind(groups), rule))

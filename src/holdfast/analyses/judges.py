@@ -42,7 +42,8 @@ class Judging(Analysis):
 
     def run(self, run: RunDir) -> Section:
         """Return agreement, confusion, reasons for undecided, and the checks of pairing."""
-        found = [(entry, records(run, entry)) for entry in run.require("evaluate")]
+        entries = sorted(run.require("evaluate"), key=lambda entry: entry.name)
+        found = [(entry, records(run, entry)) for entry in entries]
         answers = [record for _, some in found for record in some]
         names = list(dict.fromkeys(name for record in answers for name in record.verdicts))
         pairs = [_Pair(a, b, answers, self.resamples) for a, b in itertools.combinations(names, 2)]
