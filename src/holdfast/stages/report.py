@@ -38,7 +38,7 @@ def report(config: ReportConfig) -> Path:
         raise UsageError(f"{run.root}: nothing to report; check --out, or run a stage first")
     sections = [
         load_section(run.path(output))
-        for entry in run.entries("analyze")
+        for entry in sorted(run.entries("analyze"), key=lambda entry: entry.name)
         for output in entry.outputs
     ]
     path = run.path("report.html")
