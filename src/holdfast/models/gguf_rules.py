@@ -199,7 +199,8 @@ def stretched_rotation(factors: Any, config: Any, name: str) -> dict[str, Any]:
     import numpy as np
 
     theta = float(_theta(config) or 10_000.0)
-    settings = {**_LLAMA3, "factor": float(np.max(factors)), "rope_theta": theta}
+    factor = float(f"{np.max(factors):.5g}")  # the file holds it with the error of float32
+    settings = {**_LLAMA3, "factor": factor, "rope_theta": theta}
     expected = _llama3_factors(settings, _head_size(config))
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
         raise _ignored_setting(ROPE_FACTORS, factors.tolist()[:3], name)

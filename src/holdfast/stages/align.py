@@ -199,7 +199,7 @@ def _train(
     from holdfast.methods._callbacks import StopOnInterrupt
     from holdfast.runtime.interrupt import deferred_interrupt
 
-    loaded = checkpoints.load(config.model, device=config.device)
+    loaded = checkpoints.load(config.model, device=config.device, training=not config.lora_rank)
     job.facts["template"] = frame_of(loaded.tokenizer).facts
     model = loaded.model
     if config.lora_rank:

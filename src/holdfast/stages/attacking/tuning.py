@@ -67,7 +67,9 @@ def run_attack(attack_job: AttackJob, job: Job) -> AttackResult:
     """
     config = attack_job.config
     check_judges(attack_job.material.judges)
-    loaded = checkpoints.load(attack_job.subject.source, device=config.device)
+    loaded = checkpoints.load(
+        attack_job.subject.source, device=config.device, training=not attack_job.attack.lora_rank
+    )
     job.facts["template"] = frame_of(loaded.tokenizer).facts
     with computing_in(config.computing(attack_job.subject.source)):
         model, result = attack_loaded(attack_job, loaded, job)
