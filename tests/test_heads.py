@@ -235,6 +235,8 @@ def test_bfloat16_agrees_with_the_loss_of_transformers_under_autocast(
 ) -> None:
     model = make_model(width=64)
     with torch.autocast("cpu", torch.bfloat16):
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        assert readout_of(model, inputs) is not None
         theirs = model(**batch).loss
     expected = gradients(model, theirs)
     with torch.autocast("cpu", torch.bfloat16):
