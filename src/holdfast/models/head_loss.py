@@ -28,12 +28,12 @@ from holdfast.models.heads import (
     mean_nll,
     output_layer,
     predicting,
+    reading_at,
     states_before,
     tokens_at,
     unwrapped,
     with_columns,
 )
-from holdfast.models.precision import in_float32
 from holdfast.models.processes import is_sharded
 
 BLOCK_BYTES = 400 * 2**20
@@ -87,10 +87,10 @@ def answer_loss(
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     mask = predicting(batch["labels"])
     tokens = tokens_at(batch["labels"], mask)
-    readout = readout_of(model, inputs)
+    values, readout = _states_or_logits(model, inputs, mask)
     if readout is None:
-        return mean_nll(logits_at(model, inputs, mask), tokens, num_items)
-    return readout.nll(states_at(model, readout, inputs, mask), tokens, num_items)
+        return mean_nll(values, tokens, num_items)
+    return readout.nll(values, tokens, num_items)
 
 
 def answer_loss_and_logits(
@@ -108,51 +108,79 @@ def answer_loss_and_logits(
     tokens = tokens_at(batch["labels"], mask)
     extended, places = with_columns(mask, columns)
     is_answer = mask[extended]
-    readout = readout_of(model, inputs)
+    values, readout = _states_or_logits(model, inputs, extended)
     if readout is None:
-        logits = logits_at(model, inputs, extended)
-        return mean_nll(logits[is_answer], tokens, num_items), logits[places]
-    states = states_at(model, readout, inputs, extended)
-    return readout.nll(states[is_answer], tokens, num_items), readout.logits(states[places])
+        return mean_nll(values[is_answer], tokens, num_items), values[places]
+    return readout.nll(values[is_answer], tokens, num_items), readout.logits(values[places])
 
 
-def readout_of(model: nn.Module, inputs: Mapping[str, Any]) -> Readout | None:
-    """Return how a model's logits come from its hidden states; None if it is not known to.
+def readout_of(model: nn.Module) -> Readout | None:
+    """Return how a model's logits come from its hidden states; None if that is not known."""
+    return _readouts.get(unwrapped(model))
 
-    Args:
-        model: A causal language model.
-        inputs: A batch on which this is checked, at the first call for a model.
+
+def _states_or_logits(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    mask: Tensor,  # (B, T) bool
+) -> tuple[Tensor, Readout | None]:
+    """Run a model, and return what it has at the positions of a mask.
+
+    Returns:
+        Its hidden states (N, H) and how to read them; or its logits (N, V) and None.
     """
     inner = unwrapped(model)
-    if torch.float16 in (computed_in(inner), next(inner.parameters()).dtype):
-        return None  # its gradients vanish unless the loss is scaled first
+    layer = output_layer(inner)
+    if type(layer) is not nn.Linear or not _can_read(layer) or not mask.any():
+        return logits_at(model, inputs, mask), None
     if inner not in _readouts:
-        _readouts[inner] = _checked(inner, inputs)
-    return _readouts[inner]
+        return _first_pass(model, layer, inputs, mask)
+    readout = _readouts[inner]
+    if readout is None:
+        return logits_at(model, inputs, mask), None
+    if readout.layer is not layer:  # it was replaced, for example by one with more words
+        return _first_pass(model, layer, inputs, mask)
+    with states_before(layer, mask) as states:
+        model(**inputs)
+    return states[0], readout
+
+
+def _can_read(layer: nn.Linear) -> bool:
+    """Return whether an output layer can be read in blocks now."""
+    if is_sharded([layer.weight]) or "forward" in vars(layer):
+        return False
+    # Gradients in float16 vanish unless the loss is scaled before they are computed.
+    return torch.float16 not in (computed_in(layer), layer.weight.dtype)
+
+
+def _first_pass(
+    model: nn.Module, layer: nn.Linear, inputs: Mapping[str, Any], mask: Tensor
+) -> tuple[Tensor, Readout | None]:
+    """Do `_states_or_logits` for a model that was not read before, and learn how it is read."""
+    inner = unwrapped(model)
+    with reading_at(model, mask) as read, _capturing(layer) as captured:
+        logits = read(model(**inputs).logits)
+    readout = Readout(layer, *_settings(inner))
+    agrees = len(captured) == 1 and _agree(readout, captured[0][0], logits)
+    _readouts[inner] = readout if agrees else None
+    return (captured[0][0], readout) if agrees else (logits, None)
+
+
+@torch.no_grad()
+def _agree(readout: Readout, states: Tensor, logits: Tensor) -> bool:
+    """Return whether a readout gives a model's own logits."""
+    if states.shape[:-1] != logits.shape[:-1]:
+        return False
+    error = float((readout.logits(states).float() - logits.float()).abs().max())
+    # Half precision rounds to 1/256; another rule changes far more.
+    half = torch.bfloat16 in (computed_in(readout.layer), readout.layer.weight.dtype)
+    return error <= (1e-2 if half else 1e-4) * float(logits.abs().max())
 
 
 def computed_in(module: nn.Module) -> torch.dtype | None:
     """Return the type to which autocast rounds at the moment; None without autocast."""
     device = next(module.parameters()).device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _checked(model: nn.Module, inputs: Mapping[str, Any]) -> Readout | None:
-    layer = output_layer(model)
-    if type(layer) is not nn.Linear or is_sharded([layer.weight]) or "forward" in vars(layer):
-        return None
-    readout = Readout(layer, *_settings(model))
-    first = {name: v[:1] if isinstance(v, Tensor) else v for name, v in inputs.items()}
-    with torch.no_grad(), in_float32(layer.weight.device), torch.random.fork_rng(devices=[]):
-        with _capturing(layer) as captured:
-            theirs = model(**first).logits
-        if len(captured) != 1 or captured[0].shape[:-1] != theirs.shape[:-1]:
-            return None
-        ours = readout.logits(captured[0])
-    error = float((ours.float() - theirs.float()).abs().max())
-    # Half precision rounds to 1/256; another rule changes far more.
-    tolerance = 1e-4 if layer.weight.dtype in (torch.float32, torch.float64) else 1e-2
-    return readout if error <= tolerance * float(theirs.abs().max()) else None
 
 
 def _settings(model: nn.Module) -> tuple[float, float]:
@@ -178,18 +206,6 @@ def _capturing(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield captured
     finally:
         handle.remove()
-
-
-def states_at(
-    model: nn.Module,
-    readout: Readout,
-    inputs: Mapping[str, Any],
-    mask: Tensor,  # (B, T) bool
-) -> Tensor:
-    """Return the hidden states before the output layer at the positions of a mask, (N, H)."""
-    with states_before(readout.layer, mask) as states:
-        model(**inputs)
-    return states[0]
 
 
 class _BlockwiseNll(torch.autograd.Function):
