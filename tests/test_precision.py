@@ -6,7 +6,14 @@ from torch import nn
 
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints, precision
-from holdfast.models.precision import SMALLEST, autocast, computing, computing_in, in_float32
+from holdfast.models.precision import (
+    SMALLEST,
+    attention_in_float32,
+    autocast,
+    computing,
+    computing_in,
+    in_float32,
+)
 
 CPU = torch.device("cpu")
 
@@ -73,6 +80,22 @@ def test_weights_are_counted_from_the_files_as_in_memory():
     parts = checkpoints.parts_of(checkpoints.resolve("world"))
     counted = checkpoints.weight_count(checkpoints.weight_files(parts.base))
     assert counted == precision.weights_of(loaded.model)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_under_autocast_is_computed_in_float32(masked):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 5, 4).bfloat16() for _ in range(3))
+    mask = torch.randn(5, 5).bfloat16() if masked else None
+    attend = torch.nn.functional.scaled_dot_product_attention
+    wide = None if mask is None else mask.float()
+    expected = attend(query.float(), key.float(), value.float(), attn_mask=wide).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16), attention_in_float32(CPU, autocast=True):
+        assert torch.equal(attend(query, key, value, attn_mask=mask), expected)
+    seen = []
+    with attention_in_float32(CPU, autocast=True):  # no autocast: nothing is changed
+        seen.append(attend(query, key, value, attn_mask=mask))
+    assert torch.equal(seen[0], attend(query, key, value, attn_mask=mask))
 
 
 def test_forward_passes_run_in_the_precision_of_the_block():

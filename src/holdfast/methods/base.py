@@ -30,6 +30,7 @@ from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
 from holdfast.models.head_loss import answer_loss, answer_loss_and_logits
 from holdfast.models.heads import has_own_loss, logits_at, with_columns
+from holdfast.models.precision import attention_in_float32
 from holdfast.models.weights import (
     all_finite,
     global_norm,
@@ -286,12 +287,16 @@ class AlignmentTrainer(CheckpointedTrainer):
         scale = self.loss_scale
         if self.args.gradient_accumulation_steps > 1 and processes.is_sharded(parameters):
             _refusals.check_sync(self.accelerator.gradient_state.plugin_kwargs)
-        loss_value, grads = gradients_everywhere(model, loss, parameters, scale=scale)
+        with self._attention():
+            loss_value, grads = gradients_everywhere(model, loss, parameters, scale=scale)
         if scale != 1 and not torch.isfinite(global_norm(grads)):
             loss_value, grads = gradients_everywhere(model, loss, parameters)
         self.check_finite(loss_value)
         self._check_all_finite(grads, loss_value)
         return loss_value, grads
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        return attention_in_float32(self.args.device, autocast=bool(self.args.bf16))
 
     @property
     def loss_scale(self) -> float:
@@ -440,7 +445,7 @@ class AlignmentTrainer(CheckpointedTrainer):
         model.train()
         # TRL's trainers have this context; transformers' does not.
         offload = getattr(self, "maybe_activation_offload_context", contextlib.nullcontext())
-        with offload:
+        with offload, self._attention():
             loss = self.accumulate(model, self._prepare_inputs(inputs), num_items_in_batch)
         self.check_finite(loss)
         self._micro_losses.append(loss)

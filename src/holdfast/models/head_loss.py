@@ -246,7 +246,7 @@ class _Blocks:
     """The gradients, to which every block of positions adds its part.
 
     Attributes:
-        gradients: By states, weight and bias; None for what needs none.
+        gradients: By states, weight and bias; None for what needs none, and before the first block.
         wide: Type in which losses are computed.
     """
 
@@ -260,14 +260,17 @@ class _Blocks:
     ) -> None:
         self.narrow = dtype or weight.dtype
         self.wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.weight_dtype = weight.dtype
         self.states = states
         self.weight = weight.detach().to(self.narrow)
         self.bias = None if bias is None else bias.detach().to(self.narrow)
         sources = (states, weight, bias)
-        self.gradients = [
-            torch.zeros_like(source) if need and source is not None else None
-            for source, need in zip(sources, needed, strict=True)
+        self.needed = [
+            need and source is not None for source, need in zip(sources, needed, strict=True)
         ]
+        self._by_states = torch.empty_like(states) if self.needed[0] else states
+        by_states = self._by_states if self.needed[0] else None
+        self.gradients: list[Tensor | None] = [by_states, None, None]
 
     def add(self, rows: slice, tokens: Tensor, divisor: float, readout: Readout) -> Tensor:
         """Return the summed loss of some positions, and add their gradients."""
@@ -286,7 +289,7 @@ class _Blocks:
         odds = logits.sub_(peak).exp_()
         mass = odds.sum(1, keepdim=True)
         loss = (mass.log() + peak - own).sum()
-        if any(gradient is not None for gradient in self.gradients):
+        if any(self.needed):
             slopes = odds.div_(mass)
             slopes.scatter_add_(1, targets, torch.full_like(own, -1.0))
             slopes.mul_(readout.scale / divisor)
@@ -296,10 +299,18 @@ class _Blocks:
         return loss
 
     def _back_propagate(self, rows: slice, states: Tensor, slopes: Tensor) -> None:
-        by_states, by_weight, by_bias = self.gradients
-        if by_states is not None:
-            by_states[rows] = slopes @ self.weight
-        if by_weight is not None:
-            by_weight.add_(slopes.T @ states)
-        if by_bias is not None:
-            by_bias.add_(slopes.sum(0))
+        by_states, by_weight, by_bias = self.needed
+        if by_states:
+            self._by_states[rows] = slopes @ self.weight
+        if by_weight:
+            self._add(1, slopes.T @ states)
+        if by_bias:
+            self._add(2, slopes.sum(0))
+
+    def _add(self, place: int, part: Tensor) -> None:
+        """Add a block's part; there is often one block only, and then nothing to add it to."""
+        total = self.gradients[place]
+        if total is None:
+            self.gradients[place] = part.to(self.weight_dtype)
+        else:
+            total.add_(part)

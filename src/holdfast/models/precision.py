@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.errors import UsageError
 
@@ -121,6 +121,55 @@ def autocast(device: torch.device) -> Iterator[None]:
         return
     with torch.autocast(device.type, torch.bfloat16):
         yield
+
+
+@contextlib.contextmanager
+def attention_in_float32(device: torch.device, *, autocast: bool) -> Iterator[None]:
+    """Compute attention in float32 inside the block where autocast would round it on a processor.
+
+    The backward pass of torch 2.13's attention kernel is four times as slow in bfloat16 as in
+    float32 (16 rows of 64 tokens, 9 heads of 64: 22.8 ms and 5.5 ms a layer), a fifth of a step of
+    SmolLM2-135M. The block must hold the backward pass too, which may recompute layers.
+
+    Args:
+        device: Device of the model.
+        autocast: Whether the block uses autocast; without it, nothing is changed.
+    """
+    if device.type != "cpu" or not autocast:
+        yield
+        return
+    with _attention_mode():
+        yield
+
+
+def _attention_mode() -> contextlib.AbstractContextManager[Any]:
+    import torch
+    from torch.nn import functional as F
+    from torch.overrides import TorchFunctionMode
+
+    attention = F.scaled_dot_product_attention
+
+    class InFloat32(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func is not attention or not torch.is_autocast_enabled("cpu"):
+                return func(*args, **kwargs)
+            dtype = args[0].dtype
+            named = {name: _widened(value) for name, value in kwargs.items()}
+            with torch.autocast("cpu", enabled=False):
+                return func(*map(_widened, args), **named).to(dtype)
+
+    return InFloat32()
+
+
+def _widened(value: Any) -> Any:
+    """Return a tensor of numbers in half precision as float32, and everything else as it is."""
+    import torch
+
+    is_half = isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+    return value.float() if is_half else value
 
 
 @contextlib.contextmanager

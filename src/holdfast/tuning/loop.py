@@ -20,7 +20,7 @@ from holdfast.examples import Examples
 from holdfast.models.encoding import Encoded, collate, encode, encode_rows_that_fit, usable_length
 from holdfast.models.head_loss import answer_loss
 from holdfast.models.modes import isolate_rng
-from holdfast.models.precision import autocast
+from holdfast.models.precision import attention_in_float32, autocast, computing
 from holdfast.models.weights import all_finite, replace_values, trainable, weights_not_finite
 from holdfast.results.attacks import Schedule
 from holdfast.runtime import progress
@@ -286,16 +286,17 @@ def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Opt
 def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
     pad = cast(int, tuning.tokenizer.pad_token_id)
     device = tuning.model.device
-    with autocast(device):
-        loss = tuning.config.guard.loss(tuning, collate(rows, pad, device))
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the loss is {value} at step {tuning.done + 1}, so training cannot continue. "
-            "Lower the learning rate, or check for rows with an empty response."
-            f"{weights_not_finite(tuning.model)}"
-        )
-    loss.backward()
+    with attention_in_float32(device, autocast=computing() == "bfloat16"):
+        with autocast(device):
+            loss = tuning.config.guard.loss(tuning, collate(rows, pad, device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {tuning.done + 1}, so training cannot continue. "
+                "Lower the learning rate, or check for rows with an empty response."
+                f"{weights_not_finite(tuning.model)}"
+            )
+        loss.backward()
     # A finite loss can have a gradient that is not, and clipping would spread it over all weights.
     norm = clip_grad_norm_(tuning.parameters, tuning.config.clip)
     if not torch.isfinite(norm):
