@@ -1104,7 +1104,8 @@ def run_quick(script: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", ["step_time", "generation", "answers", "transfer", "tune", "levelling", "before"]
+    "script",
+    ["step_time", "generation", "answers", "transfer", "tune", "levelling", "before", "precision"],
 )
 def test_benchmarks_that_stand_alone_run_quickly(script: str) -> None:
     assert run_quick(script).strip()
