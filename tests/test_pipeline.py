@@ -127,7 +127,7 @@ def test_the_demo_attacks_until_the_models_break(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         ("sead: [1]", "run configuration: sead is not an option. Did you mean seeds? The options "
-         "are align, analyses, attack, "),
+         "are align, analyses, answer, attack, "),
         ("score: {loss: {estimater: loss}}", "score: estimater is not an option. Did you mean "
          "estimator? The options are agreement, "),
         ("attack: {tasks: [world_topic], stepz: 3}", "attack: stepz is not an option. Did you mean "

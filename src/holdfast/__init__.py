@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from holdfast.stages.adapt import AdaptConfig, adapt
     from holdfast.stages.align import AlignConfig, align
     from holdfast.stages.analyze import AnalyzeConfig, analyze
+    from holdfast.stages.answer import AnswerConfig, answer
     from holdfast.stages.attacking.config import AttackConfig
     from holdfast.stages.evaluate import EvaluateConfig
     from holdfast.stages.group import GroupConfig
@@ -41,6 +42,7 @@ __all__ = [
     "AdaptConfig",
     "AlignConfig",
     "AnalyzeConfig",
+    "AnswerConfig",
     "Attack",
     "AttackConfig",
     "AttackResult",
@@ -65,6 +67,7 @@ __all__ = [
     "adapt",
     "align",
     "analyze",
+    "answer",
     "attack",
     "evaluate",
     "group",
@@ -80,6 +83,7 @@ _HOMES = {
     "stages.adapt": ("AdaptConfig", "adapt"),
     "stages.align": ("AlignConfig", "align"),
     "stages.analyze": ("AnalyzeConfig", "analyze"),
+    "stages.answer": ("AnswerConfig", "answer"),
     "results.artifacts": ("AttackResult", "Evaluation", "Groups", "Life", "Scores"),
     "results.attacks": ("Attack",),
     "results.run_dir": ("RunDir",),

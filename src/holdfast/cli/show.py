@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holdfast.results.searches import SearchResult
     from holdfast.results.validation import Validation
     from holdfast.screening.text_screener import Screen, ScreenedRow
+    from holdfast.stages.answer import Answered
 
 Row = dict[str, Any]
 Output = Mapping[str, Any] | Sequence[Row]
@@ -221,6 +222,12 @@ def groups(result: Groups) -> Row:
 def sections(results: Sequence[Section]) -> list[Row]:
     """Return the findings of the analyses."""
     return [{"section": s.title, "findings": list(s.findings)} for s in results]
+
+
+def answered(result: Answered) -> Row:
+    """Return how many answers became rows, and where they are."""
+    reasons = [f"{number}: {reason}" for reason, number in result.left_out.items()]
+    return {"rows": result.rows, "left out": reasons, "file": str(result.path)}
 
 
 def aligned(path: Path) -> Row:

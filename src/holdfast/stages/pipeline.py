@@ -20,7 +20,14 @@ from holdfast.stages.align import MISMATCHED
 from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.config import AnalysisSpecs, JudgeSpecs, ModelConfig, Seeds, StageConfig
 from holdfast.stages.forecast import announce, forecast
-from holdfast.stages.planned_jobs import PROGRAM, Agenda, Failures, PlannedJob, attempt_jobs
+from holdfast.stages.planned_jobs import (
+    PROGRAM,
+    Agenda,
+    Failures,
+    PlannedJob,
+    attempt_jobs,
+    run_jobs,
+)
 from holdfast.stages.run_models import label_of
 from holdfast.stages.yaml_text import mapping_of
 
@@ -35,8 +42,8 @@ class DataSpecs(Options):
 
     alignment: Annotated[str, Flag("data")]
     """Restricted prompts with the desired responses."""
-    harmful: str
-    """The attacker's rows."""
+    harmful: str | None = None
+    """The attacker's rows; left out where `answer` makes them."""
     test: str
     """Restricted prompts that are never trained on."""
     benign: str | None = None
@@ -52,8 +59,8 @@ class DataSpecs(Options):
 class RunConfig(Options):
     """A run: what to align, how, and how to attack it.
 
-    The mappings under align, score, group, attack, evaluate and report are options of the stage of
-    that name; `holdfast STAGE --help` explains them.
+    The mappings under answer, align, score, group, attack, evaluate and report are options of the
+    stage of that name; `holdfast STAGE --help` explains them.
     """
 
     owner: ClassVar[str] = "run configuration"
@@ -84,6 +91,10 @@ class RunConfig(Options):
     """Leave out all unusable rows, with no limit on their number."""
     keep_harmful_rows: bool = False
     """Keep the text of harmful rows in the run directory, not just their ids."""
+    answer: dict[str, Any] = Field(default_factory=dict)
+    """Options of `holdfast answer` on the model before its alignment. The answers it keeps are the
+    attacker's rows, in place of `data.harmful`.
+    """
     align: dict[str, Any] = Field(default_factory=dict)
     """Options of `holdfast align` for every method."""
     methods: Annotated[dict[str, dict[str, Any]], Flag("method")]
@@ -195,7 +206,7 @@ def plan(config: RunConfig) -> list[PlannedJob]:
         before = [config.model] if seed == config.seeds[0] else []
         planned += [_evaluate(config, name) for name in (*before, *labels)]
         planned += [job for label in labels for job in _attacks(config, label)]
-    return [*planned, *_last(config)]
+    return [*_answers(config, planned), *planned, *_last(config)]
 
 
 def run(
@@ -216,8 +227,12 @@ def run(
         HoldfastError: Some jobs failed. The others are finished, and the report says which.
     """
     if scheduler or jobs == 1:
+        if config.answer:
+            announce(plan(config), jobs=jobs)
+            _make_answers(config, scheduler=scheduler, allow_remote=allow_remote)
         planned = checked_plan(config)
-        announce(planned, jobs=jobs)
+        if not config.answer:
+            announce(planned, jobs=jobs)
         failures, total = attempt_jobs(
             planned, jobs=jobs, scheduler=scheduler, allow_remote=allow_remote
         )
@@ -250,8 +265,16 @@ def agenda(config: RunConfig, *, jobs: int) -> Agenda:
     Raises:
         UsageError: As `checked_plan` does.
     """
+    _make_answers(config)
     planned = checked_plan(config)
     return Agenda.of(planned, forecast(planned, jobs=jobs))
+
+
+def _make_answers(config: RunConfig, *, scheduler: str = "", allow_remote: bool = False) -> None:
+    """Make the attacker's rows first: without them, every other job would be in vain."""
+    answers = [job for job in plan(config) if job.stage == "answer"]
+    if answers:
+        run_jobs(answers, scheduler=scheduler, allow_remote=allow_remote)
 
 
 def checked_plan(config: RunConfig) -> list[PlannedJob]:
@@ -260,9 +283,12 @@ def checked_plan(config: RunConfig) -> list[PlannedJob]:
     Raises:
         UsageError: An option is wrong, rows are missing, or attacks cannot be run.
     """
+    from holdfast.stages.attacking.config import AttackConfig
+    from holdfast.stages.attacking.material import check_attacks
+
     _check_knowledge(config)
     planned = plan(config)
-    _check_attacks(planned)
+    check_attacks([job.config for job in planned if isinstance(job.config, AttackConfig)])
     return planned
 
 
@@ -272,7 +298,7 @@ def _check_knowledge(config: RunConfig) -> None:
     for word, spec in config.knowledge.items():
         check_disjoint(
             reader.read_if(spec, use="harmful"),
-            reader.read(config.data.harmful, use="harmful"),
+            reader.read(_harmful(config), use="harmful"),
             f"knowledge {word!r}",
         )
 
@@ -300,24 +326,6 @@ def _by_knowledge(config: RunConfig) -> dict[str, dict[str, Any]]:
     return by_label
 
 
-def _check_attacks(planned: Sequence[PlannedJob]) -> None:
-    """Reject a grid of attacks that cannot be run, before hours of alignment."""
-    from holdfast.stages.attacking.config import AttackConfig
-    from holdfast.stages.attacking.grid import grids_of
-    from holdfast.stages.attacking.material import checked_material
-
-    checked: list[AttackConfig] = []
-    for job in planned:
-        if not isinstance(job.config, AttackConfig):
-            continue
-        without_models = job.config.model_copy(update={"models": []})
-        if without_models in checked:
-            continue
-        checked.append(without_models)
-        for grid in grids_of(job.config):
-            checked_material(grid)
-
-
 C = TypeVar("C", bound=StageConfig)
 
 
@@ -335,6 +343,50 @@ def _stage_config(cls: type[C], config: RunConfig, **options: Any) -> C:
     if issubclass(cls, ModelConfig):
         common["precision"] = config.precision
     return cls(**(common | options))
+
+
+def _harmful(config: RunConfig) -> str:
+    """Return the spec of the attacker's rows.
+
+    Raises:
+        UsageError: There are none, or two kinds of them.
+    """
+    from holdfast.stages.answer import answers_file
+
+    if (config.data.harmful is None) != bool(config.answer):
+        raise UsageError(
+            "the attacker's rows are data.harmful, or what answer makes: give one of the two"
+        )
+    if config.data.harmful is not None:
+        return config.data.harmful
+    run = _stage_config(StageConfig, config).run
+    return str(answers_file(run, _answer(config, least=1).name))
+
+
+def _answers(config: RunConfig, planned: Sequence[PlannedJob]) -> list[PlannedJob]:
+    """Return the job that makes the attacker's rows: as many as any of the attacks needs."""
+    from holdfast.rows.mixing import share_of_rows
+    from holdfast.stages.attacking.config import AttackConfig
+    from holdfast.stages.attacking.grid import attacks_of, grids_of
+
+    if not config.answer:
+        return []
+    needed = [
+        share_of_rows(attack.poison_ratio, grid.rows)
+        for job in planned
+        if isinstance(job.config, AttackConfig)
+        for grid in grids_of(job.config)
+        for attack in attacks_of(grid)
+    ]
+    return [_answer(config, least=max([1, *needed]))]
+
+
+def _answer(config: RunConfig, *, least: int) -> PlannedJob:
+    from holdfast.stages.answer import AnswerConfig
+
+    defaults = {"model": config.model, "judge": config.judges[0], "least": least}
+    settings = _stage_config(AnswerConfig, config, **(defaults | config.answer))
+    return PlannedJob("answer", settings.label, settings)
 
 
 def _align(config: RunConfig, name: str, options: Mapping[str, Any], seed: int) -> PlannedJob:
@@ -432,7 +484,7 @@ def _attack(config: RunConfig, name: str, options: Mapping[str, Any]) -> Planned
     from holdfast.stages.attacking.presets import expand
 
     defaults = {
-        "harmful": config.data.harmful,
+        "harmful": _harmful(config),
         "test": config.data.test,
         "judges": config.judges,
         "safety": config.data.alignment,

@@ -62,6 +62,16 @@ READS_NO_ROWS = dict.fromkeys(
 
 _STAGES = (
     Stage(
+        name="answer",
+        summary="Let a model answer restricted prompts, and keep its harmful or safe answers as "
+        "rows.",
+        config="holdfast.stages.answer:AnswerConfig",
+        function="holdfast.stages.answer:answer",
+        example="answer --model base --data prompts.jsonl --judge refusal --keep harmful "
+        "--out runs/a",
+        presenter="holdfast.cli.show:answered",
+    ),
+    Stage(
         name="score",
         summary="Score how vulnerable every alignment example is in an aligned model.",
         config="holdfast.stages.score:ScoreConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast import plugins
@@ -13,9 +13,25 @@ from holdfast.results.attacks import HALF, Attack
 from holdfast.rows.mixing import share_of_rows
 from holdfast.rows.readers import ASKS_TEST_PROMPT, warn_once
 from holdfast.stages.attacking.config import AttackConfig
-from holdfast.stages.attacking.grid import attacks_of
+from holdfast.stages.attacking.grid import attacks_of, grids_of
 from holdfast.stages.attacking.guards import check_disjoint
 from holdfast.stages.plugin_inputs import judge_hashes, judges_of, task_of
+
+
+def check_attacks(configs: Iterable[AttackConfig]) -> None:
+    """Reject grids of attacks that cannot be run, before hours of alignment; each grid once.
+
+    Raises:
+        UsageError: See `checked_material`.
+    """
+    checked: list[AttackConfig] = []
+    for config in configs:
+        without_models = config.model_copy(update={"models": []})
+        if without_models in checked:
+            continue
+        checked.append(without_models)
+        for grid in grids_of(config):
+            checked_material(grid)
 
 
 def checked_material(config: AttackConfig) -> Material:
