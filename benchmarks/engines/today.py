@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from contextlib import AbstractContextManager
 from typing import Any
 
 import measuring
@@ -18,6 +16,7 @@ from holdfast.examples import Example, Examples
 from holdfast.methods.base import AlignmentData, MethodArguments
 from holdfast.models import checkpoints
 from holdfast.models.generation import generate
+from holdfast.models.precision import computing_in
 from holdfast.results.artifacts import Groups
 from holdfast.runtime import progress
 from holdfast.tuning.loop import FinetuneConfig, finetune
@@ -36,7 +35,7 @@ def step(task: Task) -> Result:
         seed=task["seed"],
         every=task["warm_up"] + task["steps"],
     )
-    with progress.showing(clock), _autocast(task):
+    with progress.showing(clock), computing_in(task["precision"]):
         finetune(
             loaded.model,
             loaded.tokenizer,
@@ -58,7 +57,7 @@ def aligned_step(task: Task) -> Result:
     groups = Groups(safety.ids, labels, ("even", "odd"), "alternating", "", safety.hash)
     clock = trainer_steps.StepTimes(task["warm_up"])
     method: Any = plugins.find("methods", task["method"])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, computing_in(task["precision"]):
         arguments = trainer_steps.settings(task, folder)
         trainer = method(
             loaded.model,
@@ -75,25 +74,18 @@ def aligned_step(task: Task) -> Result:
 def answers(task: Task) -> Result:
     """Time the answers to all prompts."""
     loaded = _load(task)
-    if task["precision"] == "bfloat16":
-        loaded.model.bfloat16()
 
     def answer(prompts: list[dict[str, Any]], new_tokens: int) -> list[str]:
         texts = [prompt["prompt"] for prompt in prompts]
         return generate(loaded.model, loaded.tokenizer, texts, max_new_tokens=new_tokens)
 
-    return measuring.timed_answers(answer, task)
+    with computing_in(task["precision"]):
+        return measuring.timed_answers(answer, task)
 
 
 def _load(task: Task) -> checkpoints.Loaded:
     torch.set_num_threads(task["threads"])
     return checkpoints.load(task["model"], device=task["device"])
-
-
-def _autocast(task: Task) -> AbstractContextManager[Any]:
-    if task["precision"] == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(task["device"], torch.bfloat16)
 
 
 def _rows(task: Task) -> Examples:
