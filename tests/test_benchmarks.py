@@ -41,6 +41,7 @@ def bench() -> SimpleNamespace:
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
         names += ("kept", "tune", "figures", "worst", "levelling", "unseen", "before")
+        names += ("engine", "real_models")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -62,6 +63,7 @@ def bench() -> SimpleNamespace:
         ("levelling", ["--setting", "--methods", "--tuned"]),
         ("unseen", ["--setting", "--runs"]),
         ("before", ["--setting", "--methods", "--tuned", "--run"]),
+        ("engine", ["--models", "--data", "--threads", "--llama", "--minutes", "--work"]),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -954,6 +956,114 @@ def test_predictors_are_pooled_over_seeds(bench: SimpleNamespace) -> None:
     assert (text["auroc"], probe["auroc"], probe["spearman"]) == (0.5, 1, 1)
     assert text["trained_spearman"] == pytest.approx(0.3)
     assert (text["n"], text["seeds"], text["base_rate"]) == (8, 2, 0.5)
+
+
+# ---------------------------------------------------------------------------------------- engine
+
+
+def engine_cell(bench: SimpleNamespace, what: str, *, peer: bool) -> Any:
+    model = bench.real_models.Model("smollm", "folder", "file", "rows", "prompts")
+    contestants = bench.engine.contestants(what, ("float32", "bfloat16"), peer=peer)
+    return bench.engine.Cell(model, contestants, 2)
+
+
+def measurement(seconds: float, peak: int, **more: Any) -> dict[str, Any]:
+    return {"seconds": [seconds, seconds], "peak_bytes": peak, "load": 1.0, **more}
+
+
+def test_an_engine_is_compared_round_by_round(bench: SimpleNamespace) -> None:
+    cell = engine_cell(bench, "step", peer=True)
+    before, float32, bfloat16, trl32, trl16 = cell.contestants
+    assert [c.engine for c in cell.contestants] == ["before", "today", "today", "trl", "trl"]
+    rounds = {
+        before: [measurement(s, 8, loss=2.0) for s in (10, 20, 10)],
+        float32: [measurement(s, 4, loss=2.5) for s in (7, 10, 9)],
+        bfloat16: [measurement(3, 2, loss=3.0)],
+        trl32: [measurement(14, 8) for _ in range(3)],
+        trl16: [measurement(4, 8)],
+    }
+    full, half = bench.engine.rows(cell, rounds)
+    # Ratios of the rounds: 0.7, 0.5, 0.9; to TRL 7/14, 10/14, 9/14.
+    assert full["time_ratio"] == pytest.approx(0.7)
+    assert (full["time_ratio_low"], full["time_ratio_high"]) == pytest.approx((0.5, 0.9))
+    assert (full["peer"], full["peer_ratio"]) == ("trl", pytest.approx(9 / 14))
+    assert (full["memory_ratio"], full["loss_difference"]) == (0.5, 0.5)
+    assert (half["time_ratio"], half["peer_ratio"], half["memory_ratio"]) == (0.3, 0.75, 0.25)
+    assert math.isnan(half["time_ratio_low"])
+    assert math.isnan(half["sft_ratio"])
+
+
+def test_the_step_of_hold_is_compared_with_that_of_sft(bench: SimpleNamespace) -> None:
+    cell = engine_cell(bench, "sft_step", peer=False)
+    seconds = {
+        ("before", "sft_step", "float32"): 8,
+        ("today", "sft_step", "float32"): 4,
+        ("today", "sft_step", "bfloat16"): 2,
+        ("today", "hold_step", "float32"): 5,
+        ("today", "hold_step", "bfloat16"): 5,
+    }
+    rounds = {c: [measurement(seconds[c.engine, c.what, c.precision], 1)] for c in cell.contestants}
+    assert len(rounds) == len(seconds)
+    found = {(r["what"], r["precision"]): r for r in bench.engine.rows(cell, rounds)}
+    assert found["sft_step", "float32"]["time_ratio"] == 0.5
+    assert found["hold_step", "float32"]["sft_ratio"] == 1.25
+    assert found["hold_step", "bfloat16"]["sft_ratio"] == 2.5
+    assert math.isnan(found["hold_step", "float32"]["time_ratio"])
+
+
+def test_answers_are_compared_with_llama_cpp_whatever_the_precision(
+    bench: SimpleNamespace,
+) -> None:
+    cell = engine_cell(bench, "answers", peer=True)
+    before, float32, bfloat16, llama = cell.contestants
+    rounds = {
+        before: [measurement(40, 1, answers=["a", "b", "c", "d"])],
+        float32: [measurement(20, 1, answers=["a", "b", "c", "d"])],
+        bfloat16: [measurement(10, 1, answers=["a", "x", "c", "d"])],
+        llama: [measurement(50, 1, answers=["e"])],
+    }
+    full, half = bench.engine.rows(cell, rounds)
+    assert (full["peer"], full["peer_ratio"], full["same_answers"]) == ("llama.cpp", 0.4, 1.0)
+    assert (half["peer"], half["peer_ratio"], half["same_answers"]) == ("llama.cpp", 0.2, 0.75)
+
+
+def test_the_most_important_cells_come_first(bench: SimpleNamespace) -> None:
+    models = [bench.real_models.Model(name, "", "", "", "") for name in ("smollm", "gemma")]
+    chosen = argparse.Namespace(
+        threads=[1, 2], what=["step", "answers"], precisions=["float32"], trl=True, llama="python"
+    )
+    plan = [
+        (cell.contestants[0].what, cell.threads, cell.model.name, cell.contestants[-1].engine)
+        for cell in bench.engine.cells(models, chosen)
+    ]
+    # Peers are measured with the most threads; without a GGUF file there is no llama.cpp.
+    assert plan == [
+        ("step", 2, "smollm", "trl"),
+        ("step", 2, "gemma", "trl"),
+        ("answers", 2, "smollm", "today"),
+        ("answers", 2, "gemma", "today"),
+        ("step", 1, "smollm", "today"),
+        ("step", 1, "gemma", "today"),
+        ("answers", 1, "smollm", "today"),
+        ("answers", 1, "gemma", "today"),
+    ]
+
+
+def test_rows_of_another_format_are_refused(bench: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('[{"instruction": "a", "input": "", "output": "b"}]')
+    assert bench.real_models.alpaca_pairs(file) == [("a", "b")]
+    for text in ('[{"instruction": "a"}]', "{", "[1]"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match="rows with instruction, input and output"):
+            bench.real_models.alpaca_pairs(file)
+
+
+def test_llama_cpp_is_asked_of_an_environment_that_has_it(bench: SimpleNamespace) -> None:
+    assert bench.engine.llama_version("") == ""
+    for python in (sys.executable, "/nowhere/python"):
+        with pytest.raises(UsageError, match="pip install llama-cpp-python"):
+            bench.engine.llama_version(python)
 
 
 # -------------------------------------------------------------------------------------- transfer
