@@ -50,6 +50,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_time.py --json $(RESULTS)/step_time-world.json
 	$(BIN)/python benchmarks/generation.py --json $(RESULTS)/generation-world.json
+	$(BIN)/python benchmarks/side_by_side.py --json $(RESULTS)/side_by_side-world.json
 	$(BIN)/python benchmarks/estimators.py --seeds 5 --work $(WORK)/estimators \
 		--json $(RESULTS)/estimators-world.json
 	$(BIN)/python benchmarks/unseen.py --runs $(WORK)/estimators --json $(RESULTS)/unseen-world.json

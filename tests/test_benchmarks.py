@@ -41,7 +41,7 @@ def bench() -> SimpleNamespace:
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
         names += ("kept", "tune", "figures", "worst", "levelling", "unseen", "before")
-        names += ("engine", "real_models")
+        names += ("engine", "real_models", "side_by_side")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -64,6 +64,7 @@ def bench() -> SimpleNamespace:
         ("unseen", ["--setting", "--runs"]),
         ("before", ["--setting", "--methods", "--tuned", "--run"]),
         ("engine", ["--models", "--data", "--threads", "--llama", "--minutes", "--work"]),
+        ("side_by_side", []),
     ],
 )
 def test_help_names_the_options_that_all_have(
@@ -1064,6 +1065,22 @@ def test_llama_cpp_is_asked_of_an_environment_that_has_it(bench: SimpleNamespace
     for python in (sys.executable, "/nowhere/python"):
         with pytest.raises(UsageError, match="pip install llama-cpp-python"):
             bench.engine.llama_version(python)
+
+
+def test_side_by_side_is_compared_with_one_after_the_other(bench: SimpleNamespace) -> None:
+    taken = {
+        "libgomp": [(1.0, 8.0), (2.0, 8.0), (1.0, 6.0)],
+        "command": [(1.5, 3.0)],
+        "jobs": [(2.0, 2.0), (2.0, 3.0)],
+        "passive": [(1.0, 1.0)],
+    }
+    found = {row["settings"]: row for row in bench.side_by_side.rows("world", "steps", taken)}
+    # 8 / 2, 8 / 4 and 6 / 2 times as long as one after the other.
+    assert found["libgomp"]["pair_ratio"] == 3.0
+    assert (found["libgomp"]["pair_ratio_low"], found["libgomp"]["pair_ratio_high"]) == (2.0, 4.0)
+    assert (found["command"]["pair_ratio"], found["command"]["alone_ratio"]) == (1.0, 1.5)
+    assert math.isnan(found["command"]["pair_ratio_low"])
+    assert found["jobs"]["pair_ratio"] == pytest.approx((0.5 + 0.75) / 2)
 
 
 # -------------------------------------------------------------------------------------- transfer

@@ -22,8 +22,8 @@ import pytest
 from holdfast.errors import DiskFull, HoldfastError, JobError, UsageError
 from holdfast.jobs import cluster, workers
 from holdfast.jobs.queue import End, Pace, Pool, QueuedJob, duration, run, summary
-from holdfast.jobs.workers import accelerator, accelerators, cores, first_result, local, started
-from holdfast.runtime import progress
+from holdfast.jobs.workers import accelerator, accelerators, first_result, local, started
+from holdfast.runtime import progress, threads
 
 PROGRAM = "jobs_program"
 
@@ -299,7 +299,7 @@ def test_each_has_its_share_of_the_cores_and_an_accelerator(
     with local(PROGRAM, 2) as pool:
         run([job("a", seconds=0.5), job("b", seconds=0.5)], pool)
     begun = [line for line in log(tmp_path) if line[1] == "begins"]
-    assert {line[3] for line in begun} == {str(max(cores() // 2, 1))}
+    assert {line[3] for line in begun} == {str(max(threads.cores() // 2, 1))}
     assert sorted(line[4] for line in begun) == ["4", "7"]
 
 
@@ -337,13 +337,19 @@ def test_two_that_begin_at_once_choose_two_accelerators(monkeypatch: pytest.Monk
     assert sorted(found) == ["4", "7"]
 
 
-def test_a_choice_of_threads_is_kept(
-    tmp_path: Path, job: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("n_cores", "threads_each"), [(8, "3"), (4, "2"), (1, "1")])
+def test_a_choice_of_threads_is_kept_up_to_the_share_of_the_cores(
+    tmp_path: Path,
+    job: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    n_cores: int,
+    threads_each: str,
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(threads, "cores", lambda: n_cores)
     with local(PROGRAM, 2) as pool:
         run([job("a")], pool)
-    assert log(tmp_path)[0][3] == "3"
+    assert log(tmp_path)[0][3] == threads_each
 
 
 # ------------------------------------------------------------------------------------------ time

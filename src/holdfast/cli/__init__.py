@@ -92,7 +92,9 @@ def main() -> None:
     must be changed, 130 for an interruption.
     """
     from holdfast.errors import HoldfastError
+    from holdfast.runtime import threads
 
+    threads.settle()
     try:
         app(standalone_mode=True)
     except HoldfastError as error:

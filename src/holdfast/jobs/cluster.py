@@ -25,7 +25,7 @@ from holdfast.errors import UsageError
 from holdfast.jobs.queue import RUN, STOP, End, Pool, QueuedJob
 from holdfast.jobs.workers import Worker
 from holdfast.results.files import write_text
-from holdfast.runtime import progress
+from holdfast.runtime import progress, threads
 
 if TYPE_CHECKING:
     from distributed import Client, Event
@@ -242,11 +242,22 @@ def remote(program: str, job: QueuedJob, here: str, folder: str) -> End:
             checked = time.monotonic()
         return current
 
-    worker = Worker(program, folder=here, accelerated=job.accelerator)
+    env = threads.settings(_jobs_at_once())
+    worker = Worker(program, env, folder=here, accelerated=job.accelerator)
     try:
         return worker.do(job, order)
     finally:
         worker.close()
+
+
+def _jobs_at_once() -> int:
+    """Return how many jobs the dask worker around this function runs at the same time."""
+    from distributed import get_worker
+
+    try:
+        return max(1, int(get_worker().state.nthreads))
+    except ValueError:  # not inside a worker
+        return 1
 
 
 def _is_set(event: Event) -> bool:

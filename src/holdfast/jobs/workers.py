@@ -28,7 +28,7 @@ from typing import IO, Any
 from holdfast import errors
 from holdfast.errors import HoldfastError, Interrupted
 from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Pool, QueuedJob
-from holdfast.runtime import progress
+from holdfast.runtime import progress, threads
 from holdfast.runtime.failures import failure
 from holdfast.runtime.interrupt import deferred_interrupt
 
@@ -277,7 +277,8 @@ def started(program: str, workers: int) -> Iterator[list[Worker]]:
         program: Module that is run with `python -m` and calls `serve`.
         workers: Number of processes; none are started for a single one.
     """
-    spare = [Worker(program, _share(workers)) for _ in range(workers if workers > 1 else 0)]
+    env = threads.settings(workers)
+    spare = [Worker(program, env) for _ in range(workers if workers > 1 else 0)]
     try:
         yield spare
     finally:
@@ -305,17 +306,19 @@ def first_result(workers: Sequence[Worker], line: str) -> Any:
 def local(program: str, workers: int, spare: list[Worker] | None = None) -> Iterator[Pool]:
     """Run jobs in up to `workers` processes of this machine.
 
-    Each has its share of the cores (unless OMP_NUM_THREADS is set) and, where there are several
-    accelerators, the least used one.
+    Each has its share of the cores (or fewer threads, if OMP_NUM_THREADS is set) and, where there
+    are several accelerators, the least used one.
 
     Args:
         program: Module that is run with `python -m` and calls `serve`.
         workers: Number of parallel jobs.
         spare: Processes of `started`, used before new ones are started.
     """
+    if workers > 1:
+        progress.say(threads.description(workers))
     order = [RUN]
     idle: queue.SimpleQueue[tuple[Worker, QueuedJob]] = queue.SimpleQueue()
-    env = _share(workers)
+    env = threads.settings(workers)
 
     def new_worker(job: QueuedJob) -> Worker:
         with contextlib.suppress(IndexError):
@@ -336,24 +339,17 @@ def local(program: str, workers: int, spare: list[Worker] | None = None) -> Iter
 
     def submit(job: QueuedJob) -> Future[End]:
         # The copied context holds the listeners of `progress`.
-        return threads.submit(copy_context().run, work, job)
+        return executor.submit(copy_context().run, work, job)
 
     def close_idle() -> None:
         _close([idle.get()[0] for _ in range(idle.qsize())])
 
-    with ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(workers) as executor:
         try:
             yield Pool(workers, submit, lambda level: order.__setitem__(0, level), close_idle)
         finally:
-            threads.shutdown()
+            executor.shutdown()
             close_idle()
-
-
-def _share(workers: int) -> dict[str, str]:
-    """Return the environment that gives each of several processes its share of the cores."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(cores() // workers, 1))}
 
 
 def _close(workers: Sequence[Worker]) -> None:
@@ -374,12 +370,6 @@ def _reusable(idle: queue.SimpleQueue[tuple[Worker, QueuedJob]], job: QueuedJob)
         return worker
     worker.close()
     return None
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------------------------- accelerators
