@@ -78,8 +78,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/levelling.py --kept $(RESULTS)/defenses-world.jsonl \
 		--json $(RESULTS)/levelling-world.json
 
+# Needs an accelerator; says what is missing. SMOLLM and GEMMA: folders, if not their packages.
 bench-gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py --json $(RESULTS)/step_time-gpu.json
+	$(BIN)/python benchmarks/on_gpu.py --smollm "$(SMOLLM)" --gemma "$(GEMMA)"
 
 clean:
 	rm -rf $(VENV) demo-out site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

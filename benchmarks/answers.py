@@ -74,7 +74,9 @@ def run_benchmark() -> None:
         "notes": NOTES,
     }
     lengths = list(map(len, encode_prompts(loaded.tokenizer, prompts)))
-    tokens = {p: _tokens(loaded.tokenizer, answers[p]) for p in PRECISIONS}
+    tokens: dict[str, list[list[int]]] = {
+        p: _tokens(loaded.tokenizer, answers[p]) for p in PRECISIONS
+    }
     table = [_speed(p, seconds[p], tokens[p], lengths) for p in PRECISIONS]
     table += _agreement(prompts, answers, tokens)
     write(options.json, "answers", facts, table)

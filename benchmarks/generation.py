@@ -42,7 +42,7 @@ Pass = tuple[int, int, int]
 def bare(model: Any, passes: list[Pass]) -> None:
     """Run forward passes of the same shapes as those of a generation."""
     name = _cache_name(model)
-    cache = None
+    cache: Any = None
     with torch.no_grad():
         for rows, new, past in passes:
             if not past:

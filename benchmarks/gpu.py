@@ -46,6 +46,8 @@ NOTES = (
 MAIN = ("vaa", "hold")
 SIDE = 8192
 """Of the matrices whose product is the chip's peak."""
+SHORT_SIDE = 512
+"""Of those with --quick."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ def block(
     found: list[Row] = []
     if st.SFT in peaks:
         fit = [v for v in variants if v in peaks]
-        rate = matmul_rate(measured.model.device.type, SIDE)
+        side = SHORT_SIDE if shape == QUICK else SIDE
+        rate = matmul_rate(measured.model.device.type, side)
         taken = st.take_turns(measured, fit, rounds, progress=_say, until=until)
         found = rows(shape, measured, taken, peaks, rate)
     return [*found, *({**_named(measured, v), "fits": False} for v in left_out)]
@@ -264,20 +267,25 @@ def sizes(names: str) -> dict[str, Shape]:
 
 
 def run_benchmark() -> None:
-    """Measure and write; needs an accelerator."""
+    """Measure and write."""
     options = parser(__doc__, seeds=5)
     options.add_argument("--sizes", default=",".join(SIZES), help="names with commas")
     options.add_argument("--minutes", type=float, default=12.0, help="after which turns end")
+    options.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu only with --quick"
+    )
     chosen = options.parse_args()
     shapes = {"quick": QUICK} if chosen.quick else sizes(chosen.sizes)
     # With several devices in sight the Trainer would split each batch over them.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    if not torch.cuda.is_available():
+    if chosen.device == "cpu" and not chosen.quick:
+        raise UsageError("--device cpu is only for --quick; use benchmarks/step_time.py on a CPU")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "this machine has no accelerator that torch can use; benchmarks/step_time.py measures "
             "the same on a CPU"
         )
-    measure(shapes, chosen, device="cuda")
+    measure(shapes, chosen, device=chosen.device)
 
 
 def measure(shapes: Mapping[str, Shape], chosen: argparse.Namespace, *, device: str) -> None:
@@ -291,7 +299,8 @@ def measure(shapes: Mapping[str, Shape], chosen: argparse.Namespace, *, device: 
         share = (ends - time.perf_counter()) / (len(left) - done)
         until = time.perf_counter() + share
         measured = bench(shape, device=device, steps=steps, lora=lora, name=name)
-        variants = st.VARIANTS if name in ("0.5b", "quick") else st.named(",".join(MAIN))
+        every_method = name == "0.5b" or (name == "quick" and device == "cuda")
+        variants = st.VARIANTS if every_method else st.named(",".join(MAIN))
         found += block(shape, measured, variants, rounds, until)
         del measured
         facts = {

@@ -12,7 +12,8 @@ from typing import Any
 from common import ROOT, Row
 from holdfast.errors import UsageError
 
-DATA = ROOT.parent / "shared" / "data" / "alpaca" / "alpaca_random_9k.json"
+POLICY = "policy"
+"""Stands for rows of the policy world, which ships with holdfast."""
 ROW_TOKENS = range(45, 76)
 ANSWER_TOKENS = range(12, 29)
 """Lengths of the rows that are trained on: about 60 tokens, of which about 20 are the answer."""
@@ -35,6 +36,12 @@ class Model:
     gguf: str
     rows: str
     prompts: str
+
+
+def default_data() -> str:
+    """Return the file of Alpaca rows, or the policy world if it is not here."""
+    path = ROOT.parent / "shared" / "data" / "alpaca" / "alpaca_random_9k.json"
+    return str(path) if path.is_file() else POLICY
 
 
 def read_models(chosen: argparse.Namespace, work: Path) -> list[Model]:
@@ -77,7 +84,7 @@ def _prepare(name: str, path: str, gguf: str, chosen: argparse.Namespace, work: 
     prompts_file = work / f"prompts-{name}.jsonl"
     if not prompts_file.is_file():
         tokenizer = _tokenizer(path)
-        pairs = _world_pairs() if chosen.quick else alpaca_pairs(chosen.data)
+        pairs = _pairs(chosen)
         _write_lines(rows_file, rows_to_train_on(tokenizer, pairs, short=chosen.quick))
         count = 12 if chosen.quick else 200
         _write_lines(prompts_file, prompts_to_answer(tokenizer, pairs, count))
@@ -88,6 +95,20 @@ def _tokenizer(path: str) -> Any:
     from holdfast.models.checkpoints import tokenizer_of
 
     return tokenizer_of(path)
+
+
+def _pairs(chosen: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the rows to choose from; the policy world's if the Alpaca rows are not here."""
+    if chosen.quick:
+        return _world_pairs()
+    return alpaca_pairs(Path(chosen.data)) if chosen.data != POLICY else _policy_pairs()
+
+
+def _policy_pairs() -> list[tuple[str, str]]:
+    from holdfast import policy
+
+    names = ("alignment", "test", "attack")
+    return [(row.prompt, row.response) for name in names for row in policy.rows(name)]
 
 
 def _world_pairs() -> list[tuple[str, str]]:

