@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ BEFORE = "81db692"
 ENGINES = Path(__file__).parent / "engines"
 SCRIPTS = {"before": "before.py", "today": "today.py", "trl": "trl_trainer.py"}
 SCRIPTS["llama.cpp"] = "one_by_one.py"
+PEERS = ("trl", "llama.cpp")
 LIMIT = 900
 """Seconds after which a measurement has failed."""
 WORK: dict[str, dict[str, Any]] = {
@@ -190,14 +191,17 @@ class Bench:
             "OMP_NUM_THREADS": str(task["threads"]),
             "HF_HUB_OFFLINE": "1",
         }
-        done = subprocess.run(
-            [python, str(script), str(task_file), str(partial)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [python, str(script), str(task_file), str(partial)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise HoldfastError(f"{contestant} took more than {LIMIT} s") from error
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise HoldfastError(f"{contestant} ended with code {done.returncode}: {last[0]}")
@@ -282,7 +286,7 @@ def _row(cell: Cell, contestant: Contestant, rounds: Rounds) -> Row:
 def _peer(cell: Cell, contestant: Contestant, rounds: Rounds) -> tuple[str | None, list[Row]]:
     for other in cell.contestants:
         same = other.precision in (contestant.precision, "4-bit")
-        if other.engine in ("trl", "llama.cpp") and same and other.what == contestant.what:
+        if other.engine in PEERS and same and other.what == contestant.what:
             return other.engine, rounds.get(other, [])
     return None, []
 
@@ -339,6 +343,7 @@ def processor_features() -> list[str]:
 def measure(bench: Bench, plan: Sequence[Cell], chosen: argparse.Namespace) -> None:
     """Take all rounds of all cells, and write the results after every cell."""
     ends = time.monotonic() + 60 * chosen.minutes
+    failed: dict[Contestant, str] = {}
     measured: dict[Cell, Rounds] = {cell: {c: [] for c in cell.contestants} for cell in plan}
     for turn in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
         for cell in plan:
@@ -346,13 +351,25 @@ def measure(bench: Bench, plan: Sequence[Cell], chosen: argparse.Namespace) -> N
                 _say(f"{chosen.minutes:g} minutes are over; --minutes takes more")
                 return
             order = cell.contestants if turn % 2 == 0 else cell.contestants[::-1]
-            taken = {c: bench.measurement(cell, c, turn) for c in order}
-            for contestant, row in taken.items():
+            for contestant in order:
+                if contestant in failed:
+                    continue
+                try:
+                    row = bench.measurement(cell, contestant, turn)
+                except HoldfastError as error:
+                    if contestant.engine not in PEERS:
+                        raise
+                    # A peer that does not run here says nothing about the engine.
+                    failed[contestant] = str(error)
+                    _say(f"left out from now on: {error}")
+                    continue
                 measured[cell][contestant].append(row)
-            _write(measured, chosen)
+            _write(measured, chosen, [*skipped(chosen), *failed.values()])
 
 
-def _write(measured: dict[Cell, Rounds], chosen: argparse.Namespace) -> None:
+def _write(
+    measured: Mapping[Cell, Rounds], chosen: argparse.Namespace, left_out: Sequence[str]
+) -> None:
     from importlib import metadata
 
     result_rows = [row for cell, rounds in measured.items() for row in rows(cell, rounds)]
@@ -367,7 +384,7 @@ def _write(measured: dict[Cell, Rounds], chosen: argparse.Namespace) -> None:
         "processor_features": processor_features(),
         "trl": metadata.version("trl") if chosen.trl else "",
         "llama_cpp_python": llama_version(chosen.llama),
-        "skipped": skipped(chosen),
+        "skipped": left_out,
         "measurements": [
             {k: v for k, v in row.items() if k != "answers"}
             for rounds in measured.values()

@@ -140,6 +140,29 @@ COLUMNS = {
         ("memory", "memory_ratio"),
         ("extra copies", "extra_parameter_copies"),
     ),
+    "engine": (
+        ("model", "model"),
+        ("what", "what"),
+        ("precision", "precision"),
+        ("threads", "threads"),
+        ("time", "time_ratio"),
+        ("peak memory", "memory_ratio"),
+        ("peer", "peer"),
+        ("time over the peer's", "peer_ratio"),
+        ("over SFT's step", "sft_ratio"),
+        ("seconds", "seconds"),
+        ("peak GiB", "peak_gib"),
+        ("rounds", "rounds"),
+    ),
+    "side_by_side": (
+        ("model", "model"),
+        ("what", "what"),
+        ("settings", "settings"),
+        ("threads", "threads"),
+        ("two at once over one after the other", "pair_ratio"),
+        ("alone over libgomp's", "alone_ratio"),
+        ("rounds", "rounds"),
+    ),
 }
 
 

@@ -20,7 +20,7 @@ import torch
 
 from holdfast import plugins
 from holdfast.charts.drawing import render
-from holdfast.errors import MismatchError, UsageError
+from holdfast.errors import HoldfastError, MismatchError, UsageError
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point, Scores
 from holdfast.results.attacks import Attack
 from holdfast.results.files import to_json
@@ -1053,6 +1053,38 @@ def test_the_most_important_cells_come_first(bench: SimpleNamespace) -> None:
         ("answers", 1, "smollm", "today"),
         ("answers", 1, "gemma", "today"),
     ]
+
+
+def test_a_peer_that_fails_is_left_out_and_said(
+    bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = engine_cell(bench, "answers", peer=True)
+    calls: list[str] = []
+
+    class Engines:
+        def measurement(self, cell: Any, contestant: Any, turn: int) -> dict[str, Any]:
+            calls.append(contestant.engine)
+            if contestant.engine == "llama.cpp":
+                raise HoldfastError("illegal instruction")
+            return measurement(1, 1, answers=["a"])
+
+    path = tmp_path / "engine.json"
+    arguments = ["--json", str(path), "--seeds", "2"]
+    chosen = bench.engine.options().parse_args(arguments)
+    bench.engine.measure(Engines(), [cell], chosen)
+    result = json.loads(path.read_text())
+    # The second round is in reverse order, without the peer.
+    assert calls == ["before", "today", "today", "llama.cpp", "today", "today", "before"]
+    assert result["config"]["skipped"][-1] == "illegal instruction"
+    assert [row["rounds"] for row in result["rows"]] == [2, 2]
+    assert all(row["peer_ratio"] is None for row in result["rows"])
+    assert isinstance(result["hardware"]["features"], list)
+
+    def broken(*arguments: Any) -> None:
+        raise HoldfastError("today's build fails")
+
+    with pytest.raises(HoldfastError, match="today's build"):
+        bench.engine.measure(SimpleNamespace(measurement=broken), [cell], chosen)
 
 
 def test_rows_of_another_format_are_refused(bench: SimpleNamespace, tmp_path: Path) -> None:
