@@ -189,7 +189,8 @@ def cell(row: dict[str, Any], key: str) -> str:
 def table(path: Path) -> str:
     """Return a results file as Markdown."""
     result = json.loads(path.read_text(encoding="utf-8"))
-    columns = COLUMNS[result["benchmark"]]
+    plain = [(k, k) for k, v in result["rows"][0].items() if not isinstance(v, (list, dict))]
+    columns = COLUMNS.get(result["benchmark"], plain)
     lines = [f"`{path.name}`, commit {result['commit'][:10]}, {len(result['rows'])} rows", ""]
     lines.append("| " + " | ".join(title for title, _ in columns) + " |")
     lines.append("|" + "---|" * len(columns))
