@@ -3,9 +3,9 @@
 In PyTorch's OpenMP runtime on Linux (libgomp), a thread that waits for the others of its team tries
 300,000 times before it sleeps. If another process computes on the same cores, it keeps the thread
 it is waiting for from running. Two fine-tunings side by side, with two threads each on two cores,
-took 48 times as long as one after the other for a model of a million weights, and 2.3 times for
-twelve million. With `SPINS` tries it was 0.8 and 0.9 times as long; alone, the large model was as
-fast as before and the small one a sixth slower (`benchmarks/side_by_side.py`).
+took up to 48 times as long as one after the other for a model of a million weights, and 1.2 times
+for twelve million. With `SPINS` tries it was 0.93 and 0.88 times as long, with one thread each 0.74
+and 0.55; alone, a command takes a tenth to a fifth longer (`benchmarks/side_by_side.py`).
 """
 
 from __future__ import annotations
