@@ -37,7 +37,7 @@ def nll(model: Any, batch: Batch, rows: Tensor) -> Tensor:
     """Return the sum of the answer tokens' losses over some rows."""
     logits = model(
         input_ids=batch["input_ids"][rows], attention_mask=batch["attention_mask"][rows]
-    ).logits.float()
+    ).logits
     labels = batch["labels"][rows]
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"

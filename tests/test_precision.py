@@ -14,6 +14,7 @@ from holdfast.models.precision import (
     computing_in,
     in_float32,
 )
+from holdfast.stages.config import ModelConfig
 
 CPU = torch.device("cpu")
 
@@ -69,10 +70,11 @@ def test_other_devices_do_not_have_bfloat16():
     assert precision.has_bfloat16(torch.device("meta")) is False
 
 
-def test_the_world_is_float32_on_every_machine(native):
+def test_the_world_is_float32_on_every_machine(native, tmp_path):
     native(True)
-    assert checkpoints.precision_of("world", "auto", "cpu") == "float32"
-    assert checkpoints.precision_of("world", "bfloat16", "cpu") == "bfloat16"
+    settings = {"out": tmp_path, "device": "cpu"}
+    assert ModelConfig(**settings).computing("world") == "float32"
+    assert ModelConfig(**settings, precision="bfloat16").computing("world") == "bfloat16"
 
 
 def test_weights_are_counted_from_the_files_as_in_memory():

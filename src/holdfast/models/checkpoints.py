@@ -39,8 +39,6 @@ from holdfast.models.imports import (
 )
 from holdfast.models.load_checks import check_numbers, reading
 from holdfast.models.memory import BYTES_TO_TRAIN, check_memory
-from holdfast.models.precision import Computing, Precision
-from holdfast.models.precision import resolve as resolve_precision
 from holdfast.models.reading import (
     read_classifier,
     read_language_model,
@@ -179,20 +177,18 @@ def dtype_on(target: torch.device, parts: Parts) -> torch.dtype:
     return stored_dtype(weight_files(parts.base))
 
 
-def precision_of(source: str, precision: Precision, device: str) -> Computing:
-    """Return the precision in which a model computes; only the headers of its files are read.
+def weights_in(path: Path, source: str) -> int:
+    """Return the number of weights of a model; only the headers of its files are read.
 
     Args:
-        source: See `load`.
-        precision: The option.
-        device: Name of the device, see `pick_device`.
+        path: Folder of the model, see `resolve`.
+        source: The model, for messages.
 
     Raises:
-        UsageError: There is no such model or device, or the device only emulates bfloat16.
+        UsageError: A file is damaged.
     """
-    target = pick_device(device)
-    weights = weight_count(weight_files(parts_of(resolve(source)).base))
-    return resolve_precision(precision, target, weights)
+    with reading(source, "a causal language model"):
+        return weight_count(weight_files(parts_of(path).base))
 
 
 def tokenizer_of(source: str) -> PreTrainedTokenizerBase:

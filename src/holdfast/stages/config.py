@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from holdfast.examples import Examples
-from holdfast.models.precision import Computing, Precision
+from holdfast.models.precision import Computing, Precision, resolve
 from holdfast.option_types import SpecOf
 from holdfast.options import Flag, Options
 from holdfast.results.attacks import Schedule
@@ -156,14 +156,16 @@ class ModelConfig(StageConfig):
     """
 
     def computing(self, source: str) -> Computing:
-        """Return the precision for a model.
+        """Return the precision for a model; a model that is gone need not be there for it.
 
         Raises:
             UsageError: There is no such model, or the device only emulates bfloat16.
         """
-        from holdfast.models import checkpoints
+        from holdfast.models.checkpoints import pick_device
+        from holdfast.stages.run_models import weight_count
 
-        return checkpoints.precision_of(source, self.precision, self.device)
+        weights = weight_count(self.run, source)
+        return resolve(self.precision, pick_device(self.device), weights)
 
     def keyed_for(self, source: str) -> dict[str, Any]:
         """Return the options of the key of a job on a model: `keyed`, and the precision."""

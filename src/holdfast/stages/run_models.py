@@ -45,17 +45,35 @@ def model_hash(run: RunDir, spec: str) -> str:
     Raises:
         UsageError: There is no such model, and the run never read it.
     """
-
-    def find() -> dict[str, str]:
-        return {"hash": checkpoints.hash_model(checkpoints.resolve(spec))}
-
     if spec == "world":
-        return find()["hash"]
+        return _contents(spec)["hash"]
     if Path(spec).is_dir():
         # A directory that cannot be read is not missing: its earlier hash would be another model's.
-        hashes = find()
-        return Sources(run).contents("model", spec, lambda: hashes)["hash"]
-    return Sources(run).contents("model", spec, find)["hash"]
+        contents = _contents(spec)
+        return Sources(run).contents("model", spec, lambda: contents)["hash"]
+    return Sources(run).contents("model", spec, lambda: _contents(spec))["hash"]
+
+
+def weight_count(run: RunDir, spec: str) -> int:
+    """Return the number of weights of a model; if it is gone, the number when the run read it.
+
+    Args:
+        run: The run.
+        spec: See `checkpoints.resolve`.
+
+    Raises:
+        UsageError: There is no such model, and the run never read it.
+    """
+    if spec == "world" or Path(spec).is_dir():
+        return checkpoints.weights_in(checkpoints.resolve(spec), spec)
+    return int(Sources(run).contents("model", spec, lambda: _contents(spec))["weights"])
+
+
+def _contents(spec: str) -> dict[str, str]:
+    """Return the hash and the number of weights of a model."""
+    path = checkpoints.resolve(spec)
+    weights = checkpoints.weights_in(path, spec)
+    return {"hash": checkpoints.hash_model(path), "weights": str(weights)}
 
 
 def subject(run: RunDir, name: str) -> Subject:
