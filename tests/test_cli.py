@@ -439,6 +439,7 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
         *STAGES,
         "run",
         "demo",
+        "demo-real",
         "verify",
         "train-judge",
         "import-model",
@@ -453,7 +454,10 @@ def test_help_lists_every_command_and_imports_no_stage() -> None:
 
 def test_the_commands_are_those_of_the_table_and_the_special_ones() -> None:
     group: Any = typer.main.get_command(app)
-    special = ["run", "demo", "verify", "train-judge", "import-model", "plugins", "power"]
+    special = [
+        *("run", "demo", "demo-real", "verify", "train-judge", "import-model"),
+        *("plugins", "power"),
+    ]
     assert list(group.commands) == [*STAGES, *special]
 
 

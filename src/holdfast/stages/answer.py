@@ -110,14 +110,15 @@ def answer(config: AnswerConfig) -> Answered:
                 rows, counts = _answered(config, model, prompts, judge, job)
             job.facts |= {"model": model.label, "judge": config.judge}
             job.facts |= {"verdicts": counts, "rows": len(rows)}
-            job.facts["left_out"] = {"answers": config.run.rows.record_left_out(rows)}
+            if rows.left_out:
+                job.facts["left_out"] = {"answers": config.run.rows.record_left_out(rows)}
             _check_number(config, job.facts)
             _write(path, rows, safe=config.keep == "safe")
             job.outputs.append(path)
         facts = job.facts if job.done is None else job.done.facts
         _check_number(config, facts)
-    left_out = facts["left_out"]["answers"].get("reasons", {})
-    return Answered(path, facts["rows"], left_out)
+    left_out = facts.get("left_out", {}).get("answers", {})
+    return Answered(path, facts["rows"], left_out.get("reasons", {}))
 
 
 def _answered(

@@ -230,7 +230,7 @@ def run(
         if config.answer:
             announce(plan(config), jobs=jobs)
             _make_answers(config, scheduler=scheduler, allow_remote=allow_remote)
-        planned = checked_plan(config)
+        planned = _after_answers(config)
         if not config.answer:
             announce(planned, jobs=jobs)
         failures, total = attempt_jobs(
@@ -266,7 +266,7 @@ def agenda(config: RunConfig, *, jobs: int) -> Agenda:
         UsageError: As `checked_plan` does.
     """
     _make_answers(config)
-    planned = checked_plan(config)
+    planned = _after_answers(config)
     return Agenda.of(planned, forecast(planned, jobs=jobs))
 
 
@@ -275,6 +275,11 @@ def _make_answers(config: RunConfig, *, scheduler: str = "", allow_remote: bool 
     answers = [job for job in plan(config) if job.stage == "answer"]
     if answers:
         run_jobs(answers, scheduler=scheduler, allow_remote=allow_remote)
+
+
+def _after_answers(config: RunConfig) -> list[PlannedJob]:
+    """Return the jobs that come after the attacker's rows are made."""
+    return [job for job in checked_plan(config) if job.stage != "answer"]
 
 
 def checked_plan(config: RunConfig) -> list[PlannedJob]:
