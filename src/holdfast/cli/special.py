@@ -106,11 +106,13 @@ def demo_real(
 ) -> None:
     """Run every stage on a real chat model and a harmless policy; no GPU, under half an hour."""
     with show.running(as_json):
+        from holdfast.results.refused import nothing_left
         from holdfast.stages import pipeline
         from holdfast.stages.demo import real_configuration
 
         config = real_configuration(out, model=model, seed=seed, device=device)
-        path = pipeline.run(config, jobs=jobs)
+        with nothing_left(out):
+            path = pipeline.run(config, jobs=jobs)
     show.end_of_run(as_json, out, path)
 
 

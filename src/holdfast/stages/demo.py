@@ -98,17 +98,23 @@ POLICY: dict[str, Any] = {
         "learning_rate": 1e-4,
         "schedule": "cosine",
         "max_length": 128,
+        # The first rows of each file, whose order mixes the kinds.
+        "limit": 360,
     },
-    "score": {"attack_direction": {"estimator": "attack_direction,max_length=128"}},
-    "group": {"scores": "attack_direction", "rule": "otsu"},
+    "score": {
+        "attack_direction": {"estimator": "attack_direction,max_length=128", "limit": 360},
+    },
+    "group": {"scores": "attack_direction", "rule": "otsu", "limit": 360},
     "methods": {
         "sft": {},
         "vaa": {"method": "vaa"},
-        # Hold's defaults are made for long trainings of tiny models. Here the benign rows weigh as
-        # much as the others, and a step of the attack is that of the fine-tuning to withstand.
+        # Hold's defaults are made for long trainings of tiny models: in 45 steps, a weight of 10 on
+        # what benign rows begin with keeps a model from learning to decline, and without it the
+        # model declined 52 of 120 borderline prompts. A step of the simulated attack is twice that
+        # of the fine-tuning to withstand.
         "hold": {
             "method": "hold",
-            "options": {"reach": 1e-4, "benign": 1.0, "comply": 0.0},
+            "options": {"reach": 1e-4, "benign": 1.0, "comply": 2.0},
         },
     },
     "attack": {
