@@ -194,6 +194,8 @@ def reversible_steps(
                 p.copy_(old)
 
 
+PIECE = 2**17
+"""Number of weights that `displace` moves at a time on a processor."""
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
@@ -253,20 +255,37 @@ def displace(
     originals: list[Tensor | _RoundingError] = []
     try:
         with torch.no_grad():
-            for p, step in zip(parameters, steps(), strict=True):
-                original = p.detach().clone()
+            for piece, step in _in_pieces(parameters, steps()):
+                original = piece.clone()
                 originals.append(original)
-                p.add_(step)
-                originals[-1] = _RoundingError.between(original, step.neg_().add_(p)) or original
+                piece.add_(step)
+                error = _RoundingError.between(original, step.neg_().add_(piece))
+                originals[-1] = error or original
         yield
     finally:
         with torch.no_grad():
-            for p, step, original_or_error in zip(parameters, steps(), originals, strict=False):
+            pieces = _in_pieces(parameters, steps())
+            for original_or_error, (piece, step) in zip(originals, pieces, strict=False):
                 if isinstance(original_or_error, Tensor):
-                    p.copy_(original_or_error)
+                    piece.copy_(original_or_error)
                 else:
-                    p.sub_(step)
-                    original_or_error.correct(p)
+                    piece.sub_(step)
+                    original_or_error.correct(piece)
+
+
+def _in_pieces(
+    parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield views of the weights and their steps, on a processor so small that they fit its cache.
+
+    Every piece is read and written a dozen times, which costs little only within the cache.
+    """
+    for p, step in zip(parameters, steps, strict=True):
+        whole = p.detach()
+        if whole.device.type == "cpu" and whole.is_contiguous() and step.is_contiguous():
+            yield from zip(whole.view(-1).split(PIECE), step.view(-1).split(PIECE), strict=True)
+        else:
+            yield whole, step
 
 
 @contextmanager
