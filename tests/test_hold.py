@@ -205,7 +205,8 @@ def test_a_lasting_attack_with_openings_equals_the_equation(
     parameters = trainer.trainable_parameters()
     assert trainer.attack_steps
     theta = [p.detach().clone() for p in parameters]
-    walk = list(trainer.lasting.steps(parameters, 1.0))
+    steps = trainer.lasting.steps(parameters, 1.0)  # each weight of this model is one piece
+    walk = [step.view_as(p) for step, p in zip(steps, parameters, strict=True)]
     twin: Any = copy.deepcopy(model).train()
 
     def at(reach: float, loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:

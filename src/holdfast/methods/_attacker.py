@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import UsageError
 from holdfast.examples import Examples
 from holdfast.methods.base import AlignmentData
+from holdfast.models.weights import pieces
 from holdfast.rows.mixing import mismatched
 
 Source = Literal["base", "mismatched", "affirmative", "harmful"]
@@ -96,9 +97,15 @@ class LastingAttack:
         self.taken += 1
 
     def steps(self, parameters: Sequence[nn.Parameter], size: float) -> Iterator[Tensor]:
-        """Yield the displacement from the weights to the attack, one tensor per parameter."""
+        """Yield the displacement from the weights to the attack, one tensor per piece of them.
+
+        Args:
+            parameters: The parameters that are attacked.
+            size: Distance that a step moves a weight.
+        """
         for count, p in zip(self._counts, parameters, strict=True):
-            yield count.to(p.dtype).mul_(size)
+            for piece in pieces(count):
+                yield piece.to(p.dtype).mul_(size)
 
     def state(self) -> list[int]:
         """Return what a resumed run needs besides `tensors`."""

@@ -59,7 +59,7 @@ from holdfast.models.generation import generate
 from holdfast.models.losses import first_answer_positions, refusal_tokens
 from holdfast.models.processes import is_sharded, world_size
 from holdfast.models.templates import frame_of
-from holdfast.models.weights import consume, displace, step_along
+from holdfast.models.weights import consume, displace, pieces, step_along
 from holdfast.options import Options
 
 if TYPE_CHECKING:
@@ -344,7 +344,8 @@ class Hold(WeightPerturbingTrainer, GroupDro):
     def _at_lasting_attack(self) -> AbstractContextManager[None]:
         """Hold the weights at the current point of the lasting attack."""
         parameters = self.trainable_parameters()
-        return displace(parameters, lambda: self.lasting.steps(parameters, self.options.reach))
+        moved = [piece for p in parameters for piece in pieces(p)]
+        return displace(moved, lambda: self.lasting.steps(parameters, self.options.reach))
 
     def _advance_attack(self, longest: int) -> None:
         """Take the next step of the lasting attack if it is due; begin a new one after the last."""

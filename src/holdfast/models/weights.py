@@ -236,10 +236,18 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().view(_BITS[tensor.itemsize])
 
 
+def pieces(weight: Tensor) -> Sequence[Tensor]:
+    """Return views that make up a tensor, on a processor so small that they fit its cache.
+
+    `displace` reads and writes every weight a dozen times, which costs little only in the cache.
+    """
+    if weight.device.type != "cpu" or not weight.is_contiguous():
+        return (weight.detach(),)
+    return cast("Sequence[Tensor]", weight.detach().view(-1).split(PIECE))
+
+
 @contextmanager
-def displace(
-    parameters: Sequence[nn.Parameter], steps: Callable[[], Iterable[Tensor]]
-) -> Iterator[None]:
+def displace(weights: Sequence[Tensor], steps: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
     """Hold the weights at theta + steps inside the block; restore them bit for bit on exit.
 
     `reversible_steps` keeps a copy of the weights. This one subtracts the same steps again and
@@ -248,44 +256,28 @@ def displace(
     quarter of a copy. A tensor with many weights far smaller than their steps is copied in full.
 
     Args:
-        parameters: The parameters to move; the block must not change them.
-        steps: Returns one step per parameter, the same steps on entry and on exit. The returned
+        weights: Parameters, or `pieces` of them; the block must not change them.
+        steps: Returns one step per tensor, the same steps on entry and on exit. The returned
             tensors are overwritten.
     """
     originals: list[Tensor | _RoundingError] = []
     try:
         with torch.no_grad():
-            for piece, step in _in_pieces(parameters, steps()):
-                original = piece.clone()
+            for weight, step in zip(weights, steps(), strict=True):
+                original = weight.detach().clone()
                 originals.append(original)
-                piece.add_(step)
-                error = _RoundingError.between(original, step.neg_().add_(piece))
+                weight.add_(step)
+                error = _RoundingError.between(original, step.neg_().add_(weight))
                 originals[-1] = error or original
         yield
     finally:
         with torch.no_grad():
-            pieces = _in_pieces(parameters, steps())
-            for original_or_error, (piece, step) in zip(originals, pieces, strict=False):
+            for weight, step, original_or_error in zip(weights, steps(), originals, strict=False):
                 if isinstance(original_or_error, Tensor):
-                    piece.copy_(original_or_error)
+                    weight.copy_(original_or_error)
                 else:
-                    piece.sub_(step)
-                    original_or_error.correct(piece)
-
-
-def _in_pieces(
-    parameters: Sequence[nn.Parameter], steps: Iterable[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views of the weights and their steps, on a processor so small that they fit its cache.
-
-    Every piece is read and written a dozen times, which costs little only within the cache.
-    """
-    for p, step in zip(parameters, steps, strict=True):
-        whole = p.detach()
-        if whole.device.type == "cpu" and whole.is_contiguous() and step.is_contiguous():
-            yield from zip(whole.view(-1).split(PIECE), step.view(-1).split(PIECE), strict=True)
-        else:
-            yield whole, step
+                    weight.sub_(step)
+                    original_or_error.correct(weight)
 
 
 @contextmanager

@@ -142,6 +142,8 @@ POLICY: dict[str, Any] = {
         },
     },
     "evaluate": {"max_new_tokens": 24, "limit": 120},
+    # Without those that run models again.
+    "analyses": ["comparison", "grouping", "categories", "judges", "training"],
     "report": {"title": "Is the policy kept? A company's assistant"},
 }
 
