@@ -53,6 +53,7 @@ def on_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
             "rows": 80,
         },
         "more_attacks": {},
+        "analyses": ["comparison"],
         "evaluate": {"max_new_tokens": 20, "limit": 20},
     }
     monkeypatch.setattr(demo, "POLICY", small)
