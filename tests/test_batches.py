@@ -7,9 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.errors import UsageError
-from holdfast.methods._batches import Batch, Stream, by_group, by_safety, weighted
+from holdfast.methods._batches import Batch, Stream, by_group, by_length, by_safety, weighted
+from holdfast.models.encoding import WORTH_A_PASS, parts_by_length
 
 
 @pytest.fixture
@@ -49,6 +52,36 @@ def test_a_part_may_have_no_rows(batch: Batch) -> None:
     safety, benign = by_safety(batch)
     assert len(safety["input_ids"]) == 4
     assert len(benign["input_ids"]) == 0
+
+
+@given(st.lists(st.integers(1, 512), max_size=40))
+def test_parts_hold_every_row_once_and_each_is_worth_its_pass(lengths: list[int]) -> None:
+    parts = parts_by_length(lengths)
+    assert sorted(place for part in parts for place in part) == list(range(len(lengths)))
+    longest = [max((lengths[i] for i in part), default=0) for part in parts]
+    padded = sum(mine * len(part) for part, mine in zip(parts, longest, strict=True))
+    saved = max(lengths, default=0) * len(lengths) - padded
+    assert saved >= WORTH_A_PASS * (len(parts) - 1)
+    for part, mine in zip(parts, longest, strict=True):
+        shorter = sorted(lengths[i] for i in part)
+        assert all((mine - n) * (i + 1) < WORTH_A_PASS for i, n in enumerate(shorter))
+
+
+def test_rows_are_parted_where_that_saves_most() -> None:
+    assert parts_by_length([100, 20, 101, 22, 90, 19]) == [list(range(6))]  # 3 x 79 tokens
+    assert parts_by_length([110, 20, 101, 22, 90, 19]) == [[1, 3, 5], [0, 2, 4]]
+    assert parts_by_length([]) == [[]]
+
+
+def test_parts_by_length_keep_marks_and_lose_padding(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert by_length(batch) == [batch]
+    monkeypatch.setattr("holdfast.models.encoding.WORTH_A_PASS", 4)
+    short, long = by_length(batch)
+    assert short["input_ids"].tolist() == [[6, 7], [18, 19]]
+    assert short["group"].tolist() == [1, 1]
+    assert long["input_ids"].shape == (2, 5)
 
 
 def test_weighted(batch: Batch) -> None:

@@ -48,9 +48,16 @@ def by_hand(
     return losses
 
 
+@pytest.mark.parametrize("worth_a_pass", [1, 256])
 def test_equals_a_loop_written_out(
-    rows: Any, make_model: Make, tokenizer: PreTrainedTokenizerBase, weights_of: Weights
+    worth_a_pass: int,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Any,
+    make_model: Make,
+    tokenizer: PreTrainedTokenizerBase,
+    weights_of: Weights,
 ) -> None:
+    monkeypatch.setattr("holdfast.models.encoding.WORTH_A_PASS", worth_a_pass)
     # In float64, so that the loss on answer positions and the fused AdamW may round differently.
     mine, theirs = (make_model(vocab=len(tokenizer)).double() for _ in range(2))
     seen: list[tuple[int, float]] = []

@@ -26,6 +26,7 @@ from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Life, P
 from holdfast.results.attacks import Attack
 from holdfast.results.files import write_json
 from holdfast.results.run_dir import RunDir
+from holdfast.results.sources import Sources
 from holdfast.stats.intervals import Interval
 from holdfast.stats.ratios import Pair, censored_ratio
 from holdfast.stats.survival import Time
@@ -566,6 +567,26 @@ def test_page_is_complete_and_in_order(tmp_path: Path, language: str) -> None:
     assert texts["value_unknown"] in page.text
     assert RunDir(tmp_path).digest in page.text
     assert texts["missing"] not in page.text
+
+
+def test_what_models_were_made_from_and_how_they_computed(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    assert "Precisionnot recorded\n" in page_of(run, a_section()).text
+    contents = {"hash": "c" * 64, "made_from": "chat.gguf, SHA-256 0123"}
+    for spec in (str(tmp_path / "chat.gguf"), "chat.gguf"):
+        Sources(run).contents("model", spec, lambda: contents)
+    (tmp_path / "sources" / "broken.json").write_text("{")
+    for stage in ("attack", "evaluate"):
+        with run.job(stage, "one", config={"seed": 0, "precision": "bfloat16"}, inputs={}):
+            pass
+    page = page_of(run, a_section())
+    assert "Precisionbfloat16\n" in page.text
+    model = f"chat.gguf {'c' * 16}, made from chat.gguf, SHA-256 0123"
+    assert f"Models read{model}\n" in page.text
+    with run.job("score", "two", config={"seed": 0, "precision": "float32"}, inputs={}):
+        pass
+    page = page_of(run, a_section())
+    assert "Precisionbfloat16 (attack, evaluate)float32 (score)\n" in page.text
 
 
 def test_page_can_be_read_by_programs_that_read_aloud(tmp_path: Path) -> None:

@@ -172,6 +172,24 @@ def test_the_neutral_options_give_sfts_gradient(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_parts_by_length_add_up(
+    method: str,
+    model: PreTrainedModel,
+    make_trainer: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    neutral = plugins.find("methods", method).neutral
+    trainer = make_trainer(method, model, **neutral)
+    (batch,) = first_batches(trainer, 1)
+    assert len(batch["attention_mask"].sum(1).unique()) > 1
+    found = []
+    for worth_a_pass in (256, 1):
+        monkeypatch.setattr("holdfast.models.encoding.WORTH_A_PASS", worth_a_pass)
+        found.append(gradient(trainer, [batch], answer_tokens(batch)))
+    for whole, parted in zip(*found, strict=True):
+        torch.testing.assert_close(parted, whole, rtol=1e-5, atol=1e-7)
+
+
 def test_micro_batches_add_up(method: str, model: PreTrainedModel, make_trainer: Make) -> None:
     neutral = plugins.find("methods", method).neutral
     trainer = make_trainer(method, model, **neutral)

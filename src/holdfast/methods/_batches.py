@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from holdfast.errors import UsageError
-from holdfast.models.encoding import IGNORE
+from holdfast.models.encoding import IGNORE, parts_by_length
 
 Batch = dict[str, Tensor]
 """A model's inputs and the marks (B,) of its rows."""
@@ -42,6 +43,16 @@ def by_group(batch: Batch) -> Iterator[tuple[int, Batch]]:
     """Yield the rows of each group that the batch contains, in the groups' order."""
     for group in batch["group"].unique().tolist():
         yield group, select(batch, batch["group"] == group)
+
+
+def by_length(batch: Batch) -> list[Batch]:
+    """Part a batch so that short rows are not padded to the longest; often there is one part."""
+    lengths = batch["attention_mask"].sum(1)
+    parts = parts_by_length(lengths.tolist())
+    if len(parts) == 1:
+        return [batch]
+    places = torch.arange(len(lengths), device=lengths.device)
+    return [select(batch, torch.isin(places, torch.tensor(p, device=places.device))) for p in parts]
 
 
 def select(batch: Batch, mask: Tensor) -> Batch:

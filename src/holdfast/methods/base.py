@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from holdfast.errors import MismatchError, TrainingError, UsageError
 from holdfast.examples import Examples
 from holdfast.methods import _refusals
-from holdfast.methods._batches import MARKS, Batch, Items, size
+from holdfast.methods._batches import MARKS, Batch, Items, by_length, size
 from holdfast.methods._callbacks import CountSkippedSteps, ReportProgress
 from holdfast.methods._checkpoints import CheckpointedTrainer
 from holdfast.methods._data import AlignmentData as AlignmentData
@@ -175,9 +175,12 @@ class AlignmentTrainer(CheckpointedTrainer):
 
         The loss is scaled so that the micro-batches of a step add up to the step's mean.
         """
-        loss = self.scaled_loss(model, batch, num_items)
-        self.accelerator.backward(loss)
-        return loss.detach()
+        losses = []
+        for part in self._parts(batch, num_items):
+            loss = self.scaled_loss(model, part, num_items)
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def before_update(self, losses: Tensor) -> None:
         """Use the losses (n_micro,) of a step before the optimizer moves; default: nothing."""
@@ -240,6 +243,19 @@ class AlignmentTrainer(CheckpointedTrainer):
         if num_items is not None and not takes_count:
             loss = loss * (size(batch) * processes.world_size() / num_items)
         return loss
+
+    def _parts(self, batch: Batch, num_items: Items) -> list[Batch]:
+        """Part a micro-batch by length if its loss is the sum of its parts'; see `scaled_loss`.
+
+        What a method does around `accumulate` may be meant for the whole micro-batch, and several
+        processes would have to exchange the gradients of every part.
+        """
+        plain = type(self).accumulate is AlignmentTrainer.accumulate
+        alone = num_items is not None and processes.world_size() == 1
+        if not plain or not alone or "attention_mask" not in batch:
+            return [batch]
+        model = cast(nn.Module, self.model)
+        return by_length(batch) if self._reads_answers_only(model, batch) else [batch]
 
     def _reads_answers_only(self, model: nn.Module, batch: Batch) -> bool:
         """Return whether the loss is the plain one, which reads logits at answer positions only.

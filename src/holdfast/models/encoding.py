@@ -29,6 +29,8 @@ NO_ROOM = "prompt leaves no room for an answer"
 """The reason with which `rows_that_fit` and `answerable` leave rows out."""
 IGNORE = -100
 """Label of tokens excluded from the loss, as in transformers."""
+WORTH_A_PASS = 256
+"""Padding tokens that cost more than one more pass, which reads and writes all weights again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +291,30 @@ def check_context(model: PreTrainedModel, rows: Sequence[Encoded], name: str) ->
                 f"{name}: row {number} has {len(row.ids)} tokens, but the model's context is "
                 f"{limit}; remove the row"
             )
+
+
+def parts_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Part the rows of a step so that short ones are not padded to the longest.
+
+    Args:
+        lengths: Tokens of each row.
+
+    Returns:
+        The positions of the rows of each part, in their order; one part if parting them saves
+        fewer than `WORTH_A_PASS` tokens.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [sorted(part) for part in _parted(order, lengths)]
+
+
+def _parted(order: list[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Part positions that are sorted by length where that saves most, and the parts again."""
+    longest = lengths[order[-1]] if order else 0
+    saved = [(longest - lengths[order[n - 1]]) * n for n in range(1, len(order))]
+    if not saved or max(saved) < WORTH_A_PASS:
+        return [order]
+    n_short = saved.index(max(saved)) + 1
+    return [*_parted(order[:n_short], lengths), *_parted(order[n_short:], lengths)]
 
 
 def collate(

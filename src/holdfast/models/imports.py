@@ -83,6 +83,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def described(folder: Path) -> str:
+    """Return the file that an imported folder was made from, with its hash; else ""."""
+    record = read_record(folder)
+    if "name" not in record or "sha256" not in record:
+        return ""
+    package = f" of {record['package']}" if record.get("package") else ""
+    return f"{record['name']}{package}, SHA-256 {record['sha256']}"
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write what a folder was made from, with the hash of each of its files."""
     files = {

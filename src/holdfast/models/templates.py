@@ -244,9 +244,10 @@ def _report_system_prompt(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> N
     for token in control_tokens(tokenizer):
         text = text.replace(token, " ")
     if count_words(text) >= SYSTEM_PROMPT_WORDS:
+        # Without a model's name: all models of a run have this template, and one warning is enough.
         warn_once(
-            f"{_name(tokenizer)}: the chat template puts its own text before every prompt, in "
-            f"training and when asking: {' '.join(text.split())!r:.300}"
+            "the chat template puts its own text before every prompt, in training and when "
+            f"asking: {' '.join(text.split())!r:.300}"
         )
 
 

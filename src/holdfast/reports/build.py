@@ -28,6 +28,7 @@ from holdfast.results.environment import versions
 from holdfast.results.files import SCHEMA, write_json, write_text
 from holdfast.results.left_out import left_out_counts
 from holdfast.results.run_dir import Entry, RunDir
+from holdfast.results.sources import Sources
 
 _SHOWN = 6
 _LIMITS = ("attacks", "intervals", "seeds", "judge", "refusal", "use")
@@ -133,6 +134,8 @@ def _render(
         provenance_columns=PROVENANCE,
         versions=_versions(facts),
         hardware=_hardware(facts),
+        precisions=_precisions(facts),
+        models=_models(run),
         seeds=_seeds(facts),
         command=lambda stage, *more: " ".join(["holdfast", stage, "--out", str(run.root), *more]),
         pretty=lambda value: json.dumps(value, ensure_ascii=False, indent=1),
@@ -179,6 +182,8 @@ def _machine(
         ],
         "against_sft": {line: asdict(c) for line, c in facts.comparisons.items()},
         "refusing_against_sft": {line: asdict(c) for line, c in facts.refusing.items()},
+        "models": _models(run),
+        "precisions": _precisions(facts),
         "missing": facts.missing,
         "problems": facts.problems,
         "failed": [asdict(one) for one in facts.failed],
@@ -371,6 +376,28 @@ def _hardware(facts: Facts) -> list[str]:
         str(e.facts[key]) for e in facts.entries for key in ("hardware", "device") if key in e.facts
     )
     return list(dict.fromkeys(named))
+
+
+def _precisions(facts: Facts) -> list[str]:
+    """Return the precisions in which models ran, with the stages of each if there are several."""
+    stages: dict[str, dict[str, None]] = {}
+    for entry in facts.entries:
+        precision = entry.config.get("precision")
+        if precision:
+            stages.setdefault(str(precision), {})[entry.stage] = None
+    if len(stages) < 2:
+        return list(stages)
+    return [f"{precision} ({', '.join(names)})" for precision, names in stages.items()]
+
+
+def _models(run: RunDir) -> list[dict[str, str]]:
+    """Return spec, hash and origin of each model that the run read, by the shortest spec."""
+    found: dict[str, dict[str, str]] = {}
+    for spec, contents in sorted(Sources(run).models().items(), key=lambda item: len(item[0])):
+        made_from = contents.get("made_from", "")
+        model = {"spec": spec, "hash": contents["hash"], "made_from": made_from}
+        found.setdefault(contents["hash"], model)
+    return list(found.values())
 
 
 def _seeds(facts: Facts) -> int:

@@ -7,6 +7,7 @@ the recorded hash of a model is used.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -141,6 +142,19 @@ class Sources:
         if self._may_write:
             self._record(kind, spec, {}, hashes)
         return hashes
+
+    def models(self) -> dict[str, Mapping[str, str]]:
+        """Return the record of every model that was read from outside the run, by its spec.
+
+        Records that cannot be read are left out; `RunDir.verify` names them.
+        """
+        found: dict[str, Mapping[str, str]] = {}
+        for path in sorted(self.run.path("sources").glob("*.json")):
+            with contextlib.suppress(UsageError):
+                record = read_json(path, "source")
+                if record["what"] == "model":
+                    found[record["spec"]] = record["contents"]
+        return found
 
     def recorded(self, kind: str, spec: str) -> Mapping[str, str] | None:
         """Return the recorded hashes of a source, or None."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from holdfast.errors import UsageError
 from holdfast.models import checkpoints
+from holdfast.models.imports import described
 from holdfast.models.packages import PREFIX
 from holdfast.results.run_dir import RunDir
 from holdfast.results.sources import Sources
@@ -70,10 +71,12 @@ def weight_count(run: RunDir, spec: str) -> int:
 
 
 def _contents(spec: str) -> dict[str, str]:
-    """Return the hash and the number of weights of a model."""
+    """Return the hash and the number of weights of a model, and the file it was converted from."""
     path = checkpoints.resolve(spec)
     weights = checkpoints.weights_in(path, spec)
-    return {"hash": checkpoints.hash_model(path), "weights": str(weights)}
+    contents = {"hash": checkpoints.hash_model(path), "weights": str(weights)}
+    made_from = described(path)
+    return {**contents, "made_from": made_from} if made_from else contents
 
 
 def subject(run: RunDir, name: str) -> Subject:

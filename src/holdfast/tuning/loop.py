@@ -17,8 +17,16 @@ from torch.nn.utils import clip_grad_norm_
 
 from holdfast.errors import TrainingError
 from holdfast.examples import Examples
-from holdfast.models.encoding import Encoded, collate, encode, encode_rows_that_fit, usable_length
+from holdfast.models.encoding import (
+    Encoded,
+    collate,
+    encode,
+    encode_rows_that_fit,
+    parts_by_length,
+    usable_length,
+)
 from holdfast.models.head_loss import answer_loss
+from holdfast.models.heads import has_own_loss
 from holdfast.models.modes import isolate_rng
 from holdfast.models.precision import attention_in_float32, autocast, computing
 from holdfast.models.weights import all_finite, replace_values, trainable, weights_not_finite
@@ -284,19 +292,17 @@ def _advance(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Opt
 
 
 def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimizer) -> float:
-    pad = cast(int, tuning.tokenizer.pad_token_id)
-    device = tuning.model.device
-    with attention_in_float32(device, autocast=computing() == "bfloat16"):
-        with autocast(device):
-            loss = tuning.config.guard.loss(tuning, collate(rows, pad, device))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {tuning.done + 1}, so training cannot continue. "
-                "Lower the learning rate, or check for rows with an empty response."
-                f"{weights_not_finite(tuning.model)}"
-            )
-        loss.backward()
+    value = 0.0
+    with attention_in_float32(tuning.model.device, autocast=computing() == "bfloat16"):
+        for loss in _losses(tuning, rows):
+            value += float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {tuning.done + 1}, so training cannot continue. "
+                    "Lower the learning rate, or check for rows with an empty response."
+                    f"{weights_not_finite(tuning.model)}"
+                )
+            loss.backward()
     # A finite loss can have a gradient that is not, and clipping would spread it over all weights.
     norm = clip_grad_norm_(tuning.parameters, tuning.config.clip)
     if not torch.isfinite(norm):
@@ -314,6 +320,29 @@ def _step(tuning: Tuning, rows: Sequence[Encoded], optimizer: torch.optim.Optimi
             f"continue. Lower the learning rate.{weights_not_finite(tuning.model)}"
         )
     return value
+
+
+def _losses(tuning: Tuning, rows: Sequence[Encoded]) -> Iterator[Tensor]:
+    """Yield losses that add up to that of the rows, each to be differentiated before the next.
+
+    The mean over answer tokens is computed in parts of rows of a like length. A guard's loss may
+    have terms that do not add up, and is computed at once.
+    """
+    model, guard = tuning.model, tuning.config.guard
+    pad = cast(int, tuning.tokenizer.pad_token_id)
+    parts = parts_by_length([len(row.ids) for row in rows])
+    if len(parts) == 1 or type(guard).loss is not Hooks.loss or has_own_loss(model):
+        with autocast(model.device):
+            loss = guard.loss(tuning, collate(rows, pad, model.device))
+        yield loss
+        return
+    # The first token of a row is never predicted.
+    n_tokens = sum(len(row.ids) - max(row.learned_from, 1) for row in rows)
+    for part in parts:
+        with autocast(model.device):
+            batch = collate([rows[i] for i in part], pad, model.device)
+            loss = answer_loss(model, batch, n_tokens)
+        yield loss
 
 
 def can_fuse(parameters: Sequence[nn.Parameter]) -> bool:
