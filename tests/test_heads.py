@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 
 from holdfast.models import adapters, head_loss
 from holdfast.models.encoding import IGNORE
-from holdfast.models.head_loss import answer_loss, answer_loss_and_logits, readout_of
+from holdfast.models.head_loss import (
+    answer_loss,
+    answer_loss_and_logits,
+    loss_and_logits_of_one_pass,
+    readout_of,
+)
 from holdfast.models.heads import (
     has_own_loss,
     logits_at,
@@ -259,6 +264,56 @@ def test_first_logits_come_with_the_loss(make_model: Make, batch: dict[str, torc
     assert float(loss.detach()) == pytest.approx(float(whole.loss) / 2, rel=1e-5)
     expected = whole.logits[torch.arange(3), columns]
     torch.testing.assert_close(logits.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def loss_in_full(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Compute the loss in a way that answer_loss knows nothing of."""
+    states = model.get_decoder()(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    return states.square().mean()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt"])
+def test_logits_come_from_the_pass_of_another_loss(
+    architecture: str, make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    model = make_model(architecture).double()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    mask, _ = with_columns(torch.zeros(3, 9, dtype=torch.bool), torch.tensor([4, 0, 3]))
+    passes: list[int] = []
+    model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    expected = gradients(model, loss_in_full(model, batch) + logits_at(model, inputs, mask).sum())
+    taken = []
+    for _ in range(2):
+        passes.clear()
+        loss, logits = loss_and_logits_of_one_pass(
+            model, lambda: loss_in_full(model, batch), inputs, mask
+        )
+        found = gradients(model, loss + logits.sum())
+        taken.append((len(passes), found))
+        torch.testing.assert_close(logits.detach(), logits_at(model, inputs, mask).detach())
+        for name, gradient in found.items():
+            # Norms compute in float32, whatever the weights.
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+    (first, at_first), (second, later) = taken
+    assert (first, second) == (2, 1)
+    assert all(torch.equal(at_first[name], later[name]) for name in at_first)
+
+
+def test_with_dropout_logits_take_a_pass_of_their_own_and_the_check_draws_nothing(
+    make_model: Make, batch: dict[str, torch.Tensor]
+) -> None:
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    mask = predicting(batch["labels"])
+    model = make_model("opt", dropout=0.3).train()
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        loss_and_logits_of_one_pass(model, lambda: loss_in_full(model, batch), inputs, mask)
+        drawn.append(float(torch.rand(1)))
+    torch.manual_seed(0)
+    loss_in_full(model, batch)
+    logits_at(model, inputs, mask)
+    assert drawn == [float(torch.rand(1))] * 2
 
 
 def test_the_first_pass_gives_the_same_bits_as_later_ones(

@@ -21,6 +21,7 @@ from holdfast.methods.hold import Hold
 from holdfast.methods.repnoise import RepNoise
 from holdfast.methods.sft import Sft
 from holdfast.methods.vaa import Vaa
+from holdfast.models import head_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 ALWAYS = {"curriculum": "constant", "lam": 1.0}
@@ -237,6 +238,7 @@ def test_hold_goes_before_trls_supervised_trainer(
     losses = [e["safety_loss"] for e in trainer.state.log_history if "safety_loss" in e]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
+    assert head_loss._reads_last_states[model], "the refusals' logits take a pass of their own"
 
 
 def test_what_hold_asks_of_first_tokens_has_a_gradient_over_trls_loss(

@@ -28,8 +28,12 @@ from holdfast.methods._data import AlignmentData as AlignmentData
 from holdfast.methods._order import ByLength, Positions
 from holdfast.models import processes
 from holdfast.models.encoding import Encoded, collate, encode
-from holdfast.models.head_loss import answer_loss, answer_loss_and_logits
-from holdfast.models.heads import has_own_loss, logits_at, with_columns
+from holdfast.models.head_loss import (
+    answer_loss,
+    answer_loss_and_logits,
+    loss_and_logits_of_one_pass,
+)
+from holdfast.models.heads import has_own_loss, with_columns
 from holdfast.models.precision import attention_in_float32
 from holdfast.models.weights import (
     all_finite,
@@ -203,7 +207,8 @@ class AlignmentTrainer(CheckpointedTrainer):
     ) -> tuple[Tensor, Tensor]:
         """Return `scaled_loss` and the logits at one position of each row, with their gradients.
 
-        TRL's losses do not return logits, so with them this takes another forward pass.
+        TRL's losses do not return logits, so with them these are computed from the last hidden
+        states of the loss's pass, or take another pass.
 
         Args:
             model: The model.
@@ -220,11 +225,15 @@ class AlignmentTrainer(CheckpointedTrainer):
                     model, _model_inputs(batch), columns, num_items
                 )
             return self._over_processes(loss, num_items), logits
-        loss = self.scaled_loss_of(model, batch, num_items)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         mask, _ = with_columns(torch.zeros_like(batch["labels"], dtype=torch.bool), columns)
         with self.compute_loss_context_manager():
-            return loss, logits_at(model, {**inputs, "use_cache": False}, mask)
+            return loss_and_logits_of_one_pass(
+                model,
+                lambda: self.scaled_loss_of(model, batch, num_items),
+                {**inputs, "use_cache": False},
+                mask,
+            )
 
     def scaled_loss_of(self, model: nn.Module, batch: Batch, num_items: Items) -> Tensor:
         """Return the scaled loss of the trainer behind this one, without terms of the method."""

@@ -13,7 +13,7 @@ models, and weights that are sharded over processes, go through `heads.logits_at
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from holdfast.models.heads import (
     has_own_loss,
+    last_states,
     logits_at,
     mean_nll,
     output_layer,
@@ -32,6 +33,7 @@ from holdfast.models.heads import (
     states_before,
     tokens_at,
     unwrapped,
+    values_at,
     with_columns,
 )
 from holdfast.models.processes import is_sharded
@@ -39,6 +41,7 @@ from holdfast.models.processes import is_sharded
 BLOCK_BYTES = 400 * 2**20
 """Most bytes of float32 logits that exist at a time."""
 
+_reads_last_states: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _readouts: WeakKeyDictionary[nn.Module, Readout | None] = WeakKeyDictionary()
 
 
@@ -112,6 +115,47 @@ def answer_loss_and_logits(
     if readout is None:
         return mean_nll(values[is_answer], tokens, num_items), values[places]
     return readout.nll(values[is_answer], tokens, num_items), readout.logits(values[places])
+
+
+def loss_and_logits_of_one_pass(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    inputs: Mapping[str, Any],
+    mask: Tensor,  # (B, T) bool
+) -> tuple[Tensor, Tensor]:
+    """Return a loss, and the logits (N, V) at the positions of a mask from the same pass.
+
+    The logits take a pass of their own if the model's last hidden states do not give them, which is
+    checked once for every model: with dropout, for example, two passes differ.
+
+    Args:
+        model: A causal language model.
+        loss: Runs the model on the inputs, in whatever way, and returns the loss.
+        inputs: The inputs, without labels.
+        mask: The positions to read.
+    """
+    inner = unwrapped(model)
+    with last_states(model) as passes:
+        value = loss()
+    if len(passes) == 1 and len(passes[0]) == len(mask):
+        states = values_at(passes[0], mask)
+        if inner not in _reads_last_states:
+            _reads_last_states[inner] = _give_the_logits(states, model, inputs, mask)
+        readout = _readouts.get(inner)
+        if readout is not None and _reads_last_states[inner]:
+            return value, readout.logits(states)
+    return value, logits_at(model, inputs, mask)
+
+
+@torch.no_grad()
+def _give_the_logits(
+    states: Tensor, model: nn.Module, inputs: Mapping[str, Any], mask: Tensor
+) -> bool:
+    """Return whether the readout of states (N, H) is what the model computes in another pass."""
+    # A resumed run checks in another step than the uninterrupted one did.
+    with torch.random.fork_rng([states.device] if states.is_cuda else []):
+        found, readout = _states_or_logits(model, inputs, mask)
+    return readout is not None and _agree(readout, states, readout.logits(found))
 
 
 def readout_of(model: nn.Module) -> Readout | None:

@@ -81,10 +81,10 @@ def reading_at(
         if not isinstance(states, Tensor) or states.ndim != 3 or len(states) != len(mask):
             return None
         narrowed.append(mask)
-        return (_at(states, mask)[None], *inputs[1:])
+        return (values_at(states, mask)[None], *inputs[1:])
 
     def read(logits: Tensor) -> Tensor:
-        return logits[0] if narrowed else _at(logits, mask)
+        return logits[0] if narrowed else values_at(logits, mask)
 
     if head is None:
         yield read
@@ -109,7 +109,7 @@ def states_before(
     size = len(cast(Tensor, layer.weight))
 
     def collect(inputs: Tensor) -> Tensor:
-        states.append(_at(inputs, mask))
+        states.append(values_at(inputs, mask))
         return inputs.new_zeros(1, 1, size)
 
     vars(layer)["forward"] = collect
@@ -119,7 +119,32 @@ def states_before(
         del vars(layer)["forward"]
 
 
-def _at(values: Tensor, mask: Tensor) -> Tensor:
+@contextlib.contextmanager
+def last_states(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the last hidden states (B, T, H) of every pass of the block, whatever runs the model.
+
+    The list stays empty if the model does not name its decoder.
+    """
+    states: list[Tensor] = []
+
+    def collect(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        last = getattr(output, "last_hidden_state", None)
+        if isinstance(last, Tensor):
+            states.append(last)
+
+    get = getattr(unwrapped(model), "get_decoder", None)
+    decoder = None if get is None else get()
+    if not isinstance(decoder, nn.Module):
+        yield states
+        return
+    handle = decoder.register_forward_hook(collect)
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def values_at(values: Tensor, mask: Tensor) -> Tensor:
     """Return values (B, T', D) at a mask (B, T); virtual tokens of adapters come before the T."""
     return values[:, values.shape[1] - mask.shape[1] :][mask.to(values.device)]
 
