@@ -46,7 +46,7 @@ def test_threads_of_each_process(
 def test_waiting_is_short_unless_the_user_has_set_how_to_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert threads.settings(1)["GOMP_SPINCOUNT"] == "1000"
+    assert threads.settings(1)["GOMP_SPINCOUNT"] == "2000"
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert "GOMP_SPINCOUNT" not in threads.settings(1)
     monkeypatch.delenv("OMP_WAIT_POLICY")
@@ -102,7 +102,7 @@ def test_a_command_uses_no_more_threads_than_its_quota(monkeypatch: pytest.Monke
     monkeypatch.setattr(threads, "_affinity", lambda: 16)
     threads.settle()
     assert "OMP_NUM_THREADS" not in os.environ
-    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
     monkeypatch.setattr(threads, "quota", lambda: 2.0)
     threads.settle()
     assert os.environ["OMP_NUM_THREADS"] == "2"

@@ -28,7 +28,7 @@ from typing import IO, Any
 from holdfast import errors
 from holdfast.errors import HoldfastError, Interrupted
 from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Pool, QueuedJob
-from holdfast.runtime import progress, threads
+from holdfast.runtime import allocation, progress, threads
 from holdfast.runtime.failures import failure
 from holdfast.runtime.interrupt import deferred_interrupt
 
@@ -121,6 +121,7 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    allocation.release_pages()
 
 
 # ------------------------------------------------------------------------------------- around it

@@ -14,7 +14,7 @@ import math
 import os
 from pathlib import Path
 
-SPINS = 1000
+SPINS = 2000
 """Tries before a thread sleeps: what libgomp uses when it knows that threads outnumber cores."""
 COUNT = "OMP_NUM_THREADS"
 CGROUPS = Path("/sys/fs/cgroup")
