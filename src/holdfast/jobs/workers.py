@@ -8,7 +8,6 @@ state and stops; this is how Ctrl-C and the death of its parent reach it.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import logging
 import os
@@ -69,7 +68,7 @@ def serve(do: Callable[[Message], Any]) -> None:
             _send(channel, end)
             if "error" in end:
                 return
-            _free_memory()
+            allocation.free_memory()
 
 
 def _read(lines: queue.SimpleQueue[str], busy: threading.Event) -> None:
@@ -114,14 +113,6 @@ def _send(channel: IO[str], message: Message) -> None:
     with contextlib.suppress(OSError):
         channel.write(json.dumps(message, ensure_ascii=False) + "\n")
         channel.flush()
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    allocation.release_pages()
 
 
 # ------------------------------------------------------------------------------------- around it

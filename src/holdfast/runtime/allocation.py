@@ -9,8 +9,10 @@ freed memory stays with the process until a job has ended.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
+import sys
 from typing import Any
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
@@ -32,6 +34,15 @@ def keep_pages() -> None:
     library.mallopt(MMAP_MAX, 0)
     library.mallopt(TRIM_THRESHOLD, LARGEST)
     library.mallopt(TOP_PAD, AHEAD)
+
+
+def free_memory() -> None:
+    """Free what a job has left: objects that refer to one another, and their memory."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    release_pages()
 
 
 def release_pages() -> None:

@@ -102,7 +102,10 @@ POLICY: dict[str, Any] = {
         "limit": 360,
     },
     "score": {
-        "attack_direction": {"estimator": "attack_direction,max_length=128", "limit": 360},
+        "attack_direction": {
+            "estimator": "attack_direction,max_length=128,batch_size=16",
+            "limit": 360,
+        },
     },
     "group": {"scores": "attack_direction", "rule": "otsu", "limit": 360},
     "methods": {
@@ -121,10 +124,12 @@ POLICY: dict[str, Any] = {
         "tasks": ["policy_routing"],
         "poison_ratios": [0.1],
         "learning_rates": [5e-5],
-        "steps": 60,
-        "every": 4,
+        "steps": 80,
+        "every": 3,
         "spacing": 1.4,
         "until_broken": True,
+        # Above one half, so that the interval of the half-life has an upper end.
+        "broken_at": 0.65,
         "max_length": 128,
         "max_new_tokens": 24,
         "task_rows": 0,
@@ -135,9 +140,10 @@ POLICY: dict[str, Any] = {
         # What an honest customer gets: no row is against the policy, and the task is learned.
         "clean": {
             "poison_ratios": [0.0],
-            "steps": 40,
-            "every": 40,
+            "steps": 30,
+            "every": 30,
             "until_broken": False,
+            "broken_at": 0.5,
             "task_rows": 100,
         },
     },
