@@ -18,7 +18,7 @@ from holdfast.models import checkpoints
 from holdfast.models.generation import generate
 from holdfast.models.precision import computing_in
 from holdfast.results.artifacts import Groups
-from holdfast.runtime import allocation, progress
+from holdfast.runtime import progress
 from holdfast.tuning.loop import FinetuneConfig, finetune
 
 
@@ -84,7 +84,6 @@ def answers(task: Task) -> Result:
 
 
 def _load(task: Task) -> checkpoints.Loaded:
-    allocation.keep_pages()  # as every command does
     torch.set_num_threads(task["threads"])
     return checkpoints.load(task["model"], device=task["device"])
 

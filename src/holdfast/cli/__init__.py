@@ -92,10 +92,9 @@ def main() -> None:
     must be changed, 130 for an interruption.
     """
     from holdfast.errors import HoldfastError
-    from holdfast.runtime import allocation, threads
+    from holdfast.runtime import threads
 
     threads.settle()
-    allocation.keep_pages()
     try:
         app(standalone_mode=True)
     except HoldfastError as error:

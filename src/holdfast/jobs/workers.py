@@ -27,7 +27,7 @@ from typing import IO, Any
 from holdfast import errors
 from holdfast.errors import HoldfastError, Interrupted
 from holdfast.jobs.queue import KILL, LOOK, RUN, STOP, End, Pool, QueuedJob
-from holdfast.runtime import allocation, progress, threads
+from holdfast.runtime import memory, progress, threads
 from holdfast.runtime.failures import failure
 from holdfast.runtime.interrupt import deferred_interrupt
 
@@ -68,7 +68,7 @@ def serve(do: Callable[[Message], Any]) -> None:
             _send(channel, end)
             if "error" in end:
                 return
-            allocation.free_memory()
+            memory.free()
 
 
 def _read(lines: queue.SimpleQueue[str], busy: threading.Event) -> None:

@@ -10,7 +10,6 @@ import importlib
 from typing import Any
 
 from holdfast.jobs.workers import serve
-from holdfast.runtime import allocation
 
 PATIENCE = 60.0
 """Seconds to wait for a job that another process is running: it may be just saving."""
@@ -18,7 +17,6 @@ PATIENCE = 60.0
 
 def main() -> None:
     """Load what nearly every job needs, then run jobs."""
-    allocation.keep_pages()
     importlib.import_module("holdfast.methods.base")
     gc.freeze()  # a collection after each job would look through all that was imported
     serve(_do)

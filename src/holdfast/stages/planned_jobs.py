@@ -15,7 +15,7 @@ from holdfast.jobs.cluster import connected
 from holdfast.jobs.queue import Pace, Pool, QueuedJob
 from holdfast.jobs.workers import local
 from holdfast.results.run_dir import dry_run
-from holdfast.runtime import allocation, progress
+from holdfast.runtime import memory, progress
 from holdfast.runtime.failures import failure
 from holdfast.stages.config import StageConfig
 from holdfast.stages.run_models import label_of
@@ -307,7 +307,7 @@ def _in_order(planned: Sequence[PlannedJob]) -> Failures:
             # A job that was finished before says nothing about how long others take.
             if len(job.config.run.entries(job.stage)) > entries_before:
                 pace.end(job.title, job.stage, time.monotonic() - started)
-        allocation.free_memory()
+        memory.free()
     return failures
 
 
