@@ -99,21 +99,21 @@ POLICY: dict[str, Any] = {
         "schedule": "cosine",
         "max_length": 128,
         # The first rows of each file, whose order mixes the kinds.
-        "limit": 360,
+        "limit": 288,
     },
     "score": {
         "attack_direction": {
             "estimator": "attack_direction,max_length=128,batch_size=16",
-            "limit": 360,
+            "limit": 288,
         },
     },
-    "group": {"scores": "attack_direction", "rule": "otsu", "limit": 360},
+    "group": {"scores": "attack_direction", "rule": "otsu", "limit": 288},
     "methods": {
         "sft": {},
         "vaa": {"method": "vaa"},
-        # Hold's defaults are made for long trainings of tiny models: in 45 steps, a weight of 10 on
-        # what benign rows begin with keeps a model from learning to decline, and without it the
-        # model declined 52 of 120 borderline prompts. A step of the simulated attack is twice that
+        # Hold's defaults are made for long trainings of tiny models: in 36 steps, a weight of 10 on
+        # what benign rows begin with keeps a model from learning to decline, and without it (672 rows)
+        # the model declined 52 of 120 borderline prompts. A step of the simulated attack is twice that
         # of the fine-tuning to withstand.
         "hold": {
             "method": "hold",
@@ -140,8 +140,8 @@ POLICY: dict[str, Any] = {
         # What an honest customer gets: no row is against the policy, and the task is learned.
         "clean": {
             "poison_ratios": [0.0],
-            "steps": 30,
-            "every": 30,
+            "steps": 24,
+            "every": 24,
             "until_broken": False,
             "broken_at": 0.5,
             "task_rows": 100,
