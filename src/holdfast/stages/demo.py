@@ -112,9 +112,9 @@ POLICY: dict[str, Any] = {
         "sft": {},
         "vaa": {"method": "vaa"},
         # Hold's defaults are made for long trainings of tiny models: in 36 steps, a weight of 10 on
-        # what benign rows begin with keeps a model from learning to decline, and without it (672 rows)
-        # the model declined 52 of 120 borderline prompts. A step of the simulated attack is twice that
-        # of the fine-tuning to withstand.
+        # what benign rows begin with keeps a model from learning to decline; without it (and 672
+        # rows) the model declined 52 of 120 borderline prompts. A step of the simulated attack is
+        # twice that of the fine-tuning to withstand.
         "hold": {
             "method": "hold",
             "options": {"reach": 1e-4, "benign": 1.0, "comply": 2.0},
