@@ -281,6 +281,7 @@ def _queued(job: PlannedJob, others: Sequence[PlannedJob]) -> QueuedJob:
     )
 
 
+@memory.kept()
 def _in_order(planned: Sequence[PlannedJob]) -> Failures:
     failures: Failures = {}
     pace = Pace()
