@@ -440,6 +440,11 @@ def asked(attacks: Sequence[AttackResult], test: Examples, which: str) -> list[A
     return [for_prompts(attack, mine) for attack in attacks]
 
 
+def _place(chosen: argparse.Namespace) -> str:
+    """Return the setting, or the folder's name of a run that was made elsewhere."""
+    return str(chosen.setting if chosen.run is None else chosen.run.resolve().name)
+
+
 def run_benchmark() -> None:
     """Run what is missing, read, write."""
     options = parser(__doc__)
@@ -471,7 +476,7 @@ def run_benchmark() -> None:
         "--replace", action="store_true", help="of --add leave out the models that are made now"
     )
     chosen = options.parse_args()
-    facts: dict[str, Any] = {"setting": chosen.setting, "quick": chosen.quick, "notes": NOTES}
+    facts: dict[str, Any] = {"setting": _place(chosen), "quick": chosen.quick, "notes": NOTES}
     facts |= {"attacker": chosen.attacker, "asked": chosen.asked}
     if chosen.run is not None:
         if chosen.asked != ALL:
