@@ -27,7 +27,13 @@ from holdfast.reports.facts import add
 from holdfast.results.artifacts import AttackResult, Counts, Evaluation, Point
 from holdfast.results.attacks import NO_GUARD
 from holdfast.results.comparison import compare_lives
-from holdfast.results.lives import HALF_LIFE, REFUSAL_HALF_LIFE, Harmful, for_prompts
+from holdfast.results.lives import (
+    HALF_LIFE,
+    REFUSAL_HALF_LIFE,
+    Harmful,
+    for_prompts,
+    life_until,
+)
 from holdfast.results.lives import with_judge as with_verdicts_of
 from holdfast.results.run_dir import RunDir
 from holdfast.rows.readers import read
@@ -260,12 +266,25 @@ def row(
         **ratio_fields("quarter_ratio", _lives("quarter", pairs)),
         "half_life_median": median(steps) if steps else math.nan,
         "half_life_median_bound": "lower" if 2 * censored >= len(mine) else "",
+        **_of_one_attack(mine),
         "pairs": found.interval.n if found else 0,
         "censored": censored,
         "censored_baseline": sum(b.half_life.censored for _, b in pairs),
         **_refusing(pairs),
         **_accuracy(last),
         "seeds": len({a.model_seed for a in mine}),
+    }
+
+
+def _of_one_attack(mine: Sequence[AttackResult]) -> Row:
+    """Return both half-lives of a single attack with their intervals over prompts, in steps."""
+    if len(mine) != 1:
+        return {}
+    lives = {"steps": mine[0].half_life, "refusing_steps": life_until(mine[0], REFUSAL_HALF_LIFE)}
+    return {
+        f"{name}{end}": value
+        for name, life in lives.items()
+        for end, value in (("", life.at_least), ("_low", life.low), ("_high", life.high))
     }
 
 
