@@ -4,8 +4,10 @@ In PyTorch's OpenMP runtime on Linux (libgomp), a thread that waits for the othe
 300,000 times before it sleeps. If another process computes on the same cores, it keeps the thread
 it is waiting for from running. Two fine-tunings side by side, with two threads each on two cores,
 took up to 48 times as long as one after the other for a model of a million weights, and 1.2 times
-for twelve million. With `SPINS` tries it was 0.93 and 0.88 times as long, with one thread each 0.74
-and 0.55; alone, a command takes a tenth to a fifth longer (`benchmarks/side_by_side.py`).
+for twelve million; with 1,000 tries it was 0.93 and 0.88 times as long, with one thread each 0.74
+and 0.55 (`benchmarks/side_by_side.py`). Fewer tries cost time alone: `SPINS` is where two at once
+still take no longer than one after the other, 0.88 times, and one alone a fifth longer instead of
+a half.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 from pathlib import Path
 
 SPINS = 2000
-"""Tries before a thread sleeps: what libgomp uses when it knows that threads outnumber cores."""
+"""Tries before a thread sleeps; libgomp takes 1,000 when it knows that threads outnumber cores."""
 COUNT = "OMP_NUM_THREADS"
 CGROUPS = Path("/sys/fs/cgroup")
 
