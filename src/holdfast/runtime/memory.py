@@ -12,7 +12,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Keep what exists now out of the collections in the block, which are then much faster."""
+    """Keep what exists now out of the collections in the block, which are then much faster.
+
+    What the process itself keeps out, as a worker does, stays out after the block.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

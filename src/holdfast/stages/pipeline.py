@@ -28,7 +28,7 @@ from holdfast.stages.planned_jobs import (
     attempt_jobs,
     run_jobs,
 )
-from holdfast.stages.run_models import label_of
+from holdfast.stages.run_models import label_of, model_hash
 from holdfast.stages.yaml_text import mapping_of
 
 SCORED = "sft"
@@ -274,6 +274,8 @@ def _make_answers(config: RunConfig, *, scheduler: str = "", allow_remote: bool 
     """Make the attacker's rows first: without them, every other job would be in vain."""
     answers = [job for job in plan(config) if job.stage == "answer"]
     if answers:
+        # A model that is not there is refused here, before a failed job is on record.
+        model_hash(answers[0].config.run, config.model)
         run_jobs(answers, scheduler=scheduler, allow_remote=allow_remote)
 
 
